@@ -1,0 +1,59 @@
+# Every target sets up what it needs: `make test` on a fresh clone creates .venv, installs, and tests.
+# VENV=path uses another environment, PYTHON=path makes it from another interpreter.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+# The first that runs at all (a version manager may leave dead names on the path) and is in range.
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,\
+    $(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
+
+.PHONY: install test test-slow lint demo clean
+
+# The stamp is written last, so an install that was cut short is taken up again.
+STAMP := $(VENV)/.openworldsam-installed
+install: $(STAMP)
+
+$(STAMP): requirements.txt setup.py pyproject.toml $(wildcard tools/detectron2_wheel/*.py tools/detectron2_wheel/*.toml)
+	@$(PY) -m pip --version >/dev/null 2>&1 \
+	    || { $(or $(PYTHON),false) -c '$(SUPPORTED)' && $(PYTHON) -m venv $(VENV); } \
+	    || { echo "error: no environment made in $(VENV); this needs Python 3.10 to 3.12 with venv (PYTHON=path picks one)" >&2; exit 1; }
+	@$(PY) -c '$(SUPPORTED)' || { echo "error: $(VENV) is not Python 3.10 to 3.12; remove it or set VENV=path" >&2; exit 1; }
+	$(PIP) install -c requirements.txt torch torchvision setuptools wheel
+	@# Ours is recognised by its version label and renewed; any other Detectron2 stays.
+	@if $(PY) -c 'import detectron2' 2>/dev/null && ! $(PIP) show detectron2 2>/dev/null | grep -q '^Version:.*+a59f0563'; \
+	    then echo "Keeping the Detectron2 that is already installed"; \
+	    else set -x; $(PIP) install --no-build-isolation -c requirements.txt ./tools/detectron2_wheel; fi
+	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -r requirements.txt -e .
+	@touch $@
+
+test: install
+	$(PY) -m pytest -q -m "not slow" tests
+
+test-slow: install
+	$(PY) -m pytest -q -m slow tests
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy openworldsam tools weights
+
+# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring
+# The default photographs are public-domain ones that come with scikit-image.
+PHOTOGRAPHS = $(shell $(PY) -c 'import skimage; print(skimage.__path__[0])')/data
+IMAGE ?= $(addprefix $(PHOTOGRAPHS)/,chelsea.png coffee.png astronaut.png)
+PROMPTS ?= cat;cup;spoon;face
+TASK ?= all
+
+demo: install
+	@echo "The weights of this demo are made on the spot, not trained: the masks mean nothing."
+	$(PY) tools/make_rule_weights.py --config-file configs/tiny.yaml --output output/tiny_weights
+	$(PY) tools/demo.py --config-file configs/tiny.yaml --input $(IMAGE) --prompts "$(subst ;," ",$(PROMPTS))" \
+	    --task $(TASK) --output output/demo --opts MODEL.WEIGHTS output/tiny_weights/model_final.pth
+
+# The environment stays: it is several gigabytes to fetch again.
+clean:
+	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""Colours, texts and the legend of pictures of predictions."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+Size = tuple[int, int]  # width, height in pixels
+
+# Okabe & Ito's colour-blind-safe palette without black, which would be invisible as a tint. The two that
+# are closest, orange and vermilion, are far apart in the order, so that few prompts rarely get both.
+_OKABE_ITO: tuple[Color, ...] = (
+    (86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167),
+    (240, 228, 66), (0, 114, 178), (213, 94, 0),
+)  # fmt: skip
+WIDE = 1.5  # from this aspect ratio on the legend goes below the picture
+PAPER, INK, GREY, DARK = (250, 250, 250), (30, 30, 30), (140, 140, 140), (16, 16, 16)
+
+
+class PredictionLike(Protocol):
+    """What the drawing reads of a ``Prediction``."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def prompts(self) -> tuple[str, ...]: ...
+    @property
+    def masks(self) -> NDArray[np.bool_]: ...
+    @property
+    def scores(self) -> NDArray[np.float32]: ...
+    @property
+    def prompt_index(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class LegendRow:
+    """One prompt in the legend; ``best`` is its highest score, ``None`` without masks."""
+
+    prompt: str
+    shades: tuple[Color, ...]
+    count: int
+    best: float | None
+
+    @property
+    def summary(self) -> str:
+        """Number of masks and best score as the legend prints them."""
+        if self.best is None:
+            return "no mask"
+        return f"1 mask, {self.best:.2f}" if self.count == 1 else f"{self.count} masks, best {self.best:.2f}"
+
+
+def prompt_colors(count: int) -> list[Color]:
+    """Return ``count`` distinct colours: Okabe-Ito's, then hues a golden ratio apart at three lightnesses."""
+    colors = list(_OKABE_ITO[:count])
+    for index in range(len(colors), count):
+        rgb = colorsys.hls_to_rgb(index * 0.618034 % 1.0, (0.4, 0.55, 0.7)[index % 3], 0.75)
+        colors.append(_to_color(rgb))
+    return colors
+
+
+def mask_colors(prediction: PredictionLike) -> list[Color]:
+    """Return one colour per mask: the prompt's, varied per instance for instance and panoptic."""
+    base = prompt_colors(len(prediction.prompts))
+    # A lone prompt has no other family to be told apart from, so its instances may spread further.
+    hue_spread = 0.08 if len(base) > 1 else 0.35
+    seen = [0] * len(base)
+    colors = []
+    for prompt in prediction.prompt_index.tolist():
+        colors.append(_shade(base[prompt], seen[prompt], hue_spread))
+        seen[prompt] += prediction.task in ("instance", "panoptic")
+    return colors
+
+
+def _shade(color: Color, instance: int, hue_spread: float) -> Color:
+    """Vary hue and lightness along a low-discrepancy sequence: neighbours in number differ clearly."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
+    hue += hue_spread * ((instance * 0.754878 + 0.5) % 1.0 - 0.5)
+    lightness += 0.4 * ((instance * 0.569840 + 0.5) % 1.0 - 0.5)
+    return _to_color(colorsys.hls_to_rgb(hue % 1.0, min(max(lightness, 0.3), 0.85), saturation))
+
+
+def _to_color(rgb: Sequence[float]) -> Color:
+    red, green, blue = (round(255 * channel) for channel in rgb)
+    return red, green, blue
+
+
+def legend_rows(prediction: PredictionLike) -> list[LegendRow]:
+    """Return one row per prompt, in the order given."""
+    colors, bases = mask_colors(prediction), prompt_colors(len(prediction.prompts))
+    rows = []
+    for index, (prompt, base) in enumerate(zip(prediction.prompts, bases, strict=True)):
+        own = np.flatnonzero(prediction.prompt_index == index)
+        shades = tuple(dict.fromkeys(colors[n] for n in own[:4].tolist())) or (base,)
+        best = float(prediction.scores[own].max()) if own.size else None
+        rows.append(LegendRow(prompt, shades, own.size, best))
+    return rows
+
+
+def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
+    """Draw the panel for a picture of ``size``: as high as a picture beside it, as wide as one above it."""
+    font, pad, line = load_font(text), text, round(1.7 * text)
+    names = [ellipsise(row.prompt, font, 20 * text) for row in rows]
+    stats = max(map(font.getlength, (row.summary for row in rows)), default=0.0)
+    column = round(max(map(font.getlength, names), default=0.0) + stats) + 6 * text
+    width, height = size
+    if width > WIDE * height:
+        columns = max(1, width // column)
+        lines = max(1, min(math.ceil(len(rows) / columns), max(4, height // (2 * line))))
+        height = lines * line + 2 * pad
+        width = max(width, columns * column)
+    else:
+        lines = max(1, (height - 2 * pad) // line)
+        columns = max(1, min(math.ceil(len(rows) / lines), int(0.7 * width) // column))
+        width = columns * column
+    shown = list(range(len(rows)))
+    if len(rows) > lines * columns:  # then those with masks come first, and the last place tells of the rest
+        shown = sorted(shown, key=lambda index: rows[index].count == 0)[: lines * columns - 1]
+    panel = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(panel)
+    places = [(pad + i // lines * column, pad + i % lines * line + line // 2) for i in range(lines * columns)]
+    for index, place in zip(shown, places, strict=False):
+        _draw_row(draw, rows[index], names[index], place, column - 2 * pad, font)
+    if len(shown) < len(rows):
+        draw.text(places[-1], f"... and {len(rows) - len(shown)} more", GREY, font, anchor="lm")
+    return panel
+
+
+def _draw_row(
+    draw: ImageDraw.ImageDraw,
+    row: LegendRow,
+    name: str,
+    place: Size,
+    width: int,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Draw a swatch of the prompt's first shades, its text and, flush right, its summary."""
+    x, y = place
+    half, end = font.size / 2, x + 1.8 * font.size
+    step = (end - x) / len(row.shades)
+    for i, shade in enumerate(row.shades if row.count else ()):
+        draw.rectangle((x + i * step, y - half, x + (i + 1) * step, y + half), shade)
+    draw.rectangle((x, y - half, end, y + half), None, DARK if row.count else GREY)
+    draw.text((end + half, y), name, INK if row.count else GREY, font, anchor="lm")
+    draw.text((x + width, y), row.summary, GREY, font, anchor="rm")
+
+
+def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Put a text on one line of at most ``width`` pixels; what no font can draw becomes a question mark."""
+    text = " ".join(text[:500].encode("utf-8", "replace").decode().split())
+    if font.getlength(text) <= width:
+        return text
+    fitting = bisect_right(range(1, len(text)), width, key=lambda kept: font.getlength(text[:kept] + "..."))
+    return text[:fitting].rstrip() + "..."
+
+
+@lru_cache(maxsize=16)
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans if matplotlib brings it: it knows more scripts than the font inside Pillow."""
+    try:
+        from matplotlib import get_data_path
+
+        return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    except (ImportError, OSError):
+        font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise RuntimeError("Pillow was built without FreeType and cannot draw text of any size") from None
+        return font

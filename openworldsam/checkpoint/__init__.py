@@ -1,0 +1,17 @@
+"""The public weight layouts in and out: strict, and with advice when something does not fit."""
+
+from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
+from openworldsam.checkpoint.loading import load_component, load_weights
+from openworldsam.checkpoint.writing import convert_released, convert_to_released, save_adapter
+
+__all__ = [
+    "Source",
+    "WeightFile",
+    "convert_released",
+    "convert_to_released",
+    "fingerprint",
+    "load_component",
+    "load_weights",
+    "read_weights",
+    "save_adapter",
+]

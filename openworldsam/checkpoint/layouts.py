@@ -1,0 +1,196 @@
+"""The public weight layouts, read without a model.
+
+A weight file holds one or more components, kept under their public names until they enter a model:
+
+    sam2      Meta's names: image_encoder.*, sam_mask_decoder.*, sam_prompt_encoder.*, no_mem_embed, video modules
+    beit3     Microsoft's names: beit3.*
+    adapter   our names: adapter.projector.*, adapter.tie_breakers, adapter.soft_prompt.*
+
+| file                                  | components           | recognised by                               |
+|---------------------------------------|----------------------|---------------------------------------------|
+| released OpenWorldSAM checkpoint      | sam2, beit3, adapter | visual_model.*, mm_extractor.*, positional_tokens |
+| EVF-SAM2 (one file or shards)         | sam2, beit3          | visual_model.*, mm_extractor.*              |
+| SAM2 2.0 or 2.1                       | sam2                 | image_encoder.trunk.*                       |
+| BEiT-3                                | beit3                | beit3.*                                     |
+| adapter file                          | adapter              | adapter.*                                   |
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+RELEASED_ADAPTER = (
+    ("text_hidden_fcs.0.", "adapter.projector."),
+    ("positional_tokens", "adapter.tie_breakers"),
+    ("cross_attention_transformer.", "adapter.soft_prompt."),
+)
+"""(name in the released checkpoint, our name) by prefix."""
+RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
+"""What the released checkpoint and EVF-SAM2 put before a component's public names."""
+DUPLICATES = "evf_sam2."
+"""The released checkpoint holds both encoders twice."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of one component come from; goes into every result and every adapter file.
+
+    file: name of the file; layout: of the table above; fingerprint: of names, shapes and sampled values;
+    note: what the file itself says of its origin.
+    """
+
+    file: str
+    layout: str
+    fingerprint: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file, read: its layout, its components under public names, and its own metadata."""
+
+    path: Path
+    layout: str
+    components: dict[str, StateDict]
+    metadata: dict[str, str]
+
+    def source(self, component: str) -> Source:
+        """Provenance of one of the components."""
+        note = self.metadata.get("note", "")
+        return Source(self.path.name, self.layout, fingerprint(self.components[component]), note)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits that tell weights apart: names, shapes and 16 to 31 values of every tensor."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].flatten()
+        sample = values[:: max(1, len(values) // 16)]
+        digest.update(f"{name}{tuple(state[name].shape)}".encode())
+        digest.update(sample.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a weight file of any layout of the table above.
+
+    Args:
+        path: a .pt, .pth, .bin or .safetensors file, the .index.json of a sharded one, or the folder of either.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of no known layout.
+    """
+    path = Path(path)
+    state, metadata = _read_any(path)
+    layout, components = _components(state)
+    for component in components.values():
+        for name, tensor in component.items():
+            if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
+                raise ValueError(f"{path}: tensor {name} holds values that are not finite; fetch the file again")
+    if not components:
+        names = ", ".join(list(state)[:3])
+        raise ValueError(
+            f"{path} is of no known layout (its tensors: {names}, ...); see weights/README.md for those that are"
+        )
+    return WeightFile(path, layout, components, metadata)
+
+
+def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
+    if path.is_dir():
+        path = _file_in_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weight file {path} not found; `python weights/download.py --list` shows what can be fetched"
+        )
+    try:
+        if path.name.endswith(".index.json"):
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            state: StateDict = {}
+            for shard in shards:
+                state.update(_read_any(path.parent / shard)[0])
+            return state, {}
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return _read_pickle(path)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); fetch it again") from error
+
+
+def _file_in_folder(folder: Path) -> Path:
+    for pattern in (
+        "*.safetensors.index.json",
+        "*.bin.index.json",
+        "*.safetensors",
+        "*.bin",
+        "*.pth",
+        "*.pt",
+    ):
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(f.name for f in found)
+            raise ValueError(f"{folder} holds several weight files ({names}); name one of them")
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"no weight file in the folder {folder}")
+
+
+def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
+    # Namespace: BEiT-3 files may carry their training arguments
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    metadata = content.get("openworldsam", {})
+    for key in ("model", "module", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, metadata
+
+
+def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
+    """Name the layout and sort the tensors into components under public names."""
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(DUPLICATES)}
+    if any(name.startswith("adapter.") for name in state):
+        return "adapter", {"adapter": state}
+    if any(name.startswith("image_encoder.trunk.") for name in state):
+        version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
+        return f"SAM {version}", {"sam2": state}
+    if any(name.startswith("beit3.") for name in state):
+        # the heads of its pre-training and retrieval variants
+        backbone = {n: t for n, t in state.items() if "head" not in n.split(".")[0] and n != "logit_scale"}
+        return "BEiT-3", {"beit3": backbone}
+    components = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
+    if not all(components.values()):
+        return "unknown", {}
+    if "positional_tokens" not in state:  # EVF-SAM2's own projector means nothing here
+        return "EVF-SAM2", components
+    return "released", {**components, "adapter": rename(state, RELEASED_ADAPTER)}
+
+
+def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:
+    """The name with the first prefix that fits replaced; None if none fits."""
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return None
+
+
+def rename(state: StateDict, prefixes: Sequence[tuple[str, str]]) -> StateDict:
+    """The tensors whose name has one of the prefixes, under their new names."""
+    return {new: tensor for name, tensor in state.items() if (new := renamed(name, prefixes)) is not None}

@@ -1,0 +1,190 @@
+"""Weight files into a model: strict, with advice when something does not fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openworldsam.checkpoint.layouts import Source, StateDict, WeightFile, read_weights, renamed
+
+logger = logging.getLogger(__name__)
+
+MODULES = {"sam2": ("image_encoder", "mask_decoder"), "beit3": ("prompt_encoder",), "adapter": ("adapter",)}
+"""The model's modules that a component fills."""
+PREFIXES = {
+    "sam2": (
+        ("image_encoder.", "image_encoder.backbone."),
+        ("no_mem_embed", "image_encoder.no_mem_embed"),
+        ("sam_mask_decoder.conv_s", "image_encoder.conv_s"),
+        ("sam_mask_decoder.", "mask_decoder.decoder."),
+        ("sam_prompt_encoder.", "mask_decoder.prompt_encoder."),
+    ),
+    "beit3": (("beit3.", "prompt_encoder.beit3."),),
+    "adapter": (("adapter.", "adapter."),),
+}
+"""(public name, name in the model) by prefix; the first that fits counts."""
+SAM2_VIDEO = (
+    "memory_attention.",
+    "memory_encoder.",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+    "mask_downsample.",
+)
+"""Tensors of SAM2 that only video needs; the model has no place for them."""
+TRAINED_WITH = ("FUSION", "INTERACTION", "KEY_POSITIONS")
+"""Keys of MODEL.ADAPTER that shape no tensor; an adapter file records them."""
+SAM2_BLOCKS = {12: "tiny", 16: "small", 24: "base_plus", 48: "large"}
+BEIT3_WIDTHS = {768: "base", 1024: "large"}
+
+
+def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -> dict[str, Source]:
+    """Fill a model from MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
+
+    A full checkpoint in MODEL.WEIGHTS brings everything; the other two are then not read.
+
+    Args:
+        model: an `OpenWorldSAM`.
+        cfg: its config.
+        need_adapter: False leaves a missing adapter as it was initialised, for training from scratch.
+
+    Returns:
+        the source of each component.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: no file holds a component, or it does not fit the model.
+    """
+    sources: dict[str, Source] = {}
+    files: dict[str, WeightFile] = {}
+    for key, path, components in (
+        ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, ("sam2", "beit3", "adapter")),
+        ("MODEL.SAM2.WEIGHTS", cfg.MODEL.SAM2.WEIGHTS, ("sam2",)),
+        ("MODEL.PROMPT_ENCODER.WEIGHTS", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, ("beit3",)),
+    ):
+        if not path or sources.keys() >= set(components):
+            continue
+        if path not in files:
+            files[path] = read_weights(path)
+        file = files[path]
+        if not set(components) & file.components.keys():
+            raise ValueError(f"{path} ({file.layout}) holds no {' or '.join(components)} weights; {key} needs them")
+        for component in components:
+            if component in file.components and component not in sources:
+                load_component(model, component, file)
+                sources[component] = file.source(component)
+                logger.info("%s weights from %s (%s)", component, path, file.layout)
+    _check_complete(sources, need_adapter)
+    if cfg.MODEL.WEIGHTS:
+        _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)
+    return sources
+
+
+def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
+    """Fill one component's modules; every tensor must be there, fit, and be known.
+
+    Frozen tensors stay in the memory-mapped file, so that a 3.6 GB checkpoint takes its memory once.
+
+    Raises:
+        ValueError: a missing, unexpected or wrongly shaped tensor; says which and what to do.
+    """
+    public = {n: t for n, t in file.components[component].items() if not n.startswith(SAM2_VIDEO)}
+    state = {renamed(name, PREFIXES[component]) or name: tensor.float() for name, tensor in public.items()}
+    expected = {
+        f"{module}.{name}": tensor
+        for module in MODULES[component]
+        for name, tensor in model.get_submodule(module).state_dict().items()
+    }
+    positions = "prompt_encoder.beit3.encoder.embed_positions.A.weight"
+    if component == "beit3" and positions in state and positions in expected:
+        state[positions] = resize_positions(state[positions], len(expected[positions]))
+    problems = [
+        *(f"missing {name}" for name in expected.keys() - state.keys()),
+        *(f"unexpected {name}" for name in state.keys() - expected.keys()),
+        *(
+            f"{name} is {tuple(state[name].shape)}, in the model {tuple(expected[name].shape)}"
+            for name in expected.keys() & state.keys()
+            if state[name].shape != expected[name].shape
+        ),
+    ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise ValueError(
+            f"{file.path} ({file.layout}) does not fit the configured {component}: {listed}. {_advice(public)}"
+        )
+    for module in MODULES[component]:
+        target = model.get_submodule(module)
+        frozen = not any(p.requires_grad for p in target.parameters())
+        own = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
+        target.load_state_dict(own, assign=frozen)
+
+
+def resize_positions(table: Tensor, rows: int) -> Tensor:
+    """Fit BEiT-3's vision positions to another image size.
+
+    Args:
+        table: [3 + n * n, D]; two unused rows, the CLS token's, and those of n x n patches.
+        rows: 3 + m * m.
+
+    Returns:
+        [3 + m * m, D], the patches' part interpolated bicubically.
+    """
+    if len(table) == rows:
+        return table
+    old, new = round((len(table) - 3) ** 0.5), round((rows - 3) ** 0.5)
+    grid = table[3:].T.reshape(1, -1, old, old)
+    resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    logger.info("BEiT-3 positions interpolated from %d x %d to %d x %d patches", old, old, new, new)
+    return torch.cat([table[:3], resized[0].flatten(1).T])
+
+
+def _advice(public: StateDict) -> str:
+    """What the file seems to hold, and how to configure that."""
+    blocks = {name.split(".")[3] for name in public if name.startswith("image_encoder.trunk.blocks.")}
+    if blocks:
+        name = SAM2_BLOCKS.get(len(blocks), "unknown")
+        return f"It holds a Hiera of {len(blocks)} blocks ({name}); configs/encoders/ has a file for each."
+    if "beit3.text_embed.weight" in public:
+        width = public["beit3.text_embed.weight"].shape[1]
+        return (
+            f"It holds a BEiT-3 of width {width} ({BEIT3_WIDTHS.get(width, 'unknown')}); "
+            "configs/encoders/beit3_base.yaml configures base, the defaults are large."
+        )
+    queries = len(public["adapter.tie_breakers"]) if "adapter.tie_breakers" in public else 0
+    layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
+    return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
+
+
+def _check_complete(sources: dict[str, Source], need_adapter: bool) -> None:
+    advice = {
+        "adapter": "MODEL.WEIGHTS (python weights/download.py openworldsam_coco)",
+        "sam2": "MODEL.SAM2.WEIGHTS (python weights/download.py sam2_hiera_large)",
+        "beit3": "MODEL.PROMPT_ENCODER.WEIGHTS (python weights/download.py beit3_large)",
+    }
+    missing = [c for c in advice if c not in sources and (c != "adapter" or need_adapter)]
+    if missing:
+        settings = ", ".join(advice[c] for c in missing)
+        raise ValueError(f"no weights for {', '.join(missing)}: set {settings}; the command fetches the file")
+
+
+def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:
+    """Say so when an adapter is used otherwise than it was trained; that may be an experiment, or a mistake."""
+    for key in TRAINED_WITH:
+        recorded, configured = file.metadata.get(key), str(cfg.MODEL.ADAPTER[key])
+        if recorded is not None and recorded != configured:
+            logger.warning("%s was trained with MODEL.ADAPTER.%s %s, not %s", file.path, key, recorded, configured)
+    for component in ("sam2", "beit3"):
+        trained = json.loads(file.metadata.get(component, "null"))
+        if trained and component in sources and trained["fingerprint"] != sources[component].fingerprint:
+            logger.warning(
+                "%s was trained with other %s weights (%s) than those of %s",
+                *(file.path, component, trained["file"], sources[component].file),
+            )

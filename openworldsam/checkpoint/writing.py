@@ -1,0 +1,152 @@
+"""Weight files out: adapter files, and conversion from and to the released layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from safetensors.torch import save_file
+from torch import nn
+
+import openworldsam
+from openworldsam.checkpoint.layouts import (
+    DUPLICATES,
+    RELEASED_ADAPTER,
+    RELEASED_PREFIX,
+    Source,
+    StateDict,
+    WeightFile,
+    read_weights,
+    rename,
+    renamed,
+)
+from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH
+
+
+def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its final place and rename it when it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
+    """Write the trained tensors alone (59 for the full model, 18 MB) with what they were trained with.
+
+    Args:
+        model: an `OpenWorldSAM`.
+        path: the .safetensors file.
+        cfg: its config.
+        sources: of the encoders, from `load_weights`.
+    """
+    state = {f"adapter.{name}": tensor for name, tensor in model.get_submodule("adapter").state_dict().items()}
+    metadata = {key: str(cfg.MODEL.ADAPTER[key]) for key in TRAINED_WITH}
+    _save_adapter_state(state, Path(path), {"preset": cfg.PRESET, **metadata}, sources)
+
+
+def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
+    """Split a full checkpoint of the released layout into adapter.safetensors, sam2.safetensors, beit3.safetensors.
+
+    Args:
+        path: the checkpoint, `model_final.pth`.
+        folder: where the three files go; the encoders' keep their public names, video modules included.
+
+    Returns:
+        the path written for each component.
+
+    Raises:
+        ValueError: the file is not of the released layout.
+    """
+    file = read_weights(path)
+    if file.layout != "released":
+        raise ValueError(f"{path} is of the layout {file.layout}; only a full OpenWorldSAM checkpoint is converted")
+    folder = Path(folder)
+    written = {component: folder / f"{component}.safetensors" for component in file.components}
+    # the released code knows no other way
+    trained_with = {
+        "preset": "released",
+        "FUSION": "broadcast",
+        "INTERACTION": "image",
+        "KEY_POSITIONS": "False",
+    }
+    encoders = {component: file.source(component) for component in RELEASED_PREFIX}
+    note = _note(file)
+    for component in RELEASED_PREFIX:
+        _save_tensors(file.components[component], written[component], note)
+    _save_adapter_state(file.components["adapter"], written["adapter"], {**trained_with, **note}, encoders)
+    return written
+
+
+def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path, path: str | Path) -> None:
+    """Join an adapter file and both encoders into a full checkpoint of the released layout.
+
+    All 1,930 tensors that count, and the released code's duplicates of the encoders, which share their memory.
+    Its four `evf_sam2.text_hidden_fcs` tensors, which nothing reads, are not there.
+
+    Args:
+        adapter, sam2, beit3: weight files that hold these components.
+        path: the checkpoint to write.
+
+    Raises:
+        ValueError: one of the files does not hold its component.
+    """
+    state: StateDict = {}
+    trained = _component(adapter, "adapter")
+    state.update({released_name(name): tensor for name, tensor in trained.components["adapter"].items()})
+    for component, file in (("sam2", _component(sam2, "sam2")), ("beit3", _component(beit3, "beit3"))):
+        for name, tensor in file.components[component].items():
+            public = RELEASED_PREFIX[component] + name
+            state[public] = state[DUPLICATES + public] = tensor
+    content = {"model": state, "openworldsam": _note(trained)}
+    save_atomically(Path(path), lambda partial: torch.save(content, partial))
+
+
+def released_state(model: nn.Module) -> StateDict:
+    """All tensors of an `OpenWorldSAM` under the names of the released checkpoint, without the duplicates."""
+    state: StateDict = {}
+    for component, prefixes in PREFIXES.items():
+        modules = tuple(f"{module}." for module in MODULES[component])
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(modules)}
+        public = rename(own, [(ours, public) for public, ours in prefixes])
+        before = RELEASED_PREFIX.get(component, "")
+        state.update({before + name: tensor for name, tensor in public.items()})
+    return {released_name(name): tensor for name, tensor in state.items()}
+
+
+def released_name(name: str) -> str:
+    """The released checkpoint's name of one of the adapter's tensors; other names stay as they are."""
+    return renamed(name, [(ours, released) for released, ours in RELEASED_ADAPTER]) or name
+
+
+def _component(path: str | Path, component: str) -> WeightFile:
+    file = read_weights(path)
+    if component not in file.components:
+        raise ValueError(f"{path} ({file.layout}) holds no {component} weights")
+    return file
+
+
+def _note(file: WeightFile) -> dict[str, str]:
+    return {"note": file.metadata["note"]} if "note" in file.metadata else {}
+
+
+def _save_adapter_state(
+    state: StateDict, path: Path, metadata: Mapping[str, str], encoders: Mapping[str, Source]
+) -> None:
+    recorded = {component: json.dumps(asdict(encoders[component])) for component in RELEASED_PREFIX}
+    _save_tensors(state, path, {"openworldsam": openworldsam.__version__, **metadata, **recorded})
+
+
+def _save_tensors(state: StateDict, path: Path, metadata: Mapping[str, str]) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt", **metadata}))

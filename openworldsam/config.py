@@ -1,0 +1,165 @@
+"""Every configuration key of OpenWorldSAM, once: its meaning, unit and default.
+
+The defaults are SAM2 Hiera-L with BEiT-3-L and the preset `paper`. A preset (`configs/presets/*.yaml`) or an
+experiment (`configs/*/*.yaml`) states only what differs. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+
+def add_openworldsam_config(cfg: CfgNode) -> None:
+    """Add the project's keys with their defaults to a Detectron2 config, in place."""
+    # Name of the preset, recorded with every result: paper, released, improved, or a name of your own.
+    cfg.PRESET = "paper"
+
+    cfg.INPUT.FORMAT = "RGB"
+    # Antialias when an image shrinks. The paper's model was trained without (reference row: resize).
+    cfg.INPUT.ANTIALIAS = False
+
+    cfg.MODEL.META_ARCHITECTURE = "OpenWorldSAM"
+    # A full checkpoint in the released layout, or an adapter file of ours (then give both encoder files too).
+    cfg.MODEL.WEIGHTS = ""
+    # Arithmetic of the forward pass: fp32, bf16 or fp16 (autocast; weights stay fp32).
+    cfg.MODEL.PRECISION = "fp32"
+    # SAM2's mean and standard deviation per RGB channel, on the scale 0..255.
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    _add_encoder_config(cfg)
+    _add_adapter_config(cfg)
+    _add_inference_config(cfg)
+
+
+def _add_encoder_config(cfg: CfgNode) -> None:
+    """Sizes of the frozen encoders and where their weights lie."""
+    cfg.MODEL.SAM2 = CfgNode()
+    # SAM2 weights: Meta's .pt (2.0 or 2.1), an EVF-SAM2 file, or the .safetensors that convert_weights.py writes.
+    cfg.MODEL.SAM2.WEIGHTS = ""
+    # Side of the square input in pixels, a multiple of 32; the image is squashed to it.
+    cfg.MODEL.SAM2.IMAGE_SIZE = 1024
+    # Hiera trunk. The defaults are Hiera-L; configs/encoders/ has tiny, small and base+.
+    cfg.MODEL.SAM2.EMBED_DIM = 144
+    cfg.MODEL.SAM2.NUM_HEADS = 2
+    cfg.MODEL.SAM2.STAGES = [2, 6, 36, 4]
+    cfg.MODEL.SAM2.GLOBAL_ATT_BLOCKS = [23, 33, 43]
+    cfg.MODEL.SAM2.WINDOW_SPEC = [8, 4, 16, 8]
+    cfg.MODEL.SAM2.POS_EMBED_SIZE = [7, 7]
+    # Channels C of the image features, of the adapter and of the mask decoder; a multiple of 16.
+    cfg.MODEL.SAM2.WIDTH = 256
+
+    cfg.MODEL.PROMPT_ENCODER = CfgNode()
+    # Name in PROMPT_ENCODER_REGISTRY.
+    cfg.MODEL.PROMPT_ENCODER.NAME = "BEiT3PromptEncoder"
+    # BEiT-3 weights: Microsoft's .pth, an EVF-SAM2 file or folder, or the .safetensors of convert_weights.py.
+    cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
+    # The sentencepiece file beit3.spm.
+    cfg.MODEL.PROMPT_ENCODER.TOKENIZER = "weights/beit3.spm"
+    # Side of the square input in pixels, a multiple of the patch size.
+    cfg.MODEL.PROMPT_ENCODER.IMAGE_SIZE = 224
+    cfg.MODEL.PROMPT_ENCODER.PATCH_SIZE = 16
+    # Width D of the prompt embedding, number of layers, attention heads, hidden width of the feed-forward net.
+    cfg.MODEL.PROMPT_ENCODER.EMBED_DIM = 1024
+    cfg.MODEL.PROMPT_ENCODER.NUM_LAYERS = 24
+    cfg.MODEL.PROMPT_ENCODER.NUM_HEADS = 16
+    cfg.MODEL.PROMPT_ENCODER.FFN_DIM = 4096
+    # Rows of the text embedding table.
+    cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE = 64010
+    # Longest prompt in tokens, both end tokens included; longer prompts are cut, with a warning. At most 1022.
+    cfg.MODEL.PROMPT_ENCODER.MAX_TOKENS = 512
+    # False: the text alone is encoded (Table 4, row 3).
+    cfg.MODEL.PROMPT_ENCODER.USE_IMAGE = True
+    # True: the prompt encoder is trained too (Table 5, E4 and E6).
+    cfg.MODEL.PROMPT_ENCODER.TRAINABLE = False
+    # Prompts encoded at a time; bounds memory, changes no result.
+    cfg.MODEL.PROMPT_ENCODER.CHUNK = 32
+
+
+def _add_adapter_config(cfg: CfgNode) -> None:
+    """The trained part and its loss (paper Sec. 3)."""
+    cfg.MODEL.ADAPTER = CfgNode()
+    # K of Eq. 1. 0: no tie-breakers, one query per prompt (Table 5, E1).
+    cfg.MODEL.ADAPTER.NUM_TIE_BREAKERS = 20
+    # Standard deviation of their normal initialisation.
+    cfg.MODEL.ADAPTER.TIE_BREAKER_STD = 1.0
+    # Layers of the soft-prompt transformer. 0: none (Table 5, E1 to E4).
+    cfg.MODEL.ADAPTER.NUM_LAYERS = 3
+    cfg.MODEL.ADAPTER.NUM_HEADS = 8
+    cfg.MODEL.ADAPTER.DROPOUT = 0.1
+    # Decoder tokens of query i, from its input q_i and the transformer's output q'_i:
+    # replace {q'_i} (the paper), add {q_i + q'_i}, broadcast {q_i + q'_j for every j it interacts with}
+    # (what the released code computes).
+    cfg.MODEL.ADAPTER.FUSION = "replace"
+    # Queries that attend to each other: those of one prompt, or those of all prompts of an image (released code).
+    cfg.MODEL.ADAPTER.INTERACTION = "prompt"
+    # Add SAM2's positional encoding to the keys of the cross-attention.
+    cfg.MODEL.ADAPTER.KEY_POSITIONS = False
+
+    cfg.MODEL.MASK_DECODER = CfgNode()
+    # In inference, when SAM2's single mask is unstable, take the best of its three others instead.
+    cfg.MODEL.MASK_DECODER.DYNAMIC_MULTIMASK = True
+    # Query rows decoded at a time; bounds memory (about 45 MB a row at 1024 px in fp32), changes no result.
+    cfg.MODEL.MASK_DECODER.CHUNK = 32
+
+    cfg.MODEL.CRITERION = CfgNode()
+    # Weights of the losses and, equally, of the matching costs. A loss of weight 0 is not computed.
+    cfg.MODEL.CRITERION.MASK_WEIGHT = 20.0
+    cfg.MODEL.CRITERION.DICE_WEIGHT = 0.0
+    cfg.MODEL.CRITERION.FOCAL_ALPHA = 0.25
+    cfg.MODEL.CRITERION.FOCAL_GAMMA = 2.0
+    # A prompt's loss is the sum over its matched pairs divided by: its ground-truth masks (targets) or the
+    # pairs (matched). They differ only when a prompt has more than K masks.
+    cfg.MODEL.CRITERION.DIVISOR = "targets"
+
+
+def _add_inference_config(cfg: CfgNode) -> None:
+    """From mask logits and scores to results (paper Sec. 3 "Inference", A.2)."""
+    cfg.MODEL.INFERENCE = CfgNode()
+    # Tasks that the meta-architecture's forward pass answers.
+    cfg.MODEL.INFERENCE.TASKS = ["semantic", "instance", "panoptic"]
+    # Smallest predicted IoU: >= for instances and two-stage, > for panoptic.
+    cfg.MODEL.INFERENCE.SCORE_THRESHOLD = 0.7
+    # A mask whose IoU with a better one exceeds this is removed.
+    cfg.MODEL.INFERENCE.NMS_THRESHOLD = 0.5
+    # Instances: compare masks within a class (mask), or boxes across all classes (box, the released code).
+    cfg.MODEL.INFERENCE.INSTANCE_NMS = "mask"
+    # Keep at most this many instances of an image before the threshold; 0: all.
+    cfg.MODEL.INFERENCE.TOP_K = 0
+    # Panoptic: drop a segment of which less than this fraction remains visible.
+    cfg.MODEL.INFERENCE.OVERLAP_THRESHOLD = 0.5
+    # Weight of a query in the semantic sum: softmax (the released code) or score (its predicted IoU).
+    cfg.MODEL.INFERENCE.SEMANTIC_WEIGHT = "score"
+    # Feed the masks back as mask prompts and decode once more.
+    cfg.MODEL.INFERENCE.TWO_STAGE = False
+    # Rows that are refined: confident (score >= SCORE_THRESHOLD; the others vanish) or all.
+    cfg.MODEL.INFERENCE.TWO_STAGE_KEEP = "confident"
+
+
+def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML config with the project's keys.
+
+    Args:
+        path: the YAML file; its `_BASE_` entries are read relative to it.
+        opts: KEY VALUE pairs that override it, as on a command line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        KeyError: a key that does not exist.
+        ValueError: a value of the wrong type, or an odd number of `opts`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config file {path} not found; the configs that ship are under configs/")
+    cfg = get_cfg()
+    add_openworldsam_config(cfg)
+    cfg.merge_from_file(str(path))
+    if len(opts) % 2:
+        raise ValueError(f"options come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
+    try:
+        cfg.merge_from_list(list(opts))
+    except AssertionError as error:  # yacs asserts on an unknown key of a list
+        raise KeyError(str(error)) from None
+    return cfg

@@ -1,0 +1,1 @@
+"""Images and prompts on their way into the model."""

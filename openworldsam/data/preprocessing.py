@@ -1,0 +1,117 @@
+"""Read pictures and bring them to the encoders' input sizes.
+
+Shapes: H, W picture size; S side of an encoder's square input. Pictures are RGB uint8, channels first
+([3, H, W]) as tensors and channels last ([H, W, 3]) as arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
+
+
+def read_image(source: ImageLike) -> np.ndarray:
+    """Return a picture as RGB, upright (EXIF rotation applied), alpha dropped, 16 bits reduced to 8.
+
+    Args:
+        source: path of an image file, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] (RGB order).
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: not an image, a truncated one, or an array of another type or shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _check_array(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the PIL image")
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"image {path} not found")
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image, str(path))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}; scale the picture down first") from error
+    except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def _check_array(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise ValueError(f"an image array is uint8 with values 0..255, got {array.dtype}; convert it first")
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"an image array is [H, W], [H, W, 3] or [H, W, 4] and not empty, got {array.shape}")
+    return np.ascontiguousarray(array[:, :, :3])
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if 0 in image.size:
+        raise ValueError(f"{name} is empty: {image.size[0]} x {image.size[1]} pixels")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError(f"{name} holds floating-point pixels; convert it to 8 bits first")
+    if upright.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
+        grey = np.asarray(upright).astype(np.float64)
+        grey8 = np.clip(np.rint(grey / (257.0 if grey.max() > 255 else 1.0)), 0, 255).astype(np.uint8)
+        return _check_array(grey8)
+    return np.array(upright.convert("RGB"))
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> uint8 [3, H, W]."""
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Squash a picture to SAM2's input size, bilinearly, as uint8 arithmetic does it.
+
+    A horizontal pass and then a vertical one, each rounded half up. This equals `F.interpolate` on a uint8 CPU
+    tensor, bit for bit, on every device; rounding only once is one grey level off in a fifth of the pixels.
+
+    Args:
+        image: uint8 [3, H, W].
+        size: side S of the result in pixels.
+        antialias: average over the source pixels when shrinking.
+
+    Returns:
+        float [3, S, S] with whole values 0..255.
+    """
+    rows = F.interpolate(
+        image[None].float(), (image.shape[1], size), mode="bilinear", align_corners=False, antialias=antialias
+    )
+    rows = torch.floor(rows + 0.5)
+    both = F.interpolate(rows, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return torch.floor(both + 0.5)[0]
+
+
+def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Squash a picture to BEiT-3's input size, bicubically, and normalise it to -1..1.
+
+    Args:
+        image: uint8 [3, H, W].
+        size: side S of the result in pixels.
+        antialias: average over the source pixels when shrinking.
+
+    Returns:
+        float [3, S, S], about -1..1 (bicubic interpolation overshoots a little).
+    """
+    resized = F.interpolate(
+        image[None].float() / 255, (size, size), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return (resized[0] - 0.5) / 0.5

@@ -1,0 +1,145 @@
+"""The demo: pictures and texts in, an overlay and a COCO-style json out for each picture and task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.config import load_config
+from openworldsam.data.preprocessing import read_image
+from openworldsam.modeling import TASKS
+from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+from openworldsam.rule_weights import NOTE
+from openworldsam.visualization import draw_prediction
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of tools/demo.py."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
+    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="IMG", help="pictures")
+    parser.add_argument("--prompts", required=True, nargs="+", metavar="TEXT", help="what to segment")
+    parser.add_argument("--task", default="instance", choices=[*TASKS, "all"])
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
+    parser.add_argument(
+        "--stuff",
+        nargs="*",
+        metavar="TEXT",
+        help="prompts that name regions; by default COCO's stuff classes",
+    )
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    return parser.parse_args(argv)
+
+
+def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]) -> dict[str, Any]:
+    """A prediction as a COCO dataset of one image: prompts are its categories, masks its annotations (RLE).
+
+    Args:
+        prediction: of an image.
+        file_name: of that image.
+        provenance: preset and sources of the weights; goes into "info".
+    """
+    height, width = prediction.label_map.shape
+    annotations = []
+    for index, mask in enumerate(prediction.masks):
+        code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+        x0, y0, x1, y1 = prediction.boxes[index].tolist()
+        annotations.append(
+            {
+                "id": index + 1,
+                "image_id": 1,
+                "category_id": int(prediction.prompt_index[index]) + 1,
+                "segmentation": {"size": [height, width], "counts": code["counts"].decode()},
+                "area": int(mask.sum()),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "iscrowd": 0,
+                "score": float(prediction.scores[index]),
+                "isthing": bool(prediction.is_thing[index]),
+            }
+        )
+    return {
+        "info": {"task": prediction.task, "best_score": prediction.best_score, **provenance},
+        "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+        "categories": [{"id": i + 1, "name": prompt} for i, prompt in enumerate(prediction.prompts)],
+        "annotations": annotations,
+    }
+
+
+def segment_file(
+    predictor: OpenWorldSAMPredictor,
+    path: Path,
+    prompts: list[str],
+    tasks: Sequence[str],
+    args: argparse.Namespace,
+) -> None:
+    """Segment one picture and write `<stem>_<task>.png` and `<stem>_<task>.json` for each task."""
+    image = read_image(path)
+    predictor.set_image(image)
+    provenance = {
+        "preset": predictor.cfg.PRESET,
+        "weights": {component: asdict(source) for component, source in predictor.sources.items()},
+    }
+    for task in tasks:
+        prediction = predictor.predict(prompts, task, stuff=args.stuff)
+        target = args.output / f"{path.stem}_{task}"
+        overlay = Image.fromarray(draw_prediction(image, prediction))
+        save_atomically(target.with_name(f"{target.name}.png"), partial(overlay.save, format="PNG"))
+        content = json.dumps(coco_json(prediction, path.name, provenance))
+        save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
+        print(f"{target}.png  {summary(prediction, predictor.model.inference.score_threshold)}")
+
+
+def _write_text(content: str, path: Path) -> None:
+    path.write_text(content)
+
+
+def summary(prediction: Prediction, threshold: float) -> str:
+    """A line such as "zebra 3, grass 1"; without any mask, why."""
+    if not len(prediction.masks):
+        return f"no mask passed the threshold {threshold:g} (best {prediction.best_score:.2f})"
+    counts = Counter(prediction.prompt_index.tolist())
+    return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(prediction.prompts))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        0; 1 if a picture could not be read (the others are done); 2 if nothing could be done.
+    """
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
+    try:
+        if repeated:
+            raise ValueError(f"several pictures are named {repeated[0]}; their results would overwrite each other")
+        predictor = OpenWorldSAMPredictor(load_config(args.config_file, args.opts), device=args.device)
+    except (ValueError, OSError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
+    if notes:
+        print(f"These weights are {notes.pop()}: the masks mean nothing.")
+    tasks = TASKS if args.task == "all" else [args.task]
+    failed = 0
+    for path in args.input:
+        try:
+            segment_file(predictor, path, args.prompts, tasks, args)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0

@@ -1,0 +1,22 @@
+"""From mask logits and scores to results: one pure function per task."""
+
+from openworldsam.inference.instance import InstanceResult, instance_inference
+from openworldsam.inference.options import InferenceOptions
+from openworldsam.inference.panoptic import PanopticResult, Segment, panoptic_inference
+from openworldsam.inference.referring import ReferringResult, referring_inference
+from openworldsam.inference.rows import MaskRows
+from openworldsam.inference.semantic import semantic_inference, semantic_scores
+
+__all__ = [
+    "InferenceOptions",
+    "InstanceResult",
+    "MaskRows",
+    "PanopticResult",
+    "ReferringResult",
+    "Segment",
+    "instance_inference",
+    "panoptic_inference",
+    "referring_inference",
+    "semantic_inference",
+    "semantic_scores",
+]

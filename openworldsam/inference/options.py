@@ -1,0 +1,47 @@
+"""Thresholds and rules of inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+
+_CHOICES = {
+    "instance_nms": ("mask", "box"),
+    "semantic_weight": ("softmax", "score"),
+    "two_stage_keep": ("confident", "all"),
+}
+_THRESHOLDS = ("score_threshold", "nms_threshold", "overlap_threshold")
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """The keys of MODEL.INFERENCE (all but TASKS); `config.py` says what each means.
+
+    Raises:
+        ValueError: a rule of an unknown name, or a threshold outside 0..1.
+    """
+
+    score_threshold: float = 0.7
+    nms_threshold: float = 0.5
+    instance_nms: str = "mask"
+    top_k: int = 0
+    overlap_threshold: float = 0.5
+    semantic_weight: str = "score"
+    two_stage: bool = False
+    two_stage_keep: str = "confident"
+
+    def __post_init__(self) -> None:
+        for name in _THRESHOLDS:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"MODEL.INFERENCE.{name.upper()} is a number from 0 to 1, got {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                key = f"MODEL.INFERENCE.{name.upper()}"
+                raise ValueError(f"{key} is one of {choices}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> InferenceOptions:
+        """Read MODEL.INFERENCE."""
+        return cls(**{key.lower(): value for key, value in cfg.MODEL.INFERENCE.items() if key != "TASKS"})

@@ -1,0 +1,37 @@
+"""Referring segmentation: the one best mask of every expression (paper Sec. 4.3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from openworldsam.inference.rows import MaskRows, upsampled
+
+
+class ReferringResult(NamedTuple):
+    """labels: int64 [L], ascending; masks: bool [L, H, W]; scores: [L] predicted IoU."""
+
+    labels: Tensor
+    masks: Tensor
+    scores: Tensor
+
+
+def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResult:
+    """For each label among the rows, the mask of highest predicted IoU; of equal ones the first.
+
+    Args:
+        rows: of the picture; no threshold applies.
+        size: (H, W).
+    """
+    labels = rows.labels.unique()
+    best = [
+        candidates[rows.scores[candidates].argmax()]
+        for candidates in (torch.nonzero(rows.labels == label)[:, 0] for label in labels)
+    ]
+    chosen = rows.select(torch.stack(best) if best else labels)
+    masks = torch.zeros(len(labels), *size, dtype=torch.bool, device=rows.logits.device)
+    for part, logits in upsampled(chosen.logits, size):
+        masks[part] = logits > 0
+    return ReferringResult(labels, masks, chosen.scores)

@@ -1,0 +1,48 @@
+"""The decoder's output for one image, and how it is brought to the size of the picture.
+
+Shapes: R query rows of the image, h = w = 4S mask side, H, W size of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_BYTES = 256 * 2**20
+"""Full-size float masks that exist at a time, at most (one at least)."""
+
+
+class MaskRows(NamedTuple):
+    """Query rows of one image.
+
+    logits: [R, h, w] mask logits.
+    scores: [R] predicted IoU in 0..1.
+    labels: int64 [R], what each row was asked for: an index of a prompt, or its class id.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def select(self, rows: Tensor) -> MaskRows:
+        """Some of the rows: bool [R] or indices [n]."""
+        return MaskRows(self.logits[rows], self.scores[rows], self.labels[rows])
+
+
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Resize masks bilinearly, a bounded number at a time.
+
+    Args:
+        logits: [R, h, w].
+        size: (H, W).
+
+    Yields:
+        the slice of rows and their logits [n, H, W].
+    """
+    step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
+    for start in range(0, len(logits), step):
+        part = slice(start, min(start + step, len(logits)))
+        yield part, F.interpolate(logits[part, None], size, mode="bilinear", align_corners=False)[:, 0]

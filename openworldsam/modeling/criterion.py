@@ -1,0 +1,114 @@
+"""Losses of matched masks at the resolution of the ground truth (paper Sec. 3 "Training").
+
+Shapes: n matched pairs of one image, h = w = 4S mask side, H, W size of its ground truth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openworldsam.modeling.matcher import Matches, focal_terms, match, matching_costs
+
+DIVISORS = ("targets", "matched")
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss, averaged over pixels: [n, H, W] logits and 0/1 targets -> [n]."""
+    positive, negative = focal_terms(logits, alpha, gamma)
+    return torch.where(targets.bool(), positive, negative).flatten(1).mean(1)
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 - dice of probabilities, smoothed by 1: [n, H, W] logits and 0/1 targets -> [n]."""
+    probability, target = logits.sigmoid().flatten(1), targets.float().flatten(1)
+    overlap = 2 * (probability * target).sum(1) + 1
+    return 1 - overlap / (probability.sum(1) + target.sum(1) + 1)
+
+
+class Criterion(nn.Module):
+    """Matches queries to ground truth and scores the matched ones; unmatched queries get no loss.
+
+    The loss is the mean over all prompts of the batch. A prompt's loss is the sum over its pairs divided by
+    `divisor`: the number of its masks ("targets") or of its pairs ("matched"); a prompt without ground truth
+    counts as 0.
+
+    Args:
+        mask_weight, dice_weight: of the focal and the dice loss and cost; 0 leaves one out.
+        focal_alpha, focal_gamma: of the focal loss and cost.
+        divisor: "targets" or "matched".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_weight: float = 20.0,
+        dice_weight: float = 0.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        divisor: str = "targets",
+    ) -> None:
+        super().__init__()
+        if divisor not in DIVISORS:
+            raise ValueError(f"MODEL.CRITERION.DIVISOR is one of {DIVISORS}, got {divisor!r}")
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.divisor = divisor
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        criterion = cfg.MODEL.CRITERION
+        return {
+            "mask_weight": criterion.MASK_WEIGHT,
+            "dice_weight": criterion.DICE_WEIGHT,
+            "focal_alpha": criterion.FOCAL_ALPHA,
+            "focal_gamma": criterion.FOCAL_GAMMA,
+            "divisor": criterion.DIVISOR,
+        }
+
+    def match(self, logits: Tensor, targets: list[Tensor]) -> Matches:
+        """Assign queries to ground truth: logits [P, K, h, w], targets P times bool [N_p, H, W]."""
+        return match(self.costs(logits, targets))
+
+    def costs(self, logits: Tensor, targets: list[Tensor]) -> list[Tensor]:
+        """Matching costs, P times [K, N_p]."""
+        return matching_costs(logits, targets, self.mask_weight, self.dice_weight, self.focal_alpha, self.focal_gamma)
+
+    def forward(self, logits: Tensor, targets: list[Tensor], matches: Matches) -> dict[str, Tensor]:
+        """Weighted losses of the matched pairs.
+
+        Args:
+            logits: [pairs, h, w], the matched queries in the order of `matches`.
+            targets: P times bool [N_p, H, W], all on one device.
+            matches: of these targets.
+
+        Returns:
+            scalars by name: "loss_mask", and "loss_dice" if it has a weight.
+        """
+        losses = {"loss_mask": logits.sum() * 0}  # keeps the graph where nothing is matched
+        if self.dice_weight:
+            losses["loss_dice"] = logits.sum() * 0
+        for prompt in matches.prompt.unique().tolist():
+            pairs = torch.nonzero(matches.prompt == prompt)[:, 0]
+            target = targets[prompt][matches.target[pairs].to(logits.device)]
+            upsampled = F.interpolate(
+                logits[pairs.to(logits.device), None].float(),
+                target.shape[-2:],
+                mode="bilinear",
+                align_corners=False,
+            )[:, 0]
+            count = len(targets[prompt]) if self.divisor == "targets" else len(pairs)
+            scale = 1 / (count * len(targets))
+            focal = focal_loss(upsampled, target, self.focal_alpha, self.focal_gamma).sum()
+            losses["loss_mask"] = losses["loss_mask"] + self.mask_weight * scale * focal
+            if self.dice_weight:
+                dice = dice_loss(upsampled, target).sum()
+                losses["loss_dice"] = losses["loss_dice"] + self.dice_weight * scale * dice
+        return losses

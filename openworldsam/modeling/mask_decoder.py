@@ -1,0 +1,174 @@
+"""SAM2's mask decoder, fed with token embeddings instead of points and boxes (paper Sec. 3 "Mask decoding").
+
+Shapes: B images, R query rows, r rows of a chunk, T tokens of a row, C width, S feature side; masks are
+[4S, 4S] logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from sam2.modeling.sam.mask_decoder import MaskDecoder
+from sam2.modeling.sam.prompt_encoder import PromptEncoder
+from sam2.modeling.sam.transformer import TwoWayTransformer
+from torch import Tensor, nn
+
+from openworldsam.modeling.adapter import DecoderTokens
+from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures
+
+STABILITY_DELTA = 0.05
+STABILITY_THRESHOLD = 0.98
+
+
+def select_mask(logits: Tensor, iou: Tensor, dynamic_multimask: bool) -> tuple[Tensor, Tensor]:
+    """One mask a row out of SAM2's four: the single-mask output, or a fallback where it is unstable.
+
+    A mask is stable when its area hardly changes with the threshold: area(logit > 0.05) / area(logit > -0.05)
+    >= 0.98. An unstable one gives way to the best of the three multimask outputs, by predicted IoU.
+
+    Args:
+        logits: [r, 4, 4S, 4S]; output 0 is the single mask.
+        iou: [r, 4].
+        dynamic_multimask: False always takes output 0.
+
+    Returns:
+        logits [r, 4S, 4S] and predicted IoU [r].
+    """
+    choice = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    if dynamic_multimask:
+        inner = (logits[:, 0] > STABILITY_DELTA).sum(dim=(1, 2))
+        outer = (logits[:, 0] > -STABILITY_DELTA).sum(dim=(1, 2))
+        unstable = (outer > 0) & (inner.float() / outer.clamp(min=1) < STABILITY_THRESHOLD)
+        choice = torch.where(unstable, iou[:, 1:].argmax(dim=1) + 1, choice)
+    row = torch.arange(len(logits), device=logits.device)
+    return logits[row, choice], iou[row, choice]
+
+
+class SAM2MaskDecoder(nn.Module):
+    """Decodes query rows to mask logits and predicted IoU, in chunks that bound memory.
+
+    Args:
+        image_size: side of SAM2's square input in pixels.
+        width: C.
+        dynamic_multimask: fall back from unstable masks (`select_mask`).
+        chunk: rows decoded at a time.
+    """
+
+    @configurable
+    def __init__(
+        self, *, image_size: int = 1024, width: int = 256, dynamic_multimask: bool = True, chunk: int = 32
+    ) -> None:
+        super().__init__()
+        if chunk < 1:
+            raise ValueError(f"MODEL.MASK_DECODER.CHUNK must be at least 1, got {chunk}")
+        self.dynamic_multimask = dynamic_multimask
+        self.chunk = chunk
+        side = image_size // STRIDE
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(side, side),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        )
+        # Depths, heads and hidden widths are those of every SAM2 model.
+        self.decoder = MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=2048, num_heads=8),
+            use_high_res_features=True,
+            iou_prediction_use_sigmoid=True,
+            pred_obj_scores=True,
+            pred_obj_scores_mlp=True,
+        )
+        # they belong to the image, not to the rows, and live in the image encoder
+        del self.decoder.conv_s0, self.decoder.conv_s1
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "image_size": cfg.MODEL.SAM2.IMAGE_SIZE,
+            "width": cfg.MODEL.SAM2.WIDTH,
+            "dynamic_multimask": cfg.MODEL.MASK_DECODER.DYNAMIC_MULTIMASK,
+            "chunk": cfg.MODEL.MASK_DECODER.CHUNK,
+        }
+
+    def positions(self) -> Tensor:
+        """SAM2's positional encoding of the feature map, [1, C, S, S]."""
+        return self.prompt_encoder.get_dense_pe()
+
+    def forward(
+        self,
+        features: ImageFeatures,
+        tokens: DecoderTokens,
+        rows: Tensor | None = None,
+        *,
+        single_mask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode query rows.
+
+        Args:
+            features: of B images.
+            tokens: of R rows.
+            rows: [n] on the CPU, the rows to decode, ascending; None for all R.
+            single_mask: never fall back from an unstable mask; training does not.
+
+        Returns:
+            mask logits [n, 4S, 4S] and predicted IoU [n] in 0..1.
+        """
+        if rows is None:
+            rows = torch.arange(len(tokens.own))
+        no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        dynamic = self.dynamic_multimask and not single_mask
+        return self._join(
+            self._decode(features.select(tokens.image_index[part]), tokens.gather(part), no_mask, dynamic)
+            for part in tokens.chunks(rows, self.chunk)
+        )
+
+    def refine(self, features: ImageFeatures, image_index: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode once more with masks as the only prompt (paper Sec. 3, two-stage inference).
+
+        Args:
+            features: of B images.
+            image_index: [n] on the CPU, whose image each mask belongs to.
+            mask_logits: [n, 4S, 4S] from `forward`, as they are.
+
+        Returns:
+            mask logits [n, 4S, 4S] and predicted IoU [n].
+        """
+        no_tokens = mask_logits.new_zeros(1, 0, features.embed.shape[1])
+        chunks = zip(image_index.split(self.chunk), mask_logits.split(self.chunk), strict=True)
+        return self._join(
+            self._decode(
+                features.select(index),
+                no_tokens.expand(len(index), -1, -1),
+                self.prompt_encoder.mask_downscaling(logits[:, None]),
+                self.dynamic_multimask,
+            )
+            for index, logits in chunks
+            if len(index)
+        )
+
+    def _decode(
+        self, features: ImageFeatures, tokens: Tensor, dense: Tensor, dynamic_multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """features of r rows, tokens [r, T, C], dense prompt [1 or r, C, S, S] -> logits [r, 4S, 4S], IoU [r]."""
+        logits, iou, _, _ = self.decoder.predict_masks(
+            image_embeddings=features.embed,
+            image_pe=self.positions(),
+            sparse_prompt_embeddings=tokens,
+            dense_prompt_embeddings=dense,
+            repeat_image=False,
+            high_res_features=list(features.high_res),
+        )
+        return select_mask(logits, iou, dynamic_multimask)
+
+    def _join(self, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        parts = list(chunks)
+        if not parts:
+            side = 4 * self.prompt_encoder.image_embedding_size[0]
+            device = self.prompt_encoder.no_mask_embed.weight.device
+            return torch.zeros(0, side, side, device=device), torch.zeros(0, device=device)
+        logits, iou = zip(*parts, strict=True)
+        return torch.cat(logits).float(), torch.cat(iou).float()

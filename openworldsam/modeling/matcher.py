@@ -1,0 +1,89 @@
+"""Hungarian matching of queries to ground-truth masks, prompt by prompt (paper Sec. 3 "Training").
+
+Shapes: P prompts of the batch, K queries a prompt, N_p ground-truth masks of prompt p, h = w = 4S mask side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Matches(NamedTuple):
+    """Matched pairs of all prompts, in the order of the prompts and, within one, of the queries.
+
+    prompt, query, target: int64 [pairs] on the CPU; query within its prompt's K, target within its N_p.
+    """
+
+    prompt: Tensor
+    query: Tensor
+    target: Tensor
+
+
+def focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Focal loss of each logit if its target were 1, and if it were 0: a_t (1 - p_t)^gamma CE."""
+    probability = logits.sigmoid()
+    positive = alpha * (1 - probability) ** gamma * F.softplus(-logits)
+    negative = (1 - alpha) * probability**gamma * F.softplus(logits)
+    return positive, negative
+
+
+@torch.no_grad()
+def matching_costs(
+    logits: Tensor,
+    targets: Sequence[Tensor],
+    mask_weight: float,
+    dice_weight: float,
+    alpha: float,
+    gamma: float,
+) -> list[Tensor]:
+    """Cost of every query against every ground-truth mask of its prompt.
+
+    Args:
+        logits: [P, K, h, w].
+        targets: P times bool [N_p, H, W]; resized to h x w by nearest neighbour.
+        mask_weight, dice_weight: of the focal and the dice cost; 0 leaves one out.
+        alpha, gamma: of the focal cost.
+
+    Returns:
+        P times float [K, N_p].
+    """
+    positive, negative = focal_terms(logits.float().flatten(2), alpha, gamma)
+    costs = []
+    for p, masks in enumerate(targets):
+        if not len(masks):  # interpolate refuses an empty tensor
+            costs.append(logits.new_zeros(logits.shape[1], 0))
+            continue
+        target = F.interpolate(masks[None].float(), logits.shape[-2:], mode="nearest")[0].flatten(1)
+        focal = (positive[p] @ target.T + negative[p] @ (1 - target).T) / target.shape[1]
+        cost = mask_weight * focal
+        if dice_weight:
+            probability = logits[p].float().flatten(1).sigmoid()
+            overlap = 2 * probability @ target.T + 1
+            total = probability.sum(1)[:, None] + target.sum(1)[None] + 1
+            cost = cost + dice_weight * (1 - overlap / total)
+        costs.append(torch.nan_to_num(cost, nan=1e6))
+    return costs
+
+
+def match(costs: Sequence[Tensor]) -> Matches:
+    """The cheapest assignment of each prompt; one copy to the host for the whole batch.
+
+    Args:
+        costs: P times [K, N_p]; N_p may be 0 or exceed K (then K of its masks are matched).
+    """
+    shapes = [cost.shape for cost in costs]
+    host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
+    flat = np.split(host, np.cumsum([k * n for k, n in shapes])[:-1])
+    triples: list[tuple[int, int, int]] = []
+    for p, (cost, shape) in enumerate(zip(flat, shapes, strict=True)):
+        queries, targets = linear_sum_assignment(cost.reshape(shape))
+        triples.extend((p, int(q), int(t)) for q, t in zip(queries, targets, strict=True))
+    prompt, query, target = torch.tensor(triples, dtype=torch.long).reshape(-1, 3).T
+    return Matches(prompt, query, target)

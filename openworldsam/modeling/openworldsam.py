@@ -1,0 +1,307 @@
+"""The meta-architecture: from images and texts to masks (paper Fig. 4b).
+
+Shapes: B images, P prompts of the whole batch (sorted by image), K queries a prompt, R = P * K query rows,
+D width of a prompt embedding, C width and S side of the image features, H, W size of a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from openworldsam.data.preprocessing import resize_for_sam2
+from openworldsam.inference import (
+    InferenceOptions,
+    InstanceResult,
+    MaskRows,
+    Segment,
+    instance_inference,
+    panoptic_inference,
+    referring_inference,
+    semantic_inference,
+)
+from openworldsam.modeling.adapter import Adapter, DecoderTokens
+from openworldsam.modeling.criterion import Criterion
+from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder
+from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
+from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
+
+TASKS = ("semantic", "instance", "panoptic", "referring")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@META_ARCH_REGISTRY.register()
+class OpenWorldSAM(nn.Module):
+    """Segments what texts name: frozen SAM2 and prompt encoder around a small trained adapter.
+
+    Args:
+        image_encoder, prompt_encoder, adapter, mask_decoder: the four rooms that an image passes through.
+        criterion: the training loss.
+        pixel_mean, pixel_std: SAM2's normalisation per RGB channel, on the scale 0..255.
+        antialias: antialias when a picture shrinks to SAM2's input.
+        precision: "fp32", "bf16" or "fp16" arithmetic.
+        train_prompt_encoder: train the prompt encoder too (Table 5, E4 and E6).
+        tasks: what the forward pass answers in eval mode.
+        inference: thresholds and rules.
+
+    Raises:
+        ValueError: an unknown task or precision.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_encoder: SAM2ImageEncoder,
+        prompt_encoder: PromptEncoder,
+        adapter: Adapter,
+        mask_decoder: SAM2MaskDecoder,
+        criterion: Criterion,
+        pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
+        pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
+        antialias: bool = False,
+        precision: str = "fp32",
+        train_prompt_encoder: bool = False,
+        tasks: tuple[str, ...] = ("semantic", "instance", "panoptic"),
+        inference: InferenceOptions | None = None,
+    ) -> None:
+        super().__init__()
+        if unknown := set(tasks) - set(TASKS):
+            raise ValueError(f"MODEL.INFERENCE.TASKS has {sorted(unknown)}; the tasks are {TASKS}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"MODEL.PRECISION is one of {tuple(PRECISIONS)}, got {precision!r}")
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.adapter = adapter
+        self.mask_decoder = mask_decoder
+        self.criterion = criterion
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], persistent=False)
+        self.antialias = antialias
+        self.precision = precision
+        self.tasks = tuple(tasks)
+        self.inference = inference or InferenceOptions()
+        self.train_prompt_encoder = train_prompt_encoder
+        for module in self.frozen_modules:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        prompt_encoder = build_prompt_encoder(cfg)
+        return {
+            "image_encoder": SAM2ImageEncoder(cfg),
+            "prompt_encoder": prompt_encoder,
+            "adapter": Adapter(cfg, embed_dim=prompt_encoder.embed_dim),
+            "mask_decoder": SAM2MaskDecoder(cfg),
+            "criterion": Criterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "antialias": cfg.INPUT.ANTIALIAS,
+            "precision": cfg.MODEL.PRECISION,
+            "train_prompt_encoder": cfg.MODEL.PROMPT_ENCODER.TRAINABLE,
+            "tasks": cfg.MODEL.INFERENCE.TASKS,
+            "inference": InferenceOptions.from_config(cfg),
+        }
+
+    def train(self, mode: bool = True) -> OpenWorldSAM:
+        """Switch the adapter to training; frozen modules stay in eval mode."""
+        super().train(mode)
+        for module in self.frozen_modules:
+            module.eval()
+        return self
+
+    @property
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules without gradient, always in eval mode."""
+        frozen: list[nn.Module] = [self.image_encoder, self.mask_decoder]
+        return frozen if self.train_prompt_encoder else [*frozen, self.prompt_encoder]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training mode, results in eval mode.
+
+        Args:
+            batched_inputs: a dict an image:
+                image: uint8 [3, H, W], RGB.
+                prompts: texts; in eval mode there may be none.
+                targets: (training) a bool [N_p, H, W] tensor for each prompt.
+                height, width: (optional) size of the result; H, W by default.
+                class_ids: (optional) the class of each prompt; 0, 1, ... by default.
+                is_thing: (optional) whether each prompt is a thing; all are by default.
+                num_classes: (optional) size of the vocabulary; the number of prompts by default.
+
+        Returns:
+            In training mode a dict of scalar losses. In eval mode a dict an image with a key per task:
+                semantic: int64 [H, W], class ids, -1 where there was no prompt.
+                instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
+                panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
+                referring: masks bool [P, H, W] and scores [P] in the order of the prompts.
+        """
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
+        image_index = torch.arange(len(images)).repeat_interleave(
+            torch.tensor([len(x["prompts"]) for x in batched_inputs])
+        )
+        if not prompts:
+            if self.training:
+                raise ValueError("a training batch without any prompt; leave such images out of the data")
+            return [self._results(self.no_rows(), x) for x in batched_inputs]
+        features = self.encode_images(images)
+        embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
+        if self.training:
+            targets = [t.to(self.device) for x in batched_inputs for t in x["targets"]]
+            return self.losses(features, embeddings, image_index, targets)
+        rows = self.query_rows(features, embeddings, image_index, self.inference)
+        return [self._results(r, x) for r, x in zip(rows, batched_inputs, strict=True)]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The arithmetic of MODEL.PRECISION, for the networks; losses and inference rules stay in fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
+
+    def encode_images(self, images: list[Tensor]) -> ImageFeatures:
+        """SAM2 features of B pictures, each uint8 [3, H, W] on the model's device."""
+        size = self.image_encoder.image_size
+        resized = torch.stack([resize_for_sam2(image, size, self.antialias) for image in images])
+        with torch.no_grad(), self.autocast():
+            return self.image_encoder((resized - self.pixel_mean) / self.pixel_std)
+
+    def prompt_inputs(self, images: list[Tensor]) -> Tensor:
+        """The prompt encoder's view [B, 3, s, s] of B pictures, each uint8 [3, H, W]."""
+        return torch.stack([self.prompt_encoder.preprocess(image) for image in images])
+
+    def encode_prompts(self, inputs: Tensor, prompts: list[str], image_index: Tensor) -> Tensor:
+        """Embeddings [P, D] of P texts about B pictures, given as `prompt_inputs`; image_index [P] on the CPU."""
+        with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
+            return self.prompt_encoder(inputs, prompts, image_index)
+
+    def decoder_tokens(self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor) -> DecoderTokens:
+        """What the adapter makes of P prompt embeddings [P, D]; image_index [P] on the CPU, ascending."""
+        with self.autocast():
+            return self.adapter(embeddings, features.embed, image_index, self.mask_decoder.positions())
+
+    def losses(
+        self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor, targets: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Match all queries to the ground truth without gradient, then decode the matched ones with it.
+
+        Exact, since the decoder treats every row alone; and only matched rows keep a graph.
+
+        Args:
+            features: of B images.
+            embeddings: [P, D].
+            image_index: [P] on the CPU, ascending.
+            targets: P times bool [N_p, H, W].
+
+        Returns:
+            scalar losses by name.
+        """
+        tokens = self.decoder_tokens(features, embeddings, image_index)
+        with torch.no_grad(), self.autocast():
+            logits, _ = self.mask_decoder(features, tokens, single_mask=True)
+        matches = self.criterion.match(logits.unflatten(0, (len(targets), -1)), targets)
+        rows = matches.prompt * self.adapter.num_queries + matches.query
+        if not len(rows):  # nothing to learn, but every trained tensor must get its (zero) gradient
+            rows = rows.new_zeros(1)
+        with self.autocast():
+            matched, _ = self.mask_decoder(features, tokens, rows, single_mask=True)
+        return self.criterion(matched, targets, matches)
+
+    @torch.no_grad()
+    def query_rows(
+        self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor, options: InferenceOptions
+    ) -> list[MaskRows]:
+        """Decode P prompts.
+
+        Args:
+            features: of B images.
+            embeddings: [P, D].
+            image_index: [P] on the CPU, ascending.
+            options: two-stage inference or not, and its rule.
+
+        Returns:
+            for each of B images its query rows, labelled 0, 1, ... by prompt within the image.
+        """
+        tokens = self.decoder_tokens(features, embeddings, image_index)
+        with self.autocast():
+            logits, scores = self.mask_decoder(features, tokens)
+        rows = []
+        for image in range(len(features.embed)):
+            own = torch.nonzero(tokens.image_index == image)[:, 0].to(logits.device)
+            labels = torch.arange(len(own), device=logits.device) // self.adapter.num_queries
+            image_rows = MaskRows(logits[own], scores[own], labels)
+            rows.append(self._refine(features, image_rows, image, options) if options.two_stage else image_rows)
+        return rows
+
+    def _refine(self, features: ImageFeatures, rows: MaskRows, image: int, options: InferenceOptions) -> MaskRows:
+        """Two-stage inference: decode again with the masks as prompts; without a confident row, leave all be."""
+        if options.two_stage_keep == "confident":
+            confident = rows.scores >= options.score_threshold
+            if not confident.any():
+                return rows
+            rows = rows.select(confident)
+        with self.autocast():
+            logits, scores = self.mask_decoder.refine(features, torch.full((len(rows.scores),), image), rows.logits)
+        return MaskRows(logits, scores, rows.labels)
+
+    def no_rows(self) -> MaskRows:
+        """The query rows of an image about which nothing was asked."""
+        side = 4 * self.image_encoder.feature_side
+        empty = self.pixel_mean.new_zeros
+        return MaskRows(empty(0, side, side), empty(0), empty(0, dtype=torch.long))
+
+    def _results(self, rows: MaskRows, x: dict[str, Any]) -> dict[str, Any]:
+        """Answer every task of MODEL.INFERENCE.TASKS for one image; see `forward`."""
+        prompts = x["prompts"]
+        size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
+        class_ids = torch.as_tensor(x.get("class_ids", range(len(prompts))), device=rows.labels.device)
+        is_thing = torch.as_tensor(x.get("is_thing", [True] * len(prompts)), device=rows.labels.device)
+        by_class = rows._replace(labels=class_ids.long()[rows.labels])
+        results: dict[str, Any] = {}
+        if "semantic" in self.tasks:
+            classes = x.get("num_classes", len(prompts))
+            results["semantic"] = semantic_inference(by_class, size, classes, self.inference)
+        if "instance" in self.tasks:
+            things = by_class.select(is_thing.bool()[rows.labels])
+            results["instances"] = _instances(instance_inference(things, size, self.inference), size)
+        if "panoptic" in self.tasks:
+            thing_classes = dict(zip(class_ids.tolist(), is_thing.tolist(), strict=True))
+            panoptic = panoptic_inference(by_class, size, thing_classes, self.inference)
+            results["panoptic_seg"] = (panoptic.map, [_segment_info(s) for s in panoptic.segments])
+        if "referring" in self.tasks:
+            best = referring_inference(rows, size)
+            results["referring"] = (best.masks, best.scores)
+        return results
+
+
+def _instances(result: InstanceResult, size: tuple[int, int]) -> Instances:
+    return Instances(
+        size,
+        pred_masks=result.masks,
+        pred_boxes=Boxes(result.boxes),
+        scores=result.scores,
+        pred_classes=result.labels,
+    )
+
+
+def _segment_info(segment: Segment) -> dict[str, Any]:
+    return {
+        "id": segment.id,
+        "category_id": segment.label,
+        "isthing": segment.is_thing,
+        "score": segment.score,
+    }

@@ -1,0 +1,151 @@
+"""BEiT-3 as prompt encoder: text and image in one transformer from the first layer (paper Sec. 3, Table 4).
+
+Shapes: B images, P prompts of the whole batch, D = 1024 width, L tokens of the longest prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+from torchscale.architecture.config import EncoderConfig
+from torchscale.model.BEiT3 import BEiT3
+
+from openworldsam.data.preprocessing import resize_for_beit3
+from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
+from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID, BEiT3Tokenizer
+
+POSITIONS = 1024
+"""Rows of the text position table; the first two are never used (a habit of Fairseq)."""
+
+
+@PROMPT_ENCODER_REGISTRY.register()
+class BEiT3PromptEncoder(PromptEncoder):
+    """Reads a prompt's embedding from BEiT-3's first output token.
+
+    With the image that token is the vision CLS, which has seen the text in every layer; without, the text's `<s>`.
+
+    Args:
+        tokenizer: path of the sentencepiece file, read when the first text comes.
+        image_size, patch_size: the square input in pixels.
+        embed_dim, num_layers, num_heads, ffn_dim, vocab_size: the transformer; the defaults are BEiT-3-L.
+        max_tokens: longest prompt in tokens, at most 1022.
+        use_image: False encodes the text alone (Table 4, row 3).
+        chunk: prompts encoded at a time.
+        antialias: antialias when the picture shrinks.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        tokenizer: str | Path = "weights/beit3.spm",
+        image_size: int = 224,
+        patch_size: int = 16,
+        embed_dim: int = 1024,
+        num_layers: int = 24,
+        num_heads: int = 16,
+        ffn_dim: int = 4096,
+        vocab_size: int = 64010,
+        max_tokens: int = 512,
+        use_image: bool = True,
+        chunk: int = 32,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 3 <= max_tokens <= POSITIONS - 2:
+            raise ValueError(f"MODEL.PROMPT_ENCODER.MAX_TOKENS is 3 to {POSITIONS - 2}, got {max_tokens}")
+        if image_size % patch_size:
+            raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
+        self.embed_dim = embed_dim
+        self.image_size = image_size
+        self.use_image = use_image
+        self.chunk = chunk
+        self.antialias = antialias
+        self.max_tokens = max_tokens
+        self.tokenizer_file = tokenizer
+        self._tokenizer: BEiT3Tokenizer | None = None
+        self.beit3 = BEiT3(
+            EncoderConfig(
+                img_size=image_size,
+                patch_size=patch_size,
+                vocab_size=vocab_size,
+                multiway=True,
+                layernorm_embedding=False,
+                normalize_output=True,
+                no_output_layer=True,
+                drop_path_rate=0,
+                encoder_embed_dim=embed_dim,
+                encoder_attention_heads=num_heads,
+                encoder_ffn_embed_dim=ffn_dim,
+                encoder_layers=num_layers,
+                max_source_positions=POSITIONS,
+            )
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        encoder = cfg.MODEL.PROMPT_ENCODER
+        return {
+            "tokenizer": encoder.TOKENIZER,
+            "image_size": encoder.IMAGE_SIZE,
+            "patch_size": encoder.PATCH_SIZE,
+            "embed_dim": encoder.EMBED_DIM,
+            "num_layers": encoder.NUM_LAYERS,
+            "num_heads": encoder.NUM_HEADS,
+            "ffn_dim": encoder.FFN_DIM,
+            "vocab_size": encoder.VOCAB_SIZE,
+            "max_tokens": encoder.MAX_TOKENS,
+            "use_image": encoder.USE_IMAGE,
+            "chunk": encoder.CHUNK,
+            "antialias": cfg.INPUT.ANTIALIAS,
+        }
+
+    @property
+    def tokenizer(self) -> BEiT3Tokenizer:
+        """The tokenizer, read from its file at first use."""
+        if self._tokenizer is None:
+            self._tokenizer = BEiT3Tokenizer(self.tokenizer_file, self.max_tokens)
+        return self._tokenizer
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        return resize_for_beit3(image, self.image_size, self.antialias)
+
+    def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
+        return self.encode_tokens(images, self.tokenizer(prompts), image_index)
+
+    def encode_tokens(self, images: Tensor, ids: Tensor, image_index: Tensor) -> Tensor:
+        """Embed P prompts given as token ids.
+
+        Args:
+            images: [B, 3, S, S] from `preprocess`.
+            ids: [P, L], padded with 1.
+            image_index: [P], whose image each prompt asks about.
+
+        Returns:
+            [P, D].
+
+        Raises:
+            ValueError: an id beyond the embedding table.
+        """
+        rows = self.beit3.text_embed.num_embeddings
+        if int(ids.max()) >= rows:
+            raise ValueError(
+                f"token id {int(ids.max())} is beyond the {rows} rows of the text embedding: "
+                "tokenizer and BEiT-3 weights do not belong together"
+            )
+        chunks = zip(ids.split(self.chunk), image_index.split(self.chunk), strict=True)
+        return torch.cat([self._encode_chunk(images, part, index) for part, index in chunks])
+
+    def _encode_chunk(self, images: Tensor, ids: Tensor, image_index: Tensor) -> Tensor:
+        ids = ids.to(images.device)
+        output = self.beit3(
+            textual_tokens=ids,
+            visual_tokens=images[image_index.to(images.device)] if self.use_image else None,
+            text_padding_position=ids == PAD_ID,
+        )
+        return output["encoder_out"][:, 0]

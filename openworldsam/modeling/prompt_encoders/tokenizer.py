@@ -1,0 +1,76 @@
+"""BEiT-3's tokenizer: sentencepiece with the id layout of XLM-RoBERTa.
+
+Ids: `<s>` 0, padding 1, `</s>` 2, unknown 3, every other piece its sentencepiece id + 1.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise ValueError unless every prompt is a text with something in it."""
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {index} is {type(prompt).__name__} {prompt!r:.80}; a prompt is a text")
+        if not prompt.strip():
+            raise ValueError(f"prompt {index} is empty: {prompt!r}")
+
+
+class BEiT3Tokenizer:
+    """Texts to padded token ids.
+
+    Args:
+        model_file: the sentencepiece file, `beit3.spm` for the public weights.
+        max_tokens: longest prompt, both end tokens included; longer ones are cut before the end token.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a sentencepiece model.
+    """
+
+    def __init__(self, model_file: str | Path, max_tokens: int = 512) -> None:
+        if not Path(model_file).is_file():
+            raise FileNotFoundError(
+                f"tokenizer file {model_file} not found; `python weights/download.py beit3_tokenizer` fetches "
+                "beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it lies"
+            )
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{model_file} is not a sentencepiece model: {error}") from error
+        self.max_tokens = max_tokens
+
+    def encode(self, prompt: str) -> list[int]:
+        """One text to `<s> pieces </s>`."""
+        pieces = self.pieces.encode(prompt)
+        unknown = self.pieces.unk_id()
+        ids = [UNKNOWN_ID if piece == unknown else piece + 1 for piece in pieces]
+        if len(ids) > self.max_tokens - 2:
+            logger.warning(
+                "prompt %.40r... has %d tokens; only the first %d count",
+                prompt,
+                len(ids),
+                self.max_tokens - 2,
+            )
+        return [BOS_ID, *ids[: self.max_tokens - 2], EOS_ID]
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """P texts to ids [P, L], L the longest of them, padded with 1 on the right.
+
+        Raises:
+            ValueError: a prompt that is empty or no text.
+        """
+        check_prompts(prompts)
+        ids = [torch.tensor(self.encode(prompt)) for prompt in prompts]
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD_ID)

@@ -1,0 +1,244 @@
+"""Parity of the full-size model under preset `released`, from the picture to the gradients.
+
+The weights are made by the rule for the file's seed, written as a checkpoint of the released layout, converted, and
+loaded as a user would load them. Shapes: P prompts of the one picture, K queries a prompt, Q = P * K rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openworldsam.checkpoint import convert_released, load_weights
+from openworldsam.checkpoint.writing import released_name
+from openworldsam.config import load_config
+from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
+from openworldsam.inference import (
+    InferenceOptions,
+    MaskRows,
+    instance_inference,
+    panoptic_inference,
+    referring_inference,
+    semantic_inference,
+    semantic_scores,
+)
+from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
+from openworldsam.parity.checks import (
+    Check,
+    close,
+    close_in_norm,
+    close_to_largest,
+    equal,
+    same_areas,
+)
+from openworldsam.parity.postprocess import NUM_CLASSES, NUM_THINGS, released_options
+from openworldsam.rule_weights import rule_stream, save_rule_checkpoint
+
+logger = logging.getLogger(__name__)
+Golden = np.lib.npyio.NpzFile
+
+
+def rule_made_model(seed: int, folder: Path) -> OpenWorldSAM:
+    """The full-size model of preset `released`, filled through the released layout and the converter.
+
+    Dropout is 0, as in the recorded training step. Writes 7 GB into `folder`.
+    """
+    cfg = load_config(Path(__file__).parents[2] / "configs/presets/released.yaml")
+    cfg.MODEL.ADAPTER.DROPOUT = 0.0
+    checkpoint = folder / "model_final.pth"
+    save_rule_checkpoint(OpenWorldSAM(cfg), seed, checkpoint)
+    written = convert_released(checkpoint, folder)
+    checkpoint.unlink()
+    model = OpenWorldSAM(cfg)
+    cfg.MODEL.WEIGHTS = str(written["adapter"])
+    cfg.MODEL.SAM2.WEIGHTS = str(written["sam2"])
+    cfg.MODEL.PROMPT_ENCODER.WEIGHTS = str(written["beit3"])
+    load_weights(model, cfg)
+    return model.eval()
+
+
+def check_model(golden_file: str | Path, image: str | Path) -> list[Check]:
+    """Compare every quantity of a `model_*.npz` file.
+
+    Args:
+        golden_file: the .npz.
+        image: the picture it was made with.
+
+    Raises:
+        FileNotFoundError, ValueError: the picture cannot be read, or is of another size than the file's.
+    """
+    golden = np.load(golden_file)
+    pixels = to_tensor(read_image(image))
+    size = (int(golden["height"]), int(golden["width"]))
+    if tuple(pixels.shape[1:]) != size:
+        raise ValueError(f"{image} is {tuple(pixels.shape[1:])}, {golden_file} was made from a picture of {size}")
+    with tempfile.TemporaryDirectory() as folder:
+        logger.info("making the weights for seed %d", golden["seed"])
+        model = rule_made_model(int(golden["seed"]), Path(folder))
+        with torch.no_grad():
+            checks, features, embeddings = _check_encoders(model, pixels, golden)
+            logger.info("encoders done")
+            checks += _check_queries(model, features, embeddings, size, golden)
+        logger.info("inference done")
+        return checks + _check_training(model, features, embeddings, size, golden)
+
+
+def _image_index(golden: Golden) -> Tensor:
+    return torch.zeros(len(golden["categories"]), dtype=torch.long)
+
+
+def _check_encoders(model: OpenWorldSAM, pixels: Tensor, golden: Golden) -> tuple[list[Check], ImageFeatures, Tensor]:
+    """Preprocessing, both encoders and the projector."""
+    sam_image = resize_for_sam2(pixels, model.image_encoder.image_size)
+    sam_image = (sam_image - model.pixel_mean) / model.pixel_std
+    beit_image = model.prompt_inputs([pixels])
+    features = model.encode_images([pixels])
+    ids = torch.from_numpy(golden["input_ids"])
+    assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
+    embeddings = model.prompt_encoder.encode_tokens(beit_image, ids, _image_index(golden))
+    checks = [
+        close("sam_image", sam_image[:, ::64, ::64], golden["sam_image_sample"]),
+        close("beit_image", beit_image[0, :, ::16, ::16], golden["beit_image_sample"]),
+        close("image_embed", features.embed[0, :, ::8, ::8], golden["image_embed_sample"]),
+        close("high_res0", features.high_res[0][0, :, ::32, ::32], golden["high_res0_sample"]),
+        close("high_res1", features.high_res[1][0, :, ::16, ::16], golden["high_res1_sample"]),
+        close("cls", embeddings, golden["cls"]),
+        close("projected", model.adapter.projector(embeddings), golden["projected"]),
+    ]
+    return checks, features, embeddings
+
+
+def _check_queries(
+    model: OpenWorldSAM, features: ImageFeatures, embeddings: Tensor, size: tuple[int, int], golden: Golden
+) -> list[Check]:
+    """Adapter, decoder, the four tasks and two-stage inference."""
+    options = released_options(golden)
+    index = _image_index(golden)
+    tokens = model.decoder_tokens(features, embeddings, index)
+    assert tokens.shared is not None  # the preset's fusion is broadcast
+    (rows,) = model.query_rows(features, embeddings, index, options)
+    refining = replace(options, two_stage=True)
+    (refined,) = model.query_rows(features, embeddings, index, refining)
+    confident = torch.nonzero(rows.scores >= options.score_threshold)[:, 0]
+    classes = torch.from_numpy(golden["categories"])
+    rows, refined = (r._replace(labels=classes[r.labels]) for r in (rows, refined))
+    return [
+        close_in_norm("soft_prompt", tokens.shared, golden["soft_prompt"]),
+        close("low_res", rows.logits[:, ::16, ::16], golden["low_res_sample"]),
+        close("low_res_mean", rows.logits.mean(dim=(1, 2)), golden["low_res_mean"]),
+        close("low_res_std", rows.logits.std(dim=(1, 2)), golden["low_res_std"]),
+        close("iou", rows.scores, golden["iou"]),
+        *_check_tasks(rows, size, options, golden),
+        equal("two_stage_rows", confident, golden["two_stage_rows"]),
+        close("two_stage_low_res", refined.logits[:, ::16, ::16], golden["two_stage_low_res_sample"]),
+        close("two_stage_iou", refined.scores, golden["two_stage_iou"]),
+        *_check_instances("two_stage", refined, size, options, golden),
+    ]
+
+
+def _check_tasks(rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden) -> list[Check]:
+    """Semantic, panoptic, referring and instance segmentation; labels are class ids."""
+    pixels = size[0] * size[1]
+    labels, scores = semantic_scores(rows, size, NUM_CLASSES, options)
+    in_prompt_order = torch.searchsorted(labels, torch.from_numpy(golden["categories"]))
+    counts = torch.bincount(semantic_inference(rows, size, NUM_CLASSES, options).flatten(), minlength=NUM_CLASSES)
+    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
+    panoptic = panoptic_inference(rows, size, is_thing, options)
+    areas = torch.bincount(panoptic.map.flatten(), minlength=len(panoptic.segments) + 1)
+    best = referring_inference(rows, size)
+    return [
+        close("sem_seg", scores[in_prompt_order, ::16, ::16], golden["sem_seg_sample"]),
+        same_areas("sem_seg_argmax_counts", counts, golden["sem_seg_argmax_counts"], pixels),
+        same_areas("panoptic_areas", areas, golden["panoptic_areas"], pixels),
+        equal(
+            "panoptic_categories",
+            np.array([s.label for s in panoptic.segments]),
+            golden["panoptic_categories"],
+        ),
+        equal("panoptic_isthing", np.array([s.is_thing for s in panoptic.segments]), golden["panoptic_isthing"]),
+        same_areas("grounding_area", best.masks.sum(dim=(1, 2)), golden["grounding_area"], pixels),
+        close("grounding_score", best.scores, golden["grounding_score"]),
+        *_check_instances("instance", rows, size, options, golden),
+    ]
+
+
+def _check_instances(
+    name: str, rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden
+) -> list[Check]:
+    found = instance_inference(rows, size, options)
+    scores = golden[f"{name}_scores"]
+    checks = [
+        close(f"{name}_scores", found.scores, scores),
+        equal(f"{name}_classes", found.labels, golden[f"{name}_classes"], scores),
+        same_areas(f"{name}_areas", found.masks.sum(dim=(1, 2)), golden[f"{name}_areas"], size[0] * size[1]),
+    ]
+    if f"{name}_boxes" in golden:
+        checks.append(close(f"{name}_boxes", found.boxes, golden[f"{name}_boxes"]))
+    return checks
+
+
+def disc_targets(discs: np.ndarray, num_prompts: int, size: tuple[int, int]) -> list[Tensor]:
+    """Ground truth made of discs.
+
+    Args:
+        discs: [N, 4], prompt, centre x and y as fractions of width and height, radius as one of the shorter side.
+        num_prompts: P.
+        size: (H, W).
+
+    Returns:
+        P times bool [N_p, H, W].
+    """
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    targets = []
+    for prompt in range(num_prompts):
+        masks = [
+            (x - cx * width) ** 2 + (y - cy * height) ** 2 < (r * min(size)) ** 2
+            for p, cx, cy, r in discs
+            if p == prompt
+        ]
+        targets.append(torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, height, width)))
+    return targets
+
+
+def _check_training(
+    model: OpenWorldSAM, features: ImageFeatures, embeddings: Tensor, size: tuple[int, int], golden: Golden
+) -> list[Check]:
+    """One training step: matching, loss and the gradient of each trained tensor."""
+    model.train()
+    index = _image_index(golden)
+    targets = disc_targets(golden["gt_discs"], len(index), size)
+    with torch.no_grad():
+        tokens = model.decoder_tokens(features, embeddings, index)
+        logits, _ = model.mask_decoder(features, tokens, single_mask=True)
+        costs = model.criterion.costs(logits.unflatten(0, (len(targets), -1)), targets)
+    matches = model.criterion.match(logits.unflatten(0, (len(targets), -1)), targets)
+    loss = model.losses(features, embeddings, index, targets)["loss_mask"]
+    loss.backward()
+    gradients = {
+        released_name(f"adapter.{name}"): parameter.grad.double().numpy()
+        for name, parameter in model.adapter.named_parameters()
+        if parameter.grad is not None
+    }
+    names = golden["grad_names"].tolist()
+    missing = np.zeros(1)
+    norms = np.array([np.linalg.norm(gradients.get(n, missing)) for n in names])
+    projections = np.array(
+        [np.vdot(rule_stream(f"grad:{n}", gradients[n].shape, 0).astype(np.float64), gradients[n]) for n in names]
+    )
+    return [
+        close_to_largest("match_cost", torch.cat([c.flatten() for c in costs]), golden["match_cost"]),
+        equal("match_query", matches.query, golden["match_query"]),
+        equal("match_target", matches.target, golden["match_target"]),
+        close_to_largest("loss_mask", loss.reshape(1), golden["loss_mask"].reshape(1)),
+        equal("trained tensors", np.array([len(gradients)]), np.array([len(names)])),
+        close_to_largest("grad_norms", norms, golden["grad_norms"]),
+        close_to_largest("grad_projections", projections, golden["grad_projections"]),
+    ]

@@ -1,0 +1,237 @@
+"""Masks from an image and texts: encode the image once, ask as often as you like."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.config import load_config
+from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
+from openworldsam.inference import (
+    InferenceOptions,
+    MaskRows,
+    instance_inference,
+    panoptic_inference,
+    referring_inference,
+    semantic_inference,
+)
+from openworldsam.inference.nms import mask_boxes
+from openworldsam.modeling import TASKS, ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.prompt_encoders import check_prompts
+
+logger = logging.getLogger(__name__)
+
+
+def _plain(name: str) -> str:
+    """A COCO class name without its bookkeeping: "grass-merged" is grass."""
+    for suffix in ("-other", "-merged", "-stuff"):
+        name = name.replace(suffix, "")
+    return name
+
+
+COCO_STUFF = frozenset(_plain(c["name"]) for c in COCO_CATEGORIES if not c["isthing"])
+"""Names that panoptic segmentation takes for stuff unless told otherwise: the 53 of COCO."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The N masks found in a picture of H x W pixels.
+
+    task: "semantic", "instance", "panoptic" or "referring".
+    prompts: the P texts, as given.
+    masks: bool [N, H, W]; disjoint for semantic and panoptic.
+    scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
+    boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
+    prompt_index: int64 [N], which of the prompts each mask answers.
+    is_thing: bool [N]; False where the prompt names stuff.
+    label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
+    best_score: highest predicted IoU of any query, found or not; 0 without prompts.
+    """
+
+    task: str
+    prompts: tuple[str, ...]
+    masks: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    prompt_index: np.ndarray
+    is_thing: np.ndarray
+    label_map: np.ndarray
+    best_score: float
+
+
+class OpenWorldSAMPredictor:
+    """Segments what texts name in one picture at a time.
+
+        predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
+        predictor.set_image("zebra.jpg")
+        result = predictor.predict(["zebra", "grass"], task="panoptic")
+
+    Args:
+        cfg: a config, or the path of one.
+        device: "cpu", "cuda", "mps"; by default MODEL.DEVICE, or the CPU where that does not exist.
+        opts: KEY VALUE pairs that override the config.
+
+    Raises:
+        FileNotFoundError: a config, weight or tokenizer file is missing.
+        ValueError: the weights do not fit the config.
+    """
+
+    def __init__(self, cfg: CfgNode | str | Path, *, device: str | None = None, opts: Sequence[str] = ()) -> None:
+        if isinstance(cfg, (str, Path)):
+            cfg = load_config(cfg, opts)
+        elif opts:
+            cfg = cfg.clone()
+            cfg.merge_from_list(list(opts))
+        self.cfg = cfg
+        self.model = OpenWorldSAM(cfg)
+        self.sources = load_weights(self.model, cfg)
+        self.model.to(device or _usable_device(cfg.MODEL.DEVICE)).eval()
+        self._features: ImageFeatures | None = None
+        self._prompt_inputs: Tensor
+        self._size = (0, 0)
+        # the last question about this image, and its answer before any threshold
+        self._asked: tuple[tuple[str, ...], InferenceOptions | None] | None = None
+        self._rows: MaskRows
+
+    def set_image(self, image: ImageLike) -> None:
+        """Encode a picture; later predictions are about it.
+
+        Args:
+            image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
+                applied to files and PIL images.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no readable image.
+        """
+        pixels = to_tensor(read_image(image)).to(self.model.device)
+        self._features = self.model.encode_images([pixels])
+        self._prompt_inputs = self.model.prompt_inputs([pixels])
+        self._size = (pixels.shape[1], pixels.shape[2])
+        self._asked = None
+
+    @torch.no_grad()
+    def predict(
+        self,
+        prompts: str | Sequence[str],
+        task: str = "instance",
+        *,
+        stuff: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Prediction:
+        """Segment what the prompts name.
+
+        Args:
+            prompts: one text or several. Under `INTERACTION: image` they influence each other.
+            task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
+                without overlap; "referring" gives the one best mask of each prompt.
+            stuff: the prompts that name regions rather than objects; by default those that are
+                stuff classes of COCO, such as "grass" or "sky".
+            **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
+
+        Raises:
+            ValueError: no image set, an unknown task or option, an empty prompt or one that is no text.
+        """
+        if self._features is None:
+            raise ValueError("no image: call set_image first")
+        if task not in TASKS:
+            raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
+        if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
+            names = ", ".join(InferenceOptions.__dataclass_fields__)
+            raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check_prompts(prompts)
+        inference = replace(self.model.inference, **options)
+        stuff_names = COCO_STUFF if stuff is None else set(stuff)
+        is_thing = [prompt not in stuff_names for prompt in prompts]
+        rows = self._query_rows(prompts, inference)
+        if len(rows.scores):
+            found = self._found(task, rows, is_thing, inference, options.get("score_threshold", 0.0))
+        else:
+            found = _Found(rows.labels.new_zeros(0, *self._size, dtype=torch.bool), rows.scores, rows.labels)
+        masks, scores = found.masks.cpu().numpy(), found.scores.cpu().numpy()
+        labels = found.labels.cpu().numpy()
+        return Prediction(
+            task=task,
+            prompts=tuple(prompts),
+            masks=masks,
+            scores=scores,
+            boxes=mask_boxes(found.masks).cpu().numpy(),
+            prompt_index=labels,
+            is_thing=np.array(is_thing, dtype=bool)[labels],
+            label_map=_label_map(masks, scores),
+            best_score=float(rows.scores.max()) if len(rows.scores) else 0.0,
+        )
+
+    def _query_rows(self, prompts: list[str], inference: InferenceOptions) -> MaskRows:
+        """Decode the prompts about the picture that is set; labels are indices of prompts.
+
+        The same prompts again, for another task or threshold, are not decoded again.
+        """
+        if not prompts:
+            return self.model.no_rows()
+        question = (tuple(prompts), inference if inference.two_stage else None)
+        if self._asked == question:
+            return self._rows
+        image_index = torch.zeros(len(prompts), dtype=torch.long)
+        embeddings = self.model.encode_prompts(self._prompt_inputs, prompts, image_index)
+        (self._rows,) = self.model.query_rows(self._features, embeddings, image_index, inference)
+        self._asked = question
+        return self._rows
+
+    def _found(
+        self, task: str, rows: MaskRows, is_thing: list[bool], inference: InferenceOptions, smallest: float
+    ) -> _Found:
+        """Apply one task's inference to the query rows, labelled by prompt."""
+        if task == "instance":
+            instances = instance_inference(rows, self._size, inference)
+            return _Found(instances.masks, instances.scores, instances.labels)
+        if task == "panoptic":
+            result = panoptic_inference(rows, self._size, dict(enumerate(is_thing)), inference)
+            ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
+            scores = torch.tensor([s.score for s in result.segments])
+            labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
+            return _Found(result.map == ids[:, None, None], scores, labels)
+        if task == "referring":
+            best = referring_inference(rows, self._size)
+            found = best.masks.flatten(1).any(dim=1) & (best.scores >= smallest)
+            return _Found(best.masks[found], best.scores[found], best.labels[found])
+        label_map = semantic_inference(rows, self._size, len(is_thing), inference)
+        labels = label_map.unique()
+        scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
+        return _Found(label_map == labels[:, None, None], scores, labels)
+
+
+class _Found(NamedTuple):
+    """masks bool [N, H, W], scores [N], labels [N] indices of prompts."""
+
+    masks: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Number the masks from 1, better scores over worse: bool [N, H, W] and [N] -> int32 [H, W]."""
+    label_map = np.zeros(masks.shape[1:], dtype=np.int32)
+    for index in np.argsort(scores, kind="stable"):
+        label_map[masks[index]] = index + 1
+    return label_map
+
+
+def _usable_device(name: str) -> str:
+    """The configured device, or the CPU where this machine has no such accelerator."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if available.get(name.split(":")[0], True):
+        return name
+    logger.info("no %s on this machine, running on the CPU", name)
+    return "cpu"

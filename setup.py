@@ -1,0 +1,46 @@
+"""Installs the one package `openworldsam` and its console command."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+# Read, not imported: importing the package needs everything that is about to be installed.
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "openworldsam/__init__.py").read_text(), re.MULTILINE)
+assert VERSION, "openworldsam/__init__.py has no __version__"
+
+setup(
+    name="openworldsam",
+    version=VERSION[1],
+    description="Open-vocabulary segmentation: a photograph and a text in, masks out",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["openworldsam*"]),
+    python_requires=">=3.10,<3.13",
+    # The bounds the code needs; requirements.txt pins one set that is known to work.
+    # Detectron2 is needed too but not listed. It is not on the package index under that name, and upstream's
+    # bound on iopath (<0.1.10) contradicts sam2's (>=0.1.10): with it listed, pip would refuse to install
+    # next to an upstream Detectron2, although the two run together.
+    install_requires=[
+        "torch>=2.5.1",
+        "torchvision",
+        "numpy>=1.26",
+        "pillow",
+        "scipy",
+        "opencv-python-headless",
+        "scikit-image",
+        "matplotlib",
+        "tqdm",
+        "sam2",
+        "torchscale",
+        "timm",
+        "sentencepiece",
+        "safetensors",
+        "fvcore",
+        "pycocotools",
+        "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
+    ],
+    extras_require={"test": ["pytest"], "lint": ["ruff", "mypy"]},
+    entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
+)

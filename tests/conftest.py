@@ -1,0 +1,79 @@
+"""Shared fixtures: a tiny model with rule-made weights, real pictures, and the test data that is not in the project."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+
+from openworldsam import OpenWorldSAMPredictor
+from openworldsam.config import load_config
+from openworldsam.modeling import OpenWorldSAM
+from openworldsam.rule_weights import save_rule_checkpoint, save_tokenizer
+
+ROOT = Path(__file__).parents[1]
+SKIMAGE_DATA = Path(skimage.__file__).parent / "data"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Golden numbers and sample data, kept beside the checkout; tests that need them are skipped without."""
+    folder = Path(os.environ.get("OPENWORLDSAM_TEST_DATA", ROOT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip("no test data; OPENWORLDSAM_TEST_DATA says where it lies")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """Folder with model_final.pth and beit3.spm for configs/tiny.yaml."""
+    folder = tmp_path_factory.mktemp("tiny_weights")
+    save_rule_checkpoint(OpenWorldSAM(load_config(ROOT / "configs/tiny.yaml")), 0, folder / "model_final.pth")
+    save_tokenizer(folder / "beit3.spm")
+    return folder
+
+
+@pytest.fixture
+def tiny_cfg(tiny_weights):
+    """The tiny model's config; fp32, preset paper."""
+    opts = ["MODEL.WEIGHTS", str(tiny_weights / "model_final.pth"), "MODEL.DEVICE", "cpu"]
+    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
+    return load_config(ROOT / "configs/tiny.yaml", opts)
+
+
+@pytest.fixture
+def build(tiny_cfg):
+    """Build the tiny model with its weights, some config keys changed."""
+    from openworldsam.checkpoint import load_weights
+
+    def make(*opts, weights=True):
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list(list(opts))
+        model = OpenWorldSAM(cfg)
+        if weights:
+            load_weights(model, cfg)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def predictor(tiny_cfg):
+    return OpenWorldSAMPredictor(tiny_cfg)
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """Path of a public-domain photograph of a cat, 451 x 300 pixels."""
+    return SKIMAGE_DATA / "chelsea.png"
+
+
+@pytest.fixture
+def pictures():
+    """Two random pictures of different sizes, uint8 [3, H, W]."""
+    generator = np.random.default_rng(0)
+    return [torch.from_numpy(generator.integers(0, 256, (3, *size), dtype=np.uint8)) for size in ((60, 90), (75, 50))]

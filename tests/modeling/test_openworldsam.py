@@ -1,0 +1,277 @@
+import pytest
+import torch
+
+from openworldsam.config import add_openworldsam_config, load_config
+from openworldsam.modeling import OpenWorldSAM
+
+
+def inputs(pictures, prompts):
+    return [{"image": image, "prompts": texts} for image, texts in zip(pictures, prompts, strict=True)]
+
+
+def with_targets(batch, counts, seed=0):
+    """Add random ground truth: counts of masks for each prompt of each image."""
+    generator = torch.Generator().manual_seed(seed)
+    for x, per_prompt in zip(batch, counts, strict=True):
+        size = x["image"].shape[1:]
+        x["targets"] = [torch.rand(n, *size, generator=generator) > 0.5 for n in per_prompt]
+    return batch
+
+
+def trainable(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [[], ["MODEL.ADAPTER.INTERACTION", "image", "MODEL.ADAPTER.FUSION", "broadcast"]],
+    ids=["paper", "released"],
+)
+def test_a_batch_gives_each_image_its_own_result(build, pictures, opts):
+    model = build(
+        "MODEL.INFERENCE.SCORE_THRESHOLD",
+        0.5,
+        "MODEL.INFERENCE.TASKS",
+        ["semantic", "instance", "panoptic", "referring"],
+        *opts,
+    )
+    batch = inputs(pictures, [["cat", "grass"], ["dog", "sky", "a red car"]])
+    together = model(batch)
+    for x, joint in zip(batch, together, strict=True):
+        (alone,) = model([x])
+        assert joint["semantic"].shape == x["image"].shape[1:]
+        torch.testing.assert_close(joint["referring"][1], alone["referring"][1])
+        torch.testing.assert_close(joint["instances"].scores, alone["instances"].scores)
+        assert (joint["semantic"] == alone["semantic"]).float().mean() > 0.999
+        assert (joint["panoptic_seg"][0] == alone["panoptic_seg"][0]).float().mean() > 0.999
+        segments = [[(s["id"], s["category_id"]) for s in r["panoptic_seg"][1]] for r in (joint, alone)]
+        assert segments[0] == segments[1]
+
+
+def query_rows(model, pictures, prompts):
+    image_index = torch.arange(len(pictures)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
+    flat = [text for texts in prompts for text in texts]
+    with torch.no_grad():
+        features = model.encode_images(pictures)
+        embeddings = model.encode_prompts(model.prompt_inputs(pictures), flat, image_index)
+        return model.query_rows(features, embeddings, image_index, model.inference)
+
+
+@pytest.mark.parametrize("fusion", ["replace", "add", "broadcast"])
+def test_prompts_are_independent_under_interaction_prompt(build, pictures, fusion):
+    model = build("MODEL.ADAPTER.FUSION", fusion)
+    (alone,) = query_rows(model, pictures[:1], [["cat"]])
+    (together,) = query_rows(model, pictures[:1], [["cat", "a very different thing"]])
+    torch.testing.assert_close(together.logits[:4], alone.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.scores[:4], alone.scores, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["replace", "add", "broadcast"])
+def test_prompts_of_an_image_interact_under_interaction_image(build, pictures, fusion):
+    model = build("MODEL.ADAPTER.FUSION", fusion, "MODEL.ADAPTER.INTERACTION", "image")
+    (alone,) = query_rows(model, pictures[:1], [["cat"]])
+    (together,) = query_rows(model, pictures[:1], [["cat", "a very different thing"]])
+    assert (together.logits[:4] - alone.logits).abs().max() > 1e-3
+
+
+def test_chunks_change_nothing(build, pictures):
+    whole = query_rows(build(), pictures, [["cat", "dog", "sky"], ["tree"]])
+    chunked = query_rows(
+        build("MODEL.MASK_DECODER.CHUNK", 3, "MODEL.PROMPT_ENCODER.CHUNK", 1),
+        pictures,
+        [["cat", "dog", "sky"], ["tree"]],
+    )
+    for a, b in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_prompts_does_not_matter(build, pictures):
+    model = build("MODEL.ADAPTER.FUSION", "broadcast", "MODEL.ADAPTER.INTERACTION", "image")
+    (forward,) = query_rows(model, pictures[:1], [["cat", "sky"]])
+    (backward,) = query_rows(model, pictures[:1], [["sky", "cat"]])
+    torch.testing.assert_close(forward.logits[:4], backward.logits[4:], rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_without_prompts_gives_an_empty_result(build, pictures):
+    model = build("MODEL.INFERENCE.TASKS", ["semantic", "instance", "panoptic", "referring"])
+    for batch in (
+        inputs(pictures, [[], []]),
+        inputs(pictures, [["cat"], []]),
+        inputs(pictures, [[], ["cat"]]),
+    ):
+        for x, result in zip(batch, model(batch), strict=True):
+            assert result["semantic"].shape == x["image"].shape[1:]
+            if not x["prompts"]:
+                assert (result["semantic"] == -1).all()
+                assert len(result["instances"]) == 0
+                assert result["panoptic_seg"][1] == []
+                assert len(result["referring"][0]) == 0
+
+
+def test_classes_things_and_sizes_reach_the_results(build, pictures):
+    model = build("MODEL.INFERENCE.SCORE_THRESHOLD", 0.0)
+    x = {
+        "image": pictures[0], "prompts": ["grass", "cat"], "class_ids": [90, 7], "is_thing": [False, True],
+        "num_classes": 133, "height": 31, "width": 47,
+    }  # fmt: skip
+    (result,) = model([x])
+    assert result["semantic"].shape == (31, 47)
+    assert set(result["semantic"].unique().tolist()) <= {90, 7}
+    assert set(result["instances"].pred_classes.tolist()) == {7}
+    assert result["instances"].image_size == (31, 47)
+    for segment in result["panoptic_seg"][1]:
+        assert segment["isthing"] == (segment["category_id"] == 7)
+
+
+def test_only_the_adapter_is_trained(build, pictures):
+    model = build()
+    model.train()
+    frozen = [model.image_encoder, model.prompt_encoder, model.mask_decoder]
+    assert not any(m.training for module in frozen for m in module.modules())
+    assert model.adapter.training and model.adapter.soft_prompt.layers[0].dropout.training
+    losses = model(with_targets(inputs(pictures, [["cat", "sky"], ["dog"]]), [[2, 1], [3]]))
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        learns = name.startswith("adapter.")
+        assert (parameter.grad is not None) == learns, name
+        assert not learns or parameter.grad.abs().sum() > 0, name
+
+
+def naive_loss(model, batch):
+    """Every row decoded with gradient, one prompt at a time."""
+    images = [x["image"] for x in batch]
+    prompts = [p for x in batch for p in x["prompts"]]
+    index = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(x["prompts"]) for x in batch]))
+    targets = [t for x in batch for t in x["targets"]]
+    features = model.encode_images(images)
+    embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, index)
+    tokens = model.decoder_tokens(features, embeddings, index)
+    logits, _ = model.mask_decoder(features, tokens, single_mask=True)
+    logits = logits.unflatten(0, (len(prompts), -1))
+    total = 0
+    for p, target in enumerate(targets):
+        matches = model.criterion.match(logits[p : p + 1], [target])
+        loss = model.criterion(logits[p, matches.query], [target], matches)["loss_mask"]
+        total = total + loss / len(targets)
+    return total
+
+
+@pytest.mark.parametrize("fusion", ["replace", "broadcast"])
+def test_decoding_only_matched_rows_with_gradient_is_exact(build, pictures, fusion):
+    model = build("MODEL.ADAPTER.FUSION", fusion, "MODEL.ADAPTER.DROPOUT", 0.0)
+    model.train()
+    batch = with_targets(inputs(pictures, [["cat", "sky", "tree"], ["dog"]]), [[2, 0, 6], [1]])
+    gradients = []
+    for loss in (model(batch)["loss_mask"], naive_loss(model, batch)):
+        model.zero_grad()
+        loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.adapter.named_parameters()})
+    torch.testing.assert_close(model(batch)["loss_mask"], naive_loss(model, batch), rtol=1e-5, atol=1e-6)
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_without_ground_truth_gives_zero_gradients(build, pictures):
+    model = build()
+    model.train()
+    loss = model(with_targets(inputs(pictures, [["cat"], ["sky"]]), [[0], [0]]))["loss_mask"]
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.adapter.parameters())
+
+
+def test_training_never_uses_the_multimask_fallback(build, pictures):
+    batch = with_targets(inputs(pictures, [["cat"], ["sky"]]), [[1], [2]])
+    losses = []
+    for fallback in (True, False):
+        model = build("MODEL.MASK_DECODER.DYNAMIC_MULTIMASK", fallback, "MODEL.ADAPTER.DROPOUT", 0.0)
+        model.train()
+        losses.append(model(batch)["loss_mask"])
+    assert losses[0] == losses[1]
+
+
+def test_training_without_prompts_is_an_error(build, pictures):
+    model = build()
+    model.train()
+    with pytest.raises(ValueError, match="without any prompt"):
+        model(with_targets(inputs(pictures, [[], []]), [[], []]))
+
+
+def test_bf16_stays_near_fp32(build, pictures):
+    (exact,) = query_rows(build(), pictures[:1], [["cat", "sky"]])
+    (rounded,) = query_rows(build("MODEL.PRECISION", "bf16"), pictures[:1], [["cat", "sky"]])
+    assert rounded.logits.dtype == torch.float32
+    assert not torch.equal(rounded.logits, exact.logits)
+    assert ((rounded.logits - exact.logits).norm() / exact.logits.norm()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.PRECISION", "fp8"),
+        ("MODEL.ADAPTER.FUSION", "concat"),
+        ("MODEL.ADAPTER.INTERACTION", "batch"),
+        ("MODEL.CRITERION.DIVISOR", "pixels"),
+        ("MODEL.INFERENCE.INSTANCE_NMS", "soft"),
+        ("MODEL.INFERENCE.SEMANTIC_WEIGHT", "none"),
+        ("MODEL.INFERENCE.TWO_STAGE_KEEP", "some"),
+        ("MODEL.INFERENCE.SCORE_THRESHOLD", 70.0),
+        ("MODEL.INFERENCE.TASKS", ["depth"]),
+        ("MODEL.MASK_DECODER.CHUNK", 0),
+        ("MODEL.SAM2.IMAGE_SIZE", 100),
+        ("MODEL.PROMPT_ENCODER.MAX_TOKENS", 5000),
+    ],
+)
+def test_a_wrong_setting_is_an_error_that_names_it(build, key, value):
+    with pytest.raises(ValueError, match=key):
+        build(key, value, weights=False)
+
+
+# Table 5's ablations: what is trained, with the full widths
+ABLATIONS = {
+    "E1": (["MODEL.ADAPTER.NUM_TIE_BREAKERS", 0, "MODEL.ADAPTER.NUM_LAYERS", 0], 1_312_000),
+    "E3": (["MODEL.ADAPTER.NUM_LAYERS", 0], 1_317_120),
+    "E5": ([], 4_477_440),
+    "text only": (["MODEL.PROMPT_ENCODER.USE_IMAGE", False], 4_477_440),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_trained_parameters_of_the_ablations(name):
+    from detectron2.config import get_cfg
+
+    from openworldsam.modeling import Adapter
+
+    opts, expected = ABLATIONS[name]
+    cfg = get_cfg()
+    add_openworldsam_config(cfg)
+    cfg.merge_from_list(opts)
+    adapter = Adapter(cfg, embed_dim=cfg.MODEL.PROMPT_ENCODER.EMBED_DIM)
+    assert trainable(adapter) == expected
+    assert name != "E5" or len(list(adapter.parameters())) == 59
+
+
+def test_a_trainable_prompt_encoder_is_trained(build, pictures):
+    model = build("MODEL.PROMPT_ENCODER.TRAINABLE", True)
+    model.train()
+    assert model.prompt_encoder.training
+    expected = sum(p.numel() for p in model.adapter.parameters()) + sum(
+        p.numel() for p in model.prompt_encoder.parameters()
+    )
+    assert trainable(model) == expected
+    model(with_targets(inputs(pictures, [["cat"], ["sky"]]), [[1], [2]]))["loss_mask"].backward()
+    assert model.prompt_encoder.beit3.encoder.layers[0].ffn.B.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_full_size_counts():
+    model = OpenWorldSAM(load_config("configs/presets/paper.yaml"))
+    assert trainable(model) == 4_477_440
+    assert sum(1 for p in model.parameters() if p.requires_grad) == 59
+    assert sum(p.numel() for p in model.prompt_encoder.parameters()) == 672_702_464
+    assert len(model.prompt_encoder.beit3.state_dict()) == 971
+    assert sum(p.numel() for p in model.image_encoder.backbone.parameters()) == 212_703_280
+    model.prompt_encoder.requires_grad_(True)
+    assert trainable(model) == 672_702_464 + 4_477_440  # E6
+    assert trainable(model) - trainable(model.adapter.soft_prompt) == 672_702_464 + 1_317_120  # E4

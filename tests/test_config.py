@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from openworldsam.config import load_config
+from openworldsam.inference import InferenceOptions
+from openworldsam.modeling import Adapter
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_config_is_read_and_says_something(path):
+    cfg = load_config(path)
+    InferenceOptions.from_config(cfg)
+    Adapter(cfg, embed_dim=8)
+    assert cfg.VERSION == 2
+
+
+def test_the_paper_preset_is_the_default():
+    from detectron2.config import get_cfg
+
+    from openworldsam.config import add_openworldsam_config
+
+    defaults = get_cfg()
+    add_openworldsam_config(defaults)
+    assert load_config(ROOT / "configs/presets/paper.yaml") == defaults
+
+
+def test_presets_differ_where_the_paper_and_the_release_do():
+    presets = {name: load_config(ROOT / f"configs/presets/{name}.yaml") for name in ("paper", "released", "improved")}
+    assert {n: c.PRESET for n, c in presets.items()} == {n: n for n in presets}
+    assert {n: c.MODEL.ADAPTER.FUSION for n, c in presets.items()} == {
+        "paper": "replace", "released": "broadcast", "improved": "add",
+    }  # fmt: skip
+    assert [c.MODEL.ADAPTER.INTERACTION for c in presets.values()] == ["prompt", "image", "prompt"]
+    assert [c.MODEL.INFERENCE.INSTANCE_NMS for c in presets.values()] == ["mask", "box", "mask"]
+
+
+def test_bases_can_be_listed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"VERSION: 2\n_BASE_: [{ROOT}/configs/presets/released.yaml, {ROOT}/configs/encoders/sam2_hiera_tiny.yaml]\n"
+    )
+    cfg = load_config(path)
+    assert (cfg.PRESET, cfg.MODEL.SAM2.EMBED_DIM) == ("released", 96)
+
+
+@pytest.mark.parametrize(
+    ("opts", "error", "message"),
+    [
+        (["MODEL.ADAPTOR.FUSION", "add"], KeyError, "ADAPTOR"),
+        (["MODEL.ADAPTER.FUSION"], ValueError, "pairs"),
+        (["MODEL.ADAPTER.NUM_LAYERS", "many"], ValueError, "NUM_LAYERS"),
+    ],
+)
+def test_a_wrong_option_is_an_error_that_names_it(opts, error, message):
+    with pytest.raises(error, match=message):
+        load_config(ROOT / "configs/presets/paper.yaml", opts)
+
+
+def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("VERSION: 2\nMODEL:\n  ADAPTER:\n    FUSSION: add\n")
+    with pytest.raises(KeyError, match="FUSSION"):
+        load_config(path)

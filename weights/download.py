@@ -1,0 +1,279 @@
+"""Fetch the public weights that OpenWorldSAM builds on; needs nothing but Python.
+
+    python weights/download.py --list
+    python weights/download.py sam2_hiera_large openworldsam_coco
+
+A download goes to FILE.part and gets its final name only when it is whole, so a file that is there can be
+trusted. Running the same command again resumes a part. FILE.sha256 records what was fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import http.client
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+CHUNK = 1 << 20
+TIMEOUT_SECONDS = 30.0
+ATTEMPTS = 4  # in a row without a new byte; any progress starts the count again
+BACKOFF_SECONDS = 1.0  # doubled after each failed attempt
+TRANSIENT_STATUS = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One public file: where it is, what it is called here, what it is for, and whose terms apply."""
+
+    url: str
+    filename: str
+    purpose: str
+    terms_url: str
+    note: str = ""  # ends the message when the address does not give the file
+
+
+def _openworldsam(drive_id: str, filename: str) -> Weight:
+    # confirm=t skips the page that Google Drive shows in place of files too large for its virus scan.
+    url = f"https://drive.usercontent.google.com/download?id={drive_id}&export=download&confirm=t"
+    return Weight(url, filename, "released OpenWorldSAM", "https://github.com/GinnyXiao/OpenWorldSAM")
+
+
+def _sam2(path: str) -> Weight:
+    url = f"https://dl.fbaipublicfiles.com/segment_anything_2/{path}"
+    return Weight(url, Path(path).name, "SAM2: images to masks", "https://github.com/facebookresearch/sam2")
+
+
+def _beit3(filename: str, purpose: str) -> Weight:
+    url = f"https://github.com/addf400/files/releases/download/beit3/{filename}"
+    return Weight(url, filename, purpose, "https://github.com/microsoft/unilm/tree/master/beit3")
+
+
+def _evf_sam2(repository: str, remote: str, other: str) -> Weight:
+    page = f"https://huggingface.co/YxZhang/{repository}"
+    purpose = f"BEiT-3 of EVF-SAM2 (that it is called {remote} there is a guess)"
+    note = f" There it may have another name or come in several files: try {other}, or see {page}/tree/main."
+    return Weight(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, note)
+
+
+_SIZES = ("tiny", "small", "base_plus", "large")
+REGISTRY: dict[str, Weight] = {
+    "openworldsam_coco": _openworldsam("1z2HEGAFqDZa7vuoqAl0FS6YiJsEOD-Ds", "model_final.pth"),
+    "openworldsam_refcocog": _openworldsam("1yK6Yf5O5bAkCkuttwN4eZAu5RF_rAQ0z", "model_final_refcocog.pth"),
+    **{f"sam2_hiera_{size}": _sam2(f"072824/sam2_hiera_{size}.pt") for size in _SIZES},
+    **{f"sam2.1_hiera_{size}": _sam2(f"092824/sam2.1_hiera_{size}.pt") for size in _SIZES},
+    "beit3_base": _beit3("beit3_base_patch16_224.pth", "BEiT-3"),
+    "beit3_large": _beit3("beit3_large_patch16_224.pth", "BEiT-3"),
+    "beit3_large_itc": _beit3("beit3_large_itc_patch16_224.pth", "BEiT-3 after image-text contrast"),
+    "beit3_large_indomain": _beit3("beit3_large_indomain_patch16_224.pth", "BEiT-3 after COCO and VG"),
+    "beit3_tokenizer": _beit3("beit3.spm", "tokenizer for every BEiT-3"),
+    "evf_sam2_multitask": _evf_sam2("evf-sam2-multitask", "model.safetensors", "evf_sam2_multitask_bin"),
+    "evf_sam2_multitask_bin": _evf_sam2("evf-sam2-multitask", "pytorch_model.bin", "evf_sam2_multitask"),
+    "evf_sam2": _evf_sam2("evf-sam2", "model.safetensors", "evf_sam2_bin"),
+    "evf_sam2_bin": _evf_sam2("evf-sam2", "pytorch_model.bin", "evf_sam2"),
+}
+
+
+class DownloadError(Exception):
+    """A download that cannot go on. The message says what happened and what to do."""
+
+
+class _Interrupted(DownloadError):
+    """A failure that may pass: worth another attempt."""
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Write a line to stderr, over the progress bar if one stands there."""
+    print(("\r\033[K" if sys.stderr.isatty() else "") + text, end=end, file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """A bar on stderr, redrawn in place; nothing at all when stderr is not a terminal."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._start, self._total = start, total
+        self._began = self._drawn = time.monotonic()
+
+    def draw(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._drawn < 0.2 or not sys.stderr.isatty():
+            return
+        self._drawn = now
+        rate = max(done - self._start, 1) / (now - self._began)
+        total = self._total or done  # a full bar if the server has not said how large the file is
+        bar, left = "#" * (20 * done // total), int((total - done) / rate)
+        text = f"[{bar:.<20}] {done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        _say(f"{text}, {left // 60}:{left % 60:02d} left", end="")
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _open(url: str, part: Path, headers: dict[str, str]) -> http.client.HTTPResponse:
+    """Raises _Interrupted for what may pass, such as no connection, and DownloadError for what will not."""
+    headers["User-Agent"] = "openworldsam-download"  # some hosts refuse urllib's own name
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the part is longer than the remote file: start afresh
+            part.unlink(missing_ok=True)
+        kind = _Interrupted if error.code in TRANSIENT_STATUS else DownloadError
+        raise kind(f"the server answered HTTP {error.code} ({error.reason})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"no connection ({getattr(error, 'reason', error)})") from error
+    return response
+
+
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body as it arrives. Raises _Interrupted when the connection breaks."""
+    try:
+        yield response.read(512)  # enough to recognise a web page
+        while piece := response.read1(CHUNK):
+            yield piece
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"the connection broke ({error})") from error
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Complete ``part``. Raises what _open and _pieces raise, and OSError if the part cannot be written."""
+    origin = Path(f"{part}.origin")  # of the remote file: its size, and its ETag or date if it can be resumed
+    known, _, validator = (origin.read_text() if origin.exists() else "").partition("\n")
+    offset, size = (_length(part), int(known)) if validator else (0, 0)
+    if offset and offset == size:  # the run that fetched it ended before it could rename it
+        return
+    # If-Range: should the remote file have changed since, the server sends all of it and not the rest.
+    with _open(url, part, {"Range": f"bytes={offset}-", "If-Range": validator} if offset else {}) as response:
+        etag = response.headers.get("ETag", "")  # a weak one (W/...) does not promise equal bytes
+        now = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+        place = f"bytes {offset}-{size - 1}/{size}"
+        if response.status != 206:
+            offset, size = 0, response.length or 0
+        elif response.headers["Content-Range"] != place or now not in ("", validator):
+            part.unlink(missing_ok=True)
+            raise _Interrupted("the server does not go on where the part ends")
+        pieces = _pieces(response)
+        first = next(pieces)
+        if response.headers.get_content_type() == "text/html" or b"<html" in first.lower():
+            raise DownloadError("the answer is a web page (a quota notice, a login?), not the file")
+        if response.length is None and not response.chunked:
+            raise DownloadError("the server does not say where the file ends")
+        progress = _Progress(offset, size)
+        with part.open("r+b" if offset else "wb") as file:
+            if not offset:
+                origin.write_text(f"{size}\n{now if size else ''}")
+            file.seek(offset)
+            for piece in chain([first], pieces):
+                offset += file.write(piece)
+                progress.draw(offset)
+    if not offset or offset != (size or offset):
+        raise _Interrupted(f"the connection ended after {offset} of {size} bytes")
+
+
+def check(path: Path, record: Path) -> str:
+    """The SHA-256 of a file. Raises DownloadError if ``record``, in sha256sum's format, holds another one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    found, recorded = digest.hexdigest(), record.read_text().split()[:1] if record.exists() else []
+    if recorded and recorded[0].lower() != found:
+        advice = "Delete whichever of the two you do not trust and run the command again"
+        raise DownloadError(f"{path} has SHA-256 {found}, but {record} says {recorded[0]}. {advice}")
+    return found
+
+
+def download(weight: Weight, target: Path) -> str:
+    """Fetch one file, going on from what an earlier run left, and return its SHA-256.
+
+    Raises DownloadError if it cannot be had or is not the recorded one, OSError if it cannot be written.
+    """
+    part, record = Path(f"{target}.part"), Path(f"{target}.sha256")
+    most, failures = _length(part), 0
+    while True:
+        try:
+            _fetch(weight.url, part)
+            break
+        except DownloadError as error:
+            failures = 1 if _length(part) > most else failures + 1
+            most = max(most, _length(part))
+            if failures == ATTEMPTS or not isinstance(error, _Interrupted):
+                by_hand = f"or open {weight.url} on any machine and save it as {target}.{weight.note}"
+                raise DownloadError(f"{error}. To go on, run the same command again, {by_hand}") from error
+            _say(f"{target.name}: {error}; trying again")
+            time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
+    with part.open("r+b") as file:
+        os.fsync(file.fileno())  # else a power cut after the rename could leave a hollow file
+    try:
+        found = check(part, record)
+    except DownloadError:
+        part.unlink()
+        raise
+    record.write_text(f"{found}  {target.name}\n")
+    os.replace(part, target)
+    Path(f"{part}.origin").unlink(missing_ok=True)
+    return found
+
+
+def _table(registry: Mapping[str, Weight], folder: Path) -> str:
+    rows = [("NAME", "FILE", "HERE", "FOR", "TERMS")]
+    for name, weight in registry.items():
+        target = folder / weight.filename
+        here = "yes" if target.exists() else "part" if Path(f"{target}.part").exists() else "no"
+        rows.append((name, weight.filename, here, weight.purpose, weight.terms_url))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows)
+
+
+def _get(weight: Weight, target: Path, verify: bool) -> str:
+    """Fetch what is not there, verify what is, and return what to say. Raises as download and check do."""
+    record = Path(f"{target}.sha256")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _say(f"{target}: fetching {weight.url}")
+        return f"whole, SHA-256 {download(weight, target)}"
+    if verify and not record.exists():
+        raise DownloadError(f"it cannot be verified, {record} is missing")
+    return "already there" + (f", SHA-256 as recorded: {check(target, record)}" if verify else "")
+
+
+def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REGISTRY) -> int:
+    """Run the command line; returns the exit status: 0, 1 if anything failed, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Fetch public weights. The same command again resumes.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch, see --list")
+    parser.add_argument("--list", action="store_true", help="show every name, its file, and what is here")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="default: weights/")
+    parser.add_argument("--verify", action="store_true", help="check what is here against its .sha256")
+    args = parser.parse_args(argv)
+    folder, status = args.output.resolve(), 0
+    if args.list or not args.names:
+        print(_table(registry, folder))
+    for name in args.names:
+        if name not in registry:
+            near = " or ".join(difflib.get_close_matches(name, registry)) or "one of --list"
+            parser.error(f"there is no {name}; did you mean {near}?")
+    for target, weight in ((folder / registry[name].filename, registry[name]) for name in args.names):
+        try:
+            _say(f"{target}: {_get(weight, target, args.verify)}")
+        except (DownloadError, OSError) as error:
+            status = 1
+            kept = "; what has arrived is kept to be resumed" if isinstance(error, OSError) else ""
+            _say(f"error: {target}: {error}{kept}")
+        except KeyboardInterrupt:
+            _say(f"{target}: stopped; what has arrived is kept, and the same command again resumes")
+            return 130
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
