@@ -49,7 +49,8 @@ BEIT3_WIDTHS = {768: "base", 1024: "large"}
 def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -> dict[str, Source]:
     """Fill a model from MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
 
-    A full checkpoint in MODEL.WEIGHTS brings everything; the other two are then not read.
+    A full checkpoint in MODEL.WEIGHTS brings everything; the other two are then not read. On an error the frozen
+    modules are left empty.
 
     Args:
         model: an `OpenWorldSAM`.
@@ -63,6 +64,11 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
         FileNotFoundError: a file is missing.
         ValueError: no file holds a component, or it does not fit the model.
     """
+    device = next(model.get_submodule("adapter").parameters()).device
+    for component in ("sam2", "beit3"):
+        for module in map(model.get_submodule, MODULES[component]):
+            if _is_frozen(module):
+                module.to("meta")  # gives its memory back before the files take theirs
     sources: dict[str, Source] = {}
     files: dict[str, WeightFile] = {}
     for key, path, components in (
@@ -83,6 +89,7 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
                 sources[component] = file.source(component)
                 logger.info("%s weights from %s (%s)", component, path, file.layout)
     _check_complete(sources, need_adapter)
+    model.to(device)
     if cfg.MODEL.WEIGHTS:
         _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)
     return sources
@@ -122,9 +129,12 @@ def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
         )
     for module in MODULES[component]:
         target = model.get_submodule(module)
-        frozen = not any(p.requires_grad for p in target.parameters())
         own = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
-        target.load_state_dict(own, assign=frozen)
+        target.load_state_dict(own, assign=_is_frozen(target))
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
 
 
 def resize_positions(table: Tensor, rows: int) -> Tensor:

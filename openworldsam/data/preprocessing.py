@@ -75,7 +75,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> uint8 [3, H, W]."""
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    return torch.tensor(image.transpose(2, 0, 1))
 
 
 def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:

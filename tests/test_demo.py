@@ -1,0 +1,120 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from openworldsam.demo import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def command(tiny_weights, tmp_path):
+    """Arguments of the demo for the tiny model; what is given comes on top."""
+    opts = ["MODEL.WEIGHTS", str(tiny_weights / "model_final.pth")]
+    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
+
+    def make(*arguments, prompts=("cat", "grass"), opts=tuple(opts)):
+        config = str(ROOT / "configs/tiny.yaml")
+        output = str(tmp_path / "out")
+        return [
+            "--config-file",
+            config,
+            "--prompts",
+            *prompts,
+            "--output",
+            output,
+            *map(str, arguments),
+            "--opts",
+            *opts,
+        ]
+
+    return make
+
+
+def test_every_task_writes_a_picture_and_a_coco_json(command, photograph, tmp_path, capsys):
+    assert main(command("--input", photograph, "--task", "all")) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "These weights are rule-made, not trained, seed 0: the masks mean nothing."
+    for task in ("semantic", "instance", "panoptic", "referring"):
+        with Image.open(tmp_path / f"out/chelsea_{task}.png") as overlay:
+            assert overlay.width >= 451
+        path = tmp_path / f"out/chelsea_{task}.json"
+        content = json.loads(path.read_text())
+        assert content["info"]["task"] == task and content["info"]["preset"] == "paper"
+        assert content["info"]["weights"]["sam2"]["file"] == "model_final.pth"
+        coco = COCO(path)
+        assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["cat", "grass"]
+        annotations = coco.loadAnns(coco.getAnnIds())
+        assert annotations
+        for annotation in annotations:
+            mask = coco.annToMask(annotation)
+            assert mask.shape == (300, 451) and mask.sum() == annotation["area"]
+            ys, xs = np.nonzero(mask)
+            assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+    assert not list((tmp_path / "out").glob("*.part")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_bad_picture_does_not_stop_the_others(command, photograph, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    assert main(command("--input", tmp_path / "broken.jpg", "missing.png", photograph)) == 1
+    errors = capsys.readouterr().err
+    assert "broken.jpg is not a readable image" in errors and "missing.png not found" in errors
+    assert (tmp_path / "out/chelsea_instance.png").is_file()
+
+
+def test_nothing_found_says_why(command, photograph, capsys):
+    arguments = command("--input", photograph)
+    assert main([*arguments, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"]) == 0
+    assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
+
+
+def test_pictures_of_one_name_are_refused(command, photograph, tmp_path, capsys):
+    shutil.copy(photograph, tmp_path / "chelsea.png")
+    assert main(command("--input", photograph, tmp_path / "chelsea.png")) == 2
+    assert "overwrite each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompts", "opts", "message"),
+    [
+        (["cat", " "], None, "prompt 1 is empty"),
+        (["cat"], ["MODEL.WEIGHTS", "none.pth"], "none.pth not found"),
+        (["cat"], ["MODEL.WEIGHT", "none.pth"], "MODEL.WEIGHT"),
+        (["cat"], ["MODEL.WEIGHTS"], "pairs KEY VALUE"),
+    ],
+)
+def test_errors_are_one_readable_line(command, photograph, prompts, opts, message, capsys):
+    extra = {} if opts is None else {"opts": opts}
+    assert main(command("--input", photograph, prompts=prompts, **extra)) != 0
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+
+
+def test_an_output_that_cannot_be_written_is_an_error(command, photograph, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    assert main(command("--input", photograph)) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_tools_run_as_commands(tmp_path, photograph):
+    """What `make demo` runs, from another folder."""
+    weights = tmp_path / "weights"
+    config = ["--config-file", ROOT / "configs/tiny.yaml"]
+    subprocess.run(
+        [sys.executable, ROOT / "tools/make_rule_weights.py", *config, "--output", weights], check=True, cwd=tmp_path
+    )
+    opts = ["MODEL.WEIGHTS", weights / "model_final.pth", "MODEL.PROMPT_ENCODER.TOKENIZER", weights / "beit3.spm"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/demo.py", *config, "--input", photograph, "--prompts", "cat", "--output",
+         tmp_path / "out", "--opts", *opts],
+        check=True, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("These weights are rule-made")
+    assert (tmp_path / "out/chelsea_instance.json").is_file()
