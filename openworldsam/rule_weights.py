@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
 
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_PREFIX
-from openworldsam.checkpoint.writing import released_state, save_atomically
+from openworldsam.checkpoint.writing import released_state, save_atomically, training_record
 
 NOTE = "rule-made, not trained"
 """Stands at the start of the provenance of such weights."""
@@ -42,10 +43,16 @@ def rule_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def save_rule_checkpoint(model: nn.Module, seed: int, path: Path) -> None:
+def save_rule_checkpoint(model: nn.Module, cfg: CfgNode, seed: int, path: Path) -> None:
     """Fill an `OpenWorldSAM` by the rule, in place, and write it as a checkpoint of the released layout.
 
     Like the released file it holds both encoders twice, sharing their memory.
+
+    Args:
+        model: built from `cfg`.
+        cfg: its config, recorded in the file.
+        seed: of the rule.
+        path: the .pth file.
     """
     state = released_state(model)
     for name, tensor in state.items():
@@ -53,7 +60,8 @@ def save_rule_checkpoint(model: nn.Module, seed: int, path: Path) -> None:
     duplicates = {
         DUPLICATES + name: tensor for name, tensor in state.items() if name.startswith(tuple(RELEASED_PREFIX.values()))
     }
-    content = {"model": {**state, **duplicates}, "openworldsam": {"note": f"{NOTE}, seed {seed}"}}
+    metadata = {"note": f"{NOTE}, seed {seed}", **training_record(cfg)}
+    content = {"model": {**state, **duplicates}, "openworldsam": metadata}
     save_atomically(path, lambda partial: torch.save(content, partial))
 
 

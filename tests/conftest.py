@@ -32,7 +32,8 @@ def shared():
 def tiny_weights(tmp_path_factory):
     """Folder with model_final.pth and beit3.spm for configs/tiny.yaml."""
     folder = tmp_path_factory.mktemp("tiny_weights")
-    save_rule_checkpoint(OpenWorldSAM(load_config(ROOT / "configs/tiny.yaml")), 0, folder / "model_final.pth")
+    cfg = load_config(ROOT / "configs/tiny.yaml")
+    save_rule_checkpoint(OpenWorldSAM(cfg), cfg, 0, folder / "model_final.pth")
     save_tokenizer(folder / "beit3.spm")
     return folder
 

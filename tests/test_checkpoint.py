@@ -616,7 +616,6 @@ def test_a_hiera_of_another_size_is_named(stages: list[int], name: str, refusal:
     assert f"{sum(stages)} blocks ({name})" in message and "configs/encoders/" in message
 
 
-@pytest.mark.xfail(strict=True, reason="there is no configs/encoders/ file for Hiera-L, whose keys are the defaults")
 def test_advice_about_each_hiera_names_a_config_that_exists_or_the_defaults(refusal: Refusal) -> None:
     state = sam2_state("2.0", stages=[2, 6, 36, 4], global_att_blocks=[43])
     message = refusal("sam2", state)
@@ -657,13 +656,11 @@ def test_an_adapter_without_tie_breakers_or_transformer_gets_the_keys_to_set(
     load_component(model, "adapter", weight_file("adapter", state))
 
 
-@pytest.mark.xfail(strict=True, reason="_advice takes a BEiT-3 file without text_embed for an adapter's")
 def test_advice_about_a_beit3_file_never_speaks_of_the_adapter(states: dict[str, State], refusal: Refusal) -> None:
     state = {n: t for n, t in states["beit3"].items() if n != "beit3.text_embed.weight"}
     assert "MODEL.ADAPTER" not in refusal("beit3", state)
 
 
-@pytest.mark.xfail(strict=True, reason="_advice and resize_positions look at the shape before it is checked")
 @pytest.mark.parametrize(
     ("component", "name", "shape"),
     [
@@ -681,7 +678,6 @@ def test_a_wrong_shape_where_the_loader_looks_closer_is_named_too(
     assert name.split(".", 1)[1] in message and str(shape) in message
 
 
-@pytest.mark.xfail(strict=True, reason="names under none of the prefixes of a full checkpoint are dropped in silence")
 @pytest.mark.parametrize("name", ["text_hidden_fcs.1.0.weight", "criterion.empty_weight", "visual_modelX.weight"])
 def test_an_unknown_tensor_of_a_full_checkpoint_is_named(name: str, files: dict[str, Path], tmp_path: Path) -> None:
     state = torch.load(files["bare.pth"], mmap=True)
@@ -794,10 +790,6 @@ def test_a_file_cut_anywhere_is_refused_by_name(name: str, tmp_path: Path) -> No
     assert read_weights(path).layout == "adapter"
 
 
-LEAK = "torch.load raises IndexError, struct.error, AssertionError, too, and UnicodeDecodeError without the path"
-
-
-@pytest.mark.xfail(strict=True, reason=LEAK)
 def test_a_legacy_file_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "legacy.pth"
     whole = small_file(path, legacy=True)
@@ -808,7 +800,6 @@ def test_a_legacy_file_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
             read_weights(path)
 
 
-@pytest.mark.xfail(strict=True, reason=LEAK)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_file_with_wrong_bytes_is_read_or_refused_by_name(legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "wrong.pth"
@@ -816,7 +807,7 @@ def test_a_file_with_wrong_bytes_is_read_or_refused_by_name(legacy: bool, tmp_pa
     rng = random.Random(0)
     for _ in range(300):
         changed = bytearray(whole)
-        changed[rng.randrange(600)] = rng.randrange(256)
+        changed[rng.randrange(min(len(whole), 600))] = rng.randrange(256)
         path.write_bytes(changed)
         try:
             read_weights(path)
@@ -844,11 +835,10 @@ def test_a_safetensors_file_with_wrong_bytes_is_read_or_refused_by_name(tmp_path
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("random.pt", marks=pytest.mark.xfail(strict=True, reason=LEAK)),
+        pytest.param("random.pt"),
         "random.safetensors",
         pytest.param(
             "random.bin.index.json",
-            marks=pytest.mark.xfail(strict=True, reason="JSONDecodeError and UnicodeDecodeError without the path"),
         ),
     ],
 )
@@ -933,7 +923,6 @@ def test_a_file_of_no_known_layout_is_refused(content: object, tmp_path: Path) -
         read_weights(tmp_path / "a.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: names are taken for str, metadata for a mapping, unchecked")
 @pytest.mark.parametrize(
     "content",
     [{0: torch.zeros(2)}, {"model": {("a", 1): torch.zeros(2)}}, {"model": SMALL, "openworldsam": "0.1.0"}],
@@ -967,9 +956,7 @@ def test_an_index_with_a_cut_shard_names_the_shard(states: dict[str, State], tmp
         "{}",
         "[]",
         "3",
-        pytest.param(
-            '{"weight_map": null}', marks=pytest.mark.xfail(strict=True, reason="AttributeError: None has no values")
-        ),
+        pytest.param('{"weight_map": null}'),
         '{"weight_map": {"a": 3}}',
         '{"weight_map": {"a": "a.bin.index.json"}}',
     ],
@@ -1174,7 +1161,7 @@ def test_a_failing_writer_leaves_the_old_file_and_no_other(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_interrupted_write_leaves_nothing_behind(error: type[BaseException], tmp_path: Path) -> None:
     seen = []
 

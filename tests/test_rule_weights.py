@@ -83,8 +83,9 @@ def test_other_vectors_are_small(name: str) -> None:
 
 
 def save(path: Path, seed: int, *opts: str) -> OpenWorldSAM:
-    model = OpenWorldSAM(load_config(CONFIG, opts))
-    save_rule_checkpoint(model, seed, path)
+    cfg = load_config(CONFIG, opts)
+    model = OpenWorldSAM(cfg)
+    save_rule_checkpoint(model, cfg, seed, path)
     return model
 
 
@@ -148,15 +149,9 @@ def test_the_file_depends_on_the_seed_alone(tmp_path: Path) -> None:
         (4, 0),
         pytest.param(
             *(0, 0),
-            marks=pytest.mark.xfail(
-                strict=True, reason="without positional_tokens a full checkpoint is taken for an EVF-SAM2 file"
-            ),
         ),
         pytest.param(
             *(0, 3),
-            marks=pytest.mark.xfail(
-                strict=True, reason="without positional_tokens a full checkpoint is taken for an EVF-SAM2 file"
-            ),
         ),
     ],
 )

@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model = OpenWorldSAM(load_config(args.config_file))
-    save_rule_checkpoint(model, args.seed, args.output / "model_final.pth")
+    cfg = load_config(args.config_file)
+    save_rule_checkpoint(OpenWorldSAM(cfg), cfg, args.seed, args.output / "model_final.pth")
     save_tokenizer(args.output / "beit3.spm")
     print(f"{args.output}/model_final.pth and beit3.spm: made by rule, not trained")
 

@@ -20,14 +20,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
@@ -40,6 +39,8 @@ RELEASED_ADAPTER = (
 """(name in the released checkpoint, our name) by prefix."""
 RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
 """What the released checkpoint and EVF-SAM2 put before a component's public names."""
+RELEASED_TRAINING = {"preset": "released", "FUSION": "broadcast", "INTERACTION": "image", "KEY_POSITIONS": "False"}
+"""How the released code trains, which its checkpoints do not say."""
 DUPLICATES = "evf_sam2."
 """The released checkpoint holds both encoders twice."""
 
@@ -97,6 +98,8 @@ def read_weights(path: str | Path) -> WeightFile:
     path = Path(path)
     state, metadata = _read_any(path)
     layout, components = _components(state)
+    if layout == "released":
+        metadata = {**RELEASED_TRAINING, **metadata}
     for component in components.values():
         for name, tensor in component.items():
             if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
@@ -118,18 +121,19 @@ def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
         )
     try:
         if path.name.endswith(".index.json"):
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-            state: StateDict = {}
-            for shard in shards:
-                state.update(_read_any(path.parent / shard)[0])
-            return state, {}
-        if path.suffix == ".safetensors":
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()) - {path.name})
+            parts = [path.parent / shard for shard in shards]
+        elif path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        return _read_pickle(path)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        else:
+            return _read_pickle(path)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file makes the readers raise almost anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}); fetch it again") from error
+    return {name: tensor for part in parts for name, tensor in _read_any(part)[0].items()}, {}
 
 
 def _file_in_folder(folder: Path) -> Path:
@@ -155,32 +159,37 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+        raise ValueError(f"it holds a {type(content).__name__}")
     metadata = content.get("openworldsam", {})
     for key in ("model", "module", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, metadata
+    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return state, dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
 def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     """Name the layout and sort the tensors into components under public names."""
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(DUPLICATES)}
     if any(name.startswith("adapter.") for name in state):
         return "adapter", {"adapter": state}
     if any(name.startswith("image_encoder.trunk.") for name in state):
         version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
         return f"SAM {version}", {"sam2": state}
     if any(name.startswith("beit3.") for name in state):
-        # the heads of its pre-training and retrieval variants
-        backbone = {n: t for n, t in state.items() if "head" not in n.split(".")[0] and n != "logit_scale"}
-        return "BEiT-3", {"beit3": backbone}
-    components = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
-    if not all(components.values()):
+        # its pre-trained, retrieval and fine-tuned variants have heads on top
+        top = ("pooler.", "logit_scale")
+        return "BEiT-3", {
+            "beit3": {n: t for n, t in state.items() if "head" not in n.split(".")[0] and not n.startswith(top)}
+        }
+    encoders = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
+    if not all(encoders.values()):
         return "unknown", {}
-    if "positional_tokens" not in state:  # EVF-SAM2's own projector means nothing here
-        return "EVF-SAM2", components
-    return "released", {**components, "adapter": rename(state, RELEASED_ADAPTER)}
+    if not any(name.startswith((DUPLICATES, "positional_tokens")) for name in state):
+        return "EVF-SAM2", encoders  # its own projector means nothing here
+    others = (DUPLICATES, *RELEASED_PREFIX.values())
+    # under their own names, should there be any that the adapter does not know
+    adapter = {renamed(n, RELEASED_ADAPTER) or n: t for n, t in state.items() if not n.startswith(others)}
+    return "released", {**encoders, "adapter": adapter}
 
 
 def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:

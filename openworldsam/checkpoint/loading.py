@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import torch
 from detectron2.config import CfgNode
@@ -125,7 +126,8 @@ def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
     if problems:
         listed = "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
         raise ValueError(
-            f"{file.path} ({file.layout}) does not fit the configured {component}: {listed}. {_advice(public)}"
+            f"{file.path} ({file.layout}) does not fit the configured {component}: {listed}. "
+            f"{_advice(component, public)}"
         )
     for module in MODULES[component]:
         target = model.get_submodule(module)
@@ -145,30 +147,37 @@ def resize_positions(table: Tensor, rows: int) -> Tensor:
         rows: 3 + m * m.
 
     Returns:
-        [3 + m * m, D], the patches' part interpolated bicubically.
+        [3 + m * m, D], the patches' part interpolated bicubically; anything else than such a table as it is.
     """
-    if len(table) == rows:
+    if table.ndim != 2 or len(table) == rows:
         return table
-    old, new = round((len(table) - 3) ** 0.5), round((rows - 3) ** 0.5)
+    old, new = math.isqrt(max(0, len(table) - 3)), math.isqrt(rows - 3)
+    if not old or old * old + 3 != len(table):
+        return table
     grid = table[3:].T.reshape(1, -1, old, old)
     resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
     logger.info("BEiT-3 positions interpolated from %d x %d to %d x %d patches", old, old, new, new)
     return torch.cat([table[:3], resized[0].flatten(1).T])
 
 
-def _advice(public: StateDict) -> str:
+def _advice(component: str, public: StateDict) -> str:
     """What the file seems to hold, and how to configure that."""
-    blocks = {name.split(".")[3] for name in public if name.startswith("image_encoder.trunk.blocks.")}
-    if blocks:
+    if component == "sam2":
+        blocks = {name.split(".")[3] for name in public if name.startswith("image_encoder.trunk.blocks.")}
         name = SAM2_BLOCKS.get(len(blocks), "unknown")
-        return f"It holds a Hiera of {len(blocks)} blocks ({name}); configs/encoders/ has a file for each."
-    if "beit3.text_embed.weight" in public:
-        width = public["beit3.text_embed.weight"].shape[1]
+        return (
+            f"It holds a Hiera of {len(blocks)} blocks ({name}); configs/encoders/ configures the other sizes than "
+            "large, which is the default."
+        )
+    if component == "beit3":
+        name = "beit3.encoder.layer_norm.A.weight"
+        width = public[name].numel() if name in public else 0
         return (
             f"It holds a BEiT-3 of width {width} ({BEIT3_WIDTHS.get(width, 'unknown')}); "
-            "configs/encoders/beit3_base.yaml configures base, the defaults are large."
+            "configs/encoders/beit3_base.yaml configures base, the default is large."
         )
-    queries = len(public["adapter.tie_breakers"]) if "adapter.tie_breakers" in public else 0
+    name = "adapter.tie_breakers"
+    queries = public[name].shape[0] if name in public and public[name].ndim else 0
     layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
     return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
 

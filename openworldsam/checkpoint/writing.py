@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -29,7 +30,11 @@ from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH
 
 
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its final place and rename it when it is complete and on the disk."""
+    """Write a file beside its final place and rename it when it is complete and on the disk.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -37,6 +42,8 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (SafetensorError, RuntimeError) as error:  # what the writers make of a full disk
+        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -51,8 +58,12 @@ def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapp
         sources: of the encoders, from `load_weights`.
     """
     state = {f"adapter.{name}": tensor for name, tensor in model.get_submodule("adapter").state_dict().items()}
-    metadata = {key: str(cfg.MODEL.ADAPTER[key]) for key in TRAINED_WITH}
-    _save_adapter_state(state, Path(path), {"preset": cfg.PRESET, **metadata}, sources)
+    _save_adapter_state(state, Path(path), training_record(cfg), sources)
+
+
+def training_record(cfg: CfgNode) -> dict[str, str]:
+    """What the tensors do not show of how an adapter is trained; stands in the metadata of its file."""
+    return {"preset": cfg.PRESET, **{key: str(cfg.MODEL.ADAPTER[key]) for key in TRAINED_WITH}}
 
 
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
@@ -73,18 +84,11 @@ def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
         raise ValueError(f"{path} is of the layout {file.layout}; only a full OpenWorldSAM checkpoint is converted")
     folder = Path(folder)
     written = {component: folder / f"{component}.safetensors" for component in file.components}
-    # the released code knows no other way
-    trained_with = {
-        "preset": "released",
-        "FUSION": "broadcast",
-        "INTERACTION": "image",
-        "KEY_POSITIONS": "False",
-    }
     encoders = {component: file.source(component) for component in RELEASED_PREFIX}
-    note = _note(file)
+    note = {"note": file.metadata["note"]} if "note" in file.metadata else {}
     for component in RELEASED_PREFIX:
         _save_tensors(file.components[component], written[component], note)
-    _save_adapter_state(file.components["adapter"], written["adapter"], {**trained_with, **note}, encoders)
+    _save_adapter_state(file.components["adapter"], written["adapter"], _carried_over(file), encoders)
     return written
 
 
@@ -108,7 +112,7 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
         for name, tensor in file.components[component].items():
             public = RELEASED_PREFIX[component] + name
             state[public] = state[DUPLICATES + public] = tensor
-    content = {"model": state, "openworldsam": _note(trained)}
+    content = {"model": state, "openworldsam": _carried_over(trained)}
     save_atomically(Path(path), lambda partial: torch.save(content, partial))
 
 
@@ -136,8 +140,9 @@ def _component(path: str | Path, component: str) -> WeightFile:
     return file
 
 
-def _note(file: WeightFile) -> dict[str, str]:
-    return {"note": file.metadata["note"]} if "note" in file.metadata else {}
+def _carried_over(file: WeightFile) -> dict[str, str]:
+    """The metadata of an adapter that another layout must not lose."""
+    return {key: file.metadata[key] for key in ("note", "preset", *TRAINED_WITH) if key in file.metadata}
 
 
 def _save_adapter_state(

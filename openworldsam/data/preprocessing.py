@@ -33,20 +33,19 @@ def read_image(source: ImageLike) -> np.ndarray:
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image")
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, Path, Image.Image)):
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"image {path} not found")
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image, str(path))
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, "the PIL image")
+        with Image.open(source) as image:
+            return _to_rgb(image, str(source))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {source} not found") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}; scale the picture down first") from error
+        raise ValueError(f"{source}: {error}; scale the picture down first") from error
     except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+        raise ValueError(f"{source} is not a readable image: {error}") from error
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:
@@ -66,23 +65,26 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     if upright.mode == "F":
         raise ValueError(f"{name} holds floating-point pixels; convert it to 8 bits first")
     if upright.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
+        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them; "I" may hold 8 or 16 bits
         grey = np.asarray(upright).astype(np.float64)
-        grey8 = np.clip(np.rint(grey / (257.0 if grey.max() > 255 else 1.0)), 0, 255).astype(np.uint8)
-        return _check_array(grey8)
+        is_8_bit = upright.mode == "I" and grey.max() <= 255
+        return _check_array(np.clip(np.rint(grey / (1 if is_8_bit else 257)), 0, 255).astype(np.uint8))
+    if upright.mode == "P":
+        upright = upright.convert("RGBA")  # Pillow warns of transparency in a palette otherwise
     return np.array(upright.convert("RGB"))
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> uint8 [3, H, W]."""
-    return torch.tensor(image.transpose(2, 0, 1))
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
     """Squash a picture to SAM2's input size, bilinearly, as uint8 arithmetic does it.
 
-    A horizontal pass and then a vertical one, each rounded half up. This equals `F.interpolate` on a uint8 CPU
-    tensor, bit for bit, on every device; rounding only once is one grey level off in a fifth of the pixels.
+    A horizontal pass and then a vertical one, each rounded half up, on every device. Without antialiasing and for a
+    size that is a power of two this equals `F.interpolate` on a uint8 CPU tensor, bit for bit (for other sizes its
+    16-bit weights make it one or two grey levels off); rounding only once differs in a fifth of the pixels.
 
     Args:
         image: uint8 [3, H, W].

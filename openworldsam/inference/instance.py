@@ -33,7 +33,8 @@ def instance_inference(rows: MaskRows, size: tuple[int, int], options: Inference
         options: score threshold (inclusive), NMS threshold and rule, top k.
     """
     if options.top_k and len(rows.scores) > options.top_k:
-        rows = rows.select(rows.scores.topk(options.top_k).indices.sort().values)
+        best = rows.scores.argsort(descending=True, stable=True)
+        rows = rows.select(best[: options.top_k].sort().values)
     rows = rows.select(rows.scores >= options.score_threshold)
     masks = torch.zeros(len(rows.scores), *size, dtype=torch.bool, device=rows.logits.device)
     for part, logits in upsampled(rows.logits, size):

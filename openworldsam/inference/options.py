@@ -19,7 +19,7 @@ class InferenceOptions:
     """The keys of MODEL.INFERENCE (all but TASKS); `config.py` says what each means.
 
     Raises:
-        ValueError: a rule of an unknown name, or a threshold outside 0..1.
+        ValueError: a rule of an unknown name, a threshold outside 0..1, or a negative top k.
     """
 
     score_threshold: float = 0.7
@@ -36,6 +36,8 @@ class InferenceOptions:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"MODEL.INFERENCE.{name.upper()} is a number from 0 to 1, got {value!r}")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"MODEL.INFERENCE.TOP_K is a whole number from 0, got {self.top_k!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 key = f"MODEL.INFERENCE.{name.upper()}"

@@ -37,7 +37,9 @@ def semantic_scores(
         the labels int64 [L], ascending, and their scores [L, H, W].
     """
     labels = rows.labels.unique()
-    scores = torch.stack([score for _, score in _class_scores(rows, size, num_classes, options)])
+    scores = rows.logits.new_zeros(len(labels), *size)
+    for index, (_, score) in enumerate(_class_scores(rows, size, num_classes, options)):
+        scores[index] = score
     if options.semantic_weight == "softmax":
         common = 1 / (rows.scores.exp() + num_classes)
         for part, logits in upsampled(rows.logits, size):

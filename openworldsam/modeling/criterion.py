@@ -90,11 +90,11 @@ class Criterion(nn.Module):
             matches: of these targets.
 
         Returns:
-            scalars by name: "loss_mask", and "loss_dice" if it has a weight.
+            scalars by name: "loss_mask" and "loss_dice", each if it has a weight.
         """
-        losses = {"loss_mask": logits.sum() * 0}  # keeps the graph where nothing is matched
-        if self.dice_weight:
-            losses["loss_dice"] = logits.sum() * 0
+        nothing = logits.float().sum() * 0  # keeps the graph where nothing is matched
+        weights = {"loss_mask": self.mask_weight, "loss_dice": self.dice_weight}
+        losses = {name: nothing for name, weight in weights.items() if weight}
         for prompt in matches.prompt.unique().tolist():
             pairs = torch.nonzero(matches.prompt == prompt)[:, 0]
             target = targets[prompt][matches.target[pairs].to(logits.device)]
@@ -106,8 +106,9 @@ class Criterion(nn.Module):
             )[:, 0]
             count = len(targets[prompt]) if self.divisor == "targets" else len(pairs)
             scale = 1 / (count * len(targets))
-            focal = focal_loss(upsampled, target, self.focal_alpha, self.focal_gamma).sum()
-            losses["loss_mask"] = losses["loss_mask"] + self.mask_weight * scale * focal
+            if self.mask_weight:
+                focal = focal_loss(upsampled, target, self.focal_alpha, self.focal_gamma).sum()
+                losses["loss_mask"] = losses["loss_mask"] + self.mask_weight * scale * focal
             if self.dice_weight:
                 dice = dice_loss(upsampled, target).sum()
                 losses["loss_dice"] = losses["loss_dice"] + self.dice_weight * scale * dice

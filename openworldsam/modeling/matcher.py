@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -61,13 +60,14 @@ def matching_costs(
             costs.append(logits.new_zeros(logits.shape[1], 0))
             continue
         target = F.interpolate(masks[None].float(), logits.shape[-2:], mode="nearest")[0].flatten(1)
-        focal = (positive[p] @ target.T + negative[p] @ (1 - target).T) / target.shape[1]
-        cost = mask_weight * focal
+        cost = logits.new_zeros(logits.shape[1], len(masks), dtype=torch.float32)
+        if mask_weight:
+            cost += mask_weight * (positive[p] @ target.T + negative[p] @ (1 - target).T) / target.shape[1]
         if dice_weight:
             probability = logits[p].float().flatten(1).sigmoid()
             overlap = 2 * probability @ target.T + 1
             total = probability.sum(1)[:, None] + target.sum(1)[None] + 1
-            cost = cost + dice_weight * (1 - overlap / total)
+            cost += dice_weight * (1 - overlap / total)
         costs.append(torch.nan_to_num(cost, nan=1e6))
     return costs
 
@@ -78,12 +78,10 @@ def match(costs: Sequence[Tensor]) -> Matches:
     Args:
         costs: P times [K, N_p]; N_p may be 0 or exceed K (then K of its masks are matched).
     """
-    shapes = [cost.shape for cost in costs]
-    host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy() if costs else np.zeros(0)
-    flat = np.split(host, np.cumsum([k * n for k, n in shapes])[:-1])
     triples: list[tuple[int, int, int]] = []
-    for p, (cost, shape) in enumerate(zip(flat, shapes, strict=True)):
-        queries, targets = linear_sum_assignment(cost.reshape(shape))
+    host = torch.cat([cost.flatten() for cost in costs]).cpu() if costs else torch.zeros(0)
+    for p, flat in enumerate(host.split([cost.numel() for cost in costs])):
+        queries, targets = linear_sum_assignment(flat.view(costs[p].shape).numpy())
         triples.extend((p, int(q), int(t)) for q, t in zip(queries, targets, strict=True))
     prompt, query, target = torch.tensor(triples, dtype=torch.long).reshape(-1, 3).T
     return Matches(prompt, query, target)

@@ -53,7 +53,7 @@ def rule_made_model(seed: int, folder: Path) -> OpenWorldSAM:
     cfg = load_config(Path(__file__).parents[2] / "configs/presets/released.yaml")
     cfg.MODEL.ADAPTER.DROPOUT = 0.0
     checkpoint = folder / "model_final.pth"
-    save_rule_checkpoint(OpenWorldSAM(cfg), seed, checkpoint)
+    save_rule_checkpoint(OpenWorldSAM(cfg), cfg, seed, checkpoint)
     written = convert_released(checkpoint, folder)
     checkpoint.unlink()
     model = OpenWorldSAM(cfg)

@@ -101,7 +101,6 @@ def test_top_k_does_not_lift_the_score_threshold():
     assert instance_inference(rows, (1, 2), InferenceOptions(top_k=2)).labels.tolist() == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="Tensor.topk picks arbitrary rows among equal scores; a stable sort would not")
 def test_top_k_takes_the_earlier_of_equal_rows():
     rows = MaskRows(torch.ones(20, 1, 1), torch.full((20,), 0.9), torch.arange(20))
     assert instance_inference(rows, (1, 1), InferenceOptions(top_k=3)).labels.tolist() == [0, 1, 2]

@@ -138,15 +138,9 @@ def test_without_a_dice_weight_dice_is_not_computed(monkeypatch):
 def test_without_a_mask_weight_the_focal_loss_has_no_effect():
     logits = random_logits(1, 4, 4).requires_grad_()
     losses = Criterion(mask_weight=0.0, dice_weight=1.0)(logits, [random_masks(1, 4, 4)], matches_of((0, 0, 0)))
-    assert losses["loss_mask"].item() == 0
-    losses["loss_mask"].backward()
-    assert not logits.grad.any()
-    assert losses["loss_dice"].item() > 0
+    assert losses.keys() == {"loss_dice"} and losses["loss_dice"].item() > 0
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="config.py: a loss of weight 0 is not computed; the focal loss is"
-)
 def test_without_a_mask_weight_the_focal_loss_is_not_computed(monkeypatch):
     monkeypatch.setattr(criterion_module, "focal_loss", None)
     criterion = Criterion(mask_weight=0.0, dice_weight=1.0)
@@ -204,7 +198,6 @@ def test_bfloat16_logits_give_a_float32_loss():
     assert loss.item() == pytest.approx(Criterion()(logits.float(), targets, matches)["loss_mask"].item())
 
 
-@pytest.mark.xfail(strict=True, reason="logits.sum() * 0 overflows in float16: infinity times 0 is NaN")
 def test_float16_logits_give_a_finite_loss():
     logits = torch.full((1, 128, 128), -10.0, dtype=torch.float16)
     losses = Criterion()(logits, [random_masks(1, 4, 4)], matches_of((0, 0, 0)))

@@ -153,9 +153,6 @@ def test_a_batch_without_any_ground_truth_matches_nothing():
     assert [tuple(part.shape) for part in matches] == [(0,)] * 3
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="np.split of nothing gives one empty part, zip(strict) has none for it"
-)
 def test_a_batch_without_prompts_matches_nothing():
     assert pairs(match([])) == []
 
