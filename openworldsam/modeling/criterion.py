@@ -5,6 +5,8 @@ Shapes: n matched pairs of one image, h = w = 4S mask side, H, W size of its gro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +43,9 @@ class Criterion(nn.Module):
         mask_weight, dice_weight: of the focal and the dice loss and cost; 0 leaves one out.
         focal_alpha, focal_gamma: of the focal loss and cost.
         divisor: "targets" or "matched".
+
+    Raises:
+        ValueError: an unknown divisor, or no weight at all.
     """
 
     @configurable
@@ -61,6 +66,13 @@ class Criterion(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.divisor = divisor
+        self.terms: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {}
+        if mask_weight:
+            self.terms["loss_mask"] = (mask_weight, partial(focal_loss, alpha=focal_alpha, gamma=focal_gamma))
+        if dice_weight:
+            self.terms["loss_dice"] = (dice_weight, dice_loss)
+        if not self.terms:
+            raise ValueError("MODEL.CRITERION.MASK_WEIGHT and DICE_WEIGHT are both 0: there is nothing to learn")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -93,23 +105,13 @@ class Criterion(nn.Module):
             scalars by name: "loss_mask" and "loss_dice", each if it has a weight.
         """
         nothing = logits.float().sum() * 0  # keeps the graph where nothing is matched
-        weights = {"loss_mask": self.mask_weight, "loss_dice": self.dice_weight}
-        losses = {name: nothing for name, weight in weights.items() if weight}
+        losses = dict.fromkeys(self.terms, nothing)
         for prompt in matches.prompt.unique().tolist():
             pairs = torch.nonzero(matches.prompt == prompt)[:, 0]
             target = targets[prompt][matches.target[pairs].to(logits.device)]
-            upsampled = F.interpolate(
-                logits[pairs.to(logits.device), None].float(),
-                target.shape[-2:],
-                mode="bilinear",
-                align_corners=False,
-            )[:, 0]
+            low_res = logits[pairs.to(logits.device), None].float()
+            upsampled = F.interpolate(low_res, target.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
             count = len(targets[prompt]) if self.divisor == "targets" else len(pairs)
-            scale = 1 / (count * len(targets))
-            if self.mask_weight:
-                focal = focal_loss(upsampled, target, self.focal_alpha, self.focal_gamma).sum()
-                losses["loss_mask"] = losses["loss_mask"] + self.mask_weight * scale * focal
-            if self.dice_weight:
-                dice = dice_loss(upsampled, target).sum()
-                losses["loss_dice"] = losses["loss_dice"] + self.dice_weight * scale * dice
+            for name, (weight, loss) in self.terms.items():
+                losses[name] = losses[name] + weight / (count * len(targets)) * loss(upsampled, target).sum()
         return losses
