@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+from torchvision.ops import nms
 
-from openworldsam.inference.nms import box_nms, mask_boxes, mask_nms
+from openworldsam.inference.nms import mask_boxes, mask_nms
 from openworldsam.inference.options import InferenceOptions
-from openworldsam.inference.rows import MaskRows, upsampled
+from openworldsam.inference.rows import MaskRows, binary_masks, positive, upsampled
 
 
 class InstanceResult(NamedTuple):
@@ -36,14 +36,21 @@ def instance_inference(rows: MaskRows, size: tuple[int, int], options: Inference
         best = rows.scores.argsort(descending=True, stable=True)
         rows = rows.select(best[: options.top_k].sort().values)
     rows = rows.select(rows.scores >= options.score_threshold)
-    masks = torch.zeros(len(rows.scores), *size, dtype=torch.bool, device=rows.logits.device)
-    for part, logits in upsampled(rows.logits, size):
-        masks[part] = logits > 0
-    covered = masks.flatten(1).any(dim=1)
-    masks, rows = masks[covered], rows.select(covered)
     if options.instance_nms == "box":
-        kept = box_nms(masks, rows.scores, options.nms_threshold)
+        kept = nms(_boxes(rows, size), rows.scores, options.nms_threshold)
     else:
-        kept = mask_nms(masks, rows.scores, rows.labels, options.nms_threshold)
-    masks = masks[kept]
+        kept = mask_nms(rows, size, options.nms_threshold, positive)
+    masks = binary_masks(rows.logits[kept], size, positive)
+    covered = masks.flatten(1).any(dim=1)
+    kept, masks = kept[covered], masks[covered]
     return InstanceResult(masks, rows.scores[kept], rows.labels[kept], mask_boxes(masks))
+
+
+def _boxes(rows: MaskRows, size: tuple[int, int]) -> Tensor:
+    """Boxes [R, 4] of the masks at full size, 0 where a mask has no pixel; the masks never exist all at once."""
+    boxes = rows.logits.new_zeros(len(rows.logits), 4)
+    for part, logits in upsampled(rows.logits, size):
+        masks = positive(logits)
+        covered = masks.flatten(1).any(dim=1)
+        boxes[part][covered] = mask_boxes(masks[covered])
+    return boxes

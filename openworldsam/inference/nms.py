@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes, nms
+from torchvision.ops import masks_to_boxes
+
+from openworldsam.inference.rows import Claims, MaskRows, binary_masks
 
 PIXELS = 2**20
 """Pixels multiplied at a time: bounds the float copies, and keeps every partial sum exact in float32."""
@@ -24,9 +26,10 @@ def mask_iou(masks: Tensor) -> Tensor:
     """
     flat = masks.flatten(1)
     intersection = torch.zeros(len(masks), len(masks), dtype=torch.float64, device="cpu")
-    for part in flat.split(PIXELS, dim=1):
-        values = part.float()
-        intersection += (values @ values.T).cpu()
+    with torch.autocast(masks.device.type, enabled=False):  # half precision cannot count pixels
+        for part in flat.split(PIXELS, dim=1):
+            values = part.float()
+            intersection += (values @ values.T).cpu()
     area = intersection.diagonal()
     union = area[:, None] + area[None] - intersection
     return intersection / union.clamp(min=1)
@@ -54,24 +57,28 @@ def greedy_nms(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return torch.tensor(kept, dtype=torch.long)
 
 
-def mask_nms(masks: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def mask_nms(rows: MaskRows, size: tuple[int, int], threshold: float, claims: Claims) -> Tensor:
     """Remove duplicate masks within each class.
 
+    Classes are compared one after the other: masks of different classes need no product, and only one class's
+    masks exist at full size at a time.
+
     Args:
-        masks: bool [N, H, W].
-        scores: [N].
-        labels: int64 [N].
+        rows: N query rows.
+        size: (H, W) at which masks are compared.
         threshold: a mask goes whose IoU with a better one of its class exceeds this.
+        claims: the rule that makes masks of logits.
 
     Returns:
-        int64 [n] on the device of `masks`, the rows kept, in descending order of score.
+        int64 [n] on the device of `rows`, the rows kept, in descending order of score.
     """
     kept = []
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label)[:, 0]
-        kept.append(rows[greedy_nms(mask_iou(masks[rows]), scores[rows], threshold).to(rows.device)])
-    rows = torch.cat(kept).sort().values if kept else labels.new_zeros(0)
-    return rows[torch.argsort(scores[rows], descending=True, stable=True)]
+    for label in rows.labels.unique():
+        own = torch.nonzero(rows.labels == label)[:, 0]
+        iou = mask_iou(binary_masks(rows.logits[own], size, claims))
+        kept.append(own[greedy_nms(iou, rows.scores[own], threshold).to(own.device)])
+    indices = torch.cat(kept).sort().values if kept else rows.labels.new_zeros(0)
+    return indices[torch.argsort(rows.scores[indices], descending=True, stable=True)]
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -79,17 +86,3 @@ def mask_boxes(masks: Tensor) -> Tensor:
     boxes = masks_to_boxes(masks) if len(masks) else masks.new_zeros(0, 4, dtype=torch.float32)
     boxes[:, 2:] += 1
     return boxes
-
-
-def box_nms(masks: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Remove duplicates by the boxes of their masks, whatever their class (the released code).
-
-    Args:
-        masks: bool [N, H, W], none empty.
-        scores: [N].
-        threshold: IoU of boxes.
-
-    Returns:
-        int64 [n] on the device of `masks`, the rows kept, in descending order of score.
-    """
-    return nms(mask_boxes(masks), scores, threshold)

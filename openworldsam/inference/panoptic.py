@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openworldsam.inference.nms import mask_nms
 from openworldsam.inference.options import InferenceOptions
-from openworldsam.inference.rows import MaskRows, upsampled
+from openworldsam.inference.rows import MaskRows, binary_masks, probable, upsampled
 
 
 class Segment(NamedTuple):
@@ -45,11 +45,7 @@ def panoptic_inference(
             pixels that a row wins over pixels that it claims.
     """
     rows = rows.select(rows.scores > options.score_threshold)
-    claimed = torch.zeros(len(rows.scores), *size, dtype=torch.bool, device=rows.logits.device)
-    for part, logits in upsampled(rows.logits, size):
-        claimed[part] = logits.sigmoid() >= 0.5
-    kept = mask_nms(claimed, rows.scores, rows.labels, options.nms_threshold).sort().values
-    claimed, rows = claimed[kept], rows.select(kept)
+    rows = rows.select(mask_nms(rows, size, options.nms_threshold, probable).sort().values)
     winner = _winning_row(rows, size)
 
     panoptic_map = torch.zeros(size, dtype=torch.int32, device=rows.logits.device)
@@ -57,8 +53,9 @@ def panoptic_inference(
     stuff_ids: dict[int, int] = {}
     for row, (label, score) in enumerate(zip(rows.labels.tolist(), rows.scores.tolist(), strict=True)):
         won = winner == row
-        segment = won & claimed[row]
-        if not segment.any() or int(won.sum()) / int(claimed[row].sum()) < options.overlap_threshold:
+        claimed = binary_masks(rows.logits[row : row + 1], size, probable)[0]
+        segment = won & claimed
+        if not segment.any() or int(won.sum()) / int(claimed.sum()) < options.overlap_threshold:
             continue
         if label in stuff_ids:
             panoptic_map[segment] = stuff_ids[label]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openworldsam.inference.rows import MaskRows, upsampled
+from openworldsam.inference.rows import MaskRows, binary_masks, positive
 
 
 class ReferringResult(NamedTuple):
@@ -31,7 +31,4 @@ def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResul
         for candidates in (torch.nonzero(rows.labels == label)[:, 0] for label in labels)
     ]
     chosen = rows.select(torch.stack(best) if best else labels)
-    masks = torch.zeros(len(labels), *size, dtype=torch.bool, device=rows.logits.device)
-    for part, logits in upsampled(chosen.logits, size):
-        masks[part] = logits > 0
-    return ReferringResult(labels, masks, chosen.scores)
+    return ReferringResult(labels, binary_masks(chosen.logits, size, positive), chosen.scores)

@@ -5,14 +5,18 @@ Shapes: R query rows of the image, h = w = 4S mask side, H, W size of the pictur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_BYTES = 256 * 2**20
 """Full-size float masks that exist at a time, at most (one at least)."""
+
+Claims = Callable[[Tensor], Tensor]
+"""Which pixels a row claims: logits to bool, element by element."""
 
 
 class MaskRows(NamedTuple):
@@ -46,3 +50,21 @@ def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Te
     for start in range(0, len(logits), step):
         part = slice(start, min(start + step, len(logits)))
         yield part, F.interpolate(logits[part, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def binary_masks(logits: Tensor, size: tuple[int, int], claims: Claims) -> Tensor:
+    """Full-size masks: logits [R, h, w] and (H, W) -> bool [R, H, W]."""
+    masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
+    for part, full_size in upsampled(logits, size):
+        masks[part] = claims(full_size)
+    return masks
+
+
+def positive(logits: Tensor) -> Tensor:
+    """The masks of instances and expressions: logit > 0."""
+    return logits > 0
+
+
+def probable(logits: Tensor) -> Tensor:
+    """The masks of panoptic segmentation: probability >= 0.5."""
+    return logits.sigmoid() >= 0.5

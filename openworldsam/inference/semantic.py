@@ -81,4 +81,5 @@ def _class_scores(
 
 def _weighted_sum(weights: Tensor, logits: Tensor) -> Tensor:
     """sum_q w_q sigmoid(logit_q): weights [n], logits [n, H, W] -> [H, W]."""
-    return torch.einsum("q,qhw->hw", weights, logits.sigmoid())
+    with torch.autocast(logits.device.type, enabled=False):
+        return torch.einsum("q,qhw->hw", weights, logits.sigmoid())

@@ -35,13 +35,18 @@ class DecoderTokens(NamedTuple):
     shared: Tensor | None = None
 
     def chunks(self, rows: Tensor, size: int) -> list[Tensor]:
-        """Split row numbers [r] into runs of at most `size` whose rows have the same number of tokens."""
+        """Split row numbers [r] into runs of at most `size` whose rows have the same number of tokens.
+
+        Beyond 512 tokens the runs get shorter, so that memory stays bounded.
+        """
         if not len(rows):
             return []
         if self.shared is None:
             return list(rows.split(size))
-        _, counts = torch.unique_consecutive(self.group[rows], return_counts=True)
-        return [part for run in rows.split(counts.tolist()) for part in run.split(size)]
+        groups, counts = torch.unique_consecutive(self.group[rows], return_counts=True)
+        tokens = torch.bincount(self.group)[groups].tolist()
+        runs = zip(rows.split(counts.tolist()), tokens, strict=True)
+        return [part for run, t in runs for part in run.split(max(1, size * 512 // max(512, t)))]
 
     def gather(self, rows: Tensor) -> Tensor:
         """The tokens [r, T, C] of the rows of one chunk."""
@@ -116,6 +121,7 @@ class SoftPromptTransformer(nn.Module):
         place = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
         shape = (len(keys), int(counts.max()), *queries.shape[1:])
         empty = (torch.arange(shape[1]) >= counts[:, None]).to(queries.device)
+        empty[:, 0] = False  # an image without prompts attends to zeros, which nobody reads, rather than to nothing
         padding = empty.repeat_interleave(queries.shape[1], dim=1) if bool(empty.any()) else None
 
         def to_table(flat: Tensor) -> Tensor:

@@ -95,8 +95,9 @@ class SAM2MaskDecoder(nn.Module):
         }
 
     def positions(self) -> Tensor:
-        """SAM2's positional encoding of the feature map, [1, C, S, S]."""
-        return self.prompt_encoder.get_dense_pe()
+        """SAM2's positional encoding of the feature map, [1, C, S, S]; in half precision it would be off by 0.1."""
+        with torch.autocast(self.prompt_encoder.no_mask_embed.weight.device.type, enabled=False):
+            return self.prompt_encoder.get_dense_pe()
 
     def forward(
         self,
@@ -121,9 +122,15 @@ class SAM2MaskDecoder(nn.Module):
             rows = torch.arange(len(tokens.own))
         no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         dynamic = self.dynamic_multimask and not single_mask
+        positions = self.positions()
         return self._join(
-            self._decode(features.select(tokens.image_index[part]), tokens.gather(part), no_mask, dynamic)
-            for part in tokens.chunks(rows, self.chunk)
+            len(rows),
+            (
+                self._decode(
+                    features.select(tokens.image_index[part]), positions, tokens.gather(part), no_mask, dynamic
+                )
+                for part in tokens.chunks(rows, self.chunk)
+            ),
         )
 
     def refine(self, features: ImageFeatures, image_index: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,25 +145,30 @@ class SAM2MaskDecoder(nn.Module):
             mask logits [n, 4S, 4S] and predicted IoU [n].
         """
         no_tokens = mask_logits.new_zeros(1, 0, features.embed.shape[1])
+        positions = self.positions()
         chunks = zip(image_index.split(self.chunk), mask_logits.split(self.chunk), strict=True)
         return self._join(
-            self._decode(
-                features.select(index),
-                no_tokens.expand(len(index), -1, -1),
-                self.prompt_encoder.mask_downscaling(logits[:, None]),
-                self.dynamic_multimask,
-            )
-            for index, logits in chunks
-            if len(index)
+            len(mask_logits),
+            (
+                self._decode(
+                    features.select(index),
+                    positions,
+                    no_tokens.expand(len(index), -1, -1),
+                    self.prompt_encoder.mask_downscaling(logits[:, None]),
+                    self.dynamic_multimask,
+                )
+                for index, logits in chunks
+                if len(index)
+            ),
         )
 
     def _decode(
-        self, features: ImageFeatures, tokens: Tensor, dense: Tensor, dynamic_multimask: bool
+        self, features: ImageFeatures, positions: Tensor, tokens: Tensor, dense: Tensor, dynamic_multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """features of r rows, tokens [r, T, C], dense prompt [1 or r, C, S, S] -> logits [r, 4S, 4S], IoU [r]."""
         logits, iou, _, _ = self.decoder.predict_masks(
             image_embeddings=features.embed,
-            image_pe=self.positions(),
+            image_pe=positions,
             sparse_prompt_embeddings=tokens,
             dense_prompt_embeddings=dense,
             repeat_image=False,
@@ -164,11 +176,14 @@ class SAM2MaskDecoder(nn.Module):
         )
         return select_mask(logits, iou, dynamic_multimask)
 
-    def _join(self, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        parts = list(chunks)
-        if not parts:
-            side = 4 * self.prompt_encoder.image_embedding_size[0]
-            device = self.prompt_encoder.no_mask_embed.weight.device
-            return torch.zeros(0, side, side, device=device), torch.zeros(0, device=device)
-        logits, iou = zip(*parts, strict=True)
-        return torch.cat(logits).float(), torch.cat(iou).float()
+    def _join(self, num_rows: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Write the chunks into one fp32 result, so that no row exists twice."""
+        side = 4 * self.prompt_encoder.image_embedding_size[0]
+        device = self.prompt_encoder.no_mask_embed.weight.device
+        logits, iou = torch.empty(num_rows, side, side, device=device), torch.empty(num_rows, device=device)
+        start = 0
+        for chunk_logits, chunk_iou in chunks:
+            stop = start + len(chunk_iou)
+            logits[start:stop], iou[start:stop] = chunk_logits, chunk_iou
+            start = stop
+        return logits, iou

@@ -53,18 +53,19 @@ def matching_costs(
     Returns:
         P times float [K, N_p].
     """
-    positive, negative = focal_terms(logits.float().flatten(2), alpha, gamma)
     costs = []
     for p, masks in enumerate(targets):
         if not len(masks):  # interpolate refuses an empty tensor
             costs.append(logits.new_zeros(logits.shape[1], 0))
             continue
+        prediction = logits[p].float().flatten(1)
         target = F.interpolate(masks[None].float(), logits.shape[-2:], mode="nearest")[0].flatten(1)
         cost = logits.new_zeros(logits.shape[1], len(masks), dtype=torch.float32)
         if mask_weight:
-            cost += mask_weight * (positive[p] @ target.T + negative[p] @ (1 - target).T) / target.shape[1]
+            positive, negative = focal_terms(prediction, alpha, gamma)
+            cost += mask_weight * (positive @ target.T + negative @ (1 - target).T) / target.shape[1]
         if dice_weight:
-            probability = logits[p].float().flatten(1).sigmoid()
+            probability = prediction.sigmoid()
             overlap = 2 * probability @ target.T + 1
             total = probability.sum(1)[:, None] + target.sum(1)[None] + 1
             cost += dice_weight * (1 - overlap / total)

@@ -150,6 +150,7 @@ class OpenWorldSAM(nn.Module):
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
                 referring: masks bool [P, H, W] and scores [P] in the order of the prompts.
         """
+        _check_inputs(batched_inputs, need_targets=self.training)
         images = [x["image"].to(self.device) for x in batched_inputs]
         prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
         image_index = torch.arange(len(images)).repeat_interleave(
@@ -168,10 +169,9 @@ class OpenWorldSAM(nn.Module):
         return [self._results(r, x) for r, x in zip(rows, batched_inputs, strict=True)]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The arithmetic of MODEL.PRECISION, for the networks; losses and inference rules stay in fp32."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision])
+        """The arithmetic of MODEL.PRECISION for the networks, whatever autocast surrounds the call."""
+        enabled = self.precision != "fp32"
+        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision] if enabled else None, enabled=enabled)
 
     def encode_images(self, images: list[Tensor]) -> ImageFeatures:
         """SAM2 features of B pictures, each uint8 [3, H, W] on the model's device."""
@@ -213,13 +213,15 @@ class OpenWorldSAM(nn.Module):
         tokens = self.decoder_tokens(features, embeddings, image_index)
         with torch.no_grad(), self.autocast():
             logits, _ = self.mask_decoder(features, tokens, single_mask=True)
-        matches = self.criterion.match(logits.unflatten(0, (len(targets), -1)), targets)
+        with torch.autocast(self.device.type, enabled=False):
+            matches = self.criterion.match(logits.unflatten(0, (len(embeddings), -1)), targets)
         rows = matches.prompt * self.adapter.num_queries + matches.query
         if not len(rows):  # nothing to learn, but every trained tensor must get its (zero) gradient
             rows = rows.new_zeros(1)
         with self.autocast():
             matched, _ = self.mask_decoder(features, tokens, rows, single_mask=True)
-        return self.criterion(matched, targets, matches)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.criterion(matched, targets, matches)
 
     @torch.no_grad()
     def query_rows(
@@ -239,11 +241,11 @@ class OpenWorldSAM(nn.Module):
         tokens = self.decoder_tokens(features, embeddings, image_index)
         with self.autocast():
             logits, scores = self.mask_decoder(features, tokens)
+        counts = torch.bincount(tokens.image_index, minlength=len(features.embed)).tolist()
         rows = []
-        for image in range(len(features.embed)):
-            own = torch.nonzero(tokens.image_index == image)[:, 0].to(logits.device)
-            labels = torch.arange(len(own), device=logits.device) // self.adapter.num_queries
-            image_rows = MaskRows(logits[own], scores[own], labels)
+        for image, own in enumerate(zip(logits.split(counts), scores.split(counts), strict=True)):
+            labels = torch.arange(counts[image], device=logits.device) // self.adapter.num_queries
+            image_rows = MaskRows(*own, labels)
             rows.append(self._refine(features, image_rows, image, options) if options.two_stage else image_rows)
         return rows
 
@@ -286,6 +288,25 @@ class OpenWorldSAM(nn.Module):
             best = referring_inference(rows, size)
             results["referring"] = (best.masks, best.scores)
         return results
+
+
+def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> None:
+    """Raise ValueError for what would silently give wrong results."""
+    if not batched_inputs:
+        raise ValueError("an empty batch")
+    for i, x in enumerate(batched_inputs):
+        image, prompts = x["image"], x["prompts"]
+        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"image {i} is {image.dtype} {tuple(image.shape)}; it must be uint8 [3, H, W]")
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts of image {i} are the text {prompts!r}; they must be a list of texts")
+        for key in ("targets", "class_ids", "is_thing"):
+            missing = key not in x
+            if missing and not (key == "targets" and need_targets):
+                continue
+            if missing or len(x[key]) != len(prompts):
+                got = "none" if missing else len(x[key])
+                raise ValueError(f"image {i} has {len(prompts)} prompts and {got} {key}; there must be one for each")
 
 
 def _instances(result: InstanceResult, size: tuple[int, int]) -> Instances:

@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from openworldsam.inference import nms
-from openworldsam.inference.nms import box_nms, greedy_nms, mask_boxes, mask_iou, mask_nms
+from openworldsam.inference import InferenceOptions, instance_inference, nms
+from openworldsam.inference.nms import greedy_nms, mask_boxes, mask_iou
+from openworldsam.inference.rows import MaskRows, positive
+
+
+def mask_nms(masks, scores, labels, threshold):
+    """The rows kept, in order, when masks are compared within their class."""
+    return nms.mask_nms(MaskRows(masks.float() * 2 - 1, scores, labels), masks.shape[1:], threshold, positive)
+
+
+def box_nms(masks, scores, threshold):
+    """The rows kept, in order, when boxes are compared across classes."""
+    rows = MaskRows(masks.float() * 2 - 1, scores, torch.arange(len(masks)))
+    options = InferenceOptions(score_threshold=0.0, nms_threshold=threshold, instance_nms="box")
+    return instance_inference(rows, masks.shape[1:], options).labels
 
 
 def strips(width, *spans):
