@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 
@@ -18,13 +19,14 @@ def add_openworldsam_config(cfg: CfgNode) -> None:
     cfg.PRESET = "paper"
 
     cfg.INPUT.FORMAT = "RGB"
-    # Antialias when an image shrinks. The paper's model was trained without (reference row: resize).
+    # Antialias when an image shrinks. The authors' model was trained without (docs/deviations.md, resizing).
     cfg.INPUT.ANTIALIAS = False
 
     cfg.MODEL.META_ARCHITECTURE = "OpenWorldSAM"
     # A full checkpoint in the released layout, or an adapter file of ours (then give both encoder files too).
     cfg.MODEL.WEIGHTS = ""
-    # Arithmetic of the forward pass: fp32, bf16 or fp16 (autocast; weights stay fp32).
+    # Arithmetic of the networks: fp32, bf16 or fp16 (autocast; weights stay fp32). Scores come out rounded in half
+    # precision (bf16 near 0.7: steps of 0.004), so that thresholds and ties may fall otherwise than in fp32.
     cfg.MODEL.PRECISION = "fp32"
     # SAM2's mean and standard deviation per RGB channel, on the scale 0..255.
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
@@ -102,7 +104,8 @@ def _add_adapter_config(cfg: CfgNode) -> None:
     cfg.MODEL.MASK_DECODER = CfgNode()
     # In inference, when SAM2's single mask is unstable, take the best of its three others instead.
     cfg.MODEL.MASK_DECODER.DYNAMIC_MULTIMASK = True
-    # Query rows decoded at a time; bounds memory (about 45 MB a row at 1024 px in fp32), changes no result.
+    # Query rows decoded at a time; bounds memory (30 to 45 MB per row at 1024 px in fp32), changes no result.
+    # Where `broadcast` gives a row more than 512 tokens, fewer rows go together.
     cfg.MODEL.MASK_DECODER.CHUNK = 32
 
     cfg.MODEL.CRITERION = CfgNode()
@@ -155,11 +158,28 @@ def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         raise FileNotFoundError(f"config file {path} not found; the configs that ship are under configs/")
     cfg = get_cfg()
     add_openworldsam_config(cfg)
-    cfg.merge_from_file(str(path))
+    try:
+        cfg.merge_from_file(str(path))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path} is not a config file: {error}") from error
+    merge_options(cfg, opts)
+    return cfg
+
+
+def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    """Override keys of a config, in place.
+
+    Args:
+        cfg: the config.
+        opts: KEY VALUE pairs, as on a command line.
+
+    Raises:
+        KeyError: a key that does not exist.
+        ValueError: a value of the wrong type, or an odd number of words.
+    """
     if len(opts) % 2:
-        raise ValueError(f"options come in pairs KEY VALUE, got {len(opts)} words: {' '.join(opts)}")
+        raise ValueError(f"options come in pairs KEY VALUE, got {len(opts)} words: {' '.join(map(str, opts))}")
     try:
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs asserts on an unknown key of a list
-        raise KeyError(str(error)) from None
-    return cfg
+        raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None

@@ -15,7 +15,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from openworldsam.checkpoint import load_weights
-from openworldsam.config import load_config
+from openworldsam.config import load_config, merge_options
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
 from openworldsam.inference import (
     InferenceOptions,
@@ -43,7 +43,7 @@ COCO_STUFF = frozenset(_plain(c["name"]) for c in COCO_CATEGORIES if not c["isth
 """Names that panoptic segmentation takes for stuff unless told otherwise: the 53 of COCO."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The N masks found in a picture of H x W pixels.
 
@@ -83,19 +83,22 @@ class OpenWorldSAMPredictor:
 
     Raises:
         FileNotFoundError: a config, weight or tokenizer file is missing.
-        ValueError: the weights do not fit the config.
+        KeyError: a config key that does not exist.
+        ValueError: the weights do not fit the config, or there is no such device.
     """
 
     def __init__(self, cfg: CfgNode | str | Path, *, device: str | None = None, opts: Sequence[str] = ()) -> None:
         if isinstance(cfg, (str, Path)):
             cfg = load_config(cfg, opts)
-        elif opts:
+        else:
             cfg = cfg.clone()
-            cfg.merge_from_list(list(opts))
+            merge_options(cfg, opts)
         self.cfg = cfg
+        target = _checked_device(device) if device else _usable_device(cfg.MODEL.DEVICE)
         self.model = OpenWorldSAM(cfg)
+        self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
-        self.model.to(device or _usable_device(cfg.MODEL.DEVICE)).eval()
+        self.model.to(target).eval()
         self._features: ImageFeatures | None = None
         self._prompt_inputs: Tensor
         self._size = (0, 0)
@@ -126,7 +129,7 @@ class OpenWorldSAMPredictor:
         prompts: str | Sequence[str],
         task: str = "instance",
         *,
-        stuff: Sequence[str] | None = None,
+        stuff: str | Sequence[str] | None = None,
         **options: Any,
     ) -> Prediction:
         """Segment what the prompts name.
@@ -135,9 +138,13 @@ class OpenWorldSAMPredictor:
             prompts: one text or several. Under `INTERACTION: image` they influence each other.
             task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
                 without overlap; "referring" gives the one best mask of each prompt.
-            stuff: the prompts that name regions rather than objects; by default those that are
-                stuff classes of COCO, such as "grass" or "sky".
+            stuff: the prompts that name regions rather than objects, whatever their case; by default those that
+                are stuff classes of COCO, such as "grass" or "sky". Only panoptic segmentation treats them apart.
             **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
+                "referring" has no threshold unless it is given here; "semantic" has none.
+
+        Returns:
+            at most K masks for a prompt, K = 20 tie-breakers in the public weights.
 
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is no text.
@@ -149,11 +156,10 @@ class OpenWorldSAMPredictor:
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
+        prompts = _as_list(prompts)
         inference = replace(self.model.inference, **options)
-        stuff_names = COCO_STUFF if stuff is None else set(stuff)
-        is_thing = [prompt not in stuff_names for prompt in prompts]
+        stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff)}
+        is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         rows = self._query_rows(prompts, inference)
         if len(rows.scores):
             found = self._found(task, rows, is_thing, inference, options.get("score_threshold", 0.0))
@@ -220,6 +226,20 @@ class _Found(NamedTuple):
     labels: Tensor
 
 
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    """One text or several as a checked list."""
+    try:
+        listed = [texts] if isinstance(texts, str) else list(texts)
+    except TypeError:
+        raise ValueError(f"prompts are a text or a list of texts, got {type(texts).__name__}") from None
+    check_prompts(listed)
+    return listed
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower()
+
+
 def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Number the masks from 1, better scores over worse: bool [N, H, W] and [N] -> int32 [H, W]."""
     label_map = np.zeros(masks.shape[1:], dtype=np.int32)
@@ -229,9 +249,18 @@ def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _usable_device(name: str) -> str:
-    """The configured device, or the CPU where this machine has no such accelerator."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if available.get(name.split(":")[0], True):
-        return name
-    logger.info("no %s on this machine, running on the CPU", name)
-    return "cpu"
+    """The configured device; where this machine has no such accelerator, what it has."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        logger.warning("no %s on this machine, running on %s", name, other)
+        return other
+    return _checked_device(name)
+
+
+def _checked_device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used: {reason}; cpu always can") from error
+    return name

@@ -19,7 +19,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
 
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_PREFIX
-from openworldsam.checkpoint.writing import released_state, save_atomically, training_record
+from openworldsam.checkpoint.loading import training_record
+from openworldsam.checkpoint.writing import released_state, save_atomically
 
 NOTE = "rule-made, not trained"
 """Stands at the start of the provenance of such weights."""

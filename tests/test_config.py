@@ -65,3 +65,10 @@ def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
     path.write_text("VERSION: 2\nMODEL:\n  ADAPTER:\n    FUSSION: add\n")
     with pytest.raises(KeyError, match="FUSSION"):
         load_config(path)
+
+
+@pytest.mark.parametrize("content", [b"a: [1\n", b"\x89PNG\r\n\x1a\n\xff", b"- a\n- b\n"])
+def test_a_file_that_is_no_config_is_an_error(tmp_path, content):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.yaml is not a config file"):
+        load_config(tmp_path / "bad.yaml")

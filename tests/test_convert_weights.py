@@ -94,7 +94,11 @@ def test_split_writes_three_files_under_public_names(released: Path, parts: dict
 def test_split_records_how_the_released_code_trains_and_with_what(released: Path, parts: dict[str, Path]) -> None:
     metadata = metadata_of(parts["adapter"])
     assert metadata["preset"] == "released"
-    assert (metadata["FUSION"], metadata["INTERACTION"], metadata["KEY_POSITIONS"]) == ("broadcast", "image", "False")
+    assert (metadata["ADAPTER.FUSION"], metadata["ADAPTER.INTERACTION"], metadata["ADAPTER.KEY_POSITIONS"]) == (
+        "broadcast",
+        "image",
+        "False",
+    )
     for component in ("sam2", "beit3"):
         source = json.loads(metadata[component])
         assert (source["file"], source["layout"]) == ("model_final.pth", "released")
@@ -204,7 +208,7 @@ def test_how_an_adapter_was_trained_survives_join_and_split(parts: dict[str, Pat
     ours = tmp_path / "adapter.safetensors"
     trained_adapter(parts, ours)
     again = convert_released(join({**parts, "adapter": ours}, tmp_path / "joined.pth"), tmp_path / "again")
-    for key in ("FUSION", "INTERACTION", "KEY_POSITIONS"):
+    for key in ("ADAPTER.FUSION", "ADAPTER.INTERACTION", "ADAPTER.KEY_POSITIONS"):
         assert metadata_of(again["adapter"])[key] == metadata_of(ours)[key]
 
 
@@ -286,7 +290,7 @@ def test_the_whole_folder_of_parts_is_no_weight_file(parts: dict[str, Path]) -> 
 
 def test_a_source_compares_by_its_fields(parts: dict[str, Path], released: Path) -> None:
     whole, part = read_weights(released).source("sam2"), read_weights(parts["sam2"]).source("sam2")
-    assert part == Source("sam2.safetensors", "SAM 2.0", whole.fingerprint)
+    assert part == Source("sam2.safetensors", "SAM 2.0", whole.fingerprint, "from model_final.pth (released)")
 
 
 # ----------------------------------------------------------------------------------------------- the command

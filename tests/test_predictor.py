@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from openworldsam import OpenWorldSAMPredictor
@@ -100,6 +101,27 @@ def test_stuff_by_name(asked):
     assert all(thing == (PROMPTS[p] != "cat") for p, thing in zip(result.prompt_index, result.is_thing, strict=True))
 
 
+@pytest.mark.parametrize("stuff", ["cat", [" CAT "]])
+def test_stuff_may_be_one_text_of_any_case(asked, stuff):
+    assert asked.predict(["Cat", "Grass"], "referring", stuff=stuff).is_thing.tolist() == [False, True]
+    assert asked.predict(["Cat", " Grass"], "referring").is_thing.tolist() == [True, False]
+
+
+def test_a_device_that_is_not_there_is_an_error(tiny_cfg):
+    for device in ("quantum", "cuda:99"):
+        with pytest.raises(ValueError, match=device):
+            OpenWorldSAMPredictor(tiny_cfg, device=device)
+
+
+def test_surrounding_autocast_changes_no_fp32_result(asked, photograph):
+    expected = asked.predict(PROMPTS)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            asked.set_image(photograph)
+            result = asked.predict(PROMPTS)
+        assert np.array_equal(result.masks, expected.masks)
+
+
 def test_five_hundred_prompts(asked):
     prompts = [f"thing number {i}" for i in range(500)]
     result = asked.predict(prompts, "referring")
@@ -117,6 +139,8 @@ def test_a_very_long_prompt_is_cut_with_a_warning(asked, caplog):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
+        (None, "a text or a list of texts"),
+        (5, "got int"),
         (["cat", ""], "prompt 1 is empty"),
         (["  \n"], "prompt 0 is empty"),
         ([3], "prompt 0 is int"),
@@ -164,17 +188,15 @@ def test_extreme_sizes(predictor, size):
         assert predictor.predict(PROMPTS, task).masks.shape[1:] == size
 
 
-def test_a_missing_config_weight_or_tokenizer_file_is_named(tiny_cfg, photograph):
+def test_a_missing_config_weight_or_tokenizer_file_is_named(tiny_cfg):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         OpenWorldSAMPredictor("nowhere.yaml")
     with pytest.raises(FileNotFoundError, match="download"):
         OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.WEIGHTS", "nowhere.pth"])
-    with pytest.raises(ValueError, match=r"no weights for adapter, sam2, beit3.*MODEL\.WEIGHTS.*download"):
+    with pytest.raises(ValueError, match=r"no weights: set MODEL\.WEIGHTS.*download"):
         OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.WEIGHTS", ""])
-    predictor = OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm"])
-    predictor.set_image(photograph)
     with pytest.raises(FileNotFoundError, match="beit3_tokenizer"):
-        predictor.predict(["cat"])
+        OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm"])
 
 
 def test_the_number_of_queries_must_match_the_weights(tiny_cfg):

@@ -20,16 +20,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
+_SCALAR = np.float64(0).__reduce__()[0]  # under one of two names, by the NumPy that wrote the file
+_NUMPY_NUMBERS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]
 
 RELEASED_ADAPTER = (
     ("text_hidden_fcs.0.", "adapter.projector."),
@@ -39,7 +50,13 @@ RELEASED_ADAPTER = (
 """(name in the released checkpoint, our name) by prefix."""
 RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
 """What the released checkpoint and EVF-SAM2 put before a component's public names."""
-RELEASED_TRAINING = {"preset": "released", "FUSION": "broadcast", "INTERACTION": "image", "KEY_POSITIONS": "False"}
+RELEASED_TRAINING = {
+    "preset": "released",
+    "ADAPTER.FUSION": "broadcast",
+    "ADAPTER.INTERACTION": "image",
+    "ADAPTER.KEY_POSITIONS": "False",
+    "PROMPT_ENCODER.USE_IMAGE": "True",
+}
 """How the released code trains, which its checkpoints do not say."""
 DUPLICATES = "evf_sam2."
 """The released checkpoint holds both encoders twice."""
@@ -107,7 +124,7 @@ def read_weights(path: str | Path) -> WeightFile:
     if not components:
         names = ", ".join(list(state)[:3])
         raise ValueError(
-            f"{path} is of no known layout (its tensors: {names}, ...); see weights/README.md for those that are"
+            f"{path} is of {layout} layout (its tensors: {names}, ...); weights/README.md lists those that are read"
         )
     return WeightFile(path, layout, components, metadata)
 
@@ -117,7 +134,8 @@ def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
         path = _file_in_folder(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"weight file {path} not found; `python weights/download.py --list` shows what can be fetched"
+            f"weight file {path} not found; `python weights/download.py openworldsam_coco` fetches a full checkpoint, "
+            "--list shows the others"
         )
     try:
         if path.name.endswith(".index.json"):
@@ -131,9 +149,22 @@ def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
     except OSError:
         raise
     except Exception as error:  # a damaged file makes the readers raise almost anything
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}); fetch it again") from error
+        reason = _reason(path, error)
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}); fetch it again") from error
     return {name: tensor for part in parts for name, tensor in _read_any(part)[0].items()}, {}
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What is wrong with a file, in a line; torch's own text advises to switch its safety off."""
+    with path.open("rb") as file:
+        if file.read(64).lstrip()[:1] == b"<":
+            return "it is a web page"
+    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if unsupported:
+        return f"it holds a {unsupported[1]} beside the tensors, which is not loaded for safety"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it cannot be unpickled"
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _file_in_folder(folder: Path) -> Path:
@@ -155,8 +186,8 @@ def _file_in_folder(folder: Path) -> Path:
 
 
 def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
-    # Namespace: BEiT-3 files may carry their training arguments
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    # beside the tensors, checkpoints may hold training arguments and NumPy numbers
+    with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, Mapping):
         raise ValueError(f"it holds a {type(content).__name__}")
@@ -170,6 +201,8 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     """Name the layout and sort the tensors into components under public names."""
+    if any(name.startswith("image_encoder.backbone.") for name in state):
+        return "our own model's", {}
     if any(name.startswith("adapter.") for name in state):
         return "adapter", {"adapter": state}
     if any(name.startswith("image_encoder.trunk.") for name in state):

@@ -41,8 +41,8 @@ SAM2_VIDEO = (
     "mask_downsample.",
 )
 """Tensors of SAM2 that only video needs; the model has no place for them."""
-TRAINED_WITH = ("FUSION", "INTERACTION", "KEY_POSITIONS")
-"""Keys of MODEL.ADAPTER that shape no tensor; an adapter file records them."""
+TRAINED_WITH = ("ADAPTER.FUSION", "ADAPTER.INTERACTION", "ADAPTER.KEY_POSITIONS", "PROMPT_ENCODER.USE_IMAGE")
+"""Keys below MODEL that shape no tensor but change what the adapter learns; its file records them."""
 SAM2_BLOCKS = {12: "tiny", 16: "small", 24: "base_plus", 48: "large"}
 BEIT3_WIDTHS = {768: "base", 1024: "large"}
 
@@ -66,17 +66,20 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
         ValueError: no file holds a component, or it does not fit the model.
     """
     device = next(model.get_submodule("adapter").parameters()).device
-    for component in ("sam2", "beit3"):
+    brings_its_own = getattr(model.get_submodule("prompt_encoder"), "component", None) is None
+    needed = [component for component in MODULES if component != "beit3" or not brings_its_own]
+    for component in needed:
         for module in map(model.get_submodule, MODULES[component]):
             if _is_frozen(module):
                 module.to("meta")  # gives its memory back before the files take theirs
     sources: dict[str, Source] = {}
     files: dict[str, WeightFile] = {}
-    for key, path, components in (
+    for key, path, holds in (
         ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, ("sam2", "beit3", "adapter")),
         ("MODEL.SAM2.WEIGHTS", cfg.MODEL.SAM2.WEIGHTS, ("sam2",)),
         ("MODEL.PROMPT_ENCODER.WEIGHTS", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, ("beit3",)),
     ):
+        components = [component for component in holds if component in needed]
         if not path or sources.keys() >= set(components):
             continue
         if path not in files:
@@ -89,7 +92,7 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
                 load_component(model, component, file)
                 sources[component] = file.source(component)
                 logger.info("%s weights from %s (%s)", component, path, file.layout)
-    _check_complete(sources, need_adapter)
+    _check_complete([c for c in needed if c != "adapter" or need_adapter], sources)
     model.to(device)
     if cfg.MODEL.WEIGHTS:
         _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)
@@ -166,8 +169,8 @@ def _advice(component: str, public: StateDict) -> str:
         blocks = {name.split(".")[3] for name in public if name.startswith("image_encoder.trunk.blocks.")}
         name = SAM2_BLOCKS.get(len(blocks), "unknown")
         return (
-            f"It holds a Hiera of {len(blocks)} blocks ({name}); configs/encoders/ configures the other sizes than "
-            "large, which is the default."
+            f"It holds a Hiera of {len(blocks)} blocks ({name}). The default is large (48 blocks); configs/encoders/ "
+            "has the other public sizes."
         )
     if component == "beit3":
         name = "beit3.encoder.layer_norm.A.weight"
@@ -182,24 +185,41 @@ def _advice(component: str, public: StateDict) -> str:
     return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
 
 
-def _check_complete(sources: dict[str, Source], need_adapter: bool) -> None:
+def training_record(cfg: CfgNode) -> dict[str, str]:
+    """What the tensors do not show of how an adapter is trained; stands in the metadata of its file."""
+    values = {key: key.split(".") for key in TRAINED_WITH}
+    return {"preset": cfg.PRESET, **{key: str(cfg.MODEL[room][name]) for key, (room, name) in values.items()}}
+
+
+def _check_complete(needed: list[str], sources: dict[str, Source]) -> None:
+    missing = [component for component in needed if component not in sources]
+    if not missing:
+        return
+    if not sources:
+        raise ValueError(
+            "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
+            "openworldsam_coco), or give adapter and encoders one by one, see weights/README.md"
+        )
     advice = {
-        "adapter": "MODEL.WEIGHTS (python weights/download.py openworldsam_coco)",
+        "adapter": "MODEL.WEIGHTS to an adapter file",
         "sam2": "MODEL.SAM2.WEIGHTS (python weights/download.py sam2_hiera_large)",
-        "beit3": "MODEL.PROMPT_ENCODER.WEIGHTS (python weights/download.py beit3_large)",
+        "beit3": "MODEL.PROMPT_ENCODER.WEIGHTS (python weights/download.py beit3_large, or evf_sam2_multitask as the "
+        "released code uses)",
     }
-    missing = [c for c in advice if c not in sources and (c != "adapter" or need_adapter)]
-    if missing:
-        settings = ", ".join(advice[c] for c in missing)
-        raise ValueError(f"no weights for {', '.join(missing)}: set {settings}; the command fetches the file")
+    raise ValueError(f"no weights for {' and '.join(missing)}: set {', '.join(advice[c] for c in missing)}")
 
 
 def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:
     """Say so when an adapter is used otherwise than it was trained; that may be an experiment, or a mistake."""
+    configured = training_record(cfg)
     for key in TRAINED_WITH:
-        recorded, configured = file.metadata.get(key), str(cfg.MODEL.ADAPTER[key])
-        if recorded is not None and recorded != configured:
-            logger.warning("%s was trained with MODEL.ADAPTER.%s %s, not %s", file.path, key, recorded, configured)
+        recorded = file.metadata.get(key, configured[key])
+        if recorded != configured[key]:
+            preset = file.metadata.get("preset", "its preset")
+            logger.warning(
+                "%s was trained with MODEL.%s %s, not %s: use configs/presets/%s.yaml, unless you are comparing",
+                *(file.path, key, recorded, configured[key], preset),
+            )
     for component in ("sam2", "beit3"):
         trained = json.loads(file.metadata.get(component, "null"))
         if trained and component in sources and trained["fingerprint"] != sources[component].fingerprint:

@@ -26,7 +26,7 @@ from openworldsam.checkpoint.layouts import (
     rename,
     renamed,
 )
-from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH
+from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH, training_record
 
 
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -61,11 +61,6 @@ def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapp
     _save_adapter_state(state, Path(path), training_record(cfg), sources)
 
 
-def training_record(cfg: CfgNode) -> dict[str, str]:
-    """What the tensors do not show of how an adapter is trained; stands in the metadata of its file."""
-    return {"preset": cfg.PRESET, **{key: str(cfg.MODEL.ADAPTER[key]) for key in TRAINED_WITH}}
-
-
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
     """Split a full checkpoint of the released layout into adapter.safetensors, sam2.safetensors, beit3.safetensors.
 
@@ -85,7 +80,8 @@ def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     written = {component: folder / f"{component}.safetensors" for component in file.components}
     encoders = {component: file.source(component) for component in RELEASED_PREFIX}
-    note = {"note": file.metadata["note"]} if "note" in file.metadata else {}
+    # in a file of its own, a fine-tuned encoder looks like the public one
+    note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
     for component in RELEASED_PREFIX:
         _save_tensors(file.components[component], written[component], note)
     _save_adapter_state(file.components["adapter"], written["adapter"], _carried_over(file), encoders)

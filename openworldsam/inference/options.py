@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -34,10 +35,12 @@ class InferenceOptions:
     def __post_init__(self) -> None:
         for name in _THRESHOLDS:
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
                 raise ValueError(f"MODEL.INFERENCE.{name.upper()} is a number from 0 to 1, got {value!r}")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ValueError(f"MODEL.INFERENCE.TOP_K is a whole number from 0, got {self.top_k!r}")
+        if not isinstance(self.two_stage, bool):
+            raise ValueError(f"MODEL.INFERENCE.TWO_STAGE is True or False, got {self.two_stage!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 key = f"MODEL.INFERENCE.{name.upper()}"

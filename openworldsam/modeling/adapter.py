@@ -156,7 +156,7 @@ class Adapter(nn.Module):
         key_positions: add the image positions to the keys of the cross-attention.
 
     Raises:
-        ValueError: an unknown fusion or interaction.
+        ValueError: an unknown fusion or interaction, or a number that cannot be.
     """
 
     @configurable
@@ -179,6 +179,12 @@ class Adapter(nn.Module):
             raise ValueError(f"MODEL.ADAPTER.FUSION is one of {FUSIONS}, got {fusion!r}")
         if interaction not in INTERACTIONS:
             raise ValueError(f"MODEL.ADAPTER.INTERACTION is one of {INTERACTIONS}, got {interaction!r}")
+        if num_tie_breakers < 0 or num_layers < 0:
+            raise ValueError(
+                f"MODEL.ADAPTER.NUM_TIE_BREAKERS and NUM_LAYERS are 0 or more, got {num_tie_breakers} and {num_layers}"
+            )
+        if num_layers and width % num_heads:
+            raise ValueError(f"MODEL.ADAPTER.NUM_HEADS must divide the width {width}, got {num_heads}")
         self.fusion = fusion
         self.key_positions = key_positions
         self.projector = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, width))

@@ -5,7 +5,7 @@ Shapes: B images, C = WIDTH = 256 channels, S = IMAGE_SIZE / 16 = 64 feature sid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ class ImageFeatures(NamedTuple):
         return ImageFeatures(*_map(lambda x: x[image_index.to(x.device)], self))
 
 
-def _map(function: Any, features: ImageFeatures) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _map(function: Callable[[Tensor], Tensor], features: ImageFeatures) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return function(features.embed), (function(features.high_res[0]), function(features.high_res[1]))
 
 
@@ -50,6 +50,9 @@ class SAM2ImageEncoder(nn.Module):
         embed_dim, num_heads, stages, global_att_blocks, window_spec, pos_embed_size: the Hiera trunk; the
             defaults are Hiera-L.
         width: channels C of the features.
+
+    Raises:
+        ValueError: a size that SAM2 cannot have.
     """
 
     @configurable
@@ -68,6 +71,12 @@ class SAM2ImageEncoder(nn.Module):
         super().__init__()
         if image_size % 32:
             raise ValueError(f"MODEL.SAM2.IMAGE_SIZE must be a multiple of 32, got {image_size}")
+        if width % 16:
+            raise ValueError(f"MODEL.SAM2.WIDTH must be a multiple of 16, got {width}")
+        if len(stages) != 4 or len(window_spec) != 4:
+            raise ValueError(
+                f"MODEL.SAM2.STAGES and WINDOW_SPEC have 4 entries each, got {list(stages)} and {list(window_spec)}"
+            )
         self.image_size = image_size
         self.width = width
         trunk = Hiera(

@@ -98,6 +98,13 @@ def test_chunks_cover_every_row_once_and_keep_groups_apart():
     assert [c.tolist() for c in apart] == [[0, 1, 2], [3, 4], [6], [7, 10]]
 
 
+def test_many_tokens_make_shorter_chunks():
+    group = torch.zeros(4000, dtype=torch.long)
+    own = torch.zeros(4000, 1)
+    sizes = {len(c) for c in DecoderTokens(own, group, group, shared=own).chunks(torch.arange(4000), 32)}
+    assert sizes == {32 * 512 // 4000}
+
+
 def test_key_positions_reach_the_keys_alone(batch):
     positions = torch.randn(1, C, S, S)
     plain = adapter(key_positions=False)(*batch, positions).own

@@ -4,8 +4,14 @@ from hydra import compose
 from hydra.utils import instantiate
 from sam2.build_sam import build_sam2  # noqa: F401  (initialises the package's configs)
 
+from openworldsam import OpenWorldSAMPredictor
 from openworldsam.modeling.image_encoder import SAM2ImageEncoder
-from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY, BEiT3PromptEncoder, build_prompt_encoder
+from openworldsam.modeling.prompt_encoders import (
+    PROMPT_ENCODER_REGISTRY,
+    BEiT3PromptEncoder,
+    PromptEncoder,
+    build_prompt_encoder,
+)
 from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
 
 TINY_TRUNK = {
@@ -90,15 +96,32 @@ def test_an_id_beyond_the_table_is_an_error():
         encoder().encode_tokens(torch.randn(1, 3, 32, 32), torch.tensor([[0, 100, 2]]), torch.tensor([0]))
 
 
-def test_an_encoder_of_ones_own_is_registered_and_named_in_the_config(tiny_cfg):
-    @PROMPT_ENCODER_REGISTRY.register()
-    class OneHotEncoder(torch.nn.Module):
-        def __init__(self, cfg):
-            super().__init__()
-            self.embed_dim = 3
+@PROMPT_ENCODER_REGISTRY.register()
+class LengthEncoder(PromptEncoder):
+    """Embeds a text by its length; brings its own weights, and a buffer that no file holds."""
 
-    tiny_cfg.MODEL.PROMPT_ENCODER.NAME = "OneHotEncoder"
-    assert isinstance(build_prompt_encoder(tiny_cfg), OneHotEncoder)
+    def __init__(self, cfg):
+        super().__init__()
+        self.embed_dim = 32
+        self.register_buffer("scale", torch.ones(32), persistent=False)
+
+    def preprocess(self, image):
+        return image.new_zeros(3, 4, 4)
+
+    def forward(self, images, prompts, image_index):
+        return torch.tensor([[float(len(prompt))] for prompt in prompts]) * self.scale
+
+
+def test_an_encoder_of_ones_own_works_with_the_other_weights(tiny_cfg, photograph):
+    tiny_cfg.MODEL.PROMPT_ENCODER.NAME = "LengthEncoder"
+    predictor = OpenWorldSAMPredictor(tiny_cfg)
+    assert predictor.sources.keys() == {"sam2", "adapter"}
+    predictor.set_image(photograph)
+    scores = predictor.predict(["a", "b", "four"], "referring").scores
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_an_unknown_encoder_is_named(tiny_cfg):
     tiny_cfg.MODEL.PROMPT_ENCODER.NAME = "Nothing"
     with pytest.raises(KeyError, match="Nothing"):
         build_prompt_encoder(tiny_cfg)

@@ -198,6 +198,56 @@ def test_training_without_prompts_is_an_error(build, pictures):
         model(with_targets(inputs(pictures, [[], []]), [[], []]))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": torch.rand(3, 8, 8)}, "uint8"),
+        ({"image": torch.zeros(8, 8, 3, dtype=torch.uint8)}, "uint8"),
+        ({"prompts": "cat"}, "list of texts"),
+        ({"class_ids": [1]}, "2 prompts and 1 class_ids"),
+        ({"is_thing": [True] * 3}, "2 prompts and 3 is_thing"),
+    ],
+)
+def test_inputs_that_would_give_wrong_results_are_errors(build, pictures, change, message):
+    (x,) = inputs(pictures[:1], [["cat", "dog"]])
+    with pytest.raises(ValueError, match=message):
+        build()([{**x, **change}])
+
+
+def test_targets_must_match_the_prompts(build, pictures):
+    model = build()
+    model.train()
+    batch = inputs(pictures, [["cat", "dog"], ["sky"]])
+    with pytest.raises(ValueError, match="2 prompts and none targets"):
+        model(batch)
+    with pytest.raises(ValueError, match="image 0 has 2 prompts and 1 targets"):
+        model(with_targets(batch, [[1], [1, 2]]))  # as many in all, but shifted
+    with pytest.raises(ValueError, match="empty batch"):
+        model([])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_surrounding_autocast_changes_no_fp32_loss(build, pictures, dtype):
+    model = build("MODEL.ADAPTER.DROPOUT", 0.0)
+    model.train()
+    batch = with_targets(inputs(pictures, [["cat"], ["sky"]]), [[1], [2]])
+    expected = model(batch)["loss_mask"]
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(model(batch)["loss_mask"], expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_in_half_precision_stays_near_fp32(build, pictures, precision):
+    losses = []
+    for p in ("fp32", precision):
+        model = build("MODEL.ADAPTER.DROPOUT", 0.0, "MODEL.PRECISION", p)
+        model.train()
+        losses.append(model(with_targets(inputs(pictures, [["cat"], ["sky"]]), [[1], [2]]))["loss_mask"])
+        losses[-1].backward()
+        assert all(q.grad.isfinite().all() for q in model.adapter.parameters())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0)
+
+
 def test_bf16_stays_near_fp32(build, pictures):
     (exact,) = query_rows(build(), pictures[:1], [["cat", "sky"]])
     (rounded,) = query_rows(build("MODEL.PRECISION", "bf16"), pictures[:1], [["cat", "sky"]])
@@ -219,6 +269,12 @@ def test_bf16_stays_near_fp32(build, pictures):
         ("MODEL.INFERENCE.SCORE_THRESHOLD", 70.0),
         ("MODEL.INFERENCE.TASKS", ["depth"]),
         ("MODEL.MASK_DECODER.CHUNK", 0),
+        ("MODEL.PROMPT_ENCODER.CHUNK", 0),
+        ("MODEL.ADAPTER.NUM_TIE_BREAKERS", -1),
+        ("MODEL.ADAPTER.NUM_HEADS", 7),
+        ("MODEL.SAM2.WIDTH", 24),
+        ("MODEL.SAM2.STAGES", [1, 2]),
+        ("MODEL.INFERENCE.TOP_K", -3),
         ("MODEL.SAM2.IMAGE_SIZE", 100),
         ("MODEL.PROMPT_ENCODER.MAX_TOKENS", 5000),
     ],

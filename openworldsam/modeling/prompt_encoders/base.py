@@ -21,6 +21,15 @@ class PromptEncoder(nn.Module, ABC):
 
     embed_dim: int
     """D, width of the embedding."""
+    component: str | None = None
+    """The component of a weight file that fills it ("beit3"); None: it brings its own weights."""
+
+    def prepare(self) -> None:
+        """Read the files that the first prompt will need, such as a vocabulary, so that their lack shows early.
+
+        Raises:
+            FileNotFoundError, ValueError: one is missing or damaged.
+        """
 
     @abstractmethod
     def preprocess(self, image: Tensor) -> Tensor:

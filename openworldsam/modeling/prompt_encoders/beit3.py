@@ -39,6 +39,8 @@ class BEiT3PromptEncoder(PromptEncoder):
         antialias: antialias when the picture shrinks.
     """
 
+    component = "beit3"
+
     @configurable
     def __init__(
         self,
@@ -59,6 +61,8 @@ class BEiT3PromptEncoder(PromptEncoder):
         super().__init__()
         if not 3 <= max_tokens <= POSITIONS - 2:
             raise ValueError(f"MODEL.PROMPT_ENCODER.MAX_TOKENS is 3 to {POSITIONS - 2}, got {max_tokens}")
+        if chunk < 1:
+            raise ValueError(f"MODEL.PROMPT_ENCODER.CHUNK must be at least 1, got {chunk}")
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
         self.embed_dim = embed_dim
@@ -112,6 +116,9 @@ class BEiT3PromptEncoder(PromptEncoder):
             self._tokenizer = BEiT3Tokenizer(self.tokenizer_file, self.max_tokens)
         return self._tokenizer
 
+    def prepare(self) -> None:
+        self.tokenizer  # noqa: B018
+
     def preprocess(self, image: Tensor) -> Tensor:
         return resize_for_beit3(image, self.image_size, self.antialias)
 
@@ -142,7 +149,8 @@ class BEiT3PromptEncoder(PromptEncoder):
         return torch.cat([self._encode_chunk(images, part, index) for part, index in chunks])
 
     def _encode_chunk(self, images: Tensor, ids: Tensor, image_index: Tensor) -> Tensor:
-        ids = ids.to(images.device)
+        longest = int((ids != PAD_ID).sum(dim=1).max())  # of this chunk, not of the batch
+        ids = ids[:, :longest].to(images.device)
         output = self.beit3(
             textual_tokens=ids,
             visual_tokens=images[image_index.to(images.device)] if self.use_image else None,
