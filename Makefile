@@ -30,28 +30,30 @@ $(STAMP): requirements.txt setup.py pyproject.toml $(wildcard tools/detectron2_w
 	@touch $@
 
 test: install
-	$(PY) -m pytest -q -m "not slow" tests
+	$(PY) -m pytest -q -rs -m "not slow" tests
 
 test-slow: install
-	$(PY) -m pytest -q -m slow tests
+	$(PY) -m pytest -q -rs -m slow tests
 
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy openworldsam tools weights
 
-# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring
+# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring; IMAGE="'my images/a.jpg'" has a space
 # The default photographs are public-domain ones that come with scikit-image.
 PHOTOGRAPHS = $(shell $(PY) -c 'import skimage; print(skimage.__path__[0])')/data
 IMAGE ?= $(addprefix $(PHOTOGRAPHS)/,chelsea.png coffee.png astronaut.png)
 PROMPTS ?= cat;cup;spoon;face
 TASK ?= all
 
+# Passed on by the environment, so that the shell leaves quotes and dollars in them alone.
+demo: export PROMPT_TEXTS = $(value PROMPTS)
 demo: install
 	@echo "The weights of this demo are made on the spot, not trained: the masks mean nothing."
 	$(PY) tools/make_rule_weights.py --config-file configs/tiny.yaml --output output/tiny_weights
-	$(PY) tools/demo.py --config-file configs/tiny.yaml --input $(IMAGE) --prompts "$(subst ;," ",$(PROMPTS))" \
-	    --task $(TASK) --output output/demo --opts MODEL.WEIGHTS output/tiny_weights/model_final.pth
+	@IFS=';'; set -f; set -- $$PROMPT_TEXTS; unset IFS; \
+	$(PY) tools/demo.py --config-file configs/tiny.yaml --input $(IMAGE) --prompts "$$@" --task $(TASK) --output output/demo
 
 # The environment stays: it is several gigabytes to fetch again.
 clean:

@@ -17,6 +17,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["openworldsam*"]),
+    # named so that an editable install is a plain path: the usual hook loses against a clone's own folder name
+    package_dir={"": "."},
     python_requires=">=3.10,<3.13",
     # The bounds the code needs; requirements.txt pins one set that is known to work.
     # Detectron2 is needed too but not listed. It is not on the package index under that name, and upstream's
@@ -29,9 +31,8 @@ setup(
         "pillow",
         "scipy",
         "opencv-python-headless",
-        "scikit-image",
         "matplotlib",
-        "tqdm",
+        "tabulate",
         "sam2",
         "torchscale",
         "timm",
@@ -41,6 +42,6 @@ setup(
         "pycocotools",
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
-    extras_require={"test": ["pytest"], "lint": ["ruff", "mypy"]},
+    extras_require={"test": ["pytest", "scikit-image"], "lint": ["ruff", "mypy"]},
     entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+
+# Detectron2 and torchscale cause it when they are imported; nobody who runs this can do anything about it
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 __version__ = "0.1.0"
 __all__ = ["OpenWorldSAMPredictor", "Prediction", "__version__"]

@@ -1,4 +1,4 @@
-"""The demo: pictures and texts in, an overlay and a COCO-style json out for each picture and task."""
+"""The demo: images and texts in, an overlay and a COCO-style json out for each image and task."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import read_image
 from openworldsam.modeling import TASKS
+from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
 from openworldsam.rule_weights import NOTE
-from openworldsam.visualization import draw_prediction
+from openworldsam.visualization import contact_sheet, draw_prediction
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of tools/demo.py."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="IMG", help="pictures")
+    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="IMG", help="images")
     parser.add_argument("--prompts", required=True, nargs="+", metavar="TEXT", help="what to segment")
     parser.add_argument("--task", default="instance", choices=[*TASKS, "all"])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
@@ -80,27 +81,35 @@ def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]
 
 
 def segment_file(
-    predictor: OpenWorldSAMPredictor,
-    path: Path,
-    prompts: list[str],
-    tasks: Sequence[str],
-    args: argparse.Namespace,
+    predictor: OpenWorldSAMPredictor, path: Path, tasks: Sequence[str], args: argparse.Namespace, note: str
 ) -> None:
-    """Segment one picture and write `<stem>_<task>.png` and `<stem>_<task>.json` for each task."""
+    """Segment one image and write `<stem>_<task>.png` and `<stem>_<task>.json` for each task.
+
+    Several tasks also give `<stem>_sheet.png`, the image and all of them side by side.
+    """
     image = read_image(path)
     predictor.set_image(image)
     provenance = {
         "preset": predictor.cfg.PRESET,
         "weights": {component: asdict(source) for component, source in predictor.sources.items()},
     }
+    panels = [(path.name, image)]
     for task in tasks:
-        prediction = predictor.predict(prompts, task, stuff=args.stuff)
+        prediction = predictor.predict(args.prompts, task, stuff=args.stuff)
+        panels.append((f"{task}{note}", draw_prediction(image, prediction)))
         target = args.output / f"{path.stem}_{task}"
-        overlay = Image.fromarray(draw_prediction(image, prediction))
-        save_atomically(target.with_name(f"{target.name}.png"), partial(overlay.save, format="PNG"))
+        _save_picture(panels[-1:], target, columns=1)
         content = json.dumps(coco_json(prediction, path.name, provenance))
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
         print(f"{target}.png  {summary(prediction, predictor.model.inference.score_threshold)}")
+    if len(tasks) > 1:
+        _save_picture(panels, args.output / f"{path.stem}_sheet", columns=2)
+        print(args.output / f"{path.stem}_sheet.png")
+
+
+def _save_picture(panels: list[tuple[str, np.ndarray]], target: Path, columns: int) -> None:
+    image = Image.fromarray(contact_sheet(panels, columns))
+    save_atomically(target.with_name(f"{target.name}.png"), partial(image.save, format="PNG"))
 
 
 def _write_text(content: str, path: Path) -> None:
@@ -109,7 +118,7 @@ def _write_text(content: str, path: Path) -> None:
 
 def summary(prediction: Prediction, threshold: float) -> str:
     """A line such as "zebra 3, grass 1"; without any mask, why."""
-    if not len(prediction.masks):
+    if not len(prediction.masks) and prediction.task in ("instance", "panoptic"):
         return f"no mask passed the threshold {threshold:g} (best {prediction.best_score:.2f})"
     counts = Counter(prediction.prompt_index.tolist())
     return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(prediction.prompts))
@@ -119,26 +128,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo.
 
     Returns:
-        0; 1 if a picture could not be read (the others are done); 2 if nothing could be done.
+        0; 1 if an image could not be read or its results not be written (the others are done); 2 if nothing was done.
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    args.prompts = [prompt.strip() for prompt in args.prompts]
     repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
     try:
         if repeated:
-            raise ValueError(f"several pictures are named {repeated[0]}; their results would overwrite each other")
+            raise ValueError(f"several images are named {repeated[0]}; their results would overwrite each other")
+        check_prompts(args.prompts)
         predictor = OpenWorldSAMPredictor(load_config(args.config_file, args.opts), device=args.device)
     except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
-        print(f"These weights are {notes.pop()}: the masks mean nothing.")
+        print(f"These weights are {min(notes)}: the masks mean nothing.")
     tasks = TASKS if args.task == "all" else [args.task]
     failed = 0
     for path in args.input:
         try:
-            segment_file(predictor, path, args.prompts, tasks, args)
+            segment_file(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1

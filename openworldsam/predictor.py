@@ -45,7 +45,7 @@ COCO_STUFF = frozenset(_plain(c["name"]) for c in COCO_CATEGORIES if not c["isth
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The N masks found in a picture of H x W pixels.
+    """The N masks found in an image of H x W pixels.
 
     task: "semantic", "instance", "panoptic" or "referring".
     prompts: the P texts, as given.
@@ -70,7 +70,7 @@ class Prediction:
 
 
 class OpenWorldSAMPredictor:
-    """Segments what texts name in one picture at a time.
+    """Segments what texts name in one image at a time.
 
         predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
         predictor.set_image("zebra.jpg")
@@ -107,7 +107,7 @@ class OpenWorldSAMPredictor:
         self._rows: MaskRows
 
     def set_image(self, image: ImageLike) -> None:
-        """Encode a picture; later predictions are about it.
+        """Encode an image; later predictions are about it.
 
         Args:
             image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
@@ -115,7 +115,7 @@ class OpenWorldSAMPredictor:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no readable image.
+            ValueError: it is not a readable image.
         """
         pixels = to_tensor(read_image(image)).to(self.model.device)
         self._features = self.model.encode_images([pixels])
@@ -144,10 +144,10 @@ class OpenWorldSAMPredictor:
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
         Returns:
-            at most K masks for a prompt, K = 20 tie-breakers in the public weights.
+            at most K masks for per prompt, K = 20 tie-breakers in the public weights.
 
         Raises:
-            ValueError: no image set, an unknown task or option, an empty prompt or one that is no text.
+            ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
         if self._features is None:
             raise ValueError("no image: call set_image first")
@@ -180,7 +180,7 @@ class OpenWorldSAMPredictor:
         )
 
     def _query_rows(self, prompts: list[str], inference: InferenceOptions) -> MaskRows:
-        """Decode the prompts about the picture that is set; labels are indices of prompts.
+        """Decode the prompts about the image that is set; labels are indices of prompts.
 
         The same prompts again, for another task or threshold, are not decoded again.
         """

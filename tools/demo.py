@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment pictures by text.
+"""Segment images by text.
 
 python tools/demo.py --config-file configs/presets/released.yaml --input zebra.jpg --prompts "zebra" "grass" \
     --task panoptic --output output/demo --opts MODEL.WEIGHTS weights/model_final.pth

@@ -1,6 +1,6 @@
-"""Read pictures and bring them to the encoders' input sizes.
+"""Read images and bring them to the encoders' input sizes.
 
-Shapes: H, W picture size; S side of an encoder's square input. Pictures are RGB uint8, channels first
+Shapes: H, W image size; S side of an encoder's square input. Images are RGB uint8, channels first
 ([3, H, W]) as tensors and channels last ([H, W, 3]) as arrays.
 """
 
@@ -19,7 +19,7 @@ ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need ev
 
 
 def read_image(source: ImageLike) -> np.ndarray:
-    """Return a picture as RGB, upright (EXIF rotation applied), alpha dropped, 16 bits reduced to 8.
+    """Return an image as RGB, upright (EXIF rotation applied), alpha dropped, 16 bits reduced to 8.
 
     Args:
         source: path of an image file, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] (RGB order).
@@ -43,7 +43,7 @@ def read_image(source: ImageLike) -> np.ndarray:
     except FileNotFoundError:
         raise FileNotFoundError(f"image {source} not found") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{source}: {error}; scale the picture down first") from error
+        raise ValueError(f"{source}: {error}; scale the image down first") from error
     except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
         raise ValueError(f"{source} is not a readable image: {error}") from error
 
@@ -80,7 +80,7 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash a picture to SAM2's input size, bilinearly, as uint8 arithmetic does it.
+    """Squash an image to SAM2's input size, bilinearly, as uint8 arithmetic does it.
 
     A horizontal pass and then a vertical one, each rounded half up, on every device. Without antialiasing and for a
     size that is a power of two this equals `F.interpolate` on a uint8 CPU tensor, bit for bit (for other sizes its
@@ -103,7 +103,7 @@ def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor
 
 
 def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash a picture to BEiT-3's input size, bicubically, and normalise it to -1..1.
+    """Squash an image to BEiT-3's input size, bicubically, and normalise it to -1..1.
 
     Args:
         image: uint8 [3, H, W].

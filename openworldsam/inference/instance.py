@@ -29,7 +29,7 @@ def instance_inference(rows: MaskRows, size: tuple[int, int], options: Inference
 
     Args:
         rows: of things only; stuff is the caller's to leave out.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
         options: score threshold (inclusive), NMS threshold and rule, top k.
     """
     if options.top_k and len(rows.scores) > options.top_k:

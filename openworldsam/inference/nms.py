@@ -1,6 +1,6 @@
 """Removal of duplicate masks.
 
-Shapes: N masks, H, W size of the picture.
+Shapes: N masks, H, W size of the image.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def panoptic_inference(
 
     Args:
         rows: of things and stuff.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
         is_thing: for every label among the rows.
         options: score threshold (exclusive), NMS threshold, and overlap threshold: the smallest visible fraction,
             pixels that a row wins over pixels that it claims.

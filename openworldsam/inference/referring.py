@@ -22,7 +22,7 @@ def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResul
     """For each label among the rows, the mask of highest predicted IoU; of equal ones the first.
 
     Args:
-        rows: of the picture; no threshold applies.
+        rows: of the image; no threshold applies.
         size: (H, W).
     """
     labels = rows.labels.unique()

@@ -1,6 +1,6 @@
-"""The decoder's output for one image, and how it is brought to the size of the picture.
+"""The decoder's output for one image, and how it is brought to the size of the image.
 
-Shapes: R query rows of the image, h = w = 4S mask side, H, W size of the picture.
+Shapes: R query rows of the image, h = w = 4S mask side, H, W size of the image.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Semantic segmentation: merge the masks of a class, weighted by confidence (paper Sec. 3 "Inference").
 
-Shapes: L distinct labels among the rows, H, W size of the picture.
+Shapes: L distinct labels among the rows, H, W size of the image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def semantic_scores(
     With "score", S_c = sum_{q in c} s_q m_q.
 
     Args:
-        rows: of the picture; no threshold applies.
+        rows: of the image; no threshold applies.
         size: (H, W).
         num_classes: C, size of the vocabulary.
         options: the semantic weight.

@@ -141,7 +141,7 @@ class SoftPromptTransformer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Prompt embeddings to decoder tokens: K queries a prompt, each meant for another instance.
+    """Prompt embeddings to decoder tokens: K queries per prompt, each meant for another instance.
 
     Args:
         embed_dim: D, width of the prompt embedding.

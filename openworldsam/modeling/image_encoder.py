@@ -120,7 +120,7 @@ class SAM2ImageEncoder(nn.Module):
         return self.image_size // STRIDE
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode B normalised pictures [B, 3, IMAGE_SIZE, IMAGE_SIZE]."""
+        """Encode B normalised images [B, 3, IMAGE_SIZE, IMAGE_SIZE]."""
         level0, level1, level2 = self.backbone(images)["backbone_fpn"]
         # SAM2 marks "a still image, no memory of a video" by adding this vector
         embed = level2 + self.no_mem_embed.permute(2, 0, 1)

@@ -1,6 +1,6 @@
 """Hungarian matching of queries to ground-truth masks, prompt by prompt (paper Sec. 3 "Training").
 
-Shapes: P prompts of the batch, K queries a prompt, N_p ground-truth masks of prompt p, h = w = 4S mask side.
+Shapes: P prompts of the batch, K queries per prompt, N_p ground-truth masks of prompt p, h = w = 4S mask side.
 """
 
 from __future__ import annotations

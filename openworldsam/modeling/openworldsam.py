@@ -1,7 +1,7 @@
 """The meta-architecture: from images and texts to masks (paper Fig. 4b).
 
-Shapes: B images, P prompts of the whole batch (sorted by image), K queries a prompt, R = P * K query rows,
-D width of a prompt embedding, C width and S side of the image features, H, W size of a picture.
+Shapes: B images, P prompts of the whole batch (sorted by image), K queries per prompt, R = P * K query rows,
+D width of a prompt embedding, C width and S side of the image features, H, W size of an image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OpenWorldSAM(nn.Module):
         image_encoder, prompt_encoder, adapter, mask_decoder: the four rooms that an image passes through.
         criterion: the training loss.
         pixel_mean, pixel_std: SAM2's normalisation per RGB channel, on the scale 0..255.
-        antialias: antialias when a picture shrinks to SAM2's input.
+        antialias: antialias when an image shrinks to SAM2's input.
         precision: "fp32", "bf16" or "fp16" arithmetic.
         train_prompt_encoder: train the prompt encoder too (Table 5, E4 and E6).
         tasks: what the forward pass answers in eval mode.
@@ -134,7 +134,7 @@ class OpenWorldSAM(nn.Module):
         """Losses in training mode, results in eval mode.
 
         Args:
-            batched_inputs: a dict an image:
+            batched_inputs: one dict per image:
                 image: uint8 [3, H, W], RGB.
                 prompts: texts; in eval mode there may be none.
                 targets: (training) a bool [N_p, H, W] tensor for each prompt.
@@ -144,7 +144,7 @@ class OpenWorldSAM(nn.Module):
                 num_classes: (optional) size of the vocabulary; the number of prompts by default.
 
         Returns:
-            In training mode a dict of scalar losses. In eval mode a dict an image with a key per task:
+            In training mode a dict of scalar losses. In eval mode one dict per image with a key per task:
                 semantic: int64 [H, W], class ids, -1 where there was no prompt.
                 instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
@@ -174,18 +174,18 @@ class OpenWorldSAM(nn.Module):
         return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision] if enabled else None, enabled=enabled)
 
     def encode_images(self, images: list[Tensor]) -> ImageFeatures:
-        """SAM2 features of B pictures, each uint8 [3, H, W] on the model's device."""
+        """SAM2 features of B images, each uint8 [3, H, W] on the model's device."""
         size = self.image_encoder.image_size
         resized = torch.stack([resize_for_sam2(image, size, self.antialias) for image in images])
         with torch.no_grad(), self.autocast():
             return self.image_encoder((resized - self.pixel_mean) / self.pixel_std)
 
     def prompt_inputs(self, images: list[Tensor]) -> Tensor:
-        """The prompt encoder's view [B, 3, s, s] of B pictures, each uint8 [3, H, W]."""
+        """The prompt encoder's view [B, 3, s, s] of B images, each uint8 [3, H, W]."""
         return torch.stack([self.prompt_encoder.preprocess(image) for image in images])
 
     def encode_prompts(self, inputs: Tensor, prompts: list[str], image_index: Tensor) -> Tensor:
-        """Embeddings [P, D] of P texts about B pictures, given as `prompt_inputs`; image_index [P] on the CPU."""
+        """Embeddings [P, D] of P texts about B images, given as `prompt_inputs`; image_index [P] on the CPU."""
         with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
             return self.prompt_encoder(inputs, prompts, image_index)
 
@@ -250,7 +250,7 @@ class OpenWorldSAM(nn.Module):
         return rows
 
     def _refine(self, features: ImageFeatures, rows: MaskRows, image: int, options: InferenceOptions) -> MaskRows:
-        """Two-stage inference: decode again with the masks as prompts; without a confident row, leave all be."""
+        """Two-stage inference: decode again with the masks as prompts; without a confident row, nothing is refined."""
         if options.two_stage_keep == "confident":
             confident = rows.scores >= options.score_threshold
             if not confident.any():

@@ -1,7 +1,7 @@
-"""Parity of the full-size model under preset `released`, from the picture to the gradients.
+"""Parity of the full-size model under preset `released`, from the image to the gradients.
 
 The weights are made by the rule for the file's seed, written as a checkpoint of the released layout, converted, and
-loaded as a user would load them. Shapes: P prompts of the one picture, K queries a prompt, Q = P * K rows.
+loaded as a user would load them. Shapes: P prompts of the one image, K queries per prompt, Q = P * K rows.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ def check_model(golden_file: str | Path, image: str | Path) -> list[Check]:
 
     Args:
         golden_file: the .npz.
-        image: the picture it was made with.
+        image: the image it was made with.
 
     Raises:
-        FileNotFoundError, ValueError: the picture cannot be read, or is of another size than the file's.
+        FileNotFoundError, ValueError: the image cannot be read, or is of another size than the file's.
     """
     golden = np.load(golden_file)
     pixels = to_tensor(read_image(image))
     size = (int(golden["height"]), int(golden["width"]))
     if tuple(pixels.shape[1:]) != size:
-        raise ValueError(f"{image} is {tuple(pixels.shape[1:])}, {golden_file} was made from a picture of {size}")
+        raise ValueError(f"{image} is {tuple(pixels.shape[1:])}, {golden_file} was made from an image of {size}")
     with tempfile.TemporaryDirectory() as folder:
         logger.info("making the weights for seed %d", golden["seed"])
         model = rule_made_model(int(golden["seed"]), Path(folder))

@@ -383,7 +383,7 @@ def test_a_missing_file_is_named(tmp_path, as_path):
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
-    with pytest.raises(ValueError, match=r"bomb\.png.*scale the picture down"):
+    with pytest.raises(ValueError, match=r"bomb\.png.*scale the image down"):
         read_image(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.warns(Image.DecompressionBombWarning):

@@ -33,7 +33,7 @@ class PromptEncoder(nn.Module, ABC):
 
     @abstractmethod
     def preprocess(self, image: Tensor) -> Tensor:
-        """Bring a picture, uint8 [3, H, W], to this encoder's input [3, S, S]."""
+        """Bring an image, uint8 [3, H, W], to this encoder's input [3, S, S]."""
 
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         max_tokens: longest prompt in tokens, at most 1022.
         use_image: False encodes the text alone (Table 4, row 3).
         chunk: prompts encoded at a time.
-        antialias: antialias when the picture shrinks.
+        antialias: antialias when the image shrinks.
     """
 
     component = "beit3"

@@ -49,7 +49,7 @@ class BEiT3Tokenizer:
         if not Path(model_file).is_file():
             raise FileNotFoundError(
                 f"tokenizer file {model_file} not found; `python weights/download.py beit3_tokenizer` fetches "
-                "beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it lies"
+                "beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it is"
             )
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
