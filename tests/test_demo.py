@@ -90,8 +90,9 @@ def test_pictures_of_one_name_are_refused(command, photograph, tmp_path, capsys)
         (["cat"], ["MODEL.WEIGHTS"], "pairs KEY VALUE"),
     ],
 )
-def test_errors_are_one_readable_line(command, photograph, prompts, opts, message, capsys):
-    extra = {} if opts is None else {"opts": opts}
+def test_errors_are_one_readable_line(command, tiny_weights, photograph, prompts, opts, message, capsys):
+    tokenizer = ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
+    extra = {} if opts is None else {"opts": [*tokenizer, *opts]}
     assert main(command("--input", photograph, prompts=prompts, **extra)) != 0
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
