@@ -60,14 +60,21 @@ def test_tolerances_by_hand():
     assert checks.close_in_norm("x", one * 1.00009, one).ok and not checks.close_in_norm("x", one * 1.0002, one).ok
     assert checks.close_to_largest("x", one + np.array([0.009, 0]), one).ok
     assert not checks.close_to_largest("x", one + np.array([0.011, 0]), one).ok
-    labels, scores = np.array([3, 4, 5]), np.array([0.9, 0.8, 0.8 + 5e-6])
-    assert checks.equal("x", np.array([3, 5, 4]), labels, scores).ok
-    assert not checks.equal("x", np.array([3, 5, 4]), labels).ok
-    assert not checks.equal("x", np.array([4, 4, 5]), labels, scores).ok
+    labels = np.array([3, 4, 5])
+    assert checks.equal("x", labels, labels).ok and not checks.equal("x", labels[[0, 2, 1]], labels).ok
+    assert checks.close_to_largest("x", np.zeros(3), np.zeros(3)).ok and checks.close_to_largest("x", [], []).ok
     assert (
         checks.same_areas("x", labels + 1, labels, 1000).ok and not checks.same_areas("x", labels + 2, labels, 1000).ok
     )
     assert not checks.close("x", np.array([np.nan]), np.array([1.0])).ok
+
+
+def test_ties_are_aligned_and_nothing_else():
+    golden, scores = np.array([3, 4, 5, 6]), np.array([0.9, 0.8, 0.8 - 5e-6, 0.7])
+    assert checks.align_ties(np.array([3, 5, 4, 6]), golden, scores).tolist() == [0, 2, 1, 3]
+    assert checks.align_ties(np.array([4, 3, 5, 6]), golden, scores).tolist() == [0, 1, 2, 3]
+    assert checks.align_ties(np.array([3, 5]), golden, scores).tolist() == [0, 1]
+    assert "equal but for 2 ties" in checks.equal("x", golden, golden, ties=2).tolerance
 
 
 def test_the_table_names_what_failed():

@@ -4,6 +4,7 @@ from openworldsam.inference.instance import InstanceResult, instance_inference
 from openworldsam.inference.options import InferenceOptions
 from openworldsam.inference.panoptic import PanopticResult, Segment, panoptic_inference
 from openworldsam.inference.referring import ReferringResult, referring_inference
+from openworldsam.inference.refine import refine
 from openworldsam.inference.rows import MaskRows
 from openworldsam.inference.semantic import semantic_inference, semantic_scores
 
@@ -17,6 +18,7 @@ __all__ = [
     "instance_inference",
     "panoptic_inference",
     "referring_inference",
+    "refine",
     "semantic_inference",
     "semantic_scores",
 ]

@@ -7,6 +7,7 @@ D width of a prompt embedding, C width and S side of the image features, H, W si
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from openworldsam.inference import (
     instance_inference,
     panoptic_inference,
     referring_inference,
+    refine,
     semantic_inference,
 )
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
@@ -246,19 +248,15 @@ class OpenWorldSAM(nn.Module):
         for image, own in enumerate(zip(logits.split(counts), scores.split(counts), strict=True)):
             labels = torch.arange(counts[image], device=logits.device) // self.adapter.num_queries
             image_rows = MaskRows(*own, labels)
-            rows.append(self._refine(features, image_rows, image, options) if options.two_stage else image_rows)
+            if options.two_stage:
+                image_rows = refine(image_rows, options, partial(self._decode_masks, features, image))
+            rows.append(image_rows)
         return rows
 
-    def _refine(self, features: ImageFeatures, rows: MaskRows, image: int, options: InferenceOptions) -> MaskRows:
-        """Two-stage inference: decode again with the masks as prompts; without a confident row, nothing is refined."""
-        if options.two_stage_keep == "confident":
-            confident = rows.scores >= options.score_threshold
-            if not confident.any():
-                return rows
-            rows = rows.select(confident)
+    def _decode_masks(self, features: ImageFeatures, image: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The second pass over one image's masks; see `SAM2MaskDecoder.refine`."""
         with self.autocast():
-            logits, scores = self.mask_decoder.refine(features, torch.full((len(rows.scores),), image), rows.logits)
-        return MaskRows(logits, scores, rows.labels)
+            return self.mask_decoder.refine(features, torch.full((len(logits),), image), logits)
 
     def no_rows(self) -> MaskRows:
         """The query rows of an image about which nothing was asked."""
