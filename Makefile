@@ -38,7 +38,7 @@ test-slow: install
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy openworldsam tools weights
+	$(PY) -m mypy openworldsam tools weights datasets
 
 # make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring; IMAGE="'my images/a.jpg'" has a space
 # The default photographs are public-domain ones that come with scikit-image.

@@ -33,6 +33,7 @@ setup(
         "opencv-python-headless",
         "matplotlib",
         "tabulate",
+        "tqdm",
         "sam2",
         "torchscale",
         "timm",

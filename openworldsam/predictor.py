@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
+from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
 from openworldsam.inference import (
     InferenceOptions,
@@ -30,17 +30,6 @@ from openworldsam.modeling import TASKS, ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import check_prompts
 
 logger = logging.getLogger(__name__)
-
-
-def _plain(name: str) -> str:
-    """A COCO class name without its bookkeeping: "grass-merged" is grass."""
-    for suffix in ("-other", "-merged", "-stuff"):
-        name = name.replace(suffix, "")
-    return name
-
-
-COCO_STUFF = frozenset(_plain(c["name"]) for c in COCO_CATEGORIES if not c["isthing"])
-"""Names that panoptic segmentation takes for stuff unless told otherwise: the 53 of COCO."""
 
 
 @dataclass(frozen=True, eq=False)

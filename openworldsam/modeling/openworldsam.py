@@ -132,7 +132,7 @@ class OpenWorldSAM(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], tasks: tuple[str, ...] | None = None) -> Any:
         """Losses in training mode, results in eval mode.
 
         Args:
@@ -144,6 +144,7 @@ class OpenWorldSAM(nn.Module):
                 class_ids: (optional) the class of each prompt; 0, 1, ... by default.
                 is_thing: (optional) whether each prompt is a thing; all are by default.
                 num_classes: (optional) size of the vocabulary; the number of prompts by default.
+            tasks: (eval mode) what to answer; MODEL.INFERENCE.TASKS by default.
 
         Returns:
             In training mode a dict of scalar losses. In eval mode one dict per image with a key per task:
@@ -161,14 +162,14 @@ class OpenWorldSAM(nn.Module):
         if not prompts:
             if self.training:
                 raise ValueError("a training batch without any prompt; leave such images out of the data")
-            return [self._results(self.no_rows(), x) for x in batched_inputs]
+            return [self._results(self.no_rows(), x, tasks or self.tasks) for x in batched_inputs]
         features = self.encode_images(images)
         embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
         if self.training:
             targets = [t.to(self.device) for x in batched_inputs for t in x["targets"]]
             return self.losses(features, embeddings, image_index, targets)
         rows = self.query_rows(features, embeddings, image_index, self.inference)
-        return [self._results(r, x) for r, x in zip(rows, batched_inputs, strict=True)]
+        return [self._results(r, x, tasks or self.tasks) for r, x in zip(rows, batched_inputs, strict=True)]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of MODEL.PRECISION for the networks, whatever autocast surrounds the call."""
@@ -264,25 +265,25 @@ class OpenWorldSAM(nn.Module):
         empty = self.pixel_mean.new_zeros
         return MaskRows(empty(0, side, side), empty(0), empty(0, dtype=torch.long))
 
-    def _results(self, rows: MaskRows, x: dict[str, Any]) -> dict[str, Any]:
-        """Answer every task of MODEL.INFERENCE.TASKS for one image; see `forward`."""
+    def _results(self, rows: MaskRows, x: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
+        """Answer the tasks for one image; see `forward`."""
         prompts = x["prompts"]
         size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
         class_ids = torch.as_tensor(x.get("class_ids", range(len(prompts))), device=rows.labels.device)
         is_thing = torch.as_tensor(x.get("is_thing", [True] * len(prompts)), device=rows.labels.device)
         by_class = rows._replace(labels=class_ids.long()[rows.labels])
         results: dict[str, Any] = {}
-        if "semantic" in self.tasks:
+        if "semantic" in tasks:
             classes = x.get("num_classes", len(prompts))
             results["semantic"] = semantic_inference(by_class, size, classes, self.inference)
-        if "instance" in self.tasks:
+        if "instance" in tasks:
             things = by_class.select(is_thing.bool()[rows.labels])
             results["instances"] = _instances(instance_inference(things, size, self.inference), size)
-        if "panoptic" in self.tasks:
+        if "panoptic" in tasks:
             thing_classes = dict(zip(class_ids.tolist(), is_thing.tolist(), strict=True))
             panoptic = panoptic_inference(by_class, size, thing_classes, self.inference)
             results["panoptic_seg"] = (panoptic.map, [_segment_info(s) for s in panoptic.segments])
-        if "referring" in self.tasks:
+        if "referring" in tasks:
             best = referring_inference(rows, size)
             results["referring"] = (best.masks, best.scores)
         return results

@@ -1,0 +1,110 @@
+"""Batches whose content is a function of the seed and the position alone.
+
+Position n is the n-th image that training sees, counted over all processes. Neither the number of workers, of
+processes, nor an interruption changes what is at a position; so to resume is to start at a position.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any], np.random.Generator], dict[str, Any] | None]
+
+
+class PositionSampler(Sampler[int]):
+    """Endless positions of one process: start + rank, then every world_size-th."""
+
+    def __init__(self, start: int, rank: int, world_size: int) -> None:
+        self.start, self.rank, self.world_size = start, rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        while True:
+            yield position
+            position += self.world_size
+
+
+class TrainingDataset(Dataset[dict[str, Any]]):
+    """Shuffled epochs over records, indexed by position.
+
+    A record that cannot be read, or has no ground truth, is replaced by another one, drawn from the position too.
+
+    Args:
+        records: of a dataset.
+        mapper: reads a record.
+        seed: of the order and of all that the mapper draws.
+        max_bad: unreadable records in a row after which something must be wrong with the dataset as a whole.
+
+    Raises:
+        ValueError: no records.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: Mapper, seed: int, max_bad: int = 20) -> None:
+        if not records:
+            raise ValueError("the training set has no image")
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+        self.max_bad = max_bad
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The image at a position, with `skipped`: the files that could not be read before it.
+
+        Raises:
+            ValueError: `max_bad` records in a row were unreadable or without ground truth.
+        """
+        epoch, place = divmod(position, len(self.records))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
+        generator = np.random.default_rng((self.seed, epoch, place))
+        index = int(self._order[place])
+        skipped: list[str] = []
+        for _ in range(self.max_bad):
+            record = self.records[index]
+            try:
+                mapped = self.mapper(record, generator)
+                if mapped is not None:
+                    return {**mapped, "skipped": skipped}
+            except (ValueError, OSError) as error:
+                logger.warning("skipped: %s", error)
+                skipped.append(record["file_name"])
+            index = int(generator.integers(len(self.records)))
+        raise ValueError(
+            f"{self.max_bad} images in a row were unreadable or without ground truth, the last {record['file_name']}"
+        )
+
+
+def training_batches(
+    dataset: TrainingDataset, *, batch_size: int, start: int, rank: int, world_size: int, num_workers: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Endless batches of one process.
+
+    Args:
+        dataset: indexed by position.
+        batch_size: images of this process and step.
+        start: first position, counted over all processes.
+        rank, world_size: which of how many processes.
+        num_workers: reading processes; 0 reads here.
+    """
+    sampler = PositionSampler(start, rank, world_size)
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # else starting the loader would draw from the one that dropout uses
+            persistent_workers=num_workers > 0,
+        )
+    )

@@ -1,0 +1,170 @@
+"""From a dataset record to what the model reads: an image, prompts, and the ground truth of each prompt.
+
+Shapes: H, W image size, P prompts of the image, N_p ground-truth masks of prompt p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from panopticapi.utils import rgb2id
+from torch import Tensor
+
+from openworldsam.data.augmentation import flip, large_scale_jitter
+from openworldsam.data.datasets.refcocog import union_mask
+from openworldsam.data.preprocessing import read_image, to_tensor
+
+
+@dataclass(frozen=True)
+class PromptTarget:
+    """A prompt with its ground truth: texts to choose from, class id, thing or stuff, masks bool [N_p, H, W]."""
+
+    texts: tuple[str, ...]
+    class_id: int
+    is_thing: bool
+    masks: np.ndarray
+
+
+class DatasetMapper:
+    """Reads one record of any dataset; the choice of prompts and texts is the given generator's alone.
+
+    A panoptic record (`segments_info`) asks for classes: all masks of a class are its ground truth, crowds are left
+    out, and if there are more classes than `max_prompts`, that many are drawn. A referring record (`annotations` with
+    `sentences`) asks for every object by one of its sentences.
+
+    Args:
+        class_names: texts of the contiguous class ids; empty for referring datasets.
+        is_thing: of the same classes.
+        max_prompts: most classes of an image and visit; 0 for all.
+        flip: mirror every other image.
+        large_scale_jitter: rescale by 0.1 to 2 and crop or pad to `image_size`.
+        image_size: side of the jittered image in pixels.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        class_names: tuple[str, ...] = (),
+        is_thing: tuple[bool, ...] = (),
+        max_prompts: int = 6,
+        flip: bool = False,
+        large_scale_jitter: bool = False,
+        image_size: int = 1024,
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.is_thing = tuple(is_thing)
+        self.max_prompts = max_prompts
+        self.flip = flip
+        self.large_scale_jitter = large_scale_jitter
+        self.image_size = image_size
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, class_names: tuple[str, ...] = (), is_thing: tuple[bool, ...] = ()
+    ) -> dict[str, Any]:
+        return {
+            "class_names": class_names,
+            "is_thing": is_thing,
+            "max_prompts": cfg.INPUT.MAX_PROMPTS,
+            "flip": cfg.INPUT.FLIP,
+            "large_scale_jitter": cfg.INPUT.LARGE_SCALE_JITTER,
+            "image_size": cfg.MODEL.SAM2.IMAGE_SIZE,
+        }
+
+    def __call__(
+        self, record: dict[str, Any], generator: np.random.Generator, *, need_ground_truth: bool = True
+    ) -> dict[str, Any] | None:
+        """Read a record.
+
+        Args:
+            record: of a registered dataset.
+            generator: draws classes, sentences and augmentations.
+            need_ground_truth: False gives an image without any prompt rather than None.
+
+        Returns:
+            what `OpenWorldSAM.forward` takes in training mode, with file_name and image_id; None if the image has no
+            ground truth that counts.
+
+        Raises:
+            FileNotFoundError, ValueError: an image or annotation is missing, damaged or of another size.
+        """
+        image = read_image(record["file_name"])
+        if image.shape[:2] != (record["height"], record["width"]):
+            raise ValueError(
+                f"{record['file_name']} is {image.shape[1]} x {image.shape[0]}, "
+                f"its annotation is {record['width']} x {record['height']}"
+            )
+        prompts = self._referring(record) if "annotations" in record else self._classes(record, generator)
+        pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], generator)
+        kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
+        if not kept and need_ground_truth:
+            return None
+        return {
+            "image": pixels,
+            "prompts": [prompt.texts[generator.integers(len(prompt.texts))] for prompt, _ in kept],
+            "class_ids": [prompt.class_id for prompt, _ in kept],
+            "is_thing": [prompt.is_thing for prompt, _ in kept],
+            "targets": [mask for _, mask in kept],
+            "num_classes": max(len(self.class_names), len(kept)),
+            "height": record["height"],
+            "width": record["width"],
+            "file_name": record["file_name"],
+            "image_id": record["image_id"],
+        }
+
+    def texts(self, record: dict[str, Any]) -> list[str]:
+        """Every text that a visit may ask about a record, whatever is drawn: all classes, or all sentences.
+
+        Reads no file, so a class whose segments have no pixel is among them.
+        """
+        if "annotations" in record:
+            return list(dict.fromkeys(text for annotation in record["annotations"] for text in annotation["sentences"]))
+        classes = {segment["category_id"] for segment in record["segments_info"] if not segment["iscrowd"]}
+        return [self.class_names[c] for c in sorted(classes)]
+
+    def _classes(self, record: dict[str, Any], generator: np.random.Generator) -> list[PromptTarget]:
+        """The classes of a panoptic record in ascending order, at most `max_prompts` of them."""
+        ids = rgb2id(read_image(record["pan_seg_file_name"]))
+        if ids.shape != (record["height"], record["width"]):
+            raise ValueError(
+                f"{record['pan_seg_file_name']} is {ids.shape[1]} x {ids.shape[0]}, "
+                f"its image is {record['width']} x {record['height']}"
+            )
+        known = {segment["id"] for segment in record["segments_info"]}
+        if unknown := set(np.unique(ids).tolist()) - known - {0}:
+            raise ValueError(f"{record['pan_seg_file_name']} has ids that its json does not: {sorted(unknown)[:5]}")
+        segments: dict[int, list[np.ndarray]] = {}
+        for segment in record["segments_info"]:
+            mask = ids == segment["id"]
+            if not segment["iscrowd"] and mask.any():
+                segments.setdefault(segment["category_id"], []).append(mask)
+        classes = sorted(segments)
+        if self.max_prompts and len(classes) > self.max_prompts:
+            classes = sorted(generator.choice(classes, self.max_prompts, replace=False).tolist())
+        return [PromptTarget((self.class_names[c],), c, self.is_thing[c], np.stack(segments[c])) for c in classes]
+
+    def _referring(self, record: dict[str, Any]) -> list[PromptTarget]:
+        """The objects of a referring record in the order of its annotations."""
+        size = (record["height"], record["width"])
+        masks = [union_mask(annotation["segmentation"], *size) for annotation in record["annotations"]]
+        return [
+            PromptTarget(tuple(annotation["sentences"]), index, True, mask[None] if mask.any() else mask[None][:0])
+            for index, (annotation, mask) in enumerate(zip(record["annotations"], masks, strict=True))
+        ]
+
+    def _augmented(
+        self, image: np.ndarray, masks: list[np.ndarray], generator: np.random.Generator
+    ) -> tuple[Tensor, list[Tensor]]:
+        """uint8 [H, W, 3] and P times bool [N_p, H, W] to tensors, augmented; masks that end up empty are dropped."""
+        pixels, targets = to_tensor(image), [torch.from_numpy(mask) for mask in masks]
+        if self.flip:
+            pixels, targets = flip(pixels, targets, generator)
+        if self.large_scale_jitter:
+            pixels, targets = large_scale_jitter(pixels, targets, self.image_size, generator)
+            targets = [target[target.flatten(1).any(dim=1)] for target in targets]
+        return pixels, targets

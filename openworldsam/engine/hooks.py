@@ -1,0 +1,123 @@
+"""What happens around a training step: states, a progress line, pictures."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+from PIL import Image
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.engine.training_state import save_state
+from openworldsam.visualization import contact_sheet, draw_prediction
+
+if TYPE_CHECKING:
+    from openworldsam.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(HookBase):
+    """Saves the training state every `period` steps and at the end."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.trainer.max_iter:
+            save_state(self.trainer.folder, done, self.trainer.state())
+
+
+class ProgressLine(EventWriter):
+    """One line of log: iteration, time left, losses, learning rate, images per second, memory.
+
+    Args:
+        max_iter: iterations of the whole training.
+        batch_size: images of an iteration, over all processes.
+    """
+
+    def __init__(self, max_iter: int, batch_size: int) -> None:
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
+        done = storage.iter + 1
+        words = [f"{done:,}/{self.max_iter:,}"]
+        if "time" in values:
+            left = datetime.timedelta(seconds=int(values["time"] * (self.max_iter - done)))
+            words += [f"{left} left", f"{self.batch_size / values['time']:.2f} images/s"]
+        words += [f"{name} {values[name]:.4g}" for name in sorted(values) if "loss" in name]
+        words += [f"lr {values['lr']:.3g}", f"gradient norm {values['gradient_norm']:.3g}"]
+        if values["skipped_images"]:
+            words.append(f"{values['skipped_images']:.0f} images skipped")
+        if torch.cuda.is_available():
+            words.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        logger.info("  ".join(words))
+
+
+class Drawing(NamedTuple):
+    """Masks of one image to draw; N of them, for P prompts."""
+
+    task: str
+    prompts: tuple[str, ...]
+    masks: np.ndarray
+    scores: np.ndarray
+    prompt_index: np.ndarray
+
+
+class Pictures(HookBase):
+    """Draws ground truth and prediction of one image of the step, every `period` steps, into `pictures/`."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period and done % self.period == 0 and comm.is_main_process():
+            path = self.trainer.folder / "pictures" / f"{done:07d}.png"
+            picture = Image.fromarray(self._sheet(self.trainer.last_image))
+            save_atomically(path, partial(picture.save, format="PNG"))
+
+    def _sheet(self, x: dict[str, Any]) -> np.ndarray:
+        image = x["image"].permute(1, 2, 0).numpy()
+        prompts = tuple(x["prompts"])
+        truth = Drawing(
+            "instance",
+            prompts,
+            torch.cat(x["targets"]).numpy(),
+            np.ones(sum(map(len, x["targets"])), dtype=np.float32),
+            np.repeat(np.arange(len(prompts)), [len(target) for target in x["targets"]]),
+        )
+        found = self._predicted(x)
+        panels = [("ground truth", draw_prediction(image, truth)), ("prediction", draw_prediction(image, found))]
+        return contact_sheet(panels, columns=2)
+
+    @torch.no_grad()
+    def _predicted(self, x: dict[str, Any]) -> Drawing:
+        model = self.trainer.model
+        model.eval()
+        # without class ids, the classes of the result are the prompts' numbers
+        asked = {"image": x["image"], "prompts": x["prompts"]}
+        instances = model([asked], tasks=("instance",))[0]["instances"].to("cpu")
+        model.train()
+        return Drawing(
+            "instance",
+            tuple(x["prompts"]),
+            instances.pred_masks.numpy(),
+            instances.scores.numpy(),
+            instances.pred_classes.numpy(),
+        )

@@ -1,0 +1,94 @@
+"""The command line of tools/train_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
+from openworldsam.config import load_config
+from openworldsam.engine.launch import launch
+from openworldsam.engine.trainer import Trainer
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the adapter of OpenWorldSAM.")
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest state in OUTPUT_DIR")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and stop")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="address of the first machine")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    return parser.parse_args(argv)
+
+
+def train(args: argparse.Namespace) -> int:
+    """What every process runs; user errors are one line and exit status 2."""
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+            cfg.MODEL.DEVICE = "cpu"
+        folder = Path(cfg.OUTPUT_DIR)
+        setup_logger(None if args.dry_run else str(folder), comm.get_rank(), name="openworldsam")
+        trainer = Trainer(cfg)
+        if args.dry_run:
+            print(describe(trainer))
+            return 0
+        if args.resume:
+            trainer.resume()
+        elif (folder / "last_checkpoint").is_file():
+            raise ValueError(f"{folder} holds a training already: give --resume, or another OUTPUT_DIR")
+        if comm.is_main_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(cfg.dump())
+        trainer.run()
+    except (ValueError, OSError, KeyError, FloatingPointError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe(trainer: Trainer) -> str:
+    """Config, data, trained parameters and schedule of a training that has not begun."""
+    cfg, images = trainer.cfg, len(trainer.dataset.records)
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    epochs = trainer.max_iter * cfg.SOLVER.IMS_PER_BATCH / images
+    drops = ", ".join(f"{step:,} ({100 * step / trainer.max_iter:.1f} %)" for step in cfg.SOLVER.STEPS)
+    lines = [
+        cfg.dump(),
+        f"preset       {cfg.PRESET}",
+        f"data         {', '.join(cfg.DATASETS.TRAIN)}: {images:,} images",
+        f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
+        f"batch        {cfg.SOLVER.IMS_PER_BATCH} images on {comm.get_world_size()} processes, "
+        f"{trainer.parts} parts of {trainer.part_size}",
+        f"iterations   {trainer.max_iter:,} ({epochs:.1f} epochs), learning rate {cfg.SOLVER.BASE_LR:g}, "
+        f"x {cfg.SOLVER.GAMMA:g} at {drops}",
+        "weights      " + ", ".join(f"{name}: {source.file}" for name, source in trainer.sources.items()),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the processes; exits with 2 after a user error."""
+    args = parse_args(argv)
+    logging.captureWarnings(True)
+    status = launch(
+        train,
+        args=(args,),
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )
+    sys.exit(status or 0)

@@ -1,0 +1,234 @@
+"""The training loop (paper Sec. 4 "Implementation", A.1, A.3).
+
+The loss of a step is the mean over all prompts of all its images, wherever they are: on whichever process, in
+whichever accumulated part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase, TrainerBase, hooks
+from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from openworldsam.checkpoint import load_weights, save_adapter
+from openworldsam.checkpoint.loading import training_record
+from openworldsam.data.loader import TrainingDataset, training_batches
+from openworldsam.data.mapper import DatasetMapper
+from openworldsam.engine.evaluation import evaluate
+from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
+from openworldsam.engine.training_state import load_state
+from openworldsam.modeling import OpenWorldSAM
+
+logger = logging.getLogger(__name__)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what is trained; no weight decay on norms."""
+    groups = get_default_optimizer_params(
+        model, base_lr=cfg.SOLVER.BASE_LR, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM
+    )
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
+def training_dataset(cfg: CfgNode) -> TrainingDataset:
+    """The datasets of DATASETS.TRAIN, which must have one vocabulary, read by one mapper.
+
+    Raises:
+        ValueError: the vocabularies differ, or there is no image.
+    """
+    vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
+    if len(vocabularies) != 1:
+        raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
+    mapper = DatasetMapper(cfg, class_names=vocabularies.pop(), is_thing=is_thing)
+    return TrainingDataset(records, mapper, cfg.SEED)
+
+
+class Trainer(TrainerBase):
+    """Trains the adapter of an `OpenWorldSAM`.
+
+    Args:
+        cfg: the config; SOLVER.IMS_PER_BATCH images a step are divided among processes and accumulated parts.
+
+    Raises:
+        FileNotFoundError, ValueError: weights or data are missing or do not fit.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.parts = cfg.SOLVER.ACCUMULATE
+        world_size = comm.get_world_size()
+        self.part_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size * self.parts)
+        if rest or not self.part_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {world_size} processes x "
+                f"{self.parts} accumulated parts"
+            )
+        if cfg.SEED < 0:
+            raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
+        seed_all_rng(cfg.SEED)  # the same adapter on every process
+        self.dataset = training_dataset(cfg)
+        self.model = OpenWorldSAM(cfg)
+        self.sources = load_weights(self.model, cfg, need_adapter=False)
+        self.model.to(cfg.MODEL.DEVICE).train()
+        self.step_model: nn.Module = self.model
+        if world_size > 1:
+            device_ids = [comm.get_local_rank()] if self.model.device.type == "cuda" else None
+            self.step_model = DistributedDataParallel(
+                self.model, device_ids=device_ids, find_unused_parameters=cfg.MODEL.PROMPT_ENCODER.TRAINABLE
+            )
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.skipped = 0
+        seed_all_rng(cfg.SEED + comm.get_rank())  # but dropout of its own
+        self.last_image: dict[str, Any] = {}
+        self._batches: Iterator[list[dict[str, Any]]] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """OUTPUT_DIR."""
+        return Path(self.cfg.OUTPUT_DIR)
+
+    def _build_hooks(self) -> list[HookBase]:
+        cfg = self.cfg
+        built: list[HookBase] = [hooks.IterationTimer(), Pictures(cfg.SOLVER.PICTURE_PERIOD)]
+        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
+            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: evaluate(cfg, self.model)))
+        built.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD))
+        if comm.is_main_process():
+            folder = str(self.folder)
+            writers = [
+                ProgressLine(self.max_iter, cfg.SOLVER.IMS_PER_BATCH),
+                JSONWriter(str(self.folder / "metrics.json")),
+                TensorboardXWriter(folder),
+            ]
+            built.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return built
+
+    def run_step(self) -> None:
+        """One update from SOLVER.IMS_PER_BATCH images.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the images.
+        """
+        batch_start = self.iter * self.cfg.SOLVER.IMS_PER_BATCH
+        if self._batches is None:
+            self._batches = training_batches(
+                self.dataset,
+                batch_size=self.part_size,
+                start=batch_start,
+                rank=comm.get_rank(),
+                world_size=comm.get_world_size(),
+                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            )
+        parts = [next(self._batches) for _ in range(self.parts)]
+        self.last_image = parts[-1][0]
+        losses = self._backward(parts)
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, self.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self._record(losses, norm, parts)
+        self.scheduler.step()
+
+    def _backward(self, parts: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """Gradients of the mean over all prompts of all parts and processes; returns this process's share of it."""
+        counts = torch.tensor([sum(len(x["prompts"]) for x in part) for part in parts], dtype=torch.float32)
+        total = counts.sum().to(self.model.device)
+        if comm.get_world_size() > 1:
+            dist.all_reduce(total)
+        shares: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            wait = isinstance(self.step_model, DistributedDataParallel) and not last
+            with self.step_model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+                losses = self.step_model(part)
+                share = counts[index].item() / total
+                loss = torch.stack(list(losses.values())).sum() * share
+                if not loss.isfinite():
+                    names = ", ".join(x["file_name"] for x in part)
+                    raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.iter}, images: {names}")
+                # DDP takes the mean over processes, the loss of a step is their sum
+                self.scaler.scale(loss * comm.get_world_size()).backward()
+            for name, value in losses.items():
+                shares[name] = shares.get(name, 0) + value.detach() * share
+        return shares
+
+    def _record(self, shares: dict[str, Tensor], norm: Tensor, parts: list[list[dict[str, Any]]]) -> None:
+        """Log the loss of the whole step."""
+        self.skipped += sum(len(x["skipped"]) for part in parts for x in part)
+        values = torch.stack([*shares.values(), torch.tensor(float(self.skipped), device=self.model.device)])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(values)
+        named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
+        self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
+        self.storage.put_scalar("gradient_norm", norm.item())
+        self.storage.put_scalars(total_loss=sum(v for n, v in named.items() if n.startswith("loss_")), **named)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training must get back."""
+        return {
+            "trained": {name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "record": training_record(self.cfg),
+            "weights": {component: source.fingerprint for component, source in self.sources.items()},
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest state in OUTPUT_DIR, if there is one.
+
+        Raises:
+            ValueError: the state is damaged, or of another preset, other encoders or another batch size.
+        """
+        state = load_state(self.folder)
+        if state is None:
+            return
+        for name, ours in (("record", self.state()["record"]), ("weights", self.state()["weights"])):
+            shared = state[name].keys() & ours.keys() - {"adapter"}
+            if different := sorted(key for key in shared if state[name][key] != ours[key]):
+                raise ValueError(
+                    f"{self.folder} was trained with another {', '.join(different)}; use another OUTPUT_DIR"
+                )
+        parameters = dict(self.model.named_parameters())
+        if state["trained"].keys() != {name for name, p in parameters.items() if p.requires_grad}:
+            raise ValueError(f"{self.folder} was trained with other layers; use another OUTPUT_DIR")
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+        self.start_iter = self.iter = state["iteration"]
+        logger.info("resumed at iteration %d", self.start_iter)
+
+    def run(self) -> None:
+        """Train from the start iteration to SOLVER.MAX_ITER and write adapter.safetensors."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.register_hooks(self._build_hooks())
+        self.train(self.start_iter, self.max_iter)
+        if comm.is_main_process():
+            save_adapter(self.model, self.folder / "adapter.safetensors", self.cfg, self.sources)

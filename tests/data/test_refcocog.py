@@ -1,0 +1,269 @@
+"""RefCOCOg from its published files to records."""
+
+import importlib.util
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from detectron2.data import DatasetCatalog
+from pycocotools import mask as rle
+
+from openworldsam.data.datasets import refcocog
+from openworldsam.data.datasets.refcocog import Counts, convert, count, load_referring, read_refs, union_mask
+
+SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
+
+
+def ref(ref_id, ann_id, image_id, split, *texts):
+    """A reference as refs(umd).p has it."""
+    sentences = [
+        {"tokens": text.split(), "raw": text, "sent_id": 10 * ref_id + n, "sent": text.lower()}
+        for n, text in enumerate(texts)
+    ]
+    return {
+        "ref_id": ref_id,
+        "ann_id": ann_id,
+        "category_id": 18,
+        "file_name": f"COCO_train2014_{image_id:012d}_{ann_id}.jpg",
+        "image_id": image_id,
+        "split": split,
+        "sent_ids": [sentence["sent_id"] for sentence in sentences],
+        "sentences": sentences,
+    }
+
+
+REFS = [
+    ref(0, 11, 1, "train", "The Dog on the left", "a brown dog "),
+    ref(1, 12, 1, "train", "dog at the right"),
+    ref(2, 21, 2, "val", "One Dog"),
+    ref(3, 11, 1, "train", "the older dog"),  # the same object once more
+    ref(4, 31, 3, "test", "not for us"),
+]
+
+
+def instances():
+    return {
+        "images": [
+            {"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg", "height": 6, "width": 8, "license": 1}
+            for i in (1, 2, 3)
+        ],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i // 10,
+                "category_id": 18,
+                "bbox": [1, 1, 3, 3],
+                "area": 9,
+                "iscrowd": 0,
+                "segmentation": [SQUARE],
+            }
+            for i in (11, 12, 13, 21, 31)
+        ],
+        "categories": [{"supercategory": "animal", "id": 18, "name": "dog"}],
+    }
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A root with the published files of two splits, and their images."""
+    for folder in ("refcocog", "coco/train2017"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "refcocog/refs(umd).p").write_bytes(pickle.dumps(REFS, protocol=2))
+    (tmp_path / "refcocog/instances.json").write_text(json.dumps(instances()))
+    for i in (1, 2):
+        (tmp_path / f"coco/train2017/{i:012d}.jpg").touch()
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("prepare_refcocog", ROOT / "datasets/prepare_refcocog.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def small_counts(monkeypatch):
+    monkeypatch.setattr(refcocog, "EXPECTED_COUNTS", {"train": Counts(1, 3, 4), "val": Counts(1, 1, 1)})
+
+
+def test_from_the_published_files_to_records(root, command, small_counts, capsys):
+    assert command([]) == 0
+    assert "1 images, 2 objects, 4 sentences" in capsys.readouterr().out
+    (record,) = DatasetCatalog.get("refcocog_umd_train")
+    assert record == {
+        "file_name": str(root / "coco/train2017/000000000001.jpg"),
+        "image_id": 1,
+        "height": 6,
+        "width": 8,
+        "annotations": [
+            {
+                "id": 11,
+                "sentences": ["the dog on the left", "a brown dog", "the older dog"],
+                "segmentation": [SQUARE],
+                "bbox": [1, 1, 3, 3],
+                "category_id": 16,
+            },
+            {
+                "id": 12,
+                "sentences": ["dog at the right"],
+                "segmentation": [SQUARE],
+                "bbox": [1, 1, 3, 3],
+                "category_id": 16,
+            },
+        ],
+    }
+    (record,) = DatasetCatalog.get("refcocog_umd_val")
+    assert record["image_id"] == 2 and record["annotations"][0]["sentences"] == ["one dog"]
+
+
+def test_other_counts_stop_it_unless_told_otherwise(root, command, capsys):
+    assert command([]) == 2
+    error = capsys.readouterr().err
+    assert "Counts(images=1, references=3, sentences=4)" in error and "sentences=80512" in error
+    assert not (root / "coco/annotations").exists()
+    assert command(["--no-check"]) == 0
+    assert "warning" in capsys.readouterr().err and (root / "coco/annotations/refcocog_umd_val.json").exists()
+
+
+def test_published_counts():
+    assert refcocog.EXPECTED_COUNTS == {"train": (21_899, 42_226, 80_512), "val": (1_300, 2_573, 4_896)}
+    assert count(REFS, "train") == (1, 3, 4)
+
+
+def test_missing_files_are_named(root, command, small_counts, capsys):
+    (root / "refcocog/instances.json").unlink()
+    assert command([]) == 2
+    assert "instances.json not found" in capsys.readouterr().err
+    assert command(["--refs", str(root / "none.p")]) == 2
+    assert "none.p not found" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"refcocog_umd_val\.json not found.*prepare_refcocog\.py"):
+        DatasetCatalog.get("refcocog_umd_val")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_refs_of_every_pickle_protocol(tmp_path, protocol):
+    path = tmp_path / "refs(umd).p"
+    path.write_bytes(pickle.dumps(REFS, protocol))
+    assert read_refs(path) == REFS
+
+
+def test_refs_written_by_python_2(tmp_path):
+    # protocol 0 of Python 2: byte strings (S), a long integer (L)
+    path = tmp_path / "refs(umd).p"
+    path.write_bytes(b"(lp0\n(dp1\nS'ann_id'\nL7L\nsS'image_id'\nI1\nsS'split'\nS'val'\nsS'sentences'\n(lsa.")
+    assert read_refs(path) == [{"ann_id": 7, "image_id": 1, "split": "val", "sentences": []}]
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
+    path, target = tmp_path / "refs(umd).p", tmp_path / "made by the pickle"
+    path.write_bytes(pickle.dumps([*REFS, Evil(str(target))], protocol))
+    with pytest.raises(ValueError, match=r"posix\.mkdir; only lists, dicts, numbers and texts|nt\.mkdir"):
+        read_refs(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", pickle.dumps(REFS)[:-40], b"<html>", pickle.dumps({"a": 1}), pickle.dumps([1]), pickle.dumps([{}])]
+)
+def test_what_is_no_list_of_references_is_an_error(tmp_path, content):
+    path = tmp_path / "refs(umd).p"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"refs\(umd\)\.p"):
+        read_refs(path)
+
+
+def test_references_without_their_object_are_an_error():
+    with pytest.raises(ValueError, match="lacks 1 objects of train, such as 99"):
+        convert([*REFS, ref(5, 99, 1, "train", "x")], instances(), "train")
+    content = instances()
+    del content["images"][0]
+    with pytest.raises(ValueError, match="list of images does not have 1"):
+        convert(REFS, content, "train")
+    with pytest.raises(ValueError, match="no 'annotations'"):
+        convert(REFS, {"images": []}, "train")
+
+
+def test_public_file_with_sentences_as_objects(tmp_path):
+    content = convert(REFS, instances(), "val")
+    content["annotations"][0]["sentences"] = [{"raw": "One DOG", "sent": "one dog"}, {"raw": " "}]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "000000000002.jpg").touch()
+    (record,) = load_referring(tmp_path / "val.json", tmp_path)
+    assert record["annotations"][0]["sentences"] == ["one dog"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("images"), "no json of referring expressions: it has no 'images'"),
+        (lambda c: c["images"].clear(), "list of images does not have 2"),
+        (lambda c: c["annotations"][0].pop("sentences"), "it has no 'sentences'"),
+        (lambda c: c["annotations"][0].update(sentences=[]), "no usable image"),
+        (lambda c: c["annotations"][0].update(category_id=12), "val.json: object 21 has the category id 12"),
+        (lambda c: c["annotations"].clear(), "no usable image"),
+    ],
+)
+def test_bad_json_is_an_error(tmp_path, change, message):
+    content = convert(REFS, instances(), "val")
+    change(content)
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_referring(tmp_path / "val.json", tmp_path)
+
+
+def test_without_any_image_is_an_error(tmp_path):
+    (tmp_path / "val.json").write_text(json.dumps(convert(REFS, instances(), "val")))
+    with pytest.raises(FileNotFoundError, match="1 of 1 files"):
+        load_referring(tmp_path / "val.json", tmp_path)
+
+
+def test_union_of_overlapping_polygons():
+    mask = union_mask([SQUARE, [2, 2, 6, 2, 6, 5, 2, 5]], 6, 8)
+    expected = np.zeros((6, 8), bool)
+    expected[1:4, 1:4] = expected[2:5, 2:6] = True
+    assert mask.dtype == bool and np.array_equal(mask, expected)
+
+
+def test_union_of_rle():
+    expected = union_mask([SQUARE], 6, 8)
+    code = rle.encode(np.asfortranarray(expected.astype(np.uint8)))
+    text = {"size": code["size"], "counts": code["counts"].decode()}
+    plain = {"size": [2, 2], "counts": [1, 2, 1]}
+    assert np.array_equal(union_mask(text, 6, 8), expected)
+    assert union_mask(plain, 2, 2).tolist() == [[False, True], [True, False]]
+    with pytest.raises(ValueError, match="6 x 9"):
+        union_mask(text, 6, 9)
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[1, 1, 4, 4]]])
+def test_segmentation_without_area_is_an_error(segmentation):
+    with pytest.raises(ValueError, match="three points"):
+        union_mask(segmentation, 6, 8)
+
+
+def test_points_beside_polygons_do_not_matter():
+    assert np.array_equal(union_mask([[1, 1, 4, 4], SQUARE], 6, 8), union_mask([SQUARE], 6, 8))
+
+
+def test_real_objects(shared):
+    for item in json.loads((shared / "data/refcocog_sample/expressions.json").read_text()):
+        mask = union_mask(item["segmentation"], item["height"], item["width"])
+        x, y, width, height = item["bbox"]
+        rows, columns = np.nonzero(mask)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(np.subtract(found, [x, y, x + width, y + height])).max() < 2

@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Compute once what the frozen encoders make of the training data; training then reads it.
+
+python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --output DIR [--num-gpus N]
+python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --output DIR --verify
+"""
+
+from openworldsam.data.build_cache import main
+
+if __name__ == "__main__":
+    main()
