@@ -152,6 +152,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Augmentations; the paper trains without.
     cfg.INPUT.FLIP = False
     cfg.INPUT.LARGE_SCALE_JITTER = False
+    # Folder that tools/cache_features.py has filled for DATASETS.TRAIN: the prompt encoder is then not loaded.
+    cfg.DATASETS.FEATURE_CACHE = ""
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
     # AdamW, no warm-up; norms without weight decay; the global gradient norm is clipped to CLIP_VALUE.
     cfg.SOLVER.BASE_LR = 1e-4

@@ -1,7 +1,7 @@
 """The public weight layouts in and out: strict, and with advice when something does not fit."""
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
-from openworldsam.checkpoint.loading import load_component, load_weights
+from openworldsam.checkpoint.loading import find_source, load_component, load_weights
 from openworldsam.checkpoint.writing import convert_released, convert_to_released, save_adapter
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "WeightFile",
     "convert_released",
     "convert_to_released",
+    "find_source",
     "fingerprint",
     "load_component",
     "load_weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -97,6 +98,16 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
     if cfg.MODEL.WEIGHTS:
         _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)
     return sources
+
+
+def find_source(component: str, cfg: CfgNode) -> Source | None:
+    """The source of a component in the configured files, without a model; None if no file is there or holds it."""
+    paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS)
+    for path in dict.fromkeys(path for path in paths if path and Path(path).exists()):
+        file = read_weights(path)
+        if component in file.components:
+            return file.source(component)
+    return None
 
 
 def load_component(model: nn.Module, component: str, file: WeightFile) -> None:

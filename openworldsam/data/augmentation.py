@@ -45,7 +45,7 @@ def large_scale_jitter(
 
     pixels = F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
     resized = [
-        F.interpolate(target[None].float(), (height, width), mode="nearest")[0].bool()
+        F.interpolate(target[None].float(), (height, width), mode="nearest-exact")[0].bool()
         if len(target)
         else target.new_zeros(0, height, width)
         for target in targets

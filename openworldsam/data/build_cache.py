@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
+from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader, Dataset
 
 import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
@@ -90,11 +91,10 @@ def build_cache(
     Args:
         cfg: config of the training.
         folder: of the cache.
-        image_features: "none", "embed" or "all".
+        image_features: "none" or "all".
         dtype: number format on the disk: "fp32", "bf16" or "fp16".
         part, num_parts: which of how many disjoint parts of the work; the parts may run at once.
-        batch_size: images encoded at a time.
-        shard_images: most images of a shard; the same for all parts.
+        batch_size, shard_images: images encoded at a time, and most images of a shard (the same for all parts).
 
     Raises:
         FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder holds another cache, an
@@ -113,16 +113,17 @@ def build_cache(
     fingerprints = {component: source.fingerprint for component, source in sources.items()}
     header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
     writer = FeatureCacheWriter(folder, header)
-    shard_images = min(shard_images, max(1, SHARD_BYTES // image_bytes(cfg, header)))
+    if per_image := image_bytes(cfg, header):
+        shard_images = min(shard_images, max(1, SHARD_BYTES // per_image))
     shards = plan(wanted, FeatureCache(folder), shard_images)[part::num_parts]
     return _fill(model, writer, shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
 
 
 def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:
-    """Bytes that the image features of one image take in a cache; at least 1."""
+    """Bytes that the image features of one image take in a cache."""
     numbers = cfg.MODEL.SAM2.WIDTH * (cfg.MODEL.SAM2.IMAGE_SIZE // 16) ** 2
-    levels = {"none": 0, "embed": 1, "all": 4}[header.image_features]  # high-res: 16 / 8 and 4 / 4 times the embedding
-    return max(1, levels * numbers * DTYPES[header.dtype].itemsize)
+    levels = {"none": 0, "all": 4}[header.image_features]  # high-res: 16 / 8 and 4 / 4 times the embedding
+    return levels * numbers * DTYPES[header.dtype].itemsize
 
 
 def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[str, list[str]]]:
@@ -218,7 +219,7 @@ def _fill(
             progress.update(len(batch), sum(len(work.prompts) for work, _ in readable))
         if done:
             writer.write(shard.name, done)
-    if total and len(skipped) == total:
+    if skipped and not FeatureCache(writer.folder).num_images:
         raise ValueError(f"not one of {total} images could be read, the last is {skipped[-1]}")
     return Summary(total - len(skipped), progress.prompts, skipped)
 
@@ -239,7 +240,7 @@ def encode(model: OpenWorldSAM, batch: Sequence[tuple[Work, Tensor]], header: Ca
     features: Iterator[Sequence[Tensor]] = iter(())
     if chosen := [image for image, (work, _) in zip(images, batch, strict=True) if work.features]:
         encoded = model.encode_images(chosen)
-        held = (encoded.embed, *encoded.high_res)[: len(IMAGE_FEATURES[header.image_features])]
+        held = (encoded.embed, *encoded.high_res)
         features = iter(list(zip(*(level.to(dtype).cpu() for level in held), strict=True)))
     rows = embeddings.to(dtype).cpu().split(counts)
     return [
@@ -283,7 +284,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--image-features",
         choices=tuple(IMAGE_FEATURES),
         default="none",
-        help="SAM2's output too: 2 MiB (embed) or 8 MiB (all) per image at 1024 pixels in half precision",
+        help="SAM2's output too: 8 MiB per image at 1024 pixels in half precision",
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format on the disk")
     parser.add_argument("--part", type=int, default=0, help="which of the parts, from 0")
@@ -295,7 +296,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """What every process runs; user errors are one line and exit status 2."""
     try:
         setup_logger(None, comm.get_rank(), name="openworldsam")
@@ -304,18 +305,22 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(2)
 
 
 def _build(cfg: CfgNode, args: argparse.Namespace) -> str:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    options: dict[str, Any] = {
-        "image_features": args.image_features, "dtype": args.dtype, "batch_size": args.batch_size,
-        "part": args.part * comm.get_world_size() + comm.get_rank(), "num_parts": args.num_parts * comm.get_world_size(),
-    }  # fmt: skip
-    added = build_cache(cfg, args.output, **options)
+    processes = comm.get_world_size()
+    added = build_cache(
+        cfg,
+        args.output,
+        image_features=args.image_features,
+        dtype=args.dtype,
+        part=args.part * processes + comm.get_rank(),
+        num_parts=args.num_parts * processes,
+        batch_size=args.batch_size,
+    )
     return f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable"
 
 
@@ -333,5 +338,7 @@ def _verify(cfg: CfgNode, folder: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error."""
     args = parse_args(argv)
-    status = launch(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
-    sys.exit(status or 0)
+    try:
+        launch(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
+    except ProcessExitedException as error:  # a process that was started here has said why
+        sys.exit(error.exit_code)

@@ -10,8 +10,10 @@ A cache is a folder:
 An index is written when its shard is complete, by one process, so the cache is the union of the shards that have an
 index, whoever made them and in whatever order.
 
-Size, with b bytes per number (2 for bf16 and fp16, 4 for fp32): D * b per prompt (2 KiB for BEiT-3-L in bf16);
-C * S * S * b per image for "embed" (2 MiB at 1024 pixels in bf16), 4 times that for "all" (8 MiB).
+Size, with b bytes per number (2 for bf16 and fp16, 4 for fp32): D * b per prompt (2 KiB for BEiT-3-L in bf16), and with
+image features 4 * C * S * S * b per image (8 MiB at 1024 pixels in bf16). The embedding alone would not do: the mask
+decoder needs the high-res levels, which only the whole encoder gives. Indices add about 80 bytes per image and the text
+of each prompt.
 
 Shapes: P prompts of an image, D width of a prompt embedding, C channels and S side of the image features.
 """
@@ -23,7 +25,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +42,6 @@ VERSION = 1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGE_FEATURES = {
     "none": (),
-    "embed": ("image_embed",),
     "all": ("image_embed", "high_res_0", "high_res_1"),
 }
 """Tensors of an image that a cache holds beside its prompt embeddings."""
@@ -63,7 +64,7 @@ class CacheHeader:
 
     fingerprints: of the encoders' weights by component; only of those whose output is held.
     settings: the config keys that count, with their values.
-    image_features: "none", "embed" or "all".
+    image_features: "none" or "all".
     dtype: number format on the disk, "fp32", "bf16" or "fp16"; precision: arithmetic that the encoders ran in.
     """
 
@@ -81,7 +82,7 @@ class CacheHeader:
         Args:
             cfg: the config.
             fingerprints: `Source.fingerprint` by component, from `load_weights`.
-            image_features: "none", "embed" or "all".
+            image_features: "none" or "all".
             dtype: "fp32", "bf16" or "fp16".
 
         Raises:
@@ -93,9 +94,9 @@ class CacheHeader:
         for key in ("INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER", "MODEL.PROMPT_ENCODER.TRAINABLE"):
             if _get(cfg, key):
                 raise ValueError(f"{key} is on: features then change from visit to visit; switch it or the cache off")
-        keys, components = PROMPT_SETTINGS, ["beit3"]
+        keys, components = [*PROMPT_SETTINGS], ["beit3"]
         if image_features != "none":
-            keys, components = keys + IMAGE_SETTINGS, [*components, "sam2"]
+            keys, components = [*keys, *IMAGE_SETTINGS], [*components, "sam2"]
         return cls(
             {component: fingerprints[component] for component in components if component in fingerprints},
             {key: _get(cfg, key) for key in keys},
@@ -252,8 +253,8 @@ class FeatureCache:
             ValueError: names everything that differs, or the augmentation that is on.
         """
         wanted = CacheHeader.from_config(cfg, fingerprints, self.header.image_features, self.header.dtype)
-        # a cache of fp32 arithmetic serves any training, and what a rounded one loses was accepted when it was made
-        wanted = CacheHeader(**{**asdict(wanted), "precision": self.header.precision})
+        if self.header.precision == "fp32":  # the best there is serves any training
+            wanted = replace(wanted, precision="fp32")
         if differences := self.header.differences(wanted):
             raise ValueError(
                 f"{self.folder} does not fit this training: its {'; its '.join(differences)}. "
@@ -294,10 +295,8 @@ class FeatureCache:
         if names:
             entry = next(entry for entry in entries if entry.features)
             # a view would drag the whole shard along when a worker hands it over
-            features = [self._tensor(entry.shard, f"{entry.number}.{name}").clone() for name in names]
-            found["image_embed"] = features[0]
-            if len(features) > 1:
-                found["high_res"] = tuple(features[1:])
+            embed, *high_res = (self._tensor(entry.shard, f"{entry.number}.{name}").clone() for name in names)
+            found.update(image_embed=embed, high_res=tuple(high_res))
         return found
 
     def verify(self) -> None:

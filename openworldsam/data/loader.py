@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from openworldsam.data.feature_cache import FeatureCache
+
 logger = logging.getLogger(__name__)
 
 Mapper = Callable[[dict[str, Any], np.random.Generator], dict[str, Any] | None]
@@ -43,6 +45,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         seed: of the order and of all that the mapper draws.
         max_bad: unreadable records in a row after which something must be wrong with the dataset as a whole.
 
+    Attributes:
+        cache: adds what the frozen encoders compute to every image, if set.
+
     Raises:
         ValueError: no records.
     """
@@ -54,6 +59,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         self.mapper = mapper
         self.seed = seed
         self.max_bad = max_bad
+        self.cache: FeatureCache | None = None
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
 
@@ -66,22 +72,27 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         epoch, place = divmod(position, len(self.records))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
-        generator = np.random.default_rng((self.seed, epoch, place))
+        generator = np.random.default_rng((self.seed, epoch, place + 1))  # 0 would repeat the order's stream
         index = int(self._order[place])
         skipped: list[str] = []
+        reason: Exception | None = None
         for _ in range(self.max_bad):
             record = self.records[index]
+            mapped = None
             try:
                 mapped = self.mapper(record, generator)
-                if mapped is not None:
-                    return {**mapped, "skipped": skipped}
             except (ValueError, OSError) as error:
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped %s: %s", record["file_name"], error)
+                reason = error
                 skipped.append(record["file_name"])
+            if mapped is not None:
+                # not within the try: a damaged cache is not a damaged image
+                attached = self.cache.attach(mapped) if self.cache else mapped
+                return {**attached, "skipped": skipped}
             index = int(generator.integers(len(self.records)))
         raise ValueError(
             f"{self.max_bad} images in a row were unreadable or without ground truth, the last {record['file_name']}"
-        )
+        ) from reason
 
 
 def training_batches(

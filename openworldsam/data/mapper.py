@@ -40,7 +40,7 @@ class DatasetMapper:
         class_names: texts of the contiguous class ids; empty for referring datasets.
         is_thing: of the same classes.
         max_prompts: most classes of an image and visit; 0 for all.
-        flip: mirror every other image.
+        flip: mirror every other image, but for referring records, whose sentences speak of left and right.
         large_scale_jitter: rescale by 0.1 to 2 and crop or pad to `image_size`.
         image_size: side of the jittered image in pixels.
     """
@@ -100,7 +100,8 @@ class DatasetMapper:
                 f"its annotation is {record['width']} x {record['height']}"
             )
         prompts = self._referring(record) if "annotations" in record else self._classes(record, generator)
-        pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], generator)
+        may_flip = self.flip and "annotations" not in record  # "the left dog" would be the wrong one
+        pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], may_flip, generator)
         kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
         if not kept and need_ground_truth:
             return None
@@ -110,7 +111,7 @@ class DatasetMapper:
             "class_ids": [prompt.class_id for prompt, _ in kept],
             "is_thing": [prompt.is_thing for prompt, _ in kept],
             "targets": [mask for _, mask in kept],
-            "num_classes": max(len(self.class_names), len(kept)),
+            "num_classes": max([len(self.class_names), *(prompt.class_id + 1 for prompt, _ in kept)]),
             "height": record["height"],
             "width": record["width"],
             "file_name": record["file_name"],
@@ -158,11 +159,11 @@ class DatasetMapper:
         ]
 
     def _augmented(
-        self, image: np.ndarray, masks: list[np.ndarray], generator: np.random.Generator
+        self, image: np.ndarray, masks: list[np.ndarray], may_flip: bool, generator: np.random.Generator
     ) -> tuple[Tensor, list[Tensor]]:
         """uint8 [H, W, 3] and P times bool [N_p, H, W] to tensors, augmented; masks that end up empty are dropped."""
         pixels, targets = to_tensor(image), [torch.from_numpy(mask) for mask in masks]
-        if self.flip:
+        if may_flip:
             pixels, targets = flip(pixels, targets, generator)
         if self.large_scale_jitter:
             pixels, targets = large_scale_jitter(pixels, targets, self.image_size, generator)

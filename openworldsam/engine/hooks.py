@@ -53,6 +53,8 @@ class ProgressLine(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
+        if "lr" not in values:  # stopped before the first step was done
+            return
         done = storage.iter + 1
         words = [f"{done:,}/{self.max_iter:,}"]
         if "time" in values:
@@ -111,7 +113,8 @@ class Pictures(HookBase):
         model = self.trainer.model
         model.eval()
         # without class ids, the classes of the result are the prompts' numbers
-        asked = {"image": x["image"], "prompts": x["prompts"]}
+        names = ("image", "prompts", "prompt_embeddings", "image_embed", "high_res")
+        asked = {name: x[name] for name in names if name in x}
         instances = model([asked], tasks=("instance",))[0]["instances"].to("cpu")
         model.train()
         return Drawing(

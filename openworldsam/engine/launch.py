@@ -33,6 +33,8 @@ def launch(
         num_machines, machine_rank, dist_url: of several machines, without torchrun.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if num_gpus * num_machines == 1:
+            return main(*args)
         return spawn(main, num_gpus, num_machines, machine_rank, dist_url, args)
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():

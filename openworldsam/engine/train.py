@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
 from openworldsam.config import load_config
@@ -32,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> None:
     """What every process runs; user errors are one line and exit status 2."""
     try:
         cfg = load_config(args.config_file, args.opts)
@@ -42,8 +43,9 @@ def train(args: argparse.Namespace) -> int:
         setup_logger(None if args.dry_run else str(folder), comm.get_rank(), name="openworldsam")
         trainer = Trainer(cfg)
         if args.dry_run:
-            print(describe(trainer))
-            return 0
+            if comm.is_main_process():
+                print(describe(trainer))
+            return
         if args.resume:
             trainer.resume()
         elif (folder / "last_checkpoint").is_file():
@@ -55,8 +57,7 @@ def train(args: argparse.Namespace) -> int:
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
+        sys.exit(2)
 
 
 def describe(trainer: Trainer) -> str:
@@ -83,12 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error."""
     args = parse_args(argv)
     logging.captureWarnings(True)
-    status = launch(
-        train,
-        args=(args,),
-        num_gpus=args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-    )
-    sys.exit(status or 0)
+    try:
+        launch(
+            train,
+            args=(args,),
+            num_gpus=args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+        )
+    except ProcessExitedException as error:  # a process that was started here has said why
+        sys.exit(error.exit_code)

@@ -24,8 +24,9 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openworldsam.checkpoint import load_weights, save_adapter
+from openworldsam.checkpoint import Source, find_source, load_weights, save_adapter
 from openworldsam.checkpoint.loading import training_record
+from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.loader import TrainingDataset, training_batches
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.engine.evaluation import evaluate
@@ -84,8 +85,7 @@ class Trainer(TrainerBase):
             raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
-        self.model = OpenWorldSAM(cfg)
-        self.sources = load_weights(self.model, cfg, need_adapter=False)
+        self.model, self.sources = self._cached_model() if cfg.DATASETS.FEATURE_CACHE else self._whole_model()
         self.model.to(cfg.MODEL.DEVICE).train()
         self.step_model: nn.Module = self.model
         if world_size > 1:
@@ -101,6 +101,28 @@ class Trainer(TrainerBase):
         seed_all_rng(cfg.SEED + comm.get_rank())  # but dropout of its own
         self.last_image: dict[str, Any] = {}
         self._batches: Iterator[list[dict[str, Any]]] | None = None
+
+    def _whole_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
+        model = OpenWorldSAM(self.cfg)
+        return model, load_weights(model, self.cfg, need_adapter=False)
+
+    def _cached_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
+        """The model without its prompt encoder, whose output comes with the data."""
+        if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
+            raise ValueError(
+                "TEST.EVAL_PERIOD needs the prompt encoder, which a training from DATASETS.FEATURE_CACHE does not "
+                "load: set it to 0 and evaluate the adapter afterwards"
+            )
+        cache = FeatureCache(self.cfg.DATASETS.FEATURE_CACHE)
+        cfg = self.cfg.clone()
+        cfg.MODEL.PROMPT_ENCODER.NAME = "CachedPromptEncoder"
+        model = OpenWorldSAM(cfg)
+        sources = load_weights(model, cfg, need_adapter=False)
+        made_by = Source(str(cache.folder), "feature cache", cache.header.fingerprints["beit3"])
+        sources["beit3"] = find_source("beit3", cfg) or made_by
+        cache.check(self.cfg, {component: source.fingerprint for component, source in sources.items()})
+        self.dataset.cache = cache
+        return model, sources
 
     @property
     def folder(self) -> Path:
@@ -183,7 +205,8 @@ class Trainer(TrainerBase):
         named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
         self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
         self.storage.put_scalar("gradient_norm", norm.item())
-        self.storage.put_scalars(total_loss=sum(v for n, v in named.items() if n.startswith("loss_")), **named)
+        self.storage.put_scalar("skipped_images", named.pop("skipped_images"), smoothing_hint=False)
+        self.storage.put_scalars(total_loss=sum(named.values()), **named)
 
     def state(self) -> dict[str, Any]:
         """What a resumed training must get back."""

@@ -144,6 +144,8 @@ class OpenWorldSAM(nn.Module):
                 class_ids: (optional) the class of each prompt; 0, 1, ... by default.
                 is_thing: (optional) whether each prompt is a thing; all are by default.
                 num_classes: (optional) size of the vocabulary; the number of prompts by default.
+                prompt_embeddings: (optional, for all images or none) float [P, D], in place of encoding the prompts.
+                image_embed, high_res: (optional, likewise) its `ImageFeatures`, without the batch dimension.
             tasks: (eval mode) what to answer; MODEL.INFERENCE.TASKS by default.
 
         Returns:
@@ -163,13 +165,24 @@ class OpenWorldSAM(nn.Module):
             if self.training:
                 raise ValueError("a training batch without any prompt; leave such images out of the data")
             return [self._results(self.no_rows(), x, tasks or self.tasks) for x in batched_inputs]
-        features = self.encode_images(images)
-        embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
+        features = self._cached_features(batched_inputs) or self.encode_images(images)
+        if "prompt_embeddings" in batched_inputs[0]:
+            embeddings = torch.cat([x["prompt_embeddings"] for x in batched_inputs]).to(self.device)
+        else:
+            embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
         if self.training:
             targets = [t.to(self.device) for x in batched_inputs for t in x["targets"]]
             return self.losses(features, embeddings, image_index, targets)
         rows = self.query_rows(features, embeddings, image_index, self.inference)
         return [self._results(r, x, tasks or self.tasks) for r, x in zip(rows, batched_inputs, strict=True)]
+
+    def _cached_features(self, batched_inputs: list[dict[str, Any]]) -> ImageFeatures | None:
+        """The image features that come with the batch, as float32; None if they do not."""
+        if "image_embed" not in batched_inputs[0]:
+            return None
+        levels = zip(*((x["image_embed"], *x["high_res"]) for x in batched_inputs), strict=True)
+        embed, high_res0, high_res1 = (torch.stack(level).to(self.device).float() for level in levels)
+        return ImageFeatures(embed, (high_res0, high_res1))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of MODEL.PRECISION for the networks, whatever autocast surrounds the call."""

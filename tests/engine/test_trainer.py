@@ -71,16 +71,12 @@ def data(tmp_path_factory):
 def training_cfg(data, weights, output, *opts):
     return load_config(
         ROOT / "configs/tiny.yaml",
-        ["MODEL.WEIGHTS", str(weights / "model_final.pth"), "MODEL.PROMPT_ENCODER.TOKENIZER", str(weights / "beit3.spm"),
+        ["MODEL.WEIGHTS", str(weights / "model_final.pth"),
+         "MODEL.PROMPT_ENCODER.TOKENIZER", str(weights / "beit3.spm"),
          "DATASETS.TRAIN", [register(data)], "OUTPUT_DIR", str(output), "SOLVER.IMS_PER_BATCH", 2,
          "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", [4], "SOLVER.CHECKPOINT_PERIOD", 3, "DATALOADER.NUM_WORKERS", 0,
          "SOLVER.BASE_LR", 0.001, *opts],
     )  # fmt: skip
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
 
 
 def adapter_of(trainer):

@@ -141,11 +141,13 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
         bool [H, W].
 
     Raises:
-        ValueError: no polygon with three or more points, or an RLE of another size.
+        ValueError: no polygon with three or more points, or an RLE without counts or of another size.
     """
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", [])) != [height, width]:
             raise ValueError(f"an RLE of the size {segmentation.get('size')} for an image of {height} x {width} pixels")
+        if "counts" not in segmentation:
+            raise ValueError(f"an RLE without counts: {str(segmentation)[:80]}")
         is_plain = isinstance(segmentation["counts"], list)
         code = rle.frPyObjects(segmentation, height, width) if is_plain else segmentation
     else:

@@ -1,0 +1,28 @@
+"""Stands where the prompt encoder would be when all prompt embeddings come from a feature cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
+
+
+@PROMPT_ENCODER_REGISTRY.register()
+class CachedPromptEncoder(PromptEncoder):
+    """Knows the width of the embeddings and can encode nothing; takes no memory and needs no weights."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.embed_dim = cfg.MODEL.PROMPT_ENCODER.EMBED_DIM
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        return self._fail()
+
+    def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
+        return self._fail()
+
+    def _fail(self) -> Tensor:
+        raise ValueError("the prompt encoder is not loaded: this model takes prompt embeddings from a feature cache")

@@ -1,0 +1,94 @@
+"""Training from the feature cache is training without it."""
+
+import json
+
+import pytest
+import torch
+from test_trainer import make_dataset, register, run, training_cfg
+
+from openworldsam.checkpoint import read_weights
+from openworldsam.data.build_cache import build_cache
+from openworldsam.engine import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cached_rectangles")
+    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
+    return folder
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return torch.tensor([line["total_loss"] for line in lines if "total_loss" in line])
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("fp32", 1e-5), ("bf16", 1e-2)])
+@pytest.mark.parametrize("image_features", ["none", "all"])
+def test_the_losses_are_those_without_a_cache(data, tiny_weights, tmp_path, dtype, rtol, image_features):
+    opts = ["SOLVER.LOG_PERIOD", 1, "SOLVER.PICTURE_PERIOD", 3]
+    run(training_cfg(data, tiny_weights, tmp_path / "plain", *opts))
+    cfg = training_cfg(data, tiny_weights, tmp_path / "cached", *opts)
+    build_cache(cfg, tmp_path / "cache", image_features=image_features, dtype=dtype)
+    cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
+    run(cfg)
+    torch.testing.assert_close(losses(tmp_path / "cached"), losses(tmp_path / "plain"), rtol=rtol, atol=0)
+    metadata = [read_weights(tmp_path / f"{name}/adapter.safetensors").metadata for name in ("cached", "plain")]
+    assert metadata[0] == metadata[1]
+
+
+def test_the_prompt_encoder_is_not_loaded(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm")
+    real = training_cfg(data, tiny_weights, tmp_path / "out")
+    build_cache(real, tmp_path / "cache")
+    cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
+    trainer = Trainer(cfg)
+    assert not list(trainer.model.prompt_encoder.parameters())
+    trainer.run()
+
+
+def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 3)
+    build_cache(cfg, tmp_path / "cache", dtype="fp32")
+    run(cfg)
+    cached = training_cfg(data, tiny_weights, tmp_path / "out", "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
+    resumed = run(cached, resume=True)
+    whole = run(training_cfg(data, tiny_weights, tmp_path / "whole"))
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["INPUT.FLIP", True], "INPUT.FLIP is on"),
+        (["MODEL.PROMPT_ENCODER.USE_IMAGE", False], "USE_IMAGE is True, not False"),
+        (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ["x"]], "TEST.EVAL_PERIOD needs the prompt encoder"),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_refused(data, tiny_weights, tmp_path, opts, message):
+    build_cache(training_cfg(data, tiny_weights, tmp_path / "out"), tmp_path / "cache")
+    opts = [*opts, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match=message):
+        Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
+
+
+def test_a_damaged_cache_is_not_taken_for_bad_images(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out")
+    build_cache(cfg, tmp_path / "cache")
+    cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
+    (shard,) = (tmp_path / "cache").glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="shard"):
+        run(cfg)
+
+
+def test_a_prompt_that_the_cache_lacks_is_named(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out")
+    build_cache(cfg, tmp_path / "cache")
+    cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
+    trainer = Trainer(cfg)
+    trainer.dataset.mapper.class_names = ("lynx", "grass", "sky")
+    with pytest.raises(KeyError, match=r"lynx.*cache_features"):
+        trainer.run()
+    assert register(data)

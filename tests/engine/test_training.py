@@ -1,0 +1,249 @@
+"""What users meet: the command, its errors, states that cannot be used, real data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
+from test_trainer import make_dataset, register, run, training_cfg
+
+from openworldsam.checkpoint import read_weights
+from openworldsam.config import load_config
+from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
+from openworldsam.engine import Trainer
+from openworldsam.engine.evaluation import evaluate
+from openworldsam.engine.train import main
+from openworldsam.engine.trainer import training_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / f"data_{tmp_path.name}"
+    folder.mkdir()
+    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
+    return folder
+
+
+@pytest.fixture
+def cfg(data, tiny_weights, tmp_path):
+    return training_cfg(data, tiny_weights, tmp_path / "out")
+
+
+def change_records(data, change):
+    records = json.loads((data / "records.json").read_text())
+    change(records)
+    (data / "records.json").write_text(json.dumps(records))
+
+
+def command(data, tiny_weights, output, *words):
+    """Run tools/train_net.py's main in this process; returns its exit status."""
+    opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "DATASETS.TRAIN", [register(data)], "OUTPUT_DIR", output]
+    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_weights / "beit3.spm", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [2]]
+    opts += ["DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2]
+    flags = [word for word in words if str(word).startswith("--")]
+    own = [word for word in words if word not in flags]
+    try:
+        main(["--config-file", str(ROOT / "configs/tiny.yaml"), *flags, *map(str, [*opts, *own])])
+    except SystemExit as exited:
+        return exited.code
+    return 0
+
+
+def test_the_command_trains_resumes_and_writes_the_adapter_alone(data, tiny_weights, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert command(data, tiny_weights, output, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", []) == 0
+    assert command(data, tiny_weights, output) == 2
+    assert "give --resume, or another OUTPUT_DIR" in capsys.readouterr().err
+    assert command(data, tiny_weights, output, "--resume") == 0
+    adapter = read_weights(output / "adapter.safetensors")
+    assert adapter.components.keys() == {"adapter"} and adapter.metadata["preset"] == "paper"
+    assert json.loads(adapter.metadata["sam2"])["file"] == "model_final.pth"
+    state = torch.load(output / "state_0000003.pth", weights_only=True)
+    assert all(name.startswith("adapter.") for name in state["trained"])
+    assert load_config(output / "config.yaml").SOLVER.MAX_ITER == 3
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(data, tiny_weights, tmp_path, capsys):
+    assert command(data, tiny_weights, tmp_path / "out", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "6 images" in printed and "3 (1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
+    trained = sum(p.numel() for p in Trainer(training_cfg(data, tiny_weights, tmp_path)).model.adapter.parameters())
+    assert f"{trained:,} parameters" in printed
+    assert not (tmp_path / "out").exists()
+
+
+SCHEDULES = {
+    "coco/openworldsam": (325_000, [289_250, 312_000], 1e-4, 0.05),
+    "coco/openworldsam_released": (500_000, [327_778, 355_092], 1e-4, 0.05),
+    "refcocog/openworldsam": (41_061, [36_544, 39_418], 1e-5, 0.05),
+    "refcocog/openworldsam_released": (100_000, [30_000], 1e-4, 1e-4),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_published_schedules(name):
+    solver = load_config(ROOT / f"configs/{name}.yaml").SOLVER
+    expected = SCHEDULES[name]
+    assert (solver.MAX_ITER, list(solver.STEPS), solver.BASE_LR, solver.WEIGHT_DECAY) == expected
+    assert (solver.IMS_PER_BATCH, solver.CLIP_GRADIENTS.CLIP_VALUE, solver.GAMMA) == (8, 0.005, 0.1)
+    if name == "coco/openworldsam":
+        assert solver.MAX_ITER == 25 * 104_000 // 8
+        assert list(solver.STEPS) == [round(0.89 * solver.MAX_ITER), round(0.96 * solver.MAX_ITER)]
+    if name == "refcocog/openworldsam":
+        assert round(15 * 21_899 / 8) == solver.MAX_ITER
+        assert list(solver.STEPS) == [int(0.89 * solver.MAX_ITER), int(0.96 * solver.MAX_ITER)]
+
+
+def test_norms_do_not_decay(cfg):
+    trainer = Trainer(cfg)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    free = {names[id(p)] for g in trainer.optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
+    assert free == {name for name in names.values() if name.startswith("adapter") and "norm" in name}
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+
+
+def test_a_loss_that_is_not_finite_names_the_images(cfg):
+    trainer = Trainer(cfg)
+    with torch.no_grad():
+        trainer.model.adapter.tie_breakers.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at iteration 0, images: .*\.png, .*\.png"):
+        trainer.run()
+
+
+def test_unreadable_images_are_skipped_and_counted(data, tiny_weights, tmp_path):
+    (data / "2.png").write_bytes(b"nothing")
+    (data / "4_panoptic.png").unlink()
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.LOG_PERIOD", 1)
+    run(cfg)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    skipped = [name for position in range(12) for name in training_dataset(cfg)[position]["skipped"]]
+    assert {Path(name).name for name in skipped} == {"2.png", "4.png"}
+    assert lines[-1]["skipped_images"] == len(skipped) >= 4  # 6 steps of 2 images are two epochs
+
+
+def test_too_many_unreadable_images_stop_the_training(data, tiny_weights, tmp_path):
+    for path in data.glob("*_panoptic.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="images in a row were unreadable"):
+        run(training_cfg(data, tiny_weights, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2], "not divisible by 1 processes x 2"),
+        (["SEED", -1], "SEED must be 0 or more"),
+        (["MODEL.WEIGHTS", ""], "no weights"),
+    ],
+)
+def test_settings_that_cannot_be_trained_are_named(data, tiny_weights, tmp_path, opts, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(training_cfg(data, tiny_weights, tmp_path, *opts))
+
+
+def test_an_empty_training_set_is_an_error(data, tiny_weights, tmp_path):
+    change_records(data, list.clear)
+    with pytest.raises(ValueError, match="no image"):
+        Trainer(training_cfg(data, tiny_weights, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.ADAPTER.FUSION", "add"], r"another ADAPTER\.FUSION"),
+        (["PRESET", "improved"], "another preset"),
+        (["MODEL.ADAPTER.NUM_LAYERS", 0, "MODEL.WEIGHTS", "ENCODERS"], "other layers"),
+    ],
+)
+def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts, message):
+    run(training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1))
+    if "ENCODERS" in opts:
+        from openworldsam.checkpoint import convert_released
+
+        parts = convert_released(tiny_weights / "model_final.pth", tmp_path / "parts")
+        opts = [*opts[:2], "MODEL.WEIGHTS", "", "MODEL.SAM2.WEIGHTS", str(parts["sam2"])]
+        opts += ["MODEL.PROMPT_ENCODER.WEIGHTS", str(parts["beit3"])]
+    trainer = Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
+    with pytest.raises(ValueError, match=message):
+        trainer.resume()
+
+
+def test_a_damaged_state_is_refused_by_name(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1)
+    run(cfg)
+    path = tmp_path / "out/state_0000001.pth"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state_0000001\.pth cannot be read"):
+        Trainer(cfg).resume()
+
+
+def test_a_full_disk_while_saving_leaves_the_last_state(data, tiny_weights, tmp_path, monkeypatch):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.CHECKPOINT_PERIOD", 2)
+    save = torch.save
+
+    def fail_later(content, path, *rest):
+        if content["iteration"] > 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, path, *rest)
+
+    monkeypatch.setattr(torch, "save", fail_later)
+    with pytest.raises(OSError, match="No space left"):
+        run(cfg)
+    monkeypatch.undo()
+    assert {p.name for p in (tmp_path / "out").glob("*state*")} == {"state_0000002.pth"}
+    resumed = run(cfg, resume=True)
+    whole = run(training_cfg(data, tiny_weights, tmp_path / "whole"))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes(data, tiny_weights, tmp_path, precision):
+    opts = ["MODEL.PRECISION", precision]
+    whole = run(training_cfg(data, tiny_weights, tmp_path / "whole", *opts))
+    run(training_cfg(data, tiny_weights, tmp_path / "parts", *opts, "SOLVER.MAX_ITER", 3))
+    resumed = run(training_cfg(data, tiny_weights, tmp_path / "parts", *opts), resume=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_pictures_and_evaluation_come_along_and_change_nothing(data, tiny_weights, tmp_path):
+    name = register(data)
+    plain = run(training_cfg(data, tiny_weights, tmp_path / "plain"))
+    watched = run(training_cfg(data, tiny_weights, tmp_path / "watched", "SOLVER.PICTURE_PERIOD", 2))
+    assert all(torch.equal(watched[n], plain[n]) for n in plain)
+    assert sorted(p.name for p in (tmp_path / "watched/pictures").iterdir()) == [f"000000{n}.png" for n in (2, 4, 6)]
+    with Image.open(tmp_path / "watched/pictures/0000002.png") as picture:
+        assert picture.width > 100
+    assert name in DatasetCatalog
+
+
+@pytest.fixture
+def coco_sample(shared):
+    """Three real COCO images with their panoptic ground truth."""
+    folder = shared / "data/coco_panoptic_sample"
+    files = PanopticFiles(str(folder / "panoptic.json"), str(folder / "images"), str(folder / "panoptic"))
+    register_panoptic("coco_sample", files, CATEGORIES)
+    return "coco_sample"
+
+
+def test_training_on_real_images_lowers_the_loss(coco_sample, data, tiny_weights, tmp_path):
+    """Loader, mapper, matcher, loss, state, resume and evaluation on real data; then the same on two processes."""
+    opts = ["DATASETS.TRAIN", [coco_sample], "DATASETS.TEST", [coco_sample], "SOLVER.MAX_ITER", 120, "SOLVER.STEPS"]
+    opts += [[100], "SOLVER.LOG_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 60, "TEST.EVAL_PERIOD", 120]
+    opts += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", *opts)
+    run(cfg)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    assert len(losses) == 120
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    trainer = Trainer(cfg)
+    trainer.resume()
+    assert trainer.start_iter == 120
+    results = evaluate(cfg, trainer.model)["coco_sample"]
+    assert 0 <= results["PQ"] <= 100 and results.keys() >= {"SQ", "RQ", "PQ_th", "PQ_st"}
+    assert trainer.model.adapter.training
