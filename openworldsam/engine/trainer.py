@@ -163,14 +163,14 @@ class Trainer(TrainerBase):
             )
         parts = [next(self._batches) for _ in range(self.parts)]
         self.last_image = parts[-1][0]
-        losses = self._backward(parts)
+        losses = self._summed(self._backward(parts), parts)
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self._record(losses, norm, parts)
+        self._record(losses, norm)
         self.scheduler.step()
 
     def _backward(self, parts: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
@@ -187,22 +187,28 @@ class Trainer(TrainerBase):
                 losses = self.step_model(part)
                 share = counts[index].item() / total
                 loss = torch.stack(list(losses.values())).sum() * share
-                if not loss.isfinite():
-                    names = ", ".join(x["file_name"] for x in part)
-                    raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.iter}, images: {names}")
                 # DDP takes the mean over processes, the loss of a step is their sum
                 self.scaler.scale(loss * comm.get_world_size()).backward()
             for name, value in losses.items():
                 shares[name] = shares.get(name, 0) + value.detach() * share
         return shares
 
-    def _record(self, shares: dict[str, Tensor], norm: Tensor, parts: list[list[dict[str, Any]]]) -> None:
-        """Log the loss of the whole step."""
+    def _summed(self, shares: dict[str, Tensor], parts: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """The losses of the whole step, and the images skipped so far.
+
+        A loss that is not finite stops every process here, before the weights change and with none left waiting.
+        """
         self.skipped += sum(len(x["skipped"]) for part in parts for x in part)
         values = torch.stack([*shares.values(), torch.tensor(float(self.skipped), device=self.model.device)])
         if comm.get_world_size() > 1:
             dist.all_reduce(values)
-        named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
+        if not values.isfinite().all():
+            names = [name for own in comm.all_gather([x["file_name"] for part in parts for x in part]) for name in own]
+            raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {', '.join(names)}")
+        return dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
+
+    def _record(self, named: dict[str, float], norm: Tensor) -> None:
+        """Log the step."""
         self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
         self.storage.put_scalar("gradient_norm", norm.item())
         self.storage.put_scalar("skipped_images", named.pop("skipped_images"), smoothing_hint=False)
@@ -216,15 +222,20 @@ class Trainer(TrainerBase):
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
-            "record": training_record(self.cfg),
+            "record": self._fixed(),
             "weights": {component: source.fingerprint for component, source in self.sources.items()},
         }
+
+    def _fixed(self) -> dict[str, str]:
+        """What may not change when a training goes on: the adapter's recipe and what the order of images hangs on."""
+        order = {"SEED": self.cfg.SEED, "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH}
+        return {**training_record(self.cfg), **{key: str(value) for key, value in order.items()}}
 
     def resume(self) -> None:
         """Go on from the newest state in OUTPUT_DIR, if there is one.
 
         Raises:
-            ValueError: the state is damaged, or of another preset, other encoders or another batch size.
+            ValueError: the state is damaged, or of another preset, other encoders, another seed or batch size.
         """
         state = load_state(self.folder)
         if state is None:

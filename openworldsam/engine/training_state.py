@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from detectron2.utils import comm
 
 from openworldsam.checkpoint.writing import save_atomically
+
+logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
 """File in the output folder that names the newest state."""
@@ -71,6 +74,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     if not pointer.is_file():
         return None
     path = folder / pointer.read_text().strip()
+    if not path.is_file():
+        raise ValueError(f"{pointer} names {path.name}, which is not there; name one that is in it")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -78,4 +83,9 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     generators = state.pop("generators")
     if len(generators) == comm.get_world_size():
         set_rng_state(generators[comm.get_rank()])
+    else:
+        logger.warning(
+            "%s was written by %d processes, these are %d: dropout will draw otherwise",
+            *(path, len(generators), comm.get_world_size()),
+        )
     return state

@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_names_the_images(cfg):
     trainer = Trainer(cfg)
     with torch.no_grad():
         trainer.model.adapter.tie_breakers.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"loss is nan at iteration 0, images: .*\.png, .*\.png"):
+    with pytest.raises(FloatingPointError, match=r"loss is not finite at iteration 0, images: .*\.png, .*\.png"):
         trainer.run()
 
 
@@ -156,6 +156,8 @@ def test_an_empty_training_set_is_an_error(data, tiny_weights, tmp_path):
     [
         (["MODEL.ADAPTER.FUSION", "add"], r"another ADAPTER\.FUSION"),
         (["PRESET", "improved"], "another preset"),
+        (["SOLVER.IMS_PER_BATCH", 3], r"another SOLVER\.IMS_PER_BATCH"),
+        (["SEED", 1], "another SEED"),
         (["MODEL.ADAPTER.NUM_LAYERS", 0, "MODEL.WEIGHTS", "ENCODERS"], "other layers"),
     ],
 )
@@ -178,6 +180,9 @@ def test_a_damaged_state_is_refused_by_name(data, tiny_weights, tmp_path):
     path = tmp_path / "out/state_0000001.pth"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state_0000001\.pth cannot be read"):
+        Trainer(cfg).resume()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"state_0000001\.pth, which is not there"):
         Trainer(cfg).resume()
 
 
