@@ -159,6 +159,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 0.05
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.005
     # Images of a step, over all processes and accumulated parts.
     cfg.SOLVER.IMS_PER_BATCH = 8

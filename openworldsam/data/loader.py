@@ -7,7 +7,7 @@ processes, nor an interruption changes what is at a position; so to resume is to
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from openworldsam.data.feature_cache import FeatureCache
+from openworldsam.data.mapper import DatasetMapper
 
 logger = logging.getLogger(__name__)
-
-Mapper = Callable[[dict[str, Any], np.random.Generator], dict[str, Any] | None]
 
 
 class PositionSampler(Sampler[int]):
@@ -52,7 +51,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         ValueError: no records.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: Mapper, seed: int, max_bad: int = 20) -> None:
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: DatasetMapper, seed: int, max_bad: int = 20) -> None:
         if not records:
             raise ValueError("the training set has no image")
         self.records = records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.modeling import OpenWorldSAM
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationDataset(Dataset[dict[str, Any]]):
@@ -60,4 +63,5 @@ def evaluate(cfg: CfgNode, model: OpenWorldSAM) -> dict[str, dict[str, float]]:
         found = inference_on_dataset(model, loader, evaluator)
         if found:
             results[name] = dict(found["panoptic_seg"])
+            logger.info("%s: %s", name, ", ".join(f"{key} {value:.2f}" for key, value in results[name].items()))
     return results

@@ -55,7 +55,7 @@ class ProgressLine(EventWriter):
         values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
         if "lr" not in values:  # stopped before the first step was done
             return
-        done = storage.iter + 1
+        done = min(storage.iter + 1, self.max_iter)
         words = [f"{done:,}/{self.max_iter:,}"]
         if "time" in values:
             left = datetime.timedelta(seconds=int(values["time"] * (self.max_iter - done)))

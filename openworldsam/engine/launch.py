@@ -39,9 +39,8 @@ def launch(
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     comm.create_local_process_group(local_size)
-    try:
-        return main(*args)
-    finally:
-        dist.destroy_process_group()
+    result = main(*args)
+    dist.destroy_process_group()  # not after an error: others may wait within a collective
+    return result

@@ -38,6 +38,7 @@ def train(args: argparse.Namespace) -> None:
     try:
         cfg = load_config(args.config_file, args.opts)
         if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+            print("warning: no cuda on this machine, training on the CPU", file=sys.stderr)
             cfg.MODEL.DEVICE = "cpu"
         folder = Path(cfg.OUTPUT_DIR)
         setup_logger(None if args.dry_run else str(folder), comm.get_rank(), name="openworldsam")
@@ -55,7 +56,9 @@ def train(args: argparse.Namespace) -> None:
             (folder / "config.yaml").write_text(cfg.dump())
         trainer.run()
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if message.startswith("Caught "):  # by a reading process, with its traceback
+            message = message.strip().splitlines()[-1]
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
@@ -84,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error."""
     args = parse_args(argv)
     logging.captureWarnings(True)
+    # Detectron2 logs the traceback of whatever ends the loop; train() says in a line what it was
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addHandler(logging.NullHandler())
+    loop.propagate = False
+    if args.num_gpus < 1:
+        print(f"error: --num-gpus must be at least 1, got {args.num_gpus}", file=sys.stderr)
+        sys.exit(2)
     try:
         launch(
             train,
@@ -93,5 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
         )
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last state in OUTPUT_DIR", file=sys.stderr)
+        sys.exit(130)
     except ProcessExitedException as error:  # a process that was started here has said why
         sys.exit(error.exit_code)

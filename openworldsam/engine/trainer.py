@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
 from detectron2.utils import comm
@@ -55,9 +55,48 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
     if len(vocabularies) != 1:
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
     records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    if not records:
+        raise ValueError(f"the training set {list(cfg.DATASETS.TRAIN)} has no image")
+    vocabulary = vocabularies.pop()
+    if not vocabulary and any("annotations" not in record for record in records):
+        raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
     is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
-    mapper = DatasetMapper(cfg, class_names=vocabularies.pop(), is_thing=is_thing)
-    return TrainingDataset(records, mapper, cfg.SEED)
+    mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)
+    # serialised: as Python objects, every reading process would end up with a copy of its own
+    return TrainingDataset(DatasetFromList(records, copy=False), mapper, cfg.SEED)
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise ValueError for settings that cannot be trained."""
+    if cfg.SEED < 0:
+        raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
+        if cfg.SOLVER[key] < 1:
+            raise ValueError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+    steps, last = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
+    if steps != sorted(steps) or any(not 0 < step < last for step in steps):
+        raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
+    if cfg.DATALOADER.NUM_WORKERS < 0 or cfg.INPUT.MAX_PROMPTS < 0:
+        raise ValueError("DATALOADER.NUM_WORKERS and INPUT.MAX_PROMPTS are 0 or more")
+    if cfg.MODEL.PROMPT_ENCODER.TRAINABLE:
+        raise ValueError(
+            "MODEL.PROMPT_ENCODER.TRAINABLE (Table 5, E4 and E6) can be built and counted, but not trained here yet: "
+            "its weights would not be saved"
+        )
+    unknown = sorted({*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - set(DatasetCatalog.list()))
+    if unknown:
+        raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")
+    if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
+        raise ValueError("TEST.EVAL_PERIOD is set, but DATASETS.TEST is empty")
+    for name in cfg.DATASETS.TEST if cfg.TEST.EVAL_PERIOD else ():
+        if getattr(MetadataCatalog.get(name), "evaluator_type", "") != "coco_panoptic_seg":
+            raise ValueError(f"{name} is not a panoptic dataset; only those are evaluated during training")
+
+
+def _names(parts: list[list[dict[str, Any]]]) -> str:
+    """The file names of a step on all processes; every process must call it."""
+    own = [x["file_name"] for part in parts for x in part]
+    return ", ".join(name for names in comm.all_gather(own) for name in names)
 
 
 class Trainer(TrainerBase):
@@ -72,6 +111,7 @@ class Trainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        _check(cfg)
         self.cfg = cfg
         self.parts = cfg.SOLVER.ACCUMULATE
         world_size = comm.get_world_size()
@@ -81,8 +121,6 @@ class Trainer(TrainerBase):
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {world_size} processes x "
                 f"{self.parts} accumulated parts"
             )
-        if cfg.SEED < 0:
-            raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
         self.model, self.sources = self._cached_model() if cfg.DATASETS.FEATURE_CACHE else self._whole_model()
@@ -90,14 +128,12 @@ class Trainer(TrainerBase):
         self.step_model: nn.Module = self.model
         if world_size > 1:
             device_ids = [comm.get_local_rank()] if self.model.device.type == "cuda" else None
-            self.step_model = DistributedDataParallel(
-                self.model, device_ids=device_ids, find_unused_parameters=cfg.MODEL.PROMPT_ENCODER.TRAINABLE
-            )
+            self.step_model = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.skipped = 0
+        self.skipped = self.all_skipped = 0  # unreadable images, of this process and of all
         seed_all_rng(cfg.SEED + comm.get_rank())  # but dropout of its own
         self.last_image: dict[str, Any] = {}
         self._batches: Iterator[list[dict[str, Any]]] | None = None
@@ -122,6 +158,12 @@ class Trainer(TrainerBase):
         sources["beit3"] = find_source("beit3", cfg) or made_by
         cache.check(self.cfg, {component: source.fingerprint for component, source in sources.items()})
         self.dataset.cache = cache
+        lacking = [r for r in self.dataset.records if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
+        if lacking:  # an image that could not be read is not held, and will not be read now
+            logger.warning(
+                "%s lacks prompts of %d of %d images, such as %s; a training stops when it meets one that can be read",
+                *(cache.folder, len(lacking), len(self.dataset.records), lacking[0]["file_name"]),
+            )
         return model, sources
 
     @property
@@ -131,10 +173,11 @@ class Trainer(TrainerBase):
 
     def _build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
-        built: list[HookBase] = [hooks.IterationTimer(), Pictures(cfg.SOLVER.PICTURE_PERIOD)]
+        # the state is saved first: what fails after it loses no step
+        built: list[HookBase] = [hooks.IterationTimer(), Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)]
+        built.append(Pictures(cfg.SOLVER.PICTURE_PERIOD))
         if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: evaluate(cfg, self.model)))
-        built.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD))
         if comm.is_main_process():
             folder = str(self.folder)
             writers = [
@@ -149,7 +192,7 @@ class Trainer(TrainerBase):
         """One update from SOLVER.IMS_PER_BATCH images.
 
         Raises:
-            FloatingPointError: the loss is not finite; names the images.
+            FloatingPointError: the loss or a gradient is not finite; names the images.
         """
         batch_start = self.iter * self.cfg.SOLVER.IMS_PER_BATCH
         if self._batches is None:
@@ -167,6 +210,8 @@ class Trainer(TrainerBase):
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        if not self.scaler.is_enabled() and not norm.isfinite():  # the scaler would leave such a step out
+            raise FloatingPointError(f"a gradient is not finite at iteration {self.iter}, images: {_names(parts)}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -203,9 +248,10 @@ class Trainer(TrainerBase):
         if comm.get_world_size() > 1:
             dist.all_reduce(values)
         if not values.isfinite().all():
-            names = [name for own in comm.all_gather([x["file_name"] for part in parts for x in part]) for name in own]
-            raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {', '.join(names)}")
-        return dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
+            raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {_names(parts)}")
+        named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
+        self.all_skipped = int(named["skipped_images"])
+        return named
 
     def _record(self, named: dict[str, float], norm: Tensor) -> None:
         """Log the step."""
@@ -221,15 +267,28 @@ class Trainer(TrainerBase):
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "skipped": self.skipped,
+            "skipped": self.all_skipped,
             "record": self._fixed(),
-            "weights": {component: source.fingerprint for component, source in self.sources.items()},
+            "weights": self._fingerprints(),
         }
 
     def _fixed(self) -> dict[str, str]:
         """What may not change when a training goes on: the adapter's recipe and what the order of images hangs on."""
-        order = {"SEED": self.cfg.SEED, "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH}
-        return {**training_record(self.cfg), **{key: str(value) for key, value in order.items()}}
+        cfg = self.cfg
+        fixed = {
+            "SEED": cfg.SEED,
+            "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+            "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR,
+            "SOLVER.WEIGHT_DECAY": cfg.SOLVER.WEIGHT_DECAY,
+            "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
+            "number of images": len(self.dataset.records),
+            **{f"INPUT.{key}": cfg.INPUT[key] for key in ("MAX_PROMPTS", "FLIP", "LARGE_SCALE_JITTER")},
+        }
+        return {**training_record(cfg), **{key: str(value) for key, value in fixed.items()}}
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of the encoders; the adapter's changes as it is trained."""
+        return {name: source.fingerprint for name, source in self.sources.items() if name != "adapter"}
 
     def resume(self) -> None:
         """Go on from the newest state in OUTPUT_DIR, if there is one.
@@ -240,9 +299,8 @@ class Trainer(TrainerBase):
         state = load_state(self.folder)
         if state is None:
             return
-        for name, ours in (("record", self.state()["record"]), ("weights", self.state()["weights"])):
-            shared = state[name].keys() & ours.keys() - {"adapter"}
-            if different := sorted(key for key in shared if state[name][key] != ours[key]):
+        for name, ours in (("record", self._fixed()), ("weights", self._fingerprints())):
+            if different := sorted(key for key in ours if state[name].get(key) != ours[key]):
                 raise ValueError(
                     f"{self.folder} was trained with another {', '.join(different)}; use another OUTPUT_DIR"
                 )
@@ -252,10 +310,12 @@ class Trainer(TrainerBase):
         with torch.no_grad():
             for name, value in state["trained"].items():
                 parameters[name].copy_(value)
+        if state["iteration"] > self.max_iter:
+            raise ValueError(f"{self.folder} is at iteration {state['iteration']}, beyond MAX_ITER {self.max_iter}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.skipped = state["skipped"]
+        self.skipped = state["skipped"] if comm.is_main_process() else 0
         self.start_iter = self.iter = state["iteration"]
         logger.info("resumed at iteration %d", self.start_iter)
 

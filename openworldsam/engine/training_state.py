@@ -53,6 +53,8 @@ def save_state(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     generators = comm.all_gather(rng_state())
     path = folder / f"state_{iteration:07d}.pth"
     if comm.is_main_process():
+        for left_over in folder.glob(f".{path.stem[:6]}*.part"):  # of a process that was killed while it wrote
+            left_over.unlink()
         content = {**state, "iteration": iteration, "generators": generators}
         save_atomically(path, partial(_save, content))
         save_atomically(folder / LAST, lambda partial_path: partial_path.write_text(path.name))

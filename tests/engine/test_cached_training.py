@@ -48,7 +48,7 @@ def test_the_prompt_encoder_is_not_loaded(data, tiny_weights, tmp_path):
 
 
 def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 3)
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [])
     build_cache(cfg, tmp_path / "cache", dtype="fp32")
     run(cfg)
     cached = training_cfg(data, tiny_weights, tmp_path / "out", "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
@@ -63,11 +63,12 @@ def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weight
     [
         (["INPUT.FLIP", True], "INPUT.FLIP is on"),
         (["MODEL.PROMPT_ENCODER.USE_IMAGE", False], "USE_IMAGE is True, not False"),
-        (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ["x"]], "TEST.EVAL_PERIOD needs the prompt encoder"),
+        (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", "SELF"], "TEST.EVAL_PERIOD needs the prompt encoder"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(data, tiny_weights, tmp_path, opts, message):
     build_cache(training_cfg(data, tiny_weights, tmp_path / "out"), tmp_path / "cache")
+    opts = [[register(data)] if word == "SELF" else word for word in opts]
     opts = [*opts, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache")]
     with pytest.raises(ValueError, match=message):
         Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
@@ -91,4 +92,3 @@ def test_a_prompt_that_the_cache_lacks_is_named(data, tiny_weights, tmp_path):
     trainer.dataset.mapper.class_names = ("lynx", "grass", "sky")
     with pytest.raises(KeyError, match=r"lynx.*cache_features"):
         trainer.run()
-    assert register(data)

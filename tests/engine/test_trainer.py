@@ -18,7 +18,7 @@ from openworldsam.engine import Trainer
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "grass", "sky")
-ONE_STEP = ["MODEL.ADAPTER.DROPOUT", 0.0, "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 4]
+ONE_STEP = ["MODEL.ADAPTER.DROPOUT", 0.0, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", [], "SOLVER.IMS_PER_BATCH", 4]
 """A step whose images have between one and three prompts, so that the processes' shares differ."""
 
 
@@ -57,7 +57,9 @@ def register(folder):
     name = f"rectangles_{folder.name}"
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, lambda: json.loads((folder / "records.json").read_text()))
-        MetadataCatalog.get(name).set(vocabulary=CLASSES, is_thing=(True, False, False))
+        MetadataCatalog.get(name).set(
+            vocabulary=CLASSES, is_thing=(True, False, False), evaluator_type="coco_panoptic_seg"
+        )
     return name
 
 
@@ -128,13 +130,13 @@ def test_the_same_seed_gives_the_same_training(data, tiny_weights, tmp_path):
 
 def test_resuming_equals_never_having_stopped(data, tiny_weights, tmp_path):
     whole = run(training_cfg(data, tiny_weights, tmp_path / "whole"))
-    run(training_cfg(data, tiny_weights, tmp_path / "parts", "SOLVER.MAX_ITER", 3))
+    run(training_cfg(data, tiny_weights, tmp_path / "parts", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", []))
     resumed = run(training_cfg(data, tiny_weights, tmp_path / "parts"), resume=True)
     assert_same(resumed, whole, rtol=0, atol=0)
 
 
 def test_the_number_of_workers_changes_nothing(data, tiny_weights, tmp_path):
-    opts = ["SOLVER.MAX_ITER", 2]
+    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", []]
     alone = run(training_cfg(data, tiny_weights, tmp_path / "a", *opts))
     assert_same(run(training_cfg(data, tiny_weights, tmp_path / "b", *opts, "DATALOADER.NUM_WORKERS", 2)), alone)
 

@@ -114,6 +114,15 @@ def test_a_loss_that_is_not_finite_names_the_images(cfg):
         trainer.run()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(cfg):
+    trainer = Trainer(cfg)
+    before = {name: p.detach().clone() for name, p in trainer.model.adapter.named_parameters()}
+    trainer.model.adapter.tie_breakers.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="a gradient is not finite at iteration 0"):
+        trainer.run()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.adapter.named_parameters())
+
+
 def test_unreadable_images_are_skipped_and_counted(data, tiny_weights, tmp_path):
     (data / "2.png").write_bytes(b"nothing")
     (data / "4_panoptic.png").unlink()
@@ -137,6 +146,12 @@ def test_too_many_unreadable_images_stop_the_training(data, tiny_weights, tmp_pa
     [
         (["SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2], "not divisible by 1 processes x 2"),
         (["SEED", -1], "SEED must be 0 or more"),
+        (["SOLVER.MAX_ITER", 0], "MAX_ITER must be at least 1"),
+        (["SOLVER.ACCUMULATE", 0], "ACCUMULATE must be at least 1"),
+        (["SOLVER.STEPS", [9]], "ascend and lie within"),
+        (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
+        (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),
+        (["MODEL.PROMPT_ENCODER.TRAINABLE", True], "not trained here yet"),
         (["MODEL.WEIGHTS", ""], "no weights"),
     ],
 )
@@ -162,7 +177,7 @@ def test_an_empty_training_set_is_an_error(data, tiny_weights, tmp_path):
     ],
 )
 def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts, message):
-    run(training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1))
+    run(training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []))
     if "ENCODERS" in opts:
         from openworldsam.checkpoint import convert_released
 
@@ -175,7 +190,7 @@ def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts,
 
 
 def test_a_damaged_state_is_refused_by_name(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1)
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", [])
     run(cfg)
     path = tmp_path / "out/state_0000001.pth"
     path.write_bytes(path.read_bytes()[:1000])
@@ -210,7 +225,7 @@ def test_a_full_disk_while_saving_leaves_the_last_state(data, tiny_weights, tmp_
 def test_half_precision_trains_and_resumes(data, tiny_weights, tmp_path, precision):
     opts = ["MODEL.PRECISION", precision]
     whole = run(training_cfg(data, tiny_weights, tmp_path / "whole", *opts))
-    run(training_cfg(data, tiny_weights, tmp_path / "parts", *opts, "SOLVER.MAX_ITER", 3))
+    run(training_cfg(data, tiny_weights, tmp_path / "parts", *opts, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", []))
     resumed = run(training_cfg(data, tiny_weights, tmp_path / "parts", *opts), resume=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
@@ -236,7 +251,7 @@ def coco_sample(shared):
 
 
 def test_training_on_real_images_lowers_the_loss(coco_sample, data, tiny_weights, tmp_path):
-    """Loader, mapper, matcher, loss, state, resume and evaluation on real data; then the same on two processes."""
+    """Loader, mapper, matcher, loss, state, resume and evaluation on real data."""
     opts = ["DATASETS.TRAIN", [coco_sample], "DATASETS.TEST", [coco_sample], "SOLVER.MAX_ITER", 120, "SOLVER.STEPS"]
     opts += [[100], "SOLVER.LOG_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 60, "TEST.EVAL_PERIOD", 120]
     opts += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
