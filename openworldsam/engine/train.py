@@ -67,6 +67,9 @@ def describe(trainer: Trainer) -> str:
     """Config, data, trained parameters and schedule of a training that has not begun."""
     cfg, images = trainer.cfg, len(trainer.dataset.records)
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    # fp32 each: the frozen weights; of what is trained, its weights, gradients and AdamW's two moments
+    frozen = 4 * sum(p.numel() for p in trainer.model.parameters() if not p.requires_grad)
+    optimized = 16 * sum(p.numel() for p in trained)
     epochs = trainer.max_iter * cfg.SOLVER.IMS_PER_BATCH / images
     drops = ", ".join(f"{step:,} ({100 * step / trainer.max_iter:.1f} %)" for step in cfg.SOLVER.STEPS)
     lines = [
@@ -78,6 +81,8 @@ def describe(trainer: Trainer) -> str:
         f"{trainer.parts} parts of {trainer.part_size}",
         f"iterations   {trainer.max_iter:,} ({epochs:.1f} epochs), learning rate {cfg.SOLVER.BASE_LR:g}, "
         f"x {cfg.SOLVER.GAMMA:g} at {drops}",
+        f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
+        f"mask decoder up to {0.045 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
         "weights      " + ", ".join(f"{name}: {source.file}" for name, source in trainer.sources.items()),
     ]
     return "\n".join(lines)

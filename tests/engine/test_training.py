@@ -72,7 +72,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(data, tiny_weights,
     printed = capsys.readouterr().out
     assert "6 images" in printed and "3 (1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
     trained = sum(p.numel() for p in Trainer(training_cfg(data, tiny_weights, tmp_path)).model.adapter.parameters())
-    assert f"{trained:,} parameters" in printed
+    assert f"{trained:,} parameters" in printed and "memory       frozen weights 0.0" in printed
     assert not (tmp_path / "out").exists()
 
 
