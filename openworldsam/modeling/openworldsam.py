@@ -43,7 +43,7 @@ class OpenWorldSAM(nn.Module):
     """Segments what texts name: frozen SAM2 and prompt encoder around a small trained adapter.
 
     Args:
-        image_encoder, prompt_encoder, adapter, mask_decoder: the four rooms that an image passes through.
+        image_encoder, prompt_encoder, adapter, mask_decoder: the four components that an image passes through.
         criterion: the training loss.
         pixel_mean, pixel_std: SAM2's normalisation per RGB channel, on the scale 0..255.
         antialias: antialias when an image shrinks to SAM2's input.
