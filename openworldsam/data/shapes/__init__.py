@@ -1,0 +1,33 @@
+"""Shapes: a small world made by formula, on which the whole method runs on a laptop."""
+
+from openworldsam.data.shapes.expressions import expressions
+from openworldsam.data.shapes.scene import Scene, Segment, render
+from openworldsam.data.shapes.world import (
+    COLOURS,
+    NOVEL_PAIRS,
+    NOVEL_SHAPES,
+    SHAPES,
+    TEXTURES,
+    Kinds,
+    World,
+    colours_of,
+    is_novel,
+    thing_name,
+)
+
+__all__ = [
+    "COLOURS",
+    "NOVEL_PAIRS",
+    "NOVEL_SHAPES",
+    "SHAPES",
+    "TEXTURES",
+    "Kinds",
+    "Scene",
+    "Segment",
+    "World",
+    "colours_of",
+    "expressions",
+    "is_novel",
+    "render",
+    "thing_name",
+]

@@ -1,0 +1,19 @@
+"""Metrics: accumulators of plain counts, equal to the reference tools; `merged` adds them up over processes."""
+
+from openworldsam.evaluation.accumulator import Accumulator, Metrics, Scores, merged, named
+from openworldsam.evaluation.instance import InstanceAP
+from openworldsam.evaluation.panoptic import PanopticQuality
+from openworldsam.evaluation.referring import ReferringScores
+from openworldsam.evaluation.semantic import SemanticScores
+
+__all__ = [
+    "Accumulator",
+    "InstanceAP",
+    "Metrics",
+    "PanopticQuality",
+    "ReferringScores",
+    "Scores",
+    "SemanticScores",
+    "merged",
+    "named",
+]

@@ -1,0 +1,59 @@
+"""COCO's segmentations, checked: pycocotools reads a damaged one without a word, or never comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pycocotools import mask as mask_util
+
+RLE = dict[str, Any]
+"""{"size": [H, W], "counts": text}, as pycocotools compresses it."""
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """A segmentation in any of COCO's forms as compressed RLE.
+
+    Args:
+        segmentation: polygons, run lengths, or compressed run lengths.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: it is none of these, is of another size, or its runs do not fill the image.
+    """
+    if not isinstance(segmentation, dict):
+        return _from_polygons(segmentation, size)
+    if not {"size", "counts"} <= segmentation.keys():
+        raise ValueError(f"an RLE without size and counts: {str(segmentation)[:80]}")
+    counts = segmentation["counts"]
+    if list(segmentation["size"]) != list(size):
+        raise ValueError(f"a mask is of the size {segmentation['size']}, its image {list(size)}")
+    lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+    if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
+        raise ValueError(f"the runs of a mask have {sum(lengths)} pixels, its image {size[0] * size[1]}")
+    return mask_util.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+
+
+def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:
+    if not polygons:
+        raise ValueError("a segmentation without a polygon")
+    try:
+        return mask_util.merge(mask_util.frPyObjects(polygons, *size))
+    except Exception as error:  # of its own plain Exception up to TypeError, with texts about its arguments
+        raise ValueError(f"neither polygons nor an RLE: {str(polygons)[:80]}") from error
+
+
+def _run_lengths(counts: str | bytes) -> list[int]:
+    """The lengths that pycocotools packs: 5 bits a character, least first, from the third on less the last but one."""
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - ord("0")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more characters follow
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return lengths

@@ -1,0 +1,320 @@
+"""Scores saved predictions, of this or any other model, against ground truth in the same formats.
+
+panoptic: COCO panoptic jsons and folders of PNGs, by default those beside the jsons without their ".json". An image
+    without a prediction is an error, as in panopticapi.
+instance: a COCO json of annotations and a list of COCO results, with masks or boxes. An image without results has no
+    detections, as in pycocotools.
+semantic: folders of PNGs of the same names, where a pixel is the number of its class from 0. A PNG without a prediction
+    is an error; a predicted label that is no class is a pixel without a prediction.
+referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
+    of each. An expression without a prediction counts as an empty mask.
+
+The output has the metrics by name, 0 to 100, null where there was nothing to measure; "per_class", the same by class
+name; and "without_prediction", the ids of images or expressions that had none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from panopticapi.utils import rgb2id
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.datasets.coco import find_missing, lack, read_categories, read_json
+from openworldsam.data.preprocessing import read_image
+from openworldsam.evaluation.accumulator import Scores, named
+from openworldsam.evaluation.instance import IOU_TYPES, InstanceAP
+from openworldsam.evaluation.panoptic import PanopticQuality
+from openworldsam.evaluation.referring import ReferringScores
+from openworldsam.evaluation.rle import to_rle
+from openworldsam.evaluation.semantic import SemanticScores
+
+TASKS = ("panoptic", "instance", "semantic", "referring")
+
+
+class Report(NamedTuple):
+    """Scores, the name of every class id, and the ids (of images, or expressions) that have no prediction."""
+
+    scores: Scores
+    names: Mapping[int, str]
+    without_prediction: Sequence[int] = ()
+
+    def content(self) -> dict[str, Any]:
+        """What goes into the file: the metrics by name, per_class by class name, without_prediction."""
+        per_class = {self.names[category]: metrics for category, metrics in self.scores.per_class.items()}
+        return {**self.scores.overall, "per_class": per_class, "without_prediction": list(self.without_prediction)}
+
+
+def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir: Path) -> Report:
+    """Score a json and a folder of PNGs against another such pair.
+
+    The images are those that the ground truth annotates; predictions of others are left alone, as in panopticapi.
+
+    Raises:
+        FileNotFoundError: a json or PNG is missing.
+        ValueError: an image has no prediction; a file is damaged; or what `PanopticQuality` says.
+    """
+    categories = read_categories(truth)
+    quality = PanopticQuality({category.id: category.is_thing for category in categories})
+    with _format(predicted, "COCO panoptic json"):
+        predictions = {a["image_id"]: a for a in read_json(predicted)["annotations"]}
+    with _format(truth, "COCO panoptic json"):
+        annotations = read_json(truth)["annotations"]
+        missing = [a["image_id"] for a in annotations if a["image_id"] not in predictions]
+    if missing:
+        raise ValueError(f"{predicted} has no prediction for {len(missing)} images, such as {missing[0]}")
+    for annotation in _progress(annotations):
+        prediction = predictions[annotation["image_id"]]
+        with _format(truth, "COCO panoptic json"):
+            truth_map = _segment_ids(truth_dir / annotation["file_name"])
+            truth_segments = [(s["id"], s["category_id"], s.get("iscrowd", 0)) for s in annotation["segments_info"]]
+        with _format(predicted, "COCO panoptic json"):
+            predicted_map = _segment_ids(predicted_dir / prediction["file_name"])
+            predicted_segments = [(s["id"], s["category_id"]) for s in prediction["segments_info"]]
+        with named(f"image {annotation['image_id']}"):
+            quality.update(predicted_map, predicted_segments, truth_map, truth_segments)
+    return Report(quality.compute(), {category.id: category.name for category in categories})
+
+
+def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Report:
+    """Score a list of COCO results against COCO annotations.
+
+    Raises:
+        FileNotFoundError: a json is missing.
+        ValueError: a json is damaged, the results name an image that the ground truth does not have, or what
+            `InstanceAP` says.
+    """
+    with _format(truth, "COCO json of instances"):
+        content = read_json(truth)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
+        annotations = _by_image(truth, content["annotations"], sizes, needed)
+    _check_names(truth, list(names.values()))
+    with _format(predicted, "list of COCO results"):
+        results = _by_image(predicted, _read_results(predicted), sizes, ("category_id", "score"))
+        precision = InstanceAP(names, iou_type)
+        for image, size in _progress(sizes.items()):
+            with named(f"image {image}"):
+                precision.update(image, size, results.get(image, []), annotations.get(image, []))
+    return Report(precision.compute(), names, [image for image in sizes if image not in results])
+
+
+def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
+    """Score a folder of label PNGs against another, subfolders included.
+
+    Predictions of images without ground truth are left alone.
+
+    Args:
+        truth_dir, predicted_dir: the folders.
+        classes: see `read_class_names`.
+        ignore: label of pixels that do not count. A predicted label that is no class is no prediction.
+
+    Raises:
+        FileNotFoundError: there is no ground truth, or an image without a prediction.
+        ValueError: an image is unreadable or has several channels, or what `SemanticScores` says.
+    """
+    names = read_class_names(classes)
+    scores = SemanticScores(len(names), ignore)
+    files = sorted(path.relative_to(truth_dir) for path in truth_dir.rglob("*.png"))
+    if not files:
+        raise FileNotFoundError(f"{truth_dir} has no PNG; it is to be the folder of the ground truth")
+    if missing := find_missing(predicted_dir / file for file in files):
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, such as {missing[0]}")
+    for file in _progress(files):
+        with named(truth_dir / file):
+            scores.update(read_labels(predicted_dir / file), read_labels(truth_dir / file))
+    return Report(scores.compute(), dict(enumerate(names)))
+
+
+def score_referring(truth: Path, predicted: Path) -> Report:
+    """Score the masks of expressions.
+
+    An annotation with an empty list of sentences is no expression. To score every sentence of an object on its own,
+    give each an annotation, in both files.
+
+    Raises:
+        FileNotFoundError: a json is missing.
+        ValueError: a json is damaged, or a prediction is of no expression, there twice, or of another size.
+    """
+    with _format(truth, "COCO json of expressions"):
+        content = read_json(truth)
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        expressions = [a for a in content["annotations"] if a.get("sentences", True)]
+        objects = {a["id"]: (a["segmentation"], sizes[a["image_id"]]) for a in expressions}
+        _check_once(truth, objects, expressions)
+    with _format(predicted, "COCO json of predicted expressions"):
+        results = _read_results(predicted)
+        predictions = {result["id"]: result["segmentation"] for result in results}
+        _check_once(predicted, predictions, results)
+    if unknown := sorted(predictions.keys() - objects.keys(), key=str):
+        raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
+    scores = ReferringScores()
+    for expression, (segmentation, size) in _progress(objects.items()):
+        with named(f"{truth}: annotation {expression}"):
+            truth_mask = _mask(segmentation, size)
+        with named(f"{predicted}: prediction {expression}"):
+            found = expression in predictions
+            scores.update(_mask(predictions[expression], size) if found else np.zeros(size, dtype=bool), truth_mask)
+    return Report(scores.compute(), {}, [expression for expression in objects if expression not in predictions])
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Class names in the order of their labels, from 0.
+
+    Args:
+        path: a text with a name per line; or a .json: a list of names or of objects with a "name", or an object with
+            such a list as its "classes" or "categories".
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged or empty, has a name twice, or ids that do not count from 0.
+    """
+    if path.suffix != ".json":
+        with named(path):
+            names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    else:
+        with _format(path, "list of classes"):
+            content = _load_json(path)
+            listed = content if isinstance(content, list) else content.get("classes") or content["categories"]
+            entries = [{"name": entry} if isinstance(entry, str) else entry for entry in listed]
+            names = [entry["name"] for entry in entries]
+        if any(entry.get("id", index) != index for index, entry in enumerate(entries)):
+            raise ValueError(f"{path} is to have the ids 0, 1, 2, ... in this order; they are the labels")
+    _check_names(path, names)
+    return names
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if not all(names) or not names or len(set(names)) < len(names):
+        raise ValueError(f"{path} is to name its classes, each differently")
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The values of a PNG of one channel, 8 or 16 bits, or the indices of one with a palette: int [H, W].
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is unreadable or has several channels.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises the first two for damage
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    if labels.ndim != 2:
+        raise ValueError(f"{path} has {labels.shape[2]} channels; a label PNG has one")
+    return labels
+
+
+def _segment_ids(path: Path) -> np.ndarray:
+    """int32 [H, W] of a panoptic PNG."""
+    return rgb2id(read_image(path))
+
+
+def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W]."""
+    return mask_util.decode(to_rle(segmentation, size)).astype(bool)
+
+
+def _by_image(
+    path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[int, Any], needed: Sequence[str]
+) -> dict[int, list[Mapping[str, Any]]]:
+    """The annotations of each image; KeyError if one lacks an entry, ValueError if its image is unknown."""
+    grouped = defaultdict(list)
+    for annotation in annotations:
+        if absent := [key for key in needed if key not in annotation]:
+            raise KeyError(absent[0])
+        grouped[annotation["image_id"]].append(annotation)
+    if unknown := sorted(grouped.keys() - images.keys(), key=str):
+        raise ValueError(f"{path} has {len(unknown)} images that the ground truth does not list: {unknown[0]}, ...")
+    return grouped
+
+
+def _check_once(path: Path, by_id: Mapping[int, object], annotations: Sequence[object]) -> None:
+    if len(by_id) < len(annotations):
+        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(by_id)} ids")
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not json ({error}); it may be cut short") from error
+
+
+def _read_results(path: Path) -> list[dict[str, Any]]:
+    """COCO's results: a list, or the annotations of an object."""
+    content = _load_json(path)
+    return content if isinstance(content, list) else content["annotations"]
+
+
+def _progress(items: Any) -> Any:
+    return tqdm(items, unit="image", disable=None)  # None: only on a terminal
+
+
+@contextmanager
+def _format(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a json lacks into a ValueError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {kind}: {lack(error)}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, or 2 for an error of the user's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth: the json")
+    parser.add_argument("--gt-dir", type=Path, metavar="DIR", help="its PNGs; by default beside a panoptic json")
+    parser.add_argument("--pred", type=Path, metavar="FILE", help="predictions: the json")
+    parser.add_argument("--pred-dir", type=Path, metavar="DIR", help="their PNGs; by default beside a panoptic json")
+    parser.add_argument("--iou-type", choices=IOU_TYPES, default="segm", help="instance: masks (default) or boxes")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="semantic: a class name per line, or a json")
+    parser.add_argument("--ignore", type=int, default=255, metavar="V", help="semantic: label not to count (255)")
+    parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
+    args = parser.parse_args(arguments)
+    try:
+        report = _score(args)
+        content = report.content()
+        save_atomically(args.output, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, value in report.scores.overall.items():
+        print(f"{name:<16}{'not available' if value is None else f'{value:.2f}':>14}")
+    if missing := report.without_prediction:
+        print(f"without prediction: {len(missing)}, such as {missing[0]}; counted as nothing found")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> Report:
+    truth, predicted = args.gt, args.pred
+    if args.task == "semantic":
+        truth, predicted = args.gt_dir or truth, args.pred_dir or predicted
+    if truth is None or predicted is None:
+        raise ValueError(f"--task {args.task} needs --gt and --pred; semantic takes --gt-dir and --pred-dir as well")
+    if args.task == "panoptic":
+        folders = [args.gt_dir or truth.with_suffix(""), args.pred_dir or predicted.with_suffix("")]
+        return score_panoptic(truth, folders[0], predicted, folders[1])
+    if args.task == "instance":
+        return score_instance(truth, predicted, args.iou_type)
+    if args.task == "referring":
+        return score_referring(truth, predicted)
+    if args.classes is None:
+        raise ValueError("--task semantic needs --classes, a file with a class name per line")
+    return score_semantic(truth, predicted, args.classes, args.ignore)

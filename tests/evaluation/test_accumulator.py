@@ -1,0 +1,87 @@
+"""Several accumulators make one, whatever the order, within a process and over two."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from openworldsam.evaluation import InstanceAP, PanopticQuality, ReferringScores, SemanticScores, merged
+from openworldsam.evaluation.accumulator import named
+
+IMAGES = 24
+
+
+def accumulators():
+    return {
+        "panoptic": PanopticQuality({1: True, 2: True, 3: False}),
+        "semantic": SemanticScores(3),
+        "segm": InstanceAP([1, 2, 3]),
+        "bbox": InstanceAP([1, 2, 3], "bbox"),
+        "referring": ReferringScores(),
+    }
+
+
+def filled(images):
+    """Accumulators with images of three segments each, which depend on the number of the image alone."""
+    result = accumulators()
+    for image in images:
+        generator = np.random.default_rng(image)
+        truth = np.sort(generator.integers(1, 4, (16, 16)), axis=1)
+        predicted = np.where(generator.random((16, 16)) < 0.8, truth, np.roll(truth, 2, axis=1))
+        segments = [(i, i) for i in np.unique(predicted).tolist()]
+        result["panoptic"].update(predicted, segments, truth, [(i, i, 0) for i in np.unique(truth).tolist()])
+        result["semantic"].update(predicted - 1, truth - 1)
+        result["referring"].update(predicted == 1, truth == 1)
+        boxes = generator.integers(1, 8, (2, 3, 4)).tolist()
+        for name in ("segm", "bbox"):
+            instances = [[instance(i + 1, b) for i, b in enumerate(kind)] for kind in boxes]
+            result[name].update(image, (16, 16), *instances)
+    return result
+
+
+def instance(category, corners):
+    x, y, w, h = corners
+    polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return {"category_id": category, "score": x / 8, "bbox": corners, "area": w * h, "segmentation": polygon}
+
+
+def computed(accumulators):
+    return {name: accumulator.compute() for name, accumulator in accumulators.items()}
+
+
+def test_parts_in_any_order_equal_the_whole():
+    order = random.Random(0).sample(range(IMAGES), IMAGES)
+    parts = [filled(order[:5]), filled(order[5:]), filled([])]
+    for name, whole in parts[0].items():
+        for part in parts[1:]:
+            whole.merge(part[name])
+    assert computed(parts[0]) == computed(filled(range(IMAGES)))  # to the last bit
+
+
+def test_one_process_merges_nothing():
+    accumulator = filled([0])["panoptic"]
+    assert merged(accumulator) is accumulator
+
+
+def run(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    gathered = {name: merged(accumulator) for name, accumulator in filled(range(rank, IMAGES, 2)).items()}
+    if rank == 0:
+        (folder / "result.json").write_text(json.dumps(computed(gathered)))
+    else:
+        assert set(gathered.values()) == {None}
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    mp.spawn(run, (tmp_path,), nprocs=2)
+    one = json.loads(json.dumps(computed(filled(range(IMAGES)))))
+    assert json.loads((tmp_path / "result.json").read_text()) == one
+
+
+def test_named():
+    with pytest.raises(ValueError, match=r"a\.png: too large"), named("a.png"):
+        raise ValueError("too large")

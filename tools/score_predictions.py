@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Score saved predictions against ground truth, without a model; --help says what the files are to be.
+
+python tools/score_predictions.py --task panoptic --gt GT.json --gt-dir DIR --pred P.json --output OUT.json
+python tools/score_predictions.py --task instance --iou-type segm --gt GT.json --pred P.json --output OUT.json
+python tools/score_predictions.py --task semantic --gt-dir DIR --pred-dir DIR --classes names.txt --output OUT.json
+python tools/score_predictions.py --task referring --gt GT.json --pred P.json --output OUT.json
+"""
+
+import sys
+
+from openworldsam.evaluation.score import main
+
+if __name__ == "__main__":
+    sys.exit(main())
