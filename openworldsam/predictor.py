@@ -17,6 +17,7 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
+from openworldsam.device import checked_device, usable_device
 from openworldsam.inference import (
     InferenceOptions,
     MaskRows,
@@ -83,7 +84,7 @@ class OpenWorldSAMPredictor:
             cfg = cfg.clone()
             merge_options(cfg, opts)
         self.cfg = cfg
-        target = _checked_device(device) if device else _usable_device(cfg.MODEL.DEVICE)
+        target = checked_device(device) if device else usable_device(cfg.MODEL.DEVICE)
         self.model = OpenWorldSAM(cfg)
         self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
@@ -235,21 +236,3 @@ def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     for index in np.argsort(scores, kind="stable"):
         label_map[masks[index]] = index + 1
     return label_map
-
-
-def _usable_device(name: str) -> str:
-    """The configured device; where this machine has no such accelerator, what it has."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        other = "mps" if torch.backends.mps.is_available() else "cpu"
-        logger.warning("no %s on this machine, running on %s", name, other)
-        return other
-    return _checked_device(name)
-
-
-def _checked_device(name: str) -> str:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used: {reason}; cpu always can") from error
-    return name

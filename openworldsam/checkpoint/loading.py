@@ -146,7 +146,8 @@ def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
     for module in MODULES[component]:
         target = model.get_submodule(module)
         own = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
-        target.load_state_dict(own, assign=_is_frozen(target))
+        on_meta = any(p.is_meta for p in target.parameters())  # which has no memory to copy to
+        target.load_state_dict(own, assign=_is_frozen(target) or on_meta)
 
 
 def _is_frozen(module: nn.Module) -> bool:

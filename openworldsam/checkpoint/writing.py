@@ -61,6 +61,19 @@ def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapp
     _save_adapter_state(state, Path(path), training_record(cfg), sources)
 
 
+def save_prompt_encoder(model: nn.Module, path: str | Path) -> Path:
+    """Write a trained BEiT-3 under its public names, for MODEL.PROMPT_ENCODER.WEIGHTS.
+
+    Args:
+        model: an `OpenWorldSAM`.
+        path: the .safetensors file.
+    """
+    ours = {f"prompt_encoder.{n}": t for n, t in model.get_submodule("prompt_encoder").state_dict().items()}
+    state = rename(ours, [(own, public) for public, own in PREFIXES["beit3"]])
+    _save_tensors(state, Path(path), {"openworldsam": openworldsam.__version__, "note": "trained with the adapter"})
+    return Path(path)
+
+
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
     """Split a full checkpoint of the released layout into adapter.safetensors, sam2.safetensors, beit3.safetensors.
 

@@ -43,7 +43,9 @@ def large_scale_jitter(
         part = resized[..., top : top + size, left : left + size]
         return F.pad(part, (0, size - part.shape[-1], 0, size - part.shape[-2]))
 
-    pixels = F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+    pixels = F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ]
     resized = [
         F.interpolate(target[None].float(), (height, width), mode="nearest-exact")[0].bool()
         if len(target)

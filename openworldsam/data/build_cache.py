@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
-from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader, Dataset
 
 import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
@@ -33,10 +31,12 @@ from openworldsam.data.feature_cache import (
     FeatureCache,
     FeatureCacheWriter,
     ImageId,
+    tokenizer_fingerprint,
 )
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.preprocessing import read_image, to_tensor
-from openworldsam.engine.launch import launch
+from openworldsam.device import usable_device
+from openworldsam.engine.launch import launch_command
 from openworldsam.engine.trainer import training_dataset
 from openworldsam.modeling import OpenWorldSAM
 
@@ -111,6 +111,7 @@ def build_cache(
     sources = load_weights(model, cfg, need_adapter=False)
     model.to(cfg.MODEL.DEVICE).eval()
     fingerprints = {component: source.fingerprint for component, source in sources.items()}
+    fingerprints |= tokenizer_fingerprint(cfg)
     header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
     writer = FeatureCacheWriter(folder, header)
     if per_image := image_bytes(cfg, header):
@@ -297,20 +298,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What every process runs; user errors are one line and exit status 2."""
-    try:
-        setup_logger(None, comm.get_rank(), name="openworldsam")
-        cfg = load_config(args.config_file, args.opts)
-        print(_verify(cfg, args.output) if args.verify else _build(cfg, args))
-    except (ValueError, OSError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+    """What every process runs."""
+    setup_logger(None, comm.get_rank(), name="openworldsam")
+    cfg = load_config(args.config_file, args.opts)
+    print(_verify(cfg, args.output) if args.verify else _build(cfg, args))
 
 
 def _build(cfg: CfgNode, args: argparse.Namespace) -> str:
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     processes = comm.get_world_size()
     added = build_cache(
         cfg,
@@ -338,7 +333,4 @@ def _verify(cfg: CfgNode, folder: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error."""
     args = parse_args(argv)
-    try:
-        launch(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
-    except ProcessExitedException as error:  # a process that was started here has said why
-        sys.exit(error.exit_code)
+    launch_command(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)

@@ -62,7 +62,7 @@ ImageId = int | str
 class CacheHeader:
     """What made a cache.
 
-    fingerprints: of the encoders' weights by component; only of those whose output is held.
+    fingerprints: of the weights of the encoders whose output is held, by component, and of the tokenizer.
     settings: the config keys that count, with their values.
     image_features: "none" or "all".
     dtype: number format on the disk, "fp32", "bf16" or "fp16"; precision: arithmetic that the encoders ran in.
@@ -94,7 +94,7 @@ class CacheHeader:
         for key in ("INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER", "MODEL.PROMPT_ENCODER.TRAINABLE"):
             if _get(cfg, key):
                 raise ValueError(f"{key} is on: features then change from visit to visit; switch it or the cache off")
-        keys, components = [*PROMPT_SETTINGS], ["beit3"]
+        keys, components = [*PROMPT_SETTINGS], ["beit3", "tokenizer"]
         if image_features != "none":
             keys, components = [*keys, *IMAGE_SETTINGS], [*components, "sam2"]
         return cls(
@@ -112,7 +112,7 @@ class CacheHeader:
             header.update(header.pop("settings"))
         shared = self.fingerprints.keys() & other.fingerprints.keys()
         for component in shared:
-            name = f"fingerprint of the {component} weights"
+            name = f"fingerprint of the {component}"
             ours[name], theirs[name] = self.fingerprints[component], other.fingerprints[component]
         del ours["fingerprints"], theirs["fingerprints"]
         return [
@@ -367,6 +367,12 @@ class FeatureCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": (0, {})}
+
+
+def tokenizer_fingerprint(cfg: CfgNode) -> dict[str, str]:
+    """The tokenizer's entry among the fingerprints; none where its file is not there, as training does not read it."""
+    path = Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
+    return {"tokenizer": _sha256(path)[:16]} if path.is_file() else {}
 
 
 def read_header(folder: str | Path) -> CacheHeader:

@@ -49,12 +49,14 @@ class ProgressLine(EventWriter):
     def __init__(self, max_iter: int, batch_size: int) -> None:
         self.max_iter = max_iter
         self.batch_size = batch_size
+        self.last = -1
 
     def write(self) -> None:
         storage = get_event_storage()
         values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
-        if "lr" not in values:  # stopped before the first step was done
+        if "lr" not in values or storage.iter == self.last:  # before the first step; again at the end
             return
+        self.last = storage.iter
         done = min(storage.iter + 1, self.max_iter)
         words = [f"{done:,}/{self.max_iter:,}"]
         if "time" in values:
@@ -62,6 +64,8 @@ class ProgressLine(EventWriter):
             words += [f"{left} left", f"{self.batch_size / values['time']:.2f} images/s"]
         words += [f"{name} {values[name]:.4g}" for name in sorted(values) if "loss" in name]
         words += [f"lr {values['lr']:.3g}", f"gradient norm {values['gradient_norm']:.3g}"]
+        if "gradient_scale" in values:
+            words.append(f"gradient scale {values['gradient_scale']:g}")
         if values["skipped_images"]:
             words.append(f"{values['skipped_images']:.0f} images skipped")
         if torch.cuda.is_available():

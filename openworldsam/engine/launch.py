@@ -1,15 +1,18 @@
-"""Start a function on one process or many, by Detectron2's launcher or under torchrun."""
+"""Start a function on one process or many, by Detectron2's launcher or under torchrun; errors of the user in a line."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch as spawn
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 
 def launch(
@@ -31,8 +34,17 @@ def launch(
         args: its arguments.
         num_gpus: processes per machine.
         num_machines, machine_rank, dist_url: of several machines, without torchrun.
+
+    Raises:
+        ValueError: there are not as many GPUs, or several machines have no common address.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if num_gpus < 1 or num_machines < 1:
+            raise ValueError(f"--num-gpus and --num-machines are at least 1, got {num_gpus} and {num_machines}")
+        if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+            raise ValueError(f"--num-gpus {num_gpus}, but this machine has {torch.cuda.device_count()}")
+        if num_machines > 1 and dist_url == "auto":
+            raise ValueError("several machines need --dist-url tcp://FIRST_MACHINE:PORT, the same on all of them")
         if num_gpus * num_machines == 1:
             return main(*args)
         return spawn(main, num_gpus, num_machines, machine_rank, dist_url, args)
@@ -44,3 +56,30 @@ def launch(
     result = main(*args)
     dist.destroy_process_group()  # not after an error: others may wait within a collective
     return result
+
+
+def launch_command(main: Callable[..., None], **where: Any) -> None:
+    """`launch` for a command line: a user's error, on whichever process, is one line and exit status 2."""
+    with user_errors():
+        try:
+            launch(_guarded, **{**where, "args": (main, *where.get("args", ()))})
+        except ProcessExitedException as error:  # a process that was started here has said why
+            sys.exit(error.exit_code)
+
+
+def _guarded(main: Callable[..., None], *args: Any) -> None:
+    with user_errors():
+        main(*args)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit status 2."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, FloatingPointError) as error:
+        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        if message.startswith("Caught "):  # by a reading process, with its traceback
+            message = message.strip().splitlines()[-1]
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

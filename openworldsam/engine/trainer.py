@@ -24,17 +24,27 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openworldsam.checkpoint import Source, find_source, load_weights, save_adapter
+from openworldsam.checkpoint import (
+    Source,
+    find_source,
+    load_weights,
+    read_weights,
+    save_adapter,
+    save_prompt_encoder,
+)
 from openworldsam.checkpoint.loading import training_record
-from openworldsam.data.feature_cache import FeatureCache
+from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import TrainingDataset, training_batches
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.engine.evaluation import evaluate
 from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
-from openworldsam.engine.training_state import load_state
+from openworldsam.engine.training_state import METRICS, forget_metrics, load_state
 from openworldsam.modeling import OpenWorldSAM
 
 logger = logging.getLogger(__name__)
+
+FEW_SKIPPED = 20
+"""Unreadable images that are no reason to stop, whatever their share."""
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -66,23 +76,24 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
     return TrainingDataset(DatasetFromList(records, copy=False), mapper, cfg.SEED)
 
 
-def _check(cfg: CfgNode) -> None:
+def check_config(cfg: CfgNode) -> None:
     """Raise ValueError for settings that cannot be trained."""
     if cfg.SEED < 0:
         raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
     for key in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise ValueError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
+    divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH % divisor:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {comm.get_world_size()} processes x "
+            f"{cfg.SOLVER.ACCUMULATE} accumulated parts"
+        )
     steps, last = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
     if steps != sorted(steps) or any(not 0 < step < last for step in steps):
         raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
     if cfg.DATALOADER.NUM_WORKERS < 0 or cfg.INPUT.MAX_PROMPTS < 0:
         raise ValueError("DATALOADER.NUM_WORKERS and INPUT.MAX_PROMPTS are 0 or more")
-    if cfg.MODEL.PROMPT_ENCODER.TRAINABLE:
-        raise ValueError(
-            "MODEL.PROMPT_ENCODER.TRAINABLE (Table 5, E4 and E6) can be built and counted, but not trained here yet: "
-            "its weights would not be saved"
-        )
     unknown = sorted({*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - set(DatasetCatalog.list()))
     if unknown:
         raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")
@@ -111,16 +122,11 @@ class Trainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        _check(cfg)
+        check_config(cfg)
         self.cfg = cfg
         self.parts = cfg.SOLVER.ACCUMULATE
         world_size = comm.get_world_size()
-        self.part_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size * self.parts)
-        if rest or not self.part_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {world_size} processes x "
-                f"{self.parts} accumulated parts"
-            )
+        self.part_size = cfg.SOLVER.IMS_PER_BATCH // (world_size * self.parts)
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
         self.model, self.sources = self._cached_model() if cfg.DATASETS.FEATURE_CACHE else self._whole_model()
@@ -128,7 +134,12 @@ class Trainer(TrainerBase):
         self.step_model: nn.Module = self.model
         if world_size > 1:
             device_ids = [comm.get_local_rank()] if self.model.device.type == "cuda" else None
-            self.step_model = DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+            self.step_model = DistributedDataParallel(
+                self.model,
+                device_ids=device_ids,
+                broadcast_buffers=False,
+                find_unused_parameters=self.model.train_prompt_encoder,  # BEiT-3 has a mask token that nothing reads
+            )
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
@@ -156,7 +167,8 @@ class Trainer(TrainerBase):
         sources = load_weights(model, cfg, need_adapter=False)
         made_by = Source(str(cache.folder), "feature cache", cache.header.fingerprints["beit3"])
         sources["beit3"] = find_source("beit3", cfg) or made_by
-        cache.check(self.cfg, {component: source.fingerprint for component, source in sources.items()})
+        fingerprints = {component: source.fingerprint for component, source in sources.items()}
+        cache.check(self.cfg, fingerprints | tokenizer_fingerprint(self.cfg))
         self.dataset.cache = cache
         lacking = [r for r in self.dataset.records if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
         if lacking:  # an image that could not be read is not held, and will not be read now
@@ -182,7 +194,7 @@ class Trainer(TrainerBase):
             folder = str(self.folder)
             writers = [
                 ProgressLine(self.max_iter, cfg.SOLVER.IMS_PER_BATCH),
-                JSONWriter(str(self.folder / "metrics.json")),
+                JSONWriter(str(self.folder / METRICS)),
                 TensorboardXWriter(folder),
             ]
             built.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
@@ -241,7 +253,8 @@ class Trainer(TrainerBase):
     def _summed(self, shares: dict[str, Tensor], parts: list[list[dict[str, Any]]]) -> dict[str, float]:
         """The losses of the whole step, and the images skipped so far.
 
-        A loss that is not finite stops every process here, before the weights change and with none left waiting.
+        A loss that is not finite, or too many skipped images, stop every process here, before the weights change and
+        with none left waiting.
         """
         self.skipped += sum(len(x["skipped"]) for part in parts for x in part)
         values = torch.stack([*shares.values(), torch.tensor(float(self.skipped), device=self.model.device)])
@@ -251,12 +264,20 @@ class Trainer(TrainerBase):
             raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {_names(parts)}")
         named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
         self.all_skipped = int(named["skipped_images"])
+        seen = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH
+        if self.all_skipped > FEW_SKIPPED + self.cfg.DATALOADER.MAX_SKIPPED * seen:
+            raise ValueError(
+                f"{self.all_skipped} images could not be read and {seen} could, more than DATALOADER.MAX_SKIPPED "
+                f"{self.cfg.DATALOADER.MAX_SKIPPED:g} allows; log.txt names them"
+            )
         return named
 
     def _record(self, named: dict[str, float], norm: Tensor) -> None:
         """Log the step."""
         self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
         self.storage.put_scalar("gradient_norm", norm.item())
+        if self.scaler.is_enabled():  # halved whenever a step was left out
+            self.storage.put_scalar("gradient_scale", self.scaler.get_scale(), smoothing_hint=False)
         self.storage.put_scalar("skipped_images", named.pop("skipped_images"), smoothing_hint=False)
         self.storage.put_scalars(total_loss=sum(named.values()), **named)
 
@@ -294,7 +315,7 @@ class Trainer(TrainerBase):
         """Go on from the newest state in OUTPUT_DIR, if there is one.
 
         Raises:
-            ValueError: the state is damaged, or of another preset, other encoders, another seed or batch size.
+            ValueError: the newest state is damaged, or of another preset, other encoders, another seed or batch size.
         """
         state = load_state(self.folder)
         if state is None:
@@ -320,9 +341,16 @@ class Trainer(TrainerBase):
         logger.info("resumed at iteration %d", self.start_iter)
 
     def run(self) -> None:
-        """Train from the start iteration to SOLVER.MAX_ITER and write adapter.safetensors."""
+        """Train from the start iteration to SOLVER.MAX_ITER and write what was trained: adapter.safetensors, and
+        beit3.safetensors if MODEL.PROMPT_ENCODER.TRAINABLE."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if comm.is_main_process():
+            forget_metrics(self.folder / METRICS, self.start_iter)
         self.register_hooks(self._build_hooks())
         self.train(self.start_iter, self.max_iter)
-        if comm.is_main_process():
-            save_adapter(self.model, self.folder / "adapter.safetensors", self.cfg, self.sources)
+        if not comm.is_main_process():
+            return
+        if self.model.train_prompt_encoder:
+            path = save_prompt_encoder(self.model, self.folder / "beit3.safetensors")
+            self.sources["beit3"] = read_weights(path).source("beit3")
+        save_adapter(self.model, self.folder / "adapter.safetensors", self.cfg, self.sources)

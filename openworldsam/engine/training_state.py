@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import logging
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from openworldsam.checkpoint.writing import save_atomically
 
 logger = logging.getLogger(__name__)
 
-LAST = "last_checkpoint"
-"""File in the output folder that names the newest state."""
+METRICS = "metrics.json"
+"""File in the output folder with a line of numbers for each logged step."""
+KEYS = {"iteration", "generators", "trained", "optimizer", "scheduler", "scaler", "skipped", "record", "weights"}
 
 
 def rng_state() -> dict[str, Any]:
@@ -40,7 +43,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_state(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
-    """Write `state_<iteration>.pth` and then point `last_checkpoint` at it; all processes call it, one writes.
+    """Write `state_<iteration>.pth`, complete or not at all; all processes call it, one writes.
 
     Args:
         folder: the output folder.
@@ -53,11 +56,9 @@ def save_state(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     generators = comm.all_gather(rng_state())
     path = folder / f"state_{iteration:07d}.pth"
     if comm.is_main_process():
-        for left_over in folder.glob(f".{path.stem[:6]}*.part"):  # of a process that was killed while it wrote
+        for left_over in folder.glob(".state_*.part"):  # of a process that was killed while it wrote
             left_over.unlink()
-        content = {**state, "iteration": iteration, "generators": generators}
-        save_atomically(path, partial(_save, content))
-        save_atomically(folder / LAST, lambda partial_path: partial_path.write_text(path.name))
+        save_atomically(path, partial(_save, {**state, "iteration": iteration, "generators": generators}))
     comm.synchronize()
     return path
 
@@ -66,22 +67,27 @@ def _save(content: dict[str, Any], path: Path) -> None:
     torch.save(content, path)
 
 
+def newest_state(folder: Path) -> Path | None:
+    """The state of the highest iteration in a folder, or None if there is none."""
+    return max(folder.glob("state_*.pth"), default=None)
+
+
 def load_state(folder: Path) -> dict[str, Any] | None:
     """The newest state in a folder, or None if there is none; the random generators are put back.
 
     Raises:
         ValueError: the state is damaged.
     """
-    pointer = folder / LAST
-    if not pointer.is_file():
+    path = newest_state(folder)
+    if path is None:
         return None
-    path = folder / pointer.read_text().strip()
-    if not path.is_file():
-        raise ValueError(f"{pointer} names {path.name}, which is not there; name one that is in it")
+    advice = "delete it to go on from the state before"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}); name an older state in {pointer}") from error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); {advice}") from error
+    if lacking := KEYS - (state.keys() if isinstance(state, dict) else set()):
+        raise ValueError(f"{path} is no training state, it lacks {', '.join(sorted(lacking))}; {advice}")
     generators = state.pop("generators")
     if len(generators) == comm.get_world_size():
         set_rng_state(generators[comm.get_rank()])
@@ -91,3 +97,35 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             *(path, len(generators), comm.get_world_size()),
         )
     return state
+
+
+def lock(folder: Path) -> TextIO:
+    """Keep other trainings out of a folder, which is made, as long as the returned file is open.
+
+    The lock goes with its process, however that ends.
+
+    Raises:
+        ValueError: another training writes to the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"another training writes to {folder} just now; use another OUTPUT_DIR") from None
+    return file
+
+
+def forget_metrics(path: Path, start: int) -> None:
+    """Drop the lines of steps from `start` on, which are about to be done again, and one that a kill cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["iteration"] < start:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    save_atomically(path, lambda partial_path: partial_path.write_text("".join(kept)))

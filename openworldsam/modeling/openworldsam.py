@@ -156,20 +156,22 @@ class OpenWorldSAM(nn.Module):
                 referring: masks bool [P, H, W] and scores [P] in the order of the prompts.
         """
         _check_inputs(batched_inputs, need_targets=self.training)
-        images = [x["image"].to(self.device) for x in batched_inputs]
         prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
-        image_index = torch.arange(len(images)).repeat_interleave(
+        image_index = torch.arange(len(batched_inputs)).repeat_interleave(
             torch.tensor([len(x["prompts"]) for x in batched_inputs])
         )
         if not prompts:
             if self.training:
                 raise ValueError("a training batch without any prompt; leave such images out of the data")
             return [self._results(self.no_rows(), x, tasks or self.tasks) for x in batched_inputs]
-        features = self._cached_features(batched_inputs) or self.encode_images(images)
+        features, embeddings = self._cached_features(batched_inputs), None
         if "prompt_embeddings" in batched_inputs[0]:
             embeddings = torch.cat([x["prompt_embeddings"] for x in batched_inputs]).to(self.device)
-        else:
-            embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
+        if features is None or embeddings is None:
+            images = [x["image"].to(self.device) for x in batched_inputs]
+            features = features or self.encode_images(images)
+            if embeddings is None:
+                embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
         if self.training:
             targets = [t.to(self.device) for x in batched_inputs for t in x["targets"]]
             return self.losses(features, embeddings, image_index, targets)

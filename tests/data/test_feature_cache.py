@@ -320,9 +320,9 @@ def test_it_refuses_what_would_give_other_features(cfg, tmp_path):
     cache = FeatureCache(tmp_path / "cache")
     cache.check(cfg, fingerprints(cache))
     cache.check(cfg, {})  # weights that are not at hand are not compared
-    with pytest.raises(ValueError, match=f"beit3 weights is {fingerprints(cache)['beit3']}, not 0000"):
+    with pytest.raises(ValueError, match=f"fingerprint of the beit3 is {fingerprints(cache)['beit3']}, not 0000"):
         cache.check(cfg, {**fingerprints(cache), "beit3": "0000"})
-    with pytest.raises(ValueError, match="sam2 weights is"):
+    with pytest.raises(ValueError, match="fingerprint of the sam2 is"):
         cache.check(cfg, {**fingerprints(cache), "sam2": "0000"})
     for key, value, now in (
         ("MODEL.SAM2.IMAGE_SIZE", 256, "128"),
@@ -348,7 +348,9 @@ def test_it_refuses_what_would_give_other_features(cfg, tmp_path):
 def test_prompts_alone_do_not_depend_on_sam2(cfg, tmp_path):
     build_cache(cfg, tmp_path / "cache")
     cache = FeatureCache(tmp_path / "cache")
-    assert fingerprints(cache).keys() == {"beit3"}
+    assert fingerprints(cache).keys() == {"beit3", "tokenizer"}
+    with pytest.raises(ValueError, match="fingerprint of the tokenizer is"):
+        cache.check(cfg, {"tokenizer": "0000"})
     cfg.MODEL.SAM2.IMAGE_SIZE = 256
     cache.check(cfg, {**fingerprints(cache), "sam2": "0000"})
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from openworldsam.config import load_config
 from openworldsam.engine import Trainer
+from openworldsam.engine.training_state import newest_state
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("cat", "grass", "sky")
@@ -196,10 +197,9 @@ def test_a_kill_at_any_moment_loses_nothing(data, tiny_weights, tmp_path):
     killed = 0
     for wait in (0.3, 0.15, 0.05):
         process = start(tmp_path, 1, "run", data, tiny_weights, tmp_path / "killed", *opts)
-        pointer = tmp_path / "killed/last_checkpoint"
-        before = pointer.read_text() if pointer.exists() else ""
+        before = newest_state(tmp_path / "killed")
         deadline = time.time() + 60
-        while (not pointer.exists() or pointer.read_text() == before) and time.time() < deadline:
+        while newest_state(tmp_path / "killed") == before and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(wait)
         killed += process.poll() is None

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from test_trainer import make_dataset, register, run, training_cfg
 
-from openworldsam.checkpoint import read_weights
+from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
 from openworldsam.engine import Trainer
 from openworldsam.engine.evaluation import evaluate
 from openworldsam.engine.train import main
 from openworldsam.engine.trainer import training_dataset
+from openworldsam.engine.training_state import lock
+from openworldsam.modeling import OpenWorldSAM
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +77,68 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(data, tiny_weights,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["coco/openworldsam", "refcocog/openworldsam_released"])
+def test_a_dry_run_needs_neither_data_nor_weights(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    tiny = load_config(ROOT / "configs/tiny.yaml")
+    sizes = [*flat(tiny.MODEL.SAM2, "MODEL.SAM2"), *flat(tiny.MODEL.PROMPT_ENCODER, "MODEL.PROMPT_ENCODER")]
+    main(["--config-file", str(ROOT / f"configs/{name}.yaml"), "--dry-run", *sizes, "MODEL.SAM2.WEIGHTS", "no.pt"])
+    printed = capsys.readouterr().out
+    iterations, steps, rate, _ = SCHEDULES[name]
+    assert f"{iterations:,} ({8 * iterations:,} images)" in printed and f"learning rate {rate:g}," in printed
+    assert all(f"{step:,} (" in printed for step in steps)
+    assert ": not there (" in printed and "not there: " in printed and "no.pt" in printed
+
+
+def flat(node, prefix):
+    """The keys of a config node and their values, as on a command line."""
+    return [word for key, value in node.items() for word in (f"{prefix}.{key}", str(value) or "''")]
+
+
+def test_two_trainings_do_not_share_a_folder(data, tiny_weights, tmp_path, capsys):
+    held = lock(tmp_path / "out")
+    assert command(data, tiny_weights, tmp_path / "out") == 2
+    assert "another training writes to" in capsys.readouterr().err
+    held.close()
+    assert command(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []) == 0
+
+
+def test_more_processes_than_gpus_is_an_error(data, tiny_weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert command(data, tiny_weights, tmp_path / "out", "--num-gpus=2") == 2
+    assert "--num-gpus 2, but this machine has 1" in capsys.readouterr().err
+    assert command(data, tiny_weights, tmp_path / "out", "--num-machines=2") == 2
+    assert "need --dist-url" in capsys.readouterr().err
+
+
+def test_metrics_hold_no_step_twice_after_a_kill(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.LOG_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 2)
+    run(cfg)
+    (tmp_path / "out/state_0000006.pth").unlink()  # as if killed after step 6, before its state was written
+    with (tmp_path / "out/metrics.json").open("a") as file:
+        file.write('{"iteration": 5, "total_l')
+    run(cfg, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(6))
+
+
+def test_a_trained_prompt_encoder_is_saved_and_found(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "MODEL.PROMPT_ENCODER.TRAINABLE", True)
+    before = read_weights(tiny_weights / "model_final.pth").components["beit3"]
+    run(cfg)
+    trained = read_weights(tmp_path / "out/beit3.safetensors")
+    assert trained.components["beit3"].keys() == before.keys()
+    assert any(not torch.equal(trained.components["beit3"][name], before[name]) for name in before)
+    adapter = read_weights(tmp_path / "out/adapter.safetensors")
+    assert json.loads(adapter.metadata["beit3"])["fingerprint"] == trained.source("beit3").fingerprint
+    parts = convert_released(tiny_weights / "model_final.pth", tmp_path / "parts")
+    opts = ["MODEL.WEIGHTS", str(adapter.path), "MODEL.SAM2.WEIGHTS", str(parts["sam2"])]
+    opts += ["MODEL.PROMPT_ENCODER.WEIGHTS", str(trained.path)]
+    sources = load_weights(OpenWorldSAM(merged := training_cfg(data, tiny_weights, tmp_path, *opts)), merged)
+    assert sources["beit3"].file == "beit3.safetensors"
+
+
 SCHEDULES = {
     "coco/openworldsam": (325_000, [289_250, 312_000], 1e-4, 0.05),
     "coco/openworldsam_released": (500_000, [327_778, 355_092], 1e-4, 0.05),
@@ -133,6 +197,15 @@ def test_unreadable_images_are_skipped_and_counted(data, tiny_weights, tmp_path)
     assert lines[-1]["skipped_images"] == len(skipped) >= 4  # 6 steps of 2 images are two epochs
 
 
+def test_too_large_a_share_of_unreadable_images_stops_the_training(data, tiny_weights, tmp_path):
+    for name in "2345":
+        (data / f"{name}.png").write_bytes(b"nothing")
+    opts = ["SOLVER.MAX_ITER", 40, "SOLVER.STEPS", [], "DATALOADER.MAX_SKIPPED"]
+    with pytest.raises(ValueError, match=r"could not be read and \d+ could, more than DATALOADER\.MAX_SKIPPED 0\.01"):
+        run(training_cfg(data, tiny_weights, tmp_path / "out", *opts, 0.01))
+    run(training_cfg(data, tiny_weights, tmp_path / "all", *opts, 3.0))
+
+
 def test_too_many_unreadable_images_stop_the_training(data, tiny_weights, tmp_path):
     for path in data.glob("*_panoptic.png"):
         path.unlink()
@@ -150,7 +223,6 @@ def test_too_many_unreadable_images_stop_the_training(data, tiny_weights, tmp_pa
         (["SOLVER.STEPS", [9]], "ascend and lie within"),
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),
-        (["MODEL.PROMPT_ENCODER.TRAINABLE", True], "not trained here yet"),
         (["MODEL.WEIGHTS", ""], "no weights"),
     ],
 )
@@ -178,8 +250,6 @@ def test_an_empty_training_set_is_an_error(data, tiny_weights, tmp_path):
 def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts, message):
     run(training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []))
     if "ENCODERS" in opts:
-        from openworldsam.checkpoint import convert_released
-
         parts = convert_released(tiny_weights / "model_final.pth", tmp_path / "parts")
         opts = [*opts[:2], "MODEL.WEIGHTS", "", "MODEL.SAM2.WEIGHTS", str(parts["sam2"])]
         opts += ["MODEL.PROMPT_ENCODER.WEIGHTS", str(parts["beit3"])]
@@ -195,8 +265,8 @@ def test_a_damaged_state_is_refused_by_name(data, tiny_weights, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state_0000001\.pth cannot be read"):
         Trainer(cfg).resume()
-    path.unlink()
-    with pytest.raises(ValueError, match=r"state_0000001\.pth, which is not there"):
+    torch.save({"iteration": 1}, path)
+    with pytest.raises(ValueError, match=r"no training state, it lacks generators, optimizer.*delete it"):
         Trainer(cfg).resume()
 
 

@@ -197,7 +197,7 @@ def load_panoptic(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     try:
-        images = {image["id"]: image for image in content["images"]}
+        images = by_id(content["images"])
         records = [
             _record(annotation, images, image_root, panoptic_root, semseg_root, contiguous, categories)
             for annotation in content["annotations"]
@@ -227,7 +227,7 @@ def _record(
     for segment in annotation["segments_info"]:
         if (index := contiguous.get(segment["category_id"])) is None:
             raise ValueError(
-                f"segment {segment['id']} of image {image['id']} has the category id {segment['category_id']}, which "
+                f"segment {segment['id']} of image {image['id']} has the category id {segment['category_id']!r}, which "
                 f"is none of the {len(categories)} known ones; give `categories` that fit the file"
             )
         is_thing, is_crowd = categories[index].is_thing, segment.get("iscrowd", 0)
@@ -287,6 +287,22 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
     return content
+
+
+def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """The images of a json by their id.
+
+    Raises:
+        ValueError: two images have one id, or an id is no number.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    for image in images:
+        if not isinstance(image["id"], int):
+            raise ValueError(f"the image id {image['id']!r} is no whole number")
+        if image["id"] in found:
+            raise ValueError(f"two images have the id {image['id']}")
+        found[image["id"]] = image
+    return found
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:

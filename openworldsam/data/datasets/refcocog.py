@@ -16,7 +16,15 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from pycocotools import mask as rle
 
-from openworldsam.data.datasets.coco import CATEGORIES, dataset_root, lack, read_json, set_metadata, warn_of_missing
+from openworldsam.data.datasets.coco import (
+    CATEGORIES,
+    by_id,
+    dataset_root,
+    lack,
+    read_json,
+    set_metadata,
+    warn_of_missing,
+)
 
 Segmentation = Any  # COCO's: a list of polygons [x0, y0, x1, y1, ...], or an RLE {"size": [H, W], "counts": ...}
 
@@ -83,7 +91,7 @@ def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str =
     content = read_json(json_file, hint)
     records: dict[int, ReferringRecord] = {}
     try:
-        images = {image["id"]: image for image in content["images"]}
+        images = by_id(content["images"])
         for annotation in content["annotations"]:
             referred = _object(annotation)
             if not referred["sentences"]:
@@ -109,7 +117,7 @@ def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str =
 
 def _object(annotation: Mapping[str, Any]) -> ReferringObject:
     if (index := _CONTIGUOUS.get(annotation["category_id"])) is None:
-        raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']}, none of COCO's")
+        raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']!r}, none of COCO's")
     return {
         "id": annotation["id"],
         "sentences": _lower(s if isinstance(s, str) else s["raw"] for s in annotation["sentences"]),

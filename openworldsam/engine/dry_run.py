@@ -1,0 +1,70 @@
+"""What a training would do, without doing it; data and weights may still be missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.data.feature_cache import FeatureCache
+from openworldsam.engine.trainer import check_config, training_dataset
+from openworldsam.modeling import OpenWorldSAM
+
+
+def describe(cfg: CfgNode) -> str:
+    """Config, data, trained parameters, schedule, memory and weights of a training.
+
+    Raises:
+        ValueError: settings that cannot be trained, data or weights that are there but do not fit.
+    """
+    check_config(cfg)
+    model = OpenWorldSAM(cfg).to("meta")  # shapes are all that is needed
+    data, images = _data(cfg)
+    solver = cfg.SOLVER
+    visits = solver.MAX_ITER * solver.IMS_PER_BATCH
+    epochs = f"{visits / images:.1f} epochs" if images else f"{visits:,} images"
+    drops = ", ".join(f"{step:,} ({100 * step / solver.MAX_ITER:.1f} %)" for step in solver.STEPS) or "no iteration"
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    # fp32 each: the frozen weights; of what is trained, its weights, gradients and AdamW's two moments
+    frozen = 4 * sum(p.numel() for p in parameters if not p.requires_grad)
+    optimized = 16 * sum(p.numel() for p in trained)
+    lines = [
+        cfg.dump(),
+        f"preset       {cfg.PRESET}",
+        f"data         {data}",
+        f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
+        f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, in {solver.ACCUMULATE} parts",
+        f"iterations   {solver.MAX_ITER:,} ({epochs})",
+        f"schedule     learning rate {solver.BASE_LR:g}, x {solver.GAMMA:g} at {drops}",
+        f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
+        f"mask decoder up to {0.045 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
+        f"weights      {_weights(cfg, model)}",
+    ]
+    if cfg.DATASETS.FEATURE_CACHE:
+        cache = FeatureCache(cfg.DATASETS.FEATURE_CACHE)
+        lines.append(f"cache        {cache.num_prompts:,} prompts of {cache.num_images:,} images")
+    return "\n".join(lines)
+
+
+def _data(cfg: CfgNode) -> tuple[str, int]:
+    """What DATASETS.TRAIN holds, in words, and its number of images; 0 if it is not there."""
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    try:
+        dataset = training_dataset(cfg)
+    except FileNotFoundError as error:
+        return f"{names}: not there ({error})", 0
+    texts = sum(len(dataset.mapper.texts(record)) for record in dataset.records)
+    return f"{names}: {len(dataset.records):,} images, {texts:,} prompts", len(dataset.records)
+
+
+def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
+    """Where the weights come from, or which of their files are not there."""
+    paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS)
+    if missing := [path for path in paths if path and not Path(path).exists()]:
+        return f"not there: {', '.join(missing)} (weights/README.md)"
+    # checks that every tensor fits; the model takes none of them into memory
+    sources = load_weights(model, cfg, need_adapter=False)
+    return ", ".join(f"{name}: {source.file}" for name, source in sources.items())
