@@ -16,7 +16,21 @@ from openworldsam.rule_weights import save_rule_checkpoint, save_tokenizer
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"
 
-torch.set_num_threads(2)
+# tiny models gain nothing from more threads, and lose much beside another job
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def threads(request, monkeypatch):
+    """Full-size models (marked slow) get all cores."""
+    if request.node.get_closest_marker("slow") is None:
+        yield
+        return
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def describe(cfg: CfgNode) -> str:
         f"preset       {cfg.PRESET}",
         f"data         {data}",
         f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
-        f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, in {solver.ACCUMULATE} parts",
+        f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, {solver.ACCUMULATE} parts",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
         f"schedule     learning rate {solver.BASE_LR:g}, x {solver.GAMMA:g} at {drops}",
         f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "

@@ -54,10 +54,10 @@ class ProgressLine(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
-        if "lr" not in values or storage.iter == self.last:  # before the first step; again at the end
-            return
-        self.last = storage.iter
         done = min(storage.iter + 1, self.max_iter)
+        if "lr" not in values or done == self.last:  # before the first step; again at the end
+            return
+        self.last = done
         words = [f"{done:,}/{self.max_iter:,}"]
         if "time" in values:
             left = datetime.timedelta(seconds=int(values["time"] * (self.max_iter - done)))

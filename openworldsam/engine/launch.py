@@ -80,6 +80,6 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if message.startswith("Caught "):  # by a reading process, with its traceback
-            message = message.strip().splitlines()[-1]
+            message = message.strip().splitlines()[-1].split(": ", 1)[-1]
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def save_state(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     generators = comm.all_gather(rng_state())
     path = folder / f"state_{iteration:07d}.pth"
     if comm.is_main_process():
-        for left_over in folder.glob(".state_*.part"):  # of a process that was killed while it wrote
+        for left_over in folder.glob(".*.part"):  # of a process that was killed while it wrote
             left_over.unlink()
         save_atomically(path, partial(_save, {**state, "iteration": iteration, "generators": generators}))
     comm.synchronize()
@@ -114,6 +115,7 @@ def lock(folder: Path) -> TextIO:
     except BlockingIOError:
         file.close()
         raise ValueError(f"another training writes to {folder} just now; use another OUTPUT_DIR") from None
+    os.register_at_fork(after_in_child=file.close)  # reading processes would hold it for a while after a kill
     return file
 
 
