@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -43,18 +44,16 @@ def train(args: argparse.Namespace) -> None:
         return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     folder = Path(cfg.OUTPUT_DIR)
-    held = lock(folder) if comm.is_main_process() else None
-    if not args.resume and newest_state(folder):
-        raise ValueError(f"{folder} holds a training already: give --resume, or another OUTPUT_DIR")
-    setup_logger(str(folder), comm.get_rank(), name="openworldsam")
-    trainer = Trainer(cfg)
-    if args.resume:
-        trainer.resume()
-    if comm.is_main_process():
-        (folder / "config.yaml").write_text(cfg.dump())
-    trainer.run()
-    if held:
-        held.close()
+    with lock(folder) if comm.is_main_process() else contextlib.nullcontext():
+        if not args.resume and newest_state(folder):
+            raise ValueError(f"{folder} holds a training already: give --resume, or another OUTPUT_DIR")
+        setup_logger(str(folder), comm.get_rank(), name="openworldsam")
+        trainer = Trainer(cfg)
+        if args.resume:
+            trainer.resume()
+        if comm.is_main_process():
+            (folder / "config.yaml").write_text(cfg.dump())
+        trainer.run()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

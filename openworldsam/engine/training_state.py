@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import random
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,23 +102,22 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def lock(folder: Path) -> TextIO:
-    """Keep other trainings out of a folder, which is made, as long as the returned file is open.
-
-    The lock goes with its process, however that ends.
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder, which is made. The lock goes with its process, however that ends.
 
     Raises:
         ValueError: another training writes to the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"another training writes to {folder} just now; use another OUTPUT_DIR") from None
-    os.register_at_fork(after_in_child=file.close)  # reading processes would hold it for a while after a kill
-    return file
+    with (folder / ".lock").open("w") as file:
+        # reading processes would hold it for a while after a kill
+        os.register_at_fork(after_in_child=file.close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another training writes to {folder} just now; use another OUTPUT_DIR") from None
+        yield
 
 
 def forget_metrics(path: Path, start: int) -> None:

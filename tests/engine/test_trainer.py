@@ -152,7 +152,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 from pathlib import Path
 from test_trainer import gradients, run, training_cfg
 from openworldsam.engine import launch

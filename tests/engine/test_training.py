@@ -96,10 +96,9 @@ def flat(node, prefix):
 
 
 def test_two_trainings_do_not_share_a_folder(data, tiny_weights, tmp_path, capsys):
-    held = lock(tmp_path / "out")
-    assert command(data, tiny_weights, tmp_path / "out") == 2
+    with lock(tmp_path / "out"):
+        assert command(data, tiny_weights, tmp_path / "out") == 2
     assert "another training writes to" in capsys.readouterr().err
-    held.close()
     assert command(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []) == 0
 
 
