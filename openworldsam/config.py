@@ -36,6 +36,8 @@ def add_openworldsam_config(cfg: CfgNode) -> None:
     _add_adapter_config(cfg)
     _add_inference_config(cfg)
     _add_training_config(cfg)
+    _add_evaluation_config(cfg)
+    _add_shapes_config(cfg)
 
 
 def _add_encoder_config(cfg: CfgNode) -> None:
@@ -178,6 +180,54 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_PERIOD = 5_000
     cfg.SOLVER.LOG_PERIOD = 20
     cfg.SOLVER.PICTURE_PERIOD = 0
+
+
+def _add_evaluation_config(cfg: CfgNode) -> None:
+    """What evaluation asks about each image of DATASETS.TEST; every result says which protocol it is of."""
+    # Classes that an image is asked about: oracle (those that it has, the paper), global (the whole vocabulary), or
+    # absent (those that it has and as many that it has not, with the false-positive rate of the latter).
+    cfg.TEST.PROTOCOL = "oracle"
+    # Sentences of each object of a referring dataset: first (the released code) or all.
+    cfg.TEST.SENTENCES = "first"
+    # Images of a forward pass, per process.
+    cfg.TEST.IMS_PER_BATCH = 1
+    # Evaluate on the first so many images of each dataset; 0: on all.
+    cfg.TEST.MAX_IMAGES = 0
+
+
+def _add_shapes_config(cfg: CfgNode) -> None:
+    """The datasets shapes_*: `openworldsam.data.shapes.World`, a world made by formula; the defaults are the hardest.
+
+    Names are as in a World. Sizes are in pixels; what is said to be a probability or a fraction lies in 0..1.
+    """
+    # Every split draws scenes of its own from this seed; another one gives splits that nobody has seen.
+    cfg.DATASETS.SHAPES_SEED = 0
+    cfg.DATASETS.SHAPES = CfgNode()
+    # Side of a scene.
+    cfg.DATASETS.SHAPES.SIZE = 256
+    # Fewest and most things, and regions of stuff, of a scene.
+    cfg.DATASETS.SHAPES.NUM_THINGS = [1, 10]
+    cfg.DATASETS.SHAPES.NUM_STUFF = [2, 5]
+    # What there is. Hearts, hourglasses and some pairs of colour and shape are in shapes_novel_val alone.
+    cfg.DATASETS.SHAPES.SHAPES = ["circle", "ellipse", "square", "triangle", "star", "ring", "cross", "arrow"]
+    cfg.DATASETS.SHAPES.SHAPES += ["crescent", "drop", "heart", "hourglass"]
+    cfg.DATASETS.SHAPES.COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"]
+    cfg.DATASETS.SHAPES.COLOURS += ["white", "black"]
+    cfg.DATASETS.SHAPES.TEXTURES = ["grass", "water", "sand", "sky", "brick", "snow", "stone", "wood"]
+    # Smallest and largest diameter of a thing, from 6 to SIZE.
+    cfg.DATASETS.SHAPES.THING_SIZE = [12, 128]
+    # Largest fraction of a thing that others may hide.
+    cfg.DATASETS.SHAPES.MAX_HIDDEN = 0.6
+    # Probability that a thing repeats an earlier one's shape, that it touches one, that a large one is slender.
+    cfg.DATASETS.SHAPES.SAME_KIND = 0.4
+    cfg.DATASETS.SHAPES.TOUCHING = 0.4
+    cfg.DATASETS.SHAPES.THIN = 0.2
+    # Probability that regions of stuff are parted by a band that is void.
+    cfg.DATASETS.SHAPES.VOID = 0.3
+    # Largest relative change of brightness over a scene, and standard deviation of blur (pixels) and noise (0..255).
+    cfg.DATASETS.SHAPES.LIGHTING = 0.3
+    cfg.DATASETS.SHAPES.BLUR = 0.8
+    cfg.DATASETS.SHAPES.NOISE = 9.0
 
 
 def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:

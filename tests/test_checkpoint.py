@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import math
+import os
 import pickle
 import random
 import warnings
@@ -1174,6 +1175,17 @@ def test_an_interrupted_write_leaves_nothing_behind(error: type[BaseException], 
         save_atomically(tmp_path / "folder" / "file", write)
     assert seen[0] != tmp_path / "folder" / "file"
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_others_may_read_what_safetensors_writes_for_its_owner(tmp_path: Path) -> None:
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640), (0o002, 0o664)):
+        path = tmp_path / f"{mode}.safetensors"
+        before = os.umask(umask)
+        try:
+            save_atomically(path, lambda partial: save_file({"a": torch.zeros(1)}, partial))
+        finally:
+            os.umask(before)
+        assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_reader_never_sees_a_half_written_file(tmp_path: Path) -> None:

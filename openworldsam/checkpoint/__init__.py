@@ -2,7 +2,7 @@
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
 from openworldsam.checkpoint.loading import find_source, load_component, load_weights
-from openworldsam.checkpoint.writing import convert_released, convert_to_released, save_adapter, save_prompt_encoder
+from openworldsam.checkpoint.writing import convert_released, convert_to_released, save_adapter, save_component
 
 __all__ = [
     "Source",
@@ -15,5 +15,5 @@ __all__ = [
     "load_weights",
     "read_weights",
     "save_adapter",
-    "save_prompt_encoder",
+    "save_component",
 ]

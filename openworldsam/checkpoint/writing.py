@@ -32,13 +32,18 @@ from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH, tra
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its final place and rename it when it is complete and on the disk.
 
+    It may be read by whom the umask lets, whatever the writer makes of that (safetensors: by the owner alone).
+
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -61,17 +66,20 @@ def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapp
     _save_adapter_state(state, Path(path), training_record(cfg), sources)
 
 
-def save_prompt_encoder(model: nn.Module, path: str | Path) -> Path:
-    """Write a trained BEiT-3 under its public names, for MODEL.PROMPT_ENCODER.WEIGHTS.
+def save_component(
+    model: nn.Module, component: str, path: str | Path, note: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write one of the encoders under its public names, for MODEL.SAM2.WEIGHTS or MODEL.PROMPT_ENCODER.WEIGHTS.
 
     Args:
         model: an `OpenWorldSAM`.
+        component: "sam2" or "beit3".
         path: the .safetensors file.
+        note: where the weights come from; stands in every result made with them.
+        dtype: of the file.
     """
-    ours = {f"prompt_encoder.{n}": t for n, t in model.get_submodule("prompt_encoder").state_dict().items()}
-    state = rename(ours, [(own, public) for public, own in PREFIXES["beit3"]])
-    _save_tensors(state, Path(path), {"openworldsam": openworldsam.__version__, "note": "trained with the adapter"})
-    return Path(path)
+    state = {name: tensor.to(dtype) for name, tensor in _public_state(model, component).items()}
+    _save_tensors(state, Path(path), {"openworldsam": openworldsam.__version__, "note": note})
 
 
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
@@ -128,13 +136,17 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
 def released_state(model: nn.Module) -> StateDict:
     """All tensors of an `OpenWorldSAM` under the names of the released checkpoint, without the duplicates."""
     state: StateDict = {}
-    for component, prefixes in PREFIXES.items():
-        modules = tuple(f"{module}." for module in MODULES[component])
-        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(modules)}
-        public = rename(own, [(ours, public) for public, ours in prefixes])
+    for component in PREFIXES:
         before = RELEASED_PREFIX.get(component, "")
-        state.update({before + name: tensor for name, tensor in public.items()})
+        state.update({before + name: tensor for name, tensor in _public_state(model, component).items()})
     return {released_name(name): tensor for name, tensor in state.items()}
+
+
+def _public_state(model: nn.Module, component: str) -> StateDict:
+    """The tensors of a component under their public names."""
+    modules = tuple(f"{module}." for module in MODULES[component])
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(modules)}
+    return rename(own, [(ours, public) for public, ours in PREFIXES[component]])
 
 
 def released_name(name: str) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
-import json
+import contextlib
 import logging
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
 from openworldsam.data.feature_cache import (
@@ -30,15 +25,16 @@ from openworldsam.data.feature_cache import (
     CacheHeader,
     FeatureCache,
     FeatureCacheWriter,
-    ImageId,
+    ImageEntry,
+    Picture,
     tokenizer_fingerprint,
 )
-from openworldsam.data.mapper import DatasetMapper
-from openworldsam.data.preprocessing import read_image, to_tensor
+from openworldsam.data.feature_cache.plan import Shard, Work, batches, plan, wanted_prompts
 from openworldsam.device import usable_device
 from openworldsam.engine.launch import launch_command
-from openworldsam.engine.trainer import training_dataset
+from openworldsam.locking import lock, share
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -46,22 +42,6 @@ SHARD_IMAGES = 512
 """Most images of a shard; it also bounds what a kill can lose."""
 SHARD_BYTES = 2**30
 """About the largest shard; it is in memory until it is written."""
-
-
-class Work(NamedTuple):
-    """An image of which something is to be computed: its prompts, and its image features or not."""
-
-    image_id: ImageId
-    file_name: str
-    prompts: tuple[str, ...]
-    features: bool
-
-
-class Shard(NamedTuple):
-    """A shard to be made. Its name follows from its content, so that a run taken up again makes the same."""
-
-    name: str
-    work: list[Work]
 
 
 class Summary(NamedTuple):
@@ -97,27 +77,52 @@ def build_cache(
         batch_size, shard_images: images encoded at a time, and most images of a shard (the same for all parts).
 
     Raises:
-        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder holds another cache, an
-            augmentation is on, or not one image could be read.
+        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder holds another cache or
+            another picture, another process fills this part, an augmentation is on, or not one image could be read.
         OSError: the cache cannot be written.
     """
+    _check_numbers(part, num_parts, batch_size, shard_images)
+    CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
+    wanted = wanted_prompts(cfg)
+    with _writing(Path(folder), part):
+        model, fingerprints = _encoders(cfg)
+        header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
+        writer, cache = FeatureCacheWriter(folder, header), FeatureCache(folder)
+        if per_image := image_bytes(cfg, header):
+            shard_images = min(shard_images, max(1, SHARD_BYTES // per_image))
+        planned = plan(wanted, cache, shard_images)[part::num_parts]
+        shards = [shard for shard in planned if shard is not None]
+        logger.info("%d of %d shards are there", len(planned) - len(shards), len(planned))
+        images = batches(shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
+        return _fill(model, writer, cache, shards, images)
+
+
+def _check_numbers(part: int, num_parts: int, batch_size: int, shard_images: int) -> None:
     if not 0 <= part < num_parts:
         raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {num_parts - 1}")
     if batch_size < 1 or shard_images < 1:
         raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
-    CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
-    wanted = wanted_prompts(cfg)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, part: int) -> Iterator[None]:
+    """Keep others out of a part. What killed runs left is deleted, unless another part is being filled."""
+
+    def clear() -> None:
+        for leftover in (*folder.glob(".shard-*.part"), *folder.glob(".header.json.*.part")):
+            leftover.unlink()
+
+    busy = f"another process fills part {part} of {folder} just now; wait for its end, or choose another folder"
+    with lock(folder / f".part-{part}.lock", busy), share(folder / ".lock", clear):
+        yield
+
+
+def _encoders(cfg: CfgNode) -> tuple[OpenWorldSAM, dict[str, str]]:
+    """The model, and the fingerprints of its weights and of the tokenizer."""
     model = OpenWorldSAM(cfg)
     sources = load_weights(model, cfg, need_adapter=False)
     model.to(cfg.MODEL.DEVICE).eval()
-    fingerprints = {component: source.fingerprint for component, source in sources.items()}
-    fingerprints |= tokenizer_fingerprint(cfg)
-    header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
-    writer = FeatureCacheWriter(folder, header)
-    if per_image := image_bytes(cfg, header):
-        shard_images = min(shard_images, max(1, SHARD_BYTES // per_image))
-    shards = plan(wanted, FeatureCache(folder), shard_images)[part::num_parts]
-    return _fill(model, writer, shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
+    return model, {name: source.fingerprint for name, source in sources.items()} | tokenizer_fingerprint(cfg)
 
 
 def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:
@@ -127,102 +132,52 @@ def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:
     return levels * numbers * DTYPES[header.dtype].itemsize
 
 
-def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[str, list[str]]]:
-    """File and prompts of each image of DATASETS.TRAIN, by image id.
-
-    Raises:
-        ValueError: two datasets use one id for different images.
-    """
-    dataset = training_dataset(cfg)
-    assert isinstance(dataset.mapper, DatasetMapper)
-    wanted: dict[ImageId, tuple[str, list[str]]] = {}
-    for record in dataset.records:
-        file, texts = wanted.setdefault(record["image_id"], (record["file_name"], []))
-        if Path(file).name != Path(record["file_name"]).name:
-            raise ValueError(
-                f"image {record['image_id']} is {file} and also {record['file_name']}; "
-                "make a cache for each dataset of DATASETS.TRAIN"
-            )
-        texts.extend(text for text in dataset.mapper.texts(record) if text not in texts)
-    return wanted
-
-
-def plan(
-    wanted: Mapping[ImageId, tuple[str, Sequence[str]]], cache: FeatureCache, shard_images: int
-) -> list[Shard | None]:
-    """The shards that are to be made; None where all is there.
-
-    The borders depend on what is wanted alone, not on what is there: every part and every later run has the same.
-    """
-    images = [(image_id, *rest) for image_id, rest in wanted.items() if rest[1]]
-    shards: list[Shard | None] = []
-    for start in range(0, len(images), shard_images):
-        work = []
-        for image_id, file, texts in images[start : start + shard_images]:
-            prompts, lacks_features = cache.missing(image_id, texts)
-            if prompts or lacks_features:
-                work.append(Work(image_id, file, tuple(prompts), lacks_features))
-        content = json.dumps([(w.image_id, w.prompts, w.features) for w in work])
-        shards.append(Shard(hashlib.sha256(content.encode()).hexdigest()[:16], work) if work else None)
-    return shards
-
-
-class _Images(Dataset[tuple[Work, Tensor | str]]):
-    """The pixels of each image, or why they could not be read."""
-
-    def __init__(self, work: Sequence[Work]) -> None:
-        self.work = work
-
-    def __getitem__(self, index: int) -> tuple[Work, Tensor | str]:
-        try:
-            return self.work[index], to_tensor(read_image(self.work[index].file_name))
-        except (ValueError, OSError) as error:
-            return self.work[index], str(error)
-
-
-def _batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[list[tuple[Work, Tensor | str]]]:
-    """All images in order; no batch belongs to two shards."""
-    work = [work for shard in shards for work in shard.work]
-    places, start = [], 0
-    for shard in shards:
-        end = start + len(shard.work)
-        places += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
-        start = end
-    return iter(DataLoader(_Images(work), batch_sampler=places, num_workers=num_workers, collate_fn=list))
-
-
 def _fill(
     model: OpenWorldSAM,
     writer: FeatureCacheWriter,
-    planned: Sequence[Shard | None],
-    batch_size: int,
-    num_workers: int,
+    cache: FeatureCache,
+    shards: Sequence[Shard],
+    images: Iterator[list[tuple[Work, Tensor | str]]],
 ) -> Summary:
     """Compute and write the shards, one after the other."""
-    shards = [shard for shard in planned if shard is not None]
     total = sum(len(shard.work) for shard in shards)
-    logger.info("%d of %d shards are there; %d images to encode", len(planned) - len(shards), len(planned), total)
-    batches = _batches(shards, batch_size, num_workers)
+    logger.info("%d images to encode", total)
     progress = Progress(total)
     skipped: list[str] = []
     for shard in shards:
         done: list[CachedImage] = []
-        for _ in range(math.ceil(len(shard.work) / batch_size)):
-            readable: list[tuple[Work, Tensor]] = []
-            batch = next(batches)
-            for work, pixels in batch:
-                if isinstance(pixels, Tensor):
-                    readable.append((work, pixels))
-                else:
-                    logger.warning("skipped: %s", pixels)
-                    skipped.append(work.file_name)
+        seen = 0
+        while seen < len(shard.work):
+            batch = next(images)
+            seen += len(batch)
+            readable = _readable(batch, cache, skipped)
             done += encode(model, readable, writer.header)
             progress.update(len(batch), sum(len(work.prompts) for work, _ in readable))
         if done:
             writer.write(shard.name, done)
-    if skipped and not FeatureCache(writer.folder).num_images:
+    if skipped and len(skipped) == total and not cache.num_images:
         raise ValueError(f"not one of {total} images could be read, the last is {skipped[-1]}")
     return Summary(total - len(skipped), progress.prompts, skipped)
+
+
+def _readable(
+    batch: Sequence[tuple[Work, Tensor | str]], cache: FeatureCache, skipped: list[str]
+) -> list[tuple[Work, Tensor]]:
+    """The images of a batch that could be read; the files of the others join `skipped`.
+
+    Raises:
+        ValueError: features of other pixels are held under the id of one.
+    """
+    readable: list[tuple[Work, Tensor]] = []
+    for work, pixels in batch:
+        file_name = work.record["file_name"]
+        if isinstance(pixels, Tensor):
+            cache.check_picture(work.image_id, file_name, Picture.of(pixels))
+            readable.append((work, pixels))
+        else:
+            logger.warning("skipped: %s", pixels)
+            skipped.append(file_name)
+    return readable
 
 
 @torch.no_grad()
@@ -245,33 +200,14 @@ def encode(model: OpenWorldSAM, batch: Sequence[tuple[Work, Tensor]], header: Ca
         features = iter(list(zip(*(level.to(dtype).cpu() for level in held), strict=True)))
     rows = embeddings.to(dtype).cpu().split(counts)
     return [
-        CachedImage(work.image_id, work.file_name, work.prompts, own, next(features) if work.features else ())
-        for (work, _), own in zip(batch, rows, strict=True)
+        CachedImage(_entry(work, pixels), own, next(features) if work.features else ())
+        for (work, pixels), own in zip(batch, rows, strict=True)
     ]
 
 
-class Progress:
-    """Logs how far a run is, at most once in `period` seconds and at the end."""
-
-    def __init__(self, total: int, period: float = 10.0) -> None:
-        self.total, self.period = total, period
-        self.images = self.prompts = 0
-        self.start = self.last = time.monotonic()
-
-    def update(self, images: int, prompts: int) -> None:
-        """Count what was just done."""
-        self.images += images
-        self.prompts += prompts
-        now = time.monotonic()
-        if now - self.last < self.period and self.images < self.total:
-            return
-        self.last = now
-        rate = self.images / max(now - self.start, 1e-9)
-        left = datetime.timedelta(seconds=round((self.total - self.images) / rate))
-        logger.info(
-            "%s of %s images, %s prompts, %.1f images/s, ETA %s",
-            *(f"{self.images:,}", f"{self.total:,}", f"{self.prompts:,}", rate, left),
-        )
+def _entry(work: Work, pixels: Tensor) -> ImageEntry:
+    name = Path(work.record["file_name"]).name
+    return ImageEntry(work.image_id, name, Picture.of(pixels), work.prompts, work.features)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -294,7 +230,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="images encoded at a time")
     parser.add_argument("--verify", action="store_true", help="compare an existing cache with its checksums and stop")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.output.strip():
+        parser.error("--output is the name of a folder, got an empty one")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -331,6 +270,10 @@ def _verify(cfg: CfgNode, folder: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exits with 2 after a user error."""
+    """Start the processes; exits with 2 after a user error, with 130 after Ctrl-C."""
     args = parse_args(argv)
-    launch_command(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
+    try:
+        launch_command(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

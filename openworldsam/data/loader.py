@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from openworldsam.data.datasets import register_datasets
 from openworldsam.data.feature_cache import FeatureCache
+from openworldsam.data.ground_truth import is_referring
 from openworldsam.data.mapper import DatasetMapper
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,10 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         self.cache: FeatureCache | None = None
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
+
+    def some_records(self) -> list[dict[str, Any]]:
+        """All records; of rendered scenes every 50th, as each would have to be rendered for what it may be asked."""
+        return [r for index, r in enumerate(self.records) if "scene" not in r or index % 50 == 0]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The image at a position, with `skipped`: the files that could not be read before it.
@@ -118,3 +126,25 @@ def training_batches(
             persistent_workers=num_workers > 0,
         )
     )
+
+
+def training_dataset(cfg: CfgNode) -> TrainingDataset:
+    """The datasets of DATASETS.TRAIN, which must have one vocabulary, read by one mapper.
+
+    Raises:
+        ValueError: the vocabularies differ, or there is no image.
+    """
+    register_datasets(cfg)
+    vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
+    if len(vocabularies) != 1:
+        raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    if not records:
+        raise ValueError(f"the training set {list(cfg.DATASETS.TRAIN)} has no image")
+    vocabulary = vocabularies.pop()
+    if not vocabulary and not all(map(is_referring, records)):
+        raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
+    is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
+    mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)
+    # serialised: as Python objects, every reading process would end up with a copy of its own
+    return TrainingDataset(DatasetFromList(records, copy=False), mapper, cfg.SEED)

@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from panopticapi.utils import rgb2id
 from torch import Tensor
 
 from openworldsam.data.augmentation import flip, large_scale_jitter
-from openworldsam.data.datasets.refcocog import union_mask
-from openworldsam.data.preprocessing import read_image, to_tensor
+from openworldsam.data.ground_truth import (
+    is_referring,
+    read_panoptic,
+    read_picture,
+    read_referring,
+    read_segments,
+    read_sentences,
+)
+from openworldsam.data.preprocessing import to_tensor
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class PromptTarget:
 class DatasetMapper:
     """Reads one record of any dataset; the choice of prompts and texts is the given generator's alone.
 
-    A panoptic record (`segments_info`) asks for classes: all masks of a class are its ground truth, crowds are left
-    out, and if there are more classes than `max_prompts`, that many are drawn. A referring record (`annotations` with
-    `sentences`) asks for every object by one of its sentences.
+    A panoptic record asks for classes: all masks of a class are its ground truth, crowds are left out, and if there
+    are more classes than `max_prompts`, that many are drawn. A referring record asks for every object by one of its
+    sentences.
 
     Args:
         class_names: texts of the contiguous class ids; empty for referring datasets.
@@ -93,14 +99,10 @@ class DatasetMapper:
         Raises:
             FileNotFoundError, ValueError: an image or annotation is missing, damaged or of another size.
         """
-        image = read_image(record["file_name"])
-        if image.shape[:2] != (record["height"], record["width"]):
-            raise ValueError(
-                f"{record['file_name']} is {image.shape[1]} x {image.shape[0]}, "
-                f"its annotation is {record['width']} x {record['height']}"
-            )
-        prompts = self._referring(record) if "annotations" in record else self._classes(record, generator)
-        may_flip = self.flip and "annotations" not in record  # "the left dog" would be the wrong one
+        image = read_picture(record)
+        refers = is_referring(record)
+        prompts = self._referring(record) if refers else self._classes(record, generator)
+        may_flip = self.flip and not refers  # "the left dog" would be the wrong one
         pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], may_flip, generator)
         kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
         if not kept and need_ground_truth:
@@ -123,39 +125,29 @@ class DatasetMapper:
 
         Reads no file, so a class whose segments have no pixel is among them.
         """
-        if "annotations" in record:
-            return list(dict.fromkeys(text for annotation in record["annotations"] for text in annotation["sentences"]))
-        classes = {segment["category_id"] for segment in record["segments_info"] if not segment["iscrowd"]}
+        if is_referring(record):
+            return list(dict.fromkeys(text for texts in read_sentences(record) for text in texts))
+        classes = {segment["category_id"] for segment in read_segments(record) if not segment["iscrowd"]}
         return [self.class_names[c] for c in sorted(classes)]
 
     def _classes(self, record: dict[str, Any], generator: np.random.Generator) -> list[PromptTarget]:
         """The classes of a panoptic record in ascending order, at most `max_prompts` of them."""
-        ids = rgb2id(read_image(record["pan_seg_file_name"]))
-        if ids.shape != (record["height"], record["width"]):
-            raise ValueError(
-                f"{record['pan_seg_file_name']} is {ids.shape[1]} x {ids.shape[0]}, "
-                f"its image is {record['width']} x {record['height']}"
-            )
-        known = {segment["id"] for segment in record["segments_info"]}
-        if unknown := set(np.unique(ids).tolist()) - known - {0}:
-            raise ValueError(f"{record['pan_seg_file_name']} has ids that its json does not: {sorted(unknown)[:5]}")
-        segments: dict[int, list[np.ndarray]] = {}
-        for segment in record["segments_info"]:
+        ids, segments = read_panoptic(record)
+        masks: dict[int, list[np.ndarray]] = {}
+        for segment in segments:
             mask = ids == segment["id"]
             if not segment["iscrowd"] and mask.any():
-                segments.setdefault(segment["category_id"], []).append(mask)
-        classes = sorted(segments)
+                masks.setdefault(segment["category_id"], []).append(mask)
+        classes = sorted(masks)
         if self.max_prompts and len(classes) > self.max_prompts:
             classes = sorted(generator.choice(classes, self.max_prompts, replace=False).tolist())
-        return [PromptTarget((self.class_names[c],), c, self.is_thing[c], np.stack(segments[c])) for c in classes]
+        return [PromptTarget((self.class_names[c],), c, self.is_thing[c], np.stack(masks[c])) for c in classes]
 
     def _referring(self, record: dict[str, Any]) -> list[PromptTarget]:
-        """The objects of a referring record in the order of its annotations."""
-        size = (record["height"], record["width"])
-        masks = [union_mask(annotation["segmentation"], *size) for annotation in record["annotations"]]
+        """The objects of a referring record in its order."""
         return [
-            PromptTarget(tuple(annotation["sentences"]), index, True, mask[None] if mask.any() else mask[None][:0])
-            for index, (annotation, mask) in enumerate(zip(record["annotations"], masks, strict=True))
+            PromptTarget(referent.sentences, index, True, referent.mask[None][: int(referent.mask.any())])
+            for index, referent in enumerate(read_referring(record))
         ]
 
     def _augmented(

@@ -9,8 +9,12 @@ from detectron2.utils import comm
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.data.feature_cache import FeatureCache
-from openworldsam.engine.trainer import check_config, training_dataset
+from openworldsam.data.loader import training_dataset
+from openworldsam.engine.checks import check_config
 from openworldsam.modeling import OpenWorldSAM
+
+PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_train": 21_899}
+"""Images of the paper's training sets, for when they are not there."""
 
 
 def describe(cfg: CfgNode) -> str:
@@ -24,7 +28,12 @@ def describe(cfg: CfgNode) -> str:
     data, images = _data(cfg)
     solver = cfg.SOLVER
     visits = solver.MAX_ITER * solver.IMS_PER_BATCH
-    epochs = f"{visits / images:.1f} epochs" if images else f"{visits:,} images"
+    published = sum(PUBLISHED.get(name, 0) for name in cfg.DATASETS.TRAIN)
+    epochs = f"{visits:,} images"
+    if images or published:
+        epochs += f", {visits / (images or published):.1f} epochs"
+    if not images and published:
+        epochs += f" of the published {published:,}"
     drops = ", ".join(f"{step:,} ({100 * step / solver.MAX_ITER:.1f} %)" for step in solver.STEPS) or "no iteration"
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -56,8 +65,10 @@ def _data(cfg: CfgNode) -> tuple[str, int]:
         dataset = training_dataset(cfg)
     except FileNotFoundError as error:
         return f"{names}: not there ({error})", 0
-    texts = sum(len(dataset.mapper.texts(record)) for record in dataset.records)
-    return f"{names}: {len(dataset.records):,} images, {texts:,} prompts", len(dataset.records)
+    images, counted = len(dataset.records), dataset.some_records()
+    texts = sum(len(dataset.mapper.texts(record)) for record in counted) * images // len(counted)
+    about = "" if len(counted) == images else "about "
+    return f"{names}: {images:,} images, {about}{texts:,} prompts", images
 
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:

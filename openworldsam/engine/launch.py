@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,11 +45,16 @@ def launch(
             raise ValueError(f"--num-gpus and --num-machines are at least 1, got {num_gpus} and {num_machines}")
         if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
             raise ValueError(f"--num-gpus {num_gpus}, but this machine has {torch.cuda.device_count()}")
+        if not 0 <= machine_rank < num_machines:
+            raise ValueError(f"--machine-rank is 0 to {num_machines - 1}, got {machine_rank}")
         if num_machines > 1 and dist_url == "auto":
             raise ValueError("several machines need --dist-url tcp://FIRST_MACHINE:PORT, the same on all of them")
         if num_gpus * num_machines == 1:
             return main(*args)
+        signal.signal(signal.SIGTERM, _end_children)
         return spawn(main, num_gpus, num_machines, machine_rank, dist_url, args)
+    if missing := [name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
+        raise ValueError(f"RANK and WORLD_SIZE are set, as by torchrun, but {', '.join(missing)} are not")
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -56,6 +63,13 @@ def launch(
     result = main(*args)
     dist.destroy_process_group()  # not after an error: others may wait within a collective
     return result
+
+
+def _end_children(signum: int, _: object) -> None:
+    """The processes that were started here must not outlive this one."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.exit(128 + signum)
 
 
 def launch_command(main: Callable[..., None], **where: Any) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import openworldsam.data.datasets  # noqa: F401  (registers the datasets)
 from openworldsam.config import load_config
 from openworldsam.device import usable_device
 from openworldsam.engine.dry_run import describe
 from openworldsam.engine.launch import launch_command
 from openworldsam.engine.trainer import Trainer
-from openworldsam.engine.training_state import lock, newest_state
+from openworldsam.engine.training_state import newest_state
+from openworldsam.locking import lock
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,8 @@ def train(args: argparse.Namespace) -> None:
         return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     folder = Path(cfg.OUTPUT_DIR)
-    with lock(folder) if comm.is_main_process() else contextlib.nullcontext():
+    alone = lock(folder / ".lock", f"another training writes to {folder} just now; use another OUTPUT_DIR")
+    with alone if comm.is_main_process() else contextlib.nullcontext():
         if not args.resume and newest_state(folder):
             raise ValueError(f"{folder} holds a training already: give --resume, or another OUTPUT_DIR")
         setup_logger(str(folder), comm.get_rank(), name="openworldsam")

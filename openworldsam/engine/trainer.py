@@ -7,15 +7,16 @@ whichever accumulated part.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
 from detectron2.utils import comm
@@ -30,15 +31,15 @@ from openworldsam.checkpoint import (
     load_weights,
     read_weights,
     save_adapter,
-    save_prompt_encoder,
+    save_component,
 )
 from openworldsam.checkpoint.loading import training_record
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
-from openworldsam.data.loader import TrainingDataset, training_batches
-from openworldsam.data.mapper import DatasetMapper
-from openworldsam.engine.evaluation import evaluate
+from openworldsam.data.loader import training_batches, training_dataset
+from openworldsam.engine.checks import check_config
 from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
-from openworldsam.engine.training_state import METRICS, forget_metrics, load_state
+from openworldsam.engine.training_state import METRICS, forget_metrics, load_state, restore_generators
+from openworldsam.evaluation.benchmark import evaluate, scalars
 from openworldsam.modeling import OpenWorldSAM
 
 logger = logging.getLogger(__name__)
@@ -53,55 +54,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model, base_lr=cfg.SOLVER.BASE_LR, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM
     )
     return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
-
-
-def training_dataset(cfg: CfgNode) -> TrainingDataset:
-    """The datasets of DATASETS.TRAIN, which must have one vocabulary, read by one mapper.
-
-    Raises:
-        ValueError: the vocabularies differ, or there is no image.
-    """
-    vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
-    if len(vocabularies) != 1:
-        raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
-    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-    if not records:
-        raise ValueError(f"the training set {list(cfg.DATASETS.TRAIN)} has no image")
-    vocabulary = vocabularies.pop()
-    if not vocabulary and any("annotations" not in record for record in records):
-        raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
-    is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
-    mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)
-    # serialised: as Python objects, every reading process would end up with a copy of its own
-    return TrainingDataset(DatasetFromList(records, copy=False), mapper, cfg.SEED)
-
-
-def check_config(cfg: CfgNode) -> None:
-    """Raise ValueError for settings that cannot be trained."""
-    if cfg.SEED < 0:
-        raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
-    for key in ("MAX_ITER", "IMS_PER_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
-        if cfg.SOLVER[key] < 1:
-            raise ValueError(f"SOLVER.{key} must be at least 1, got {cfg.SOLVER[key]}")
-    divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
-    if cfg.SOLVER.IMS_PER_BATCH % divisor:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {comm.get_world_size()} processes x "
-            f"{cfg.SOLVER.ACCUMULATE} accumulated parts"
-        )
-    steps, last = list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER
-    if steps != sorted(steps) or any(not 0 < step < last for step in steps):
-        raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
-    if cfg.DATALOADER.NUM_WORKERS < 0 or cfg.INPUT.MAX_PROMPTS < 0:
-        raise ValueError("DATALOADER.NUM_WORKERS and INPUT.MAX_PROMPTS are 0 or more")
-    unknown = sorted({*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} - set(DatasetCatalog.list()))
-    if unknown:
-        raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")
-    if cfg.TEST.EVAL_PERIOD and not cfg.DATASETS.TEST:
-        raise ValueError("TEST.EVAL_PERIOD is set, but DATASETS.TEST is empty")
-    for name in cfg.DATASETS.TEST if cfg.TEST.EVAL_PERIOD else ():
-        if getattr(MetadataCatalog.get(name), "evaluator_type", "") != "coco_panoptic_seg":
-            raise ValueError(f"{name} is not a panoptic dataset; only those are evaluated during training")
 
 
 def _names(parts: list[list[dict[str, Any]]]) -> str:
@@ -170,11 +122,12 @@ class Trainer(TrainerBase):
         fingerprints = {component: source.fingerprint for component, source in sources.items()}
         cache.check(self.cfg, fingerprints | tokenizer_fingerprint(self.cfg))
         self.dataset.cache = cache
-        lacking = [r for r in self.dataset.records if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
+        some = self.dataset.some_records()
+        lacking = [r for r in some if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
         if lacking:  # an image that could not be read is not held, and will not be read now
             logger.warning(
                 "%s lacks prompts of %d of %d images, such as %s; a training stops when it meets one that can be read",
-                *(cache.folder, len(lacking), len(self.dataset.records), lacking[0]["file_name"]),
+                *(cache.folder, len(lacking), len(some), lacking[0]["file_name"]),
             )
         return model, sources
 
@@ -189,7 +142,7 @@ class Trainer(TrainerBase):
         built: list[HookBase] = [hooks.IterationTimer(), Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)]
         built.append(Pictures(cfg.SOLVER.PICTURE_PERIOD))
         if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
-            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: evaluate(cfg, self.model)))
+            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: scalars(evaluate(cfg, self.model))))
         if comm.is_main_process():
             folder = str(self.folder)
             writers = [
@@ -226,6 +179,8 @@ class Trainer(TrainerBase):
             raise FloatingPointError(f"a gradient is not finite at iteration {self.iter}, images: {_names(parts)}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved by each step that it left out
+            raise FloatingPointError(f"gradients are not finite up to iteration {self.iter}, images: {_names(parts)}")
         self.optimizer.zero_grad()
         self._record(losses, norm)
         self.scheduler.step()
@@ -294,18 +249,21 @@ class Trainer(TrainerBase):
         }
 
     def _fixed(self) -> dict[str, str]:
-        """What may not change when a training goes on: the adapter's recipe and what the order of images hangs on."""
+        """What may not change when a training goes on: the adapter's recipe and what the order of images hangs on.
+
+        Its length, learning rate schedule and dataset folders may.
+        """
         cfg = self.cfg
-        fixed = {
-            "SEED": cfg.SEED,
-            "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
-            "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR,
-            "SOLVER.WEIGHT_DECAY": cfg.SOLVER.WEIGHT_DECAY,
-            "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
-            "number of images": len(self.dataset.records),
-            **{f"INPUT.{key}": cfg.INPUT[key] for key in ("MAX_PROMPTS", "FLIP", "LARGE_SCALE_JITTER")},
-        }
-        return {**training_record(cfg), **{key: str(value) for key, value in fixed.items()}}
+        order = hashlib.sha256()
+        for record in self.dataset.records:
+            order.update(f"{record['image_id']} ".encode())
+        keys = ["SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "DATASETS.TRAIN"]
+        keys += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "MODEL.PRECISION", "MODEL.SAM2.IMAGE_SIZE"]
+        keys += ["MODEL.PROMPT_ENCODER.IMAGE_SIZE", "MODEL.PROMPT_ENCODER.MAX_TOKENS", "INPUT.ANTIALIAS"]
+        keys += ["INPUT.MAX_PROMPTS", "INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER"]
+        keys += [f"MODEL.{room}.{key}" for room in ("ADAPTER", "CRITERION") for key in cfg.MODEL[room]]
+        fixed = {key: str(reduce(getattr, key.split("."), cfg)) for key in keys}
+        return {**training_record(cfg), **fixed, "list of images": order.hexdigest()[:16]}
 
     def _fingerprints(self) -> dict[str, str]:
         """Of the encoders; the adapter's changes as it is trained."""
@@ -325,17 +283,18 @@ class Trainer(TrainerBase):
                 raise ValueError(
                     f"{self.folder} was trained with another {', '.join(different)}; use another OUTPUT_DIR"
                 )
-        parameters = dict(self.model.named_parameters())
-        if state["trained"].keys() != {name for name, p in parameters.items() if p.requires_grad}:
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in state["trained"].items()}:
             raise ValueError(f"{self.folder} was trained with other layers; use another OUTPUT_DIR")
-        with torch.no_grad():
-            for name, value in state["trained"].items():
-                parameters[name].copy_(value)
         if state["iteration"] > self.max_iter:
             raise ValueError(f"{self.folder} is at iteration {state['iteration']}, beyond MAX_ITER {self.max_iter}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                parameters[name].copy_(value)
+        restore_generators(state["generators"])
         self.skipped = state["skipped"] if comm.is_main_process() else 0
         self.start_iter = self.iter = state["iteration"]
         logger.info("resumed at iteration %d", self.start_iter)
@@ -351,6 +310,7 @@ class Trainer(TrainerBase):
         if not comm.is_main_process():
             return
         if self.model.train_prompt_encoder:
-            path = save_prompt_encoder(self.model, self.folder / "beit3.safetensors")
+            path = self.folder / "beit3.safetensors"
+            save_component(self.model, "beit3", path, note="trained together with the adapter")
             self.sources["beit3"] = read_weights(path).source("beit3")
         save_adapter(self.model, self.folder / "adapter.safetensors", self.cfg, self.sources)

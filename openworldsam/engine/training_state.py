@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import random
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +72,7 @@ def newest_state(folder: Path) -> Path | None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The newest state in a folder, or None if there is none; the random generators are put back.
+    """The newest state in a folder, or None if there is none.
 
     Raises:
         ValueError: the state is damaged.
@@ -91,33 +87,18 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {advice}") from error
     if lacking := KEYS - (state.keys() if isinstance(state, dict) else set()):
         raise ValueError(f"{path} is no training state, it lacks {', '.join(sorted(lacking))}; {advice}")
-    generators = state.pop("generators")
-    if len(generators) == comm.get_world_size():
-        set_rng_state(generators[comm.get_rank()])
-    else:
-        logger.warning(
-            "%s was written by %d processes, these are %d: dropout will draw otherwise",
-            *(path, len(generators), comm.get_world_size()),
-        )
     return state
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, which is made. The lock goes with its process, however that ends.
-
-    Raises:
-        ValueError: another training writes to the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        # reading processes would hold it for a while after a kill
-        os.register_at_fork(after_in_child=file.close)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another training writes to {folder} just now; use another OUTPUT_DIR") from None
-        yield
+def restore_generators(states: list[dict[str, Any]]) -> None:
+    """Put the random generators of all processes back."""
+    if len(states) == comm.get_world_size():
+        set_rng_state(states[comm.get_rank()])
+    else:
+        logger.warning(
+            "the state was written by %d processes, these are %d: dropout will draw otherwise",
+            *(len(states), comm.get_world_size()),
+        )
 
 
 def forget_metrics(path: Path, start: int) -> None:

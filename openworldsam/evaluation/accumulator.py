@@ -20,26 +20,30 @@ class Scores(NamedTuple):
     per_class: dict[int, Metrics]
 
 
-class Accumulator(Protocol):
+class Mergeable(Protocol):
+    """Counts of a process's images so far."""
+
+    def merge(self, other: Any) -> None:
+        """Add the counts of another one that was made with the same arguments."""
+
+
+class Accumulator(Mergeable, Protocol):
     """Counts of the images so far.
 
     Its `update` takes one image and raises ValueError for what cannot be scored, leaving the counts as they were.
     The counts do not depend on the order of the images, nor on how they are spread over processes.
     """
 
-    def merge(self, other: Any) -> None:
-        """Add the counts of another accumulator that was made with the same arguments."""
-
     def compute(self) -> Scores:
         """The metrics of all images so far."""
 
 
-AccumulatorT = TypeVar("AccumulatorT", bound=Accumulator)
+MergeableT = TypeVar("MergeableT", bound=Mergeable)
 
 
-def merged(accumulator: AccumulatorT) -> AccumulatorT | None:
-    """The accumulators of all processes as one, on the first process; None on the others."""
-    parts = comm.gather(accumulator)
+def merged(counts: MergeableT) -> MergeableT | None:
+    """The counts of all processes as one, on the first process; None on the others."""
+    parts = comm.gather(counts)
     if not parts:
         return None
     whole = parts[0]

@@ -12,8 +12,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from openworldsam.data.rle import to_rle
 from openworldsam.evaluation.accumulator import Metrics, Scores
-from openworldsam.evaluation.rle import to_rle
 
 IOU_TYPES = ("segm", "bbox")
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -33,11 +33,11 @@ from tqdm import tqdm
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.datasets.coco import find_missing, lack, read_categories, read_json
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.rle import to_rle
 from openworldsam.evaluation.accumulator import Scores, named
 from openworldsam.evaluation.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.panoptic import PanopticQuality
 from openworldsam.evaluation.referring import ReferringScores
-from openworldsam.evaluation.rle import to_rle
 from openworldsam.evaluation.semantic import SemanticScores
 
 TASKS = ("panoptic", "instance", "semantic", "referring")

@@ -153,7 +153,8 @@ class OpenWorldSAM(nn.Module):
                 semantic: int64 [H, W], class ids, -1 where there was no prompt.
                 instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
-                referring: masks bool [P, H, W] and scores [P] in the order of the prompts.
+                referring: masks bool [P, H, W] and scores [P] in the order of the prompts; nothing and 0 for one of
+                    which two-stage inference kept no row.
         """
         _check_inputs(batched_inputs, need_targets=self.training)
         prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
@@ -300,7 +301,9 @@ class OpenWorldSAM(nn.Module):
             results["panoptic_seg"] = (panoptic.map, [_segment_info(s) for s in panoptic.segments])
         if "referring" in tasks:
             best = referring_inference(rows, size)
-            results["referring"] = (best.masks, best.scores)
+            masks, scores = best.masks.new_zeros(len(prompts), *size), best.scores.new_zeros(len(prompts))
+            masks[best.labels], scores[best.labels] = best.masks, best.scores
+            results["referring"] = (masks, scores)
         return results
 
 

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,23 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from openworldsam.config import load_config
-from openworldsam.data.build_cache import build_cache, image_bytes, main
-from openworldsam.data.feature_cache import CachedImage, CacheHeader, FeatureCache, FeatureCacheWriter
+from openworldsam.data.build_cache import _writing, build_cache, image_bytes, main
+from openworldsam.data.feature_cache import (
+    CachedImage,
+    CacheHeader,
+    FeatureCache,
+    FeatureCacheWriter,
+    ImageEntry,
+    Picture,
+)
+from openworldsam.data.feature_cache.index import write_index
+from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
-from openworldsam.engine.trainer import training_dataset
 
 ROOT = Path(__file__).parents[2]
 WIDTH, CHANNELS, SIDE = 32, 32, 8  # of the tiny model
 SQUARE = [1, 1, 14, 1, 14, 14, 1, 14]
+WEIGHTS = {"beit3": "b", "sam2": "s"}
 
 
 def make_dataset(folder, num_images=6):
@@ -96,13 +106,17 @@ def visits(cfg):
     return [dataset[position] for position in range(len(dataset.records))]
 
 
+def entry(prompts, features=False):
+    return ImageEntry(0, "0.png", Picture(40, 50, 0), prompts, features)
+
+
 def embeddings_of(model, x):
     return model.encode_prompts(model.prompt_inputs([x["image"]]), x["prompts"], torch.zeros(len(x["prompts"])).long())
 
 
 def contents(folder):
-    """Every file of a cache, by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file of a cache, by name; without its locks."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock" != path.name}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
@@ -177,10 +191,11 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_feature_cache import tiny_training
-from openworldsam.data import build_cache, feature_cache
+from openworldsam.data.build_cache import build_cache
+from openworldsam.data.feature_cache import writer
 
 data, weights, output, file, count = sys.argv[1:]
-real = getattr(feature_cache, file)
+real = getattr(writer, file)
 calls = 0
 
 def dies(first, path, *args):
@@ -193,9 +208,9 @@ def dies(first, path, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(first, path, *args)
 
-setattr(feature_cache, file, dies)
+setattr(writer, file, dies)
 cfg = tiny_training(Path(data), Path(weights))
-build_cache.build_cache(cfg, output, image_features="all", shard_images=1)
+build_cache(cfg, output, image_features="all", shard_images=1)
 """
 
 
@@ -204,7 +219,7 @@ def test_a_kill_at_any_moment_loses_nothing(cfg, data, tiny_weights, tmp_path):
     script = tmp_path / "build.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     killed = tmp_path / "killed"
-    for moment, shards in ((("save_file", 3), 2), (("_write_json", 2), 3)):
+    for moment, shards in ((("save_file", 3), 2), (("write_index", 2), 3)):
         command = [sys.executable, script, data, tiny_weights, killed, moment[0], str(moment[1])]
         process = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert process.returncode == -signal.SIGKILL, process.stderr
@@ -356,9 +371,9 @@ def test_prompts_alone_do_not_depend_on_sam2(cfg, tmp_path):
 
 
 def test_rounded_arithmetic_does_not_serve_a_precise_training(cfg, tmp_path):
-    precise = CacheHeader.from_config(cfg, {}, "none", "fp32")
+    precise = CacheHeader.from_config(cfg, WEIGHTS, "none", "fp32")
     cfg.MODEL.PRECISION = "bf16"
-    FeatureCacheWriter(tmp_path / "bf16", CacheHeader.from_config(cfg, {}, "none", "fp32"))
+    FeatureCacheWriter(tmp_path / "bf16", CacheHeader.from_config(cfg, WEIGHTS, "none", "fp32"))
     FeatureCacheWriter(tmp_path / "fp32", precise)
     FeatureCache(tmp_path / "bf16").check(cfg, {})
     FeatureCache(tmp_path / "fp32").check(cfg, {})
@@ -374,8 +389,7 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(cfg, tmp_path):
         cache.attach({**x, "prompts": ["cat", "a unicorn"]})
     with pytest.raises(KeyError, match="anything of image 77"):
         cache.attach({**x, "image_id": 77})
-    with pytest.raises(KeyError, match=r"is other\.png, but .*another dataset"):
-        cache.attach({**x, "file_name": "somewhere/other.png"})
+    cache.attach({**x, "file_name": "somewhere/the_same_pixels.png"})
     assert cache.missing(x["image_id"], ["cat", "a unicorn"]) == (["a unicorn"], False)
 
 
@@ -393,7 +407,7 @@ def test_a_damaged_cache_is_named_and_mended(cfg, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=rf"{shard.name}: no file"):
         FeatureCache(folder)
     index.write_bytes(whole[index.name][:50])
-    with pytest.raises(ValueError, match=rf"{index.name} is damaged .*delete it and run"):
+    with pytest.raises(ValueError, match=rf"{shard.name}: a damaged index .*Delete .*{index.name} and run"):
         FeatureCache(folder)
     index.write_text("{}")
     shard.write_bytes(whole[shard.name])
@@ -414,23 +428,152 @@ def test_a_damaged_cache_is_named_and_mended(cfg, tmp_path, capsys):
     assert f"{shard.name}: another sha256" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"dtype": "fp32"', '{"version": 1}', '{"version": 99}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"dtype": "fp32"', '{"version": 1}', '{"version": 99}', "{}"])
 def test_a_damaged_header_is_named(cfg, tmp_path, text):
     folder = tmp_path / "cache"
     with pytest.raises(FileNotFoundError, match="holds no feature cache"):
         FeatureCache(folder)
-    FeatureCacheWriter(folder, CacheHeader.from_config(cfg, {}, "none", "fp32"))
+    FeatureCacheWriter(folder, CacheHeader.from_config(cfg, WEIGHTS, "none", "fp32"))
     (folder / "header.json").write_text(text)
-    with pytest.raises(ValueError, match=r"header.json is damaged|is a cache of format 99, this code reads 1"):
+    with pytest.raises(ValueError, match=r"header.json is damaged|is a cache of format \d+, this code reads 2"):
         FeatureCache(folder)
     with pytest.raises(ValueError, match=r"damaged|format"):
         build_cache(cfg, folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("settings", None),
+        ("settings", {}),
+        ("fingerprints", None),
+        ("fingerprints", {}),
+        ("fingerprints", {"beit3": "0000"}),  # but image features are held
+        ("fingerprints", {"beit3": 1, "sam2": "0000"}),
+        ("image_features", []),
+        ("dtype", None),
+        ("precision", 32),
+    ],
+)
+def test_a_damaged_field_of_the_header_is_one_line(cfg, tmp_path, capsys, field, value):
+    header = CacheHeader.from_config(cfg, WEIGHTS, "all", "fp32")
+    FeatureCacheWriter(tmp_path / "cache", header)
+    (tmp_path / "cache/header.json").write_text(json.dumps({**asdict(header), field: value}))
+    with pytest.raises(SystemExit, match="2"):
+        command_line(cfg, tmp_path / "cache", "--verify")
+    error = capsys.readouterr().err
+    assert "header.json is damaged" in error and error.count("\n") == 1
+
+
+def test_verifying_compares_shards_with_header_and_index(cfg, tmp_path):
+    header = CacheHeader.from_config(cfg, WEIGHTS, "none", "fp32")
+    folder = tmp_path / "cache"
+    writer = FeatureCacheWriter(folder, header)
+    writer.write("0", [CachedImage(entry(("cat", "sky")), torch.zeros(2, WIDTH))])
+    FeatureCache(folder).verify()
+    shard = folder / "shard-0.safetensors"
+    (folder / "header.json").write_text(json.dumps({**asdict(header), "dtype": "bf16"}))
+    with pytest.raises(ValueError, match="not in bf16"):
+        FeatureCache(folder).verify()
+    write_index(shard, [entry(("cat",))])
+    with pytest.raises(ValueError, match=r"shard-0\.safetensors: 2 prompts, its index says 1\. Delete"):
+        FeatureCache(folder).verify()
+    header = CacheHeader.from_config(cfg, WEIGHTS, "all", "fp32")
+    (folder / "header.json").write_text(json.dumps(asdict(header)))
+    write_index(shard, [entry(("cat", "sky"), features=True)])
+    with pytest.raises(ValueError, match="other tensors"):
+        FeatureCache(folder).verify()
+
+
+def test_a_changed_index_is_noticed(cfg, tmp_path):
+    build_cache(cfg, tmp_path / "cache")
+    (index,) = (tmp_path / "cache").glob("shard-*.json")
+    index.write_text(index.read_text().replace('"grass"', '"glass"', 1))
+    with pytest.raises(ValueError, match=r"a damaged index .*another checksum.*Delete"):
+        FeatureCache(tmp_path / "cache")
+
+
+def test_what_may_not_be_read_is_not_damaged(cfg, tmp_path, monkeypatch):
+    def denied(path, *args, **kwargs):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    real = Path.open
+
+    build_cache(cfg, tmp_path / "cache")
+    monkeypatch.setattr(Path, "open", denied)  # chmod does not keep root out
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: .*safetensors'$"):
+        FeatureCache(tmp_path / "cache")
+
+
+def test_another_user_may_read_a_cache(cfg, tmp_path):
+    build_cache(cfg, tmp_path / "cache")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()}
+    assert modes == {0o644}
+
+
+def test_a_replaced_picture_is_noticed(cfg, tmp_path):
+    records = make_dataset(tmp_path, 2)
+    cfg.DATASETS.TRAIN = [register(f"replaced_{tmp_path}", records)]
+    build_cache(cfg, tmp_path / "cache")
+    path = Path(records[1]["file_name"])
+    pixels = np.array(Image.open(path))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    (index,) = (tmp_path / "cache").glob("shard-*.json")
+    cache, message = FeatureCache(tmp_path / "cache"), rf"image 1 \(.*1\.png.* has other pixels .*delete .*{index.name}"
+    with pytest.raises(ValueError, match=message):
+        for x in visits(cfg):
+            cache.attach(x)
+    build_cache(cfg, tmp_path / "cache")  # nothing is missing
+    cfg.DATASETS.TRAIN = [register(f"renamed_{tmp_path}", records, vocabulary=("cat", "meadow", "sky"))]
+    with pytest.raises(ValueError, match=message):
+        build_cache(cfg, tmp_path / "cache")
+    index.unlink()  # as the message says
+    build_cache(cfg, tmp_path / "cache")
+    for x in visits(cfg):
+        FeatureCache(tmp_path / "cache").attach(x)
+
+
+def test_image_features_are_not_added_to_prompts_alone(cfg, tmp_path):
+    for held, wanted, message in (("none", "all", "it holds no image features"), ("all", "none", "it holds image fe")):
+        FeatureCacheWriter(tmp_path / held, CacheHeader.from_config(cfg, WEIGHTS, held, "bf16"))
+        with pytest.raises(ValueError, match=f"{message}.*choose another folder"):
+            FeatureCacheWriter(tmp_path / held, CacheHeader.from_config(cfg, WEIGHTS, wanted, "bf16"))
+
+
+def test_a_part_has_one_writer_and_leftovers_go_when_nobody_writes(cfg, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    leftover = folder / ".shard-0.safetensors.1.part"
+    leftover.touch()
+    with _writing(folder, 1):
+        assert not leftover.exists()
+        leftover.touch()  # now it is part 1 that writes it
+        with pytest.raises(ValueError, match="another process fills part 1"):
+            build_cache(cfg, folder, part=1, num_parts=2)
+        build_cache(cfg, folder, part=0, num_parts=2)
+        assert leftover.exists()
+    build_cache(cfg, folder)
+    assert not leftover.exists()
+
+
+def test_ctrl_c_is_one_line(cfg, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openworldsam.data.build_cache.encode", stop)
+    with pytest.raises(SystemExit, match="130"):
+        command_line(cfg, tmp_path / "cache")
+    error = capsys.readouterr().err
+    assert error.endswith("stopped; the same command goes on\n") and "KeyboardInterrupt" not in error
+
+
 def test_numbers_beyond_the_format_are_an_error(cfg, tmp_path):
     writer = FeatureCacheWriter(tmp_path / "cache", CacheHeader.from_config(cfg, {}, "none", "fp16"))
-    with pytest.raises(ValueError, match=r"features of big\.png are not finite in fp16"):
-        writer.write("0", [CachedImage(0, "big.png", ["cat"], torch.full((1, WIDTH), 1e6))])
+    with pytest.raises(ValueError, match=r"features of 0\.png are not finite in fp16"):
+        writer.write("0", [CachedImage(entry(("cat",)), torch.full((1, WIDTH), 1e6))])
     assert not list((tmp_path / "cache").glob("shard-*"))
 
 
@@ -439,10 +582,10 @@ def test_a_full_disk_leaves_no_half_shard(cfg, tmp_path, monkeypatch):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("openworldsam.data.feature_cache.save_file", full)
+    monkeypatch.setattr("openworldsam.data.feature_cache.writer.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         build_cache(cfg, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["header.json"]
+    assert contents(tmp_path / "cache").keys() == {"header.json"}
 
 
 def test_user_errors_are_one_line(cfg, tmp_path, capsys):
@@ -450,6 +593,9 @@ def test_user_errors_are_one_line(cfg, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             command_line(cfg, tmp_path / "cache", option)
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config-file", str(tmp_path / "config.yaml"), "--output", ""])
+    assert "--output is the name of a folder" in capsys.readouterr().err
 
 
 def test_texts_are_all_that_a_visit_can_ask(cfg, referring_cfg):

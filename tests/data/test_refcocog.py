@@ -216,6 +216,11 @@ def test_public_file_with_sentences_as_objects(tmp_path):
         (lambda c: c["annotations"][0].update(sentences=[]), "no usable image"),
         (lambda c: c["annotations"][0].update(category_id=12), "val.json: object 21 has the category id 12"),
         (lambda c: c["annotations"].clear(), "no usable image"),
+        (lambda c: c["annotations"][0].update(sentences="abc"), "sentences of object 21 are no list of texts: abc"),
+        (lambda c: c["annotations"][0].update(sentences=None), "sentences of object 21 are no list"),
+        (lambda c: c["annotations"][0].update(sentences=["a", 1]), "sentences of object 21 are no list"),
+        (lambda c: c["annotations"][0].update(sentences=[{"raw": None}]), "object 21 .*'raw': None"),
+        (lambda c: c["annotations"][0].update(sentences=[{}]), "sentences of object 21 are no list"),
     ],
 )
 def test_bad_json_is_an_error(tmp_path, change, message):
@@ -246,7 +251,7 @@ def test_union_of_rle():
     plain = {"size": [2, 2], "counts": [1, 2, 1]}
     assert np.array_equal(union_mask(text, 6, 8), expected)
     assert union_mask(plain, 2, 2).tolist() == [[False, True], [True, False]]
-    with pytest.raises(ValueError, match="6 x 9"):
+    with pytest.raises(ValueError, match=r"its image \[6, 9\]"):
         union_mask(text, 6, 9)
 
 
@@ -254,6 +259,27 @@ def test_union_of_rle():
 def test_segmentation_without_area_is_an_error(segmentation):
     with pytest.raises(ValueError, match="three points"):
         union_mask(segmentation, 6, 8)
+
+
+DAMAGED = [
+    *(None, 5, "abc", {}, [1, 2, 3], [None], ["abcdefgh"], [SQUARE, "abcdefgh"], [[1, 1, 4, 1, 4, None]]),
+    *([[1, 1, 4, 1, 4, number]] for number in (float("nan"), float("inf"), 1e9)),
+    *({"size": [6, 8], "counts": counts} for counts in (5, None, "", "zzzz", {}, [5], ["a"], [50, -4, 2], [[48]])),
+    *({"size": size, "counts": [48]} for size in (None, 5, [6], [6, 9], {})),
+    {"counts": [48]},
+    {"size": [6, 8]},
+]
+
+
+@pytest.mark.parametrize("segmentation", DAMAGED, ids=str)
+def test_damaged_segmentation_is_an_error(segmentation):
+    with pytest.raises(ValueError):
+        union_mask(segmentation, 6, 8)
+
+
+def test_references_without_texts_are_an_error():
+    with pytest.raises(ValueError, match="sentences of object 12 are no list of texts"):
+        convert([{**REFS[1], "sentences": [{"raw": None}]}], instances(), "train")
 
 
 def test_points_beside_polygons_do_not_matter():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_trainer import make_dataset, register, run, training_cfg
+from test_trainer import make_dataset, run, training_cfg
 
 from openworldsam.checkpoint import read_weights
 from openworldsam.data.build_cache import build_cache
@@ -63,12 +63,11 @@ def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weight
     [
         (["INPUT.FLIP", True], "INPUT.FLIP is on"),
         (["MODEL.PROMPT_ENCODER.USE_IMAGE", False], "USE_IMAGE is True, not False"),
-        (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", "SELF"], "TEST.EVAL_PERIOD needs the prompt encoder"),
+        (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ["refcocog_umd_val"]], "TEST.EVAL_PERIOD needs the prompt encoder"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused(data, tiny_weights, tmp_path, opts, message):
     build_cache(training_cfg(data, tiny_weights, tmp_path / "out"), tmp_path / "cache")
-    opts = [[register(data)] if word == "SELF" else word for word in opts]
     opts = [*opts, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache")]
     with pytest.raises(ValueError, match=message):
         Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))

@@ -1,21 +1,25 @@
 """What users meet: the command, its errors, states that cannot be used, real data."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from test_trainer import make_dataset, register, run, training_cfg
+from test_trainer import make_dataset, register, run, start, training_cfg
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
+from openworldsam.data.loader import training_dataset
 from openworldsam.engine import Trainer
-from openworldsam.engine.evaluation import evaluate
 from openworldsam.engine.train import main
-from openworldsam.engine.trainer import training_dataset
-from openworldsam.engine.training_state import lock
+from openworldsam.engine.training_state import newest_state
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.locking import lock
 from openworldsam.modeling import OpenWorldSAM
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +75,7 @@ def test_the_command_trains_resumes_and_writes_the_adapter_alone(data, tiny_weig
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(data, tiny_weights, tmp_path, capsys):
     assert command(data, tiny_weights, tmp_path / "out", "--dry-run") == 0
     printed = capsys.readouterr().out
-    assert "6 images" in printed and "3 (1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
+    assert "6 images" in printed and "3 (6 images, 1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
     trained = sum(p.numel() for p in Trainer(training_cfg(data, tiny_weights, tmp_path)).model.adapter.parameters())
     assert f"{trained:,} parameters" in printed and "memory       frozen weights 0.0" in printed
     assert not (tmp_path / "out").exists()
@@ -85,7 +89,11 @@ def test_a_dry_run_needs_neither_data_nor_weights(name, tmp_path, monkeypatch, c
     main(["--config-file", str(ROOT / f"configs/{name}.yaml"), "--dry-run", *sizes, "MODEL.SAM2.WEIGHTS", "no.pt"])
     printed = capsys.readouterr().out
     iterations, steps, rate, _ = SCHEDULES[name]
-    assert f"{iterations:,} ({8 * iterations:,} images)" in printed and f"learning rate {rate:g}," in printed
+    epochs = {"coco/openworldsam": "25.0 epochs of the published 104,000"}
+    assert (
+        f"{iterations:,} ({8 * iterations:,} images, {epochs.get(name, '36.5 epochs of')}" in printed
+        and f"learning rate {rate:g}," in printed
+    )
     assert all(f"{step:,} (" in printed for step in steps)
     assert ": not there (" in printed and "not there: " in printed and "no.pt" in printed
 
@@ -96,7 +104,7 @@ def flat(node, prefix):
 
 
 def test_two_trainings_do_not_share_a_folder(data, tiny_weights, tmp_path, capsys):
-    with lock(tmp_path / "out"):
+    with lock(tmp_path / "out/.lock", "taken"):
         assert command(data, tiny_weights, tmp_path / "out") == 2
     assert "another training writes to" in capsys.readouterr().err
     assert command(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []) == 0
@@ -220,6 +228,13 @@ def test_too_many_unreadable_images_stop_the_training(data, tiny_weights, tmp_pa
         (["SOLVER.MAX_ITER", 0], "MAX_ITER must be at least 1"),
         (["SOLVER.ACCUMULATE", 0], "ACCUMULATE must be at least 1"),
         (["SOLVER.STEPS", [9]], "ascend and lie within"),
+        (["SOLVER.STEPS", ["1"]], "ascend and lie within"),
+        (["SOLVER.STEPS", [1, 1]], "ascend and lie within"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0], "CLIP_VALUE must be above 0"),
+        (["SOLVER.BASE_LR", float("inf")], "BASE_LR must be above 0"),
+        (["SOLVER.PICTURE_PERIOD", -1], "PICTURE_PERIOD must be at least 0"),
+        (["SOLVER.CLIP_GRADIENTS.ENABLED", False], "here it is always True"),
+        (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),
         (["MODEL.WEIGHTS", ""], "no weights"),
@@ -240,10 +255,13 @@ def test_an_empty_training_set_is_an_error(data, tiny_weights, tmp_path):
     ("opts", "message"),
     [
         (["MODEL.ADAPTER.FUSION", "add"], r"another ADAPTER\.FUSION"),
+        (["MODEL.ADAPTER.NUM_HEADS", 4], r"another MODEL\.ADAPTER\.NUM_HEADS"),
+        (["MODEL.PRECISION", "bf16"], r"another MODEL\.PRECISION"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 2.0], r"another SOLVER\.CLIP_GRADIENTS\.CLIP_VALUE"),
         (["PRESET", "improved"], "another preset"),
         (["SOLVER.IMS_PER_BATCH", 3], r"another SOLVER\.IMS_PER_BATCH"),
         (["SEED", 1], "another SEED"),
-        (["MODEL.ADAPTER.NUM_LAYERS", 0, "MODEL.WEIGHTS", "ENCODERS"], "other layers"),
+        (["MODEL.ADAPTER.NUM_LAYERS", 0, "MODEL.WEIGHTS", "ENCODERS"], "NUM_LAYERS"),
     ],
 )
 def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts, message):
@@ -255,6 +273,49 @@ def test_a_state_of_another_model_is_refused(data, tiny_weights, tmp_path, opts,
     trainer = Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
     with pytest.raises(ValueError, match=message):
         trainer.resume()
+
+
+def test_the_same_images_in_another_order_are_refused(data, tiny_weights, tmp_path):
+    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", [])
+    run(cfg)
+    change_records(data, list.reverse)
+    with pytest.raises(ValueError, match="another list of images"):
+        Trainer(cfg).resume()
+
+
+def test_gradients_that_never_become_finite_end_an_fp16_training(data, tiny_weights, tmp_path):
+    opts = ["MODEL.PRECISION", "fp16", "SOLVER.MAX_ITER", 30, "SOLVER.STEPS", []]
+    trainer = Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
+    trainer.model.adapter.tie_breakers.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"not finite up to iteration 16, images: .*\.png"):
+        trainer.run()
+    assert not (tmp_path / "out/adapter.safetensors").exists()
+
+
+def test_the_progress_line_and_the_events(data, tiny_weights, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="openworldsam.engine.hooks"):
+        run(training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.LOG_PERIOD", 2))
+    lines = [record.getMessage() for record in caplog.records if record.name == "openworldsam.engine.hooks"]
+    assert [line.split()[0] for line in lines] == ["2/6", "4/6", "6/6"]
+    assert all(word in lines[-1] for word in ("left", "images/s", "loss_mask", "total_loss", "lr ", "gradient norm"))
+    assert next((tmp_path / "out").glob("events.out.tfevents.*")).stat().st_size > 0
+
+
+def test_terminating_the_launcher_ends_its_processes(data, tiny_weights, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 5000, "SOLVER.CHECKPOINT_PERIOD", 1]
+    process = start(tmp_path, 2, "run", data, tiny_weights, tmp_path / "out", *opts)
+    deadline = time.time() + 120
+    while newest_state(tmp_path / "out") is None and time.time() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    deadline = time.time() + 20
+    with pytest.raises(ProcessLookupError):  # its session is soon empty
+        while time.time() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_a_damaged_state_is_refused_by_name(data, tiny_weights, tmp_path):
@@ -340,5 +401,5 @@ def test_training_on_real_images_lowers_the_loss(coco_sample, data, tiny_weights
     trainer.resume()
     assert trainer.start_iter == 120
     results = evaluate(cfg, trainer.model)["coco_sample"]
-    assert 0 <= results["PQ"] <= 100 and results.keys() >= {"SQ", "RQ", "PQ_th", "PQ_st"}
+    assert 0 <= results["panoptic"]["PQ"] <= 100 and results["panoptic"].keys() >= {"SQ", "RQ", "PQ_th", "PQ_st"}
     assert trainer.model.adapter.training

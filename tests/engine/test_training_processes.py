@@ -21,8 +21,8 @@ from detectron2.utils import comm
 from test_trainer import adapter_of, assert_same_gradients, gradients, make_dataset, training_cfg
 
 from openworldsam.checkpoint import read_weights
+from openworldsam.data.loader import training_dataset
 from openworldsam.engine import Trainer, launch
-from openworldsam.engine.trainer import training_dataset
 
 ROOT = Path(__file__).parents[2]
 EXACT = {"rtol": 0, "atol": 0}

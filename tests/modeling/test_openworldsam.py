@@ -258,6 +258,17 @@ def test_bf16_stays_near_fp32(build, pictures):
     assert ((rounded.logits - exact.logits).norm() / exact.logits.norm()) < 0.1
 
 
+def test_a_prompt_without_a_row_after_two_stages_keeps_its_place_among_the_expressions(build, pictures):
+    prompts = ["cat", "sky", "a very long expression"]
+    batch, referring = inputs(pictures[:1], [prompts]), ("referring",)
+    best = build()(batch, tasks=referring)[0]["referring"][1]
+    threshold = float(best.sort().values[:2].mean())  # all but the worst have a confident row
+    opts = ["MODEL.INFERENCE.TWO_STAGE", True, "MODEL.INFERENCE.SCORE_THRESHOLD", threshold]
+    masks, scores = build(*opts)(batch, tasks=referring)[0]["referring"]
+    assert len(masks) == len(scores) == 3
+    assert (scores > 0).tolist() == (best > threshold).tolist() and not masks[best.argmin()].any()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

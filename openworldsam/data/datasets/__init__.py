@@ -1,10 +1,31 @@
-"""The datasets in Detectron2's catalogs. Importing this package registers their names; no file is touched by that.
+"""The datasets in Detectron2's catalogs. Importing this package registers those whose files follow from their name;
+`register_datasets` the ones that a config describes. No file is touched by either.
 
 Paths are relative to $DETECTRON2_DATASETS, or to `datasets`, looked up when a dataset is loaded.
 datasets/README.md says how to get each of them.
 """
 
-from openworldsam.data.datasets import coco, refcocog
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from openworldsam.data.datasets import coco, refcocog, shapes
 
 coco.register()
 refcocog.register()
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the datasets that a config describes: the splits of Shapes. May be called again.
+
+    Raises:
+        ValueError: names the key that is wrong.
+    """
+    shapes.register(cfg)
+
+
+def check_registered(names: Iterable[str]) -> None:
+    """Raise ValueError if a dataset of one of the names is not registered."""
+    if unknown := sorted(set(names) - set(DatasetCatalog.list())):
+        raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")

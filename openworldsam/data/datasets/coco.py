@@ -20,6 +20,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 logger = logging.getLogger(__name__)
 
+SEGMENTATION = ("panoptic", "instance", "semantic")
+"""Tasks on which a dataset with panoptic ground truth can be scored."""
 VOID = 255
 """Label of pixels that no class owns, in semantic ground truth."""
 
@@ -114,9 +116,9 @@ def register() -> None:
 def register_panoptic(name: str, files: PanopticFiles, categories: Sequence[Category], *, hint: str = "") -> None:
     """Put a dataset into Detectron2's catalogs, in place of one of the same name.
 
-    Its metadata have what Detectron2's COCOPanopticEvaluator and SemSegEvaluator need, and vocabulary and is_thing,
-    one entry per contiguous class id. The paths (panoptic_json, panoptic_root, image_root, sem_seg_root, json_file)
-    join them when the dataset is loaded.
+    Its metadata have what Detectron2's COCOPanopticEvaluator and SemSegEvaluator need, vocabulary and is_thing, one
+    entry per contiguous class id, and tasks, those on which it is scored. The paths (panoptic_json, panoptic_root,
+    image_root, sem_seg_root, json_file) join them when the dataset is loaded.
 
     Args:
         name: in the catalogs.
@@ -143,6 +145,7 @@ def register_panoptic(name: str, files: PanopticFiles, categories: Sequence[Cate
         # every class, not stuff alone: SemSegEvaluator looks all of them up here
         stuff_dataset_id_to_contiguous_id=contiguous,
         evaluator_type="coco_panoptic_seg",
+        tasks=SEGMENTATION,
         ignore_label=VOID,
         label_divisor=1000,
     )

@@ -25,6 +25,7 @@ from openworldsam.data.datasets.coco import (
     set_metadata,
     warn_of_missing,
 )
+from openworldsam.data.rle import to_rle
 
 Segmentation = Any  # COCO's: a list of polygons [x0, y0, x1, y1, ...], or an RLE {"size": [H, W], "counts": ...}
 
@@ -64,7 +65,7 @@ def register() -> None:
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
         DatasetCatalog.register(name, partial(_load_registered, name, json_file))
-        set_metadata(name, evaluator_type="referring", vocabulary=[], is_thing=[])
+        set_metadata(name, evaluator_type="referring", tasks=("referring",), vocabulary=[], is_thing=[])
 
 
 def _load_registered(name: str, json_file: str) -> list[ReferringRecord]:
@@ -120,16 +121,20 @@ def _object(annotation: Mapping[str, Any]) -> ReferringObject:
         raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']!r}, none of COCO's")
     return {
         "id": annotation["id"],
-        "sentences": _lower(s if isinstance(s, str) else s["raw"] for s in annotation["sentences"]),
+        "sentences": _texts(annotation["sentences"], annotation["id"]),
         "segmentation": annotation["segmentation"],
         "bbox": annotation["bbox"],
         "category_id": index,
     }
 
 
-def _lower(sentences: Iterable[str]) -> list[str]:
-    """Lower-cased, stripped, without blank ones."""
-    return [plain for sentence in sentences if (plain := sentence.lower().strip())]
+def _texts(sentences: Any, object_id: int) -> list[str]:
+    """Sentences, texts or objects with a "raw" one, lower-cased, stripped, without blank ones."""
+    texts: list[Any] = sentences if isinstance(sentences, list) else [None]
+    texts = [text.get("raw") if isinstance(text, dict) else text for text in texts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the sentences of object {object_id} are no list of texts: {str(sentences)[:80]}")
+    return [plain for text in texts if (plain := text.lower().strip())]
 
 
 def image_name(image_id: int) -> str:
@@ -149,22 +154,20 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
         bool [H, W].
 
     Raises:
-        ValueError: no polygon with three or more points, or an RLE without counts or of another size.
+        ValueError: no polygon with three or more points, or an RLE that is damaged or of another size.
     """
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", [])) != [height, width]:
-            raise ValueError(f"an RLE of the size {segmentation.get('size')} for an image of {height} x {width} pixels")
-        if "counts" not in segmentation:
-            raise ValueError(f"an RLE without counts: {str(segmentation)[:80]}")
-        is_plain = isinstance(segmentation["counts"], list)
-        code = rle.frPyObjects(segmentation, height, width) if is_plain else segmentation
-    else:
-        # fewer numbers are no area, and pycocotools takes four for a box
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not polygons:
-            raise ValueError(f"a segmentation without a polygon of three points: {str(segmentation)[:80]}")
-        code = rle.merge(rle.frPyObjects(polygons, height, width))
-    return rle.decode(code).astype(bool)
+    try:
+        if isinstance(segmentation, list):
+            # fewer numbers are no area, and pycocotools takes four for a box
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+            if not segmentation:
+                raise ValueError("a segmentation without a polygon of three points")
+            far = 10 * max(height, width)  # a length that pycocotools would allocate; NaN is not within it either
+            if not all(abs(number) <= far for polygon in segmentation for number in polygon):
+                raise ValueError(f"a polygon far outside an image of {height} x {width} pixels")
+        return rle.decode(to_rle(segmentation, (height, width))).astype(bool)
+    except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
+        raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -228,7 +231,7 @@ def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], spl
     try:
         for ref in refs:
             if ref["split"] == split:
-                sentences.setdefault(ref["ann_id"], []).extend(_lower(s["raw"] for s in ref["sentences"]))
+                sentences.setdefault(ref["ann_id"], []).extend(_texts(ref["sentences"], ref["ann_id"]))
         objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
         sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
         if lacking := sentences.keys() - objects.keys():

@@ -1,0 +1,157 @@
+"""What made a cache, and whether a training may read it: weights, settings, number format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.feature_cache.index import file_sha256
+
+VERSION = 2
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IMAGE_FEATURES = {
+    "none": (),
+    "all": ("image_embed", "high_res_0", "high_res_1"),
+}
+"""Tensors of an image that a cache holds beside its prompt embeddings."""
+PROMPT_SETTINGS = (
+    "INPUT.ANTIALIAS",
+    "MODEL.PROMPT_ENCODER.NAME",
+    "MODEL.PROMPT_ENCODER.IMAGE_SIZE",
+    "MODEL.PROMPT_ENCODER.MAX_TOKENS",
+    "MODEL.PROMPT_ENCODER.USE_IMAGE",
+)
+IMAGE_SETTINGS = ("MODEL.SAM2.IMAGE_SIZE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+"""Config keys that change what the encoders compute and that their weights do not show."""
+
+
+@dataclass(frozen=True)
+class CacheHeader:
+    """What made a cache.
+
+    fingerprints: of the weights of the encoders whose output is held, by component, and of the tokenizer.
+    settings: the config keys that count, with their values.
+    image_features: "none" or "all".
+    dtype: number format on the disk, "fp32", "bf16" or "fp16"; precision: arithmetic that the encoders ran in.
+    """
+
+    fingerprints: dict[str, str]
+    settings: dict[str, Any]
+    image_features: str
+    dtype: str
+    precision: str
+    version: int = VERSION
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, fingerprints: Mapping[str, str], image_features: str, dtype: str) -> CacheHeader:
+        """The header of a cache that this config would make.
+
+        Args:
+            cfg: the config.
+            fingerprints: `Source.fingerprint` by component, from `load_weights`.
+            image_features: "none" or "all".
+            dtype: "fp32", "bf16" or "fp16".
+
+        Raises:
+            ValueError: an unknown choice, or the encoders' output is not constant under this config.
+        """
+        for what, choices, got in (("image features", IMAGE_FEATURES, image_features), ("dtype", DTYPES, dtype)):
+            if got not in choices:
+                raise ValueError(f"{what} of a feature cache are one of {', '.join(choices)}, got {got!r}")
+        for key in ("INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER", "MODEL.PROMPT_ENCODER.TRAINABLE"):
+            if _get(cfg, key):
+                raise ValueError(f"{key} is on: features then change from visit to visit; switch it or the cache off")
+        return cls(
+            {name: fingerprints[name] for name in (*_encoders(image_features), "tokenizer") if name in fingerprints},
+            {key: _get(cfg, key) for key in _settings(image_features)},
+            image_features,
+            dtype,
+            cfg.MODEL.PRECISION,
+        )
+
+    def differences(self, other: CacheHeader) -> list[str]:
+        """What differs, each as "thing is ours, not theirs". A component that one of them lacks is not compared."""
+        ours, theirs = asdict(self), asdict(other)
+        for header in (ours, theirs):
+            header.update(header.pop("settings"))
+        shared = self.fingerprints.keys() & other.fingerprints.keys()
+        for component in shared:
+            name = f"fingerprint of the {component}"
+            ours[name], theirs[name] = self.fingerprints[component], other.fingerprints[component]
+        del ours["fingerprints"], theirs["fingerprints"]
+        return [
+            f"{key} is {ours.get(key)}, not {theirs.get(key)}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+
+
+def tokenizer_fingerprint(cfg: CfgNode) -> dict[str, str]:
+    """The tokenizer's entry among the fingerprints; none where its file is not there, as training does not read it."""
+    path = Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
+    return {"tokenizer": file_sha256(path)[:16]} if path.is_file() else {}
+
+
+def write_header(folder: Path, header: CacheHeader) -> None:
+    """Write the header of a new cache."""
+    save_atomically(folder / "header.json", lambda partial: partial.write_text(json.dumps(asdict(header))))
+
+
+def read_header(folder: str | Path) -> CacheHeader:
+    """What made the cache of a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no cache.
+        ValueError: its header is damaged, or of another version of the format.
+    """
+    path = Path(folder) / "header.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no feature cache (no header.json); tools/cache_features.py makes one")
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+        if (version := content.get("version", VERSION)) == VERSION:
+            return _checked(CacheHeader(**content))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); make the cache anew in another folder") from None
+    raise ValueError(f"{folder} is a cache of format {version}, this code reads {VERSION}; make it anew")
+
+
+def _checked(header: CacheHeader) -> CacheHeader:
+    """A header as it was read; TypeError says what no cache has."""
+    for field, expected in (("fingerprints", dict), ("settings", dict), ("precision", str)):
+        if not isinstance(getattr(header, field), expected):
+            raise TypeError(f"{field}: {getattr(header, field)!r}")
+    if header.image_features not in IMAGE_FEATURES or header.dtype not in DTYPES:
+        raise TypeError(f"image features {header.image_features!r} of dtype {header.dtype!r}")
+    if lacking := set(_encoders(header.image_features)) - header.fingerprints.keys():
+        raise TypeError(f"no fingerprint of the {min(lacking)}")
+    if not all(isinstance(fingerprint, str) for fingerprint in header.fingerprints.values()):
+        raise TypeError(f"fingerprints: {header.fingerprints}")
+    if different := header.settings.keys() ^ set(_settings(header.image_features)):
+        raise TypeError(f"setting {min(different)}: there without need, or not there")
+    return header
+
+
+def _encoders(image_features: str) -> tuple[str, ...]:
+    """The components whose output a cache holds."""
+    return ("beit3",) if image_features == "none" else ("beit3", "sam2")
+
+
+def _settings(image_features: str) -> tuple[str, ...]:
+    """The config keys that count for a cache."""
+    return PROMPT_SETTINGS if image_features == "none" else PROMPT_SETTINGS + IMAGE_SETTINGS
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    value = reduce(getattr, key.split("."), cfg)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,101 @@
+"""What a cache is to hold and does not: the work that fills it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from openworldsam.data.feature_cache.index import ImageId
+from openworldsam.data.feature_cache.reader import FeatureCache
+from openworldsam.data.ground_truth import read_picture
+from openworldsam.data.loader import training_dataset
+from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.preprocessing import to_tensor
+
+
+class Work(NamedTuple):
+    """An image of which something is to be computed: its record, its prompts, and its image features or not."""
+
+    image_id: ImageId
+    record: Mapping[str, Any]
+    prompts: tuple[str, ...]
+    features: bool
+
+
+class Shard(NamedTuple):
+    """A shard to be made. Its name follows from its content, so that a run taken up again makes the same."""
+
+    name: str
+    work: list[Work]
+
+
+def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Mapping[str, Any], list[str]]]:
+    """Record (without its ground truth) and prompts of each image of DATASETS.TRAIN, by image id.
+
+    Raises:
+        ValueError: two datasets use one id for different images.
+    """
+    dataset = training_dataset(cfg)
+    assert isinstance(dataset.mapper, DatasetMapper)
+    wanted: dict[ImageId, tuple[Mapping[str, Any], list[str]]] = {}
+    for record in dataset.records:
+        plain = {key: value for key, value in record.items() if key not in ("segments_info", "annotations")}
+        first, texts = wanted.setdefault(record["image_id"], (plain, []))
+        if Path(first["file_name"]).name != Path(record["file_name"]).name:
+            raise ValueError(
+                f"image {record['image_id']} is {first['file_name']} and also {record['file_name']}; "
+                "make a cache for each dataset of DATASETS.TRAIN"
+            )
+        texts.extend(text for text in dataset.mapper.texts(record) if text not in texts)
+    return wanted
+
+
+def plan(
+    wanted: Mapping[ImageId, tuple[Mapping[str, Any], Sequence[str]]], cache: FeatureCache, shard_images: int
+) -> list[Shard | None]:
+    """The shards that are to be made; None where all is there.
+
+    The borders depend on what is wanted alone, not on what is there: every part and every later run has the same.
+    """
+    images = [(image_id, *rest) for image_id, rest in wanted.items() if rest[1]]
+    shards: list[Shard | None] = []
+    for start in range(0, len(images), shard_images):
+        work = []
+        for image_id, record, texts in images[start : start + shard_images]:
+            prompts, lacks_features = cache.missing(image_id, texts)
+            if prompts or lacks_features:
+                work.append(Work(image_id, record, tuple(prompts), lacks_features))
+        content = json.dumps([(w.image_id, w.prompts, w.features) for w in work])
+        shards.append(Shard(hashlib.sha256(content.encode()).hexdigest()[:16], work) if work else None)
+    return shards
+
+
+class _Images(Dataset[tuple[Work, Tensor | str]]):
+    """The pixels of each image, or why they could not be read."""
+
+    def __init__(self, work: Sequence[Work]) -> None:
+        self.work = work
+
+    def __getitem__(self, index: int) -> tuple[Work, Tensor | str]:
+        try:
+            return self.work[index], to_tensor(read_picture(self.work[index].record))
+        except (ValueError, OSError) as error:
+            return self.work[index], str(error)
+
+
+def batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[list[tuple[Work, Tensor | str]]]:
+    """All images in order; no batch belongs to two shards."""
+    work = [work for shard in shards for work in shard.work]
+    places, start = [], 0
+    for shard in shards:
+        end = start + len(shard.work)
+        places += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
+        start = end
+    return iter(DataLoader(_Images(work), batch_sampler=places, num_workers=num_workers, collate_fn=list))

@@ -1,0 +1,84 @@
+"""Adds shards to a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header, write_header
+from openworldsam.data.feature_cache.index import ImageEntry, write_index
+
+
+class CachedImage(NamedTuple):
+    """An image's part of a shard.
+
+    entry: in the index; embeddings: [P, D] of its prompts; features: the tensors that `IMAGE_FEATURES` names, or none
+    if another shard holds them.
+    """
+
+    entry: ImageEntry
+    embeddings: Tensor
+    features: Sequence[Tensor] = ()
+
+
+class FeatureCacheWriter:
+    """Adds shards to a cache.
+
+    Args:
+        folder: of the cache; made if it is not there.
+        header: what makes the shards.
+
+    Raises:
+        ValueError: the folder holds a cache that something else made, or that is damaged.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, header: CacheHeader) -> None:
+        self.folder, self.header = Path(folder), header
+        if not (self.folder / "header.json").exists():
+            write_header(self.folder, header)
+            return
+        held = read_header(folder)
+        if held.image_features != header.image_features:
+            what = "no image features" if held.image_features == "none" else "image features"
+            raise ValueError(
+                f"{folder} cannot take --image-features {header.image_features}: it holds {what}; choose another folder"
+            )
+        if differences := held.differences(header):
+            raise ValueError(f"{folder} holds another cache: its {'; its '.join(differences)}. Choose another folder")
+
+    def write(self, name: str, images: Sequence[CachedImage]) -> None:
+        """Write a shard, complete or not at all; a shard of the same name is replaced.
+
+        Args:
+            name: tells it from other shards; no two processes may write one of the same name at once.
+            images: its content.
+
+        Raises:
+            ValueError: a feature is not finite in the cache's number format.
+            OSError: the disk is full or not writable.
+        """
+        tensors = {"prompt_embeddings": torch.cat([self._stored(image, image.embeddings) for image in images])}
+        for number, image in enumerate(images):
+            names = IMAGE_FEATURES[self.header.image_features] if image.entry.features else ()
+            for feature, value in zip(names, image.features, strict=True):
+                tensors[f"{number}.{feature}"] = self._stored(image, value)
+        path = self.folder / f"shard-{name}.safetensors"
+        save_atomically(path, lambda partial: save_file(tensors, partial))
+        write_index(path, [image.entry for image in images])
+
+    def _stored(self, image: CachedImage, value: Tensor) -> Tensor:
+        """A tensor in the cache's number format."""
+        stored = value.detach().to(DTYPES[self.header.dtype]).cpu().contiguous()
+        if not stored.isfinite().all():
+            raise ValueError(
+                f"features of {image.entry.file} are not finite in {self.header.dtype}; "
+                "use --dtype fp32 or bf16, and MODEL.PRECISION fp32"
+            )
+        return stored

@@ -1,0 +1,61 @@
+"""What a training refuses before it starts."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from openworldsam.data.datasets import check_registered, register_datasets
+from openworldsam.evaluation.benchmark import check_benchmarks
+
+RANGES = {
+    **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"), (1, False)),
+    **dict.fromkeys(("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD"), (1, False)),
+    **dict.fromkeys(("SOLVER.PICTURE_PERIOD", "TEST.EVAL_PERIOD", "SOLVER.WARMUP_ITERS"), (0, False)),
+    **dict.fromkeys(("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_SKIPPED", "INPUT.MAX_PROMPTS"), (0, False)),
+    **dict.fromkeys(("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.GAMMA"), (0, False)),
+    **dict.fromkeys(("MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"), (0, False)),
+    **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"), (0, True)),
+}
+"""Smallest value of each key, and whether the value must be above it."""
+FIXED = {
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+    "SOLVER.AMP.ENABLED": False,
+    "INPUT.FORMAT": "RGB",
+    "MODEL.META_ARCHITECTURE": "OpenWorldSAM",
+}
+"""Keys of Detectron2 that would be expected to do something, and do not."""
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Raise ValueError for settings that cannot be trained."""
+    if cfg.SEED < 0:
+        raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
+    if not cfg.OUTPUT_DIR:
+        raise ValueError("OUTPUT_DIR is empty; it names the folder that gets what is trained")
+    for key, (low, above) in RANGES.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if not (low < value if above else low <= value) or not math.isfinite(value):
+            raise ValueError(f"{key} must be {'above' if above else 'at least'} {low}, got {value}")
+    for key, value in FIXED.items():
+        if (got := reduce(getattr, key.split("."), cfg)) != value:
+            raise ValueError(f"{key} {got} is not supported: here it is always {value}")
+    divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH % divisor:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {comm.get_world_size()} processes x "
+            f"{cfg.SOLVER.ACCUMULATE} accumulated parts"
+        )
+    steps, last = list(cfg.SOLVER.STEPS or ()), cfg.SOLVER.MAX_ITER
+    if not all(isinstance(step, int) for step in steps) or steps != sorted({s for s in steps if 0 < s < last}):
+        raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
+    if len(set(cfg.DATASETS.TRAIN)) < len(cfg.DATASETS.TRAIN):
+        raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} names a dataset twice")
+    register_datasets(cfg)
+    check_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    if cfg.TEST.EVAL_PERIOD:
+        check_benchmarks(cfg)

@@ -1,0 +1,82 @@
+"""The command line of tools/eval_net.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import openworldsam
+from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.config import load_config
+from openworldsam.device import usable_device
+from openworldsam.engine.launch import launch_command
+from openworldsam.evaluation.benchmark import check_benchmarks, evaluate, table
+from openworldsam.modeling import OpenWorldSAM
+
+RESULTS = "results.json"
+PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
+"""What results may depend on, by the names that one imports."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Evaluate a model on registered datasets.")
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="datasets, in place of DATASETS.TEST")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"gets {RESULTS} and log.txt")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, command: str) -> None:
+    """What every process runs; the first writes the results."""
+    start = time.monotonic()
+    cfg = load_config(args.config_file, args.opts)
+    cfg.DATASETS.TEST = args.benchmarks or cfg.DATASETS.TEST
+    check_benchmarks(cfg)
+    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
+    setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
+    model = OpenWorldSAM(cfg)
+    sources = load_weights(model, cfg)
+    results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval())
+    if not comm.is_main_process():
+        return
+    content = {
+        "benchmarks": results,
+        "preset": cfg.PRESET,
+        "protocol": cfg.TEST.PROTOCOL,
+        "weights": {component: asdict(source) for component, source in sources.items()},
+        "versions": versions(),
+        "command": command,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    path = args.output / RESULTS
+    save_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+    print(f"{table(results)}\n{path}")
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, this package and those it computes with; None for one that is installed without metadata."""
+    installed = metadata.packages_distributions()
+    found = {name: metadata.version(installed[name][0]) if name in installed else None for name in PACKAGES}
+    return {"python": platform.python_version(), "openworldsam": openworldsam.__version__, **found}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the processes; exits with 2 after a user error."""
+    args = parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    launch_command(run, args=(args, shlex.join(["python", "tools/eval_net.py", *words])), num_gpus=args.num_gpus)

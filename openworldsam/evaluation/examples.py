@@ -1,0 +1,114 @@
+"""What evaluation asks about an image, and the ground truth of that.
+
+Shapes: H, W size of the image, P prompts of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from openworldsam.data.datasets.coco import Segment
+from openworldsam.data.ground_truth import Record, is_referring, read_panoptic, read_picture, read_referring
+from openworldsam.data.preprocessing import to_tensor
+
+PROTOCOLS = ("oracle", "global", "absent")
+SENTENCES = ("first", "all")
+
+
+class Truth(NamedTuple):
+    """Ground truth of an image.
+
+    segment_map: int [H, W], segment ids, 0 for void; segments: of these. Both empty for referring data.
+    absent: classes that are asked about under protocol "absent" and that the image does not have.
+    referents: P times bool [H, W], the mask of each expression.
+    """
+
+    segment_map: np.ndarray
+    segments: Sequence[Segment] = ()
+    absent: Sequence[int] = ()
+    referents: Sequence[np.ndarray] = ()
+
+
+class Example(NamedTuple):
+    """inputs: what `OpenWorldSAM.forward` takes, with file_name and image_id."""
+
+    inputs: dict[str, Any]
+    truth: Truth
+
+
+class Unreadable(NamedTuple):
+    """An image or ground truth that cannot be read, and why."""
+
+    file_name: str
+    reason: str
+
+
+class EvaluationDataset(Dataset[Example | Unreadable]):
+    """Every record of a dataset once; what is asked depends on the record and its place alone.
+
+    A class that an image has only as a crowd is neither present nor absent.
+
+    Args:
+        records: of a dataset.
+        class_names, is_thing: of the contiguous class ids; empty for referring datasets.
+        protocol: "oracle" asks for the classes that the image has, "global" for all, "absent" for those that it has and
+            as many drawn from those that it has not, as far as there are so many.
+        sentences: of each object, the "first" or "all". All expressions of an image are asked in one forward pass.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        *,
+        class_names: Sequence[str] = (),
+        is_thing: Sequence[bool] = (),
+        protocol: str = "oracle",
+        sentences: str = "first",
+    ) -> None:
+        self.records = records
+        self.class_names = class_names
+        self.is_thing = is_thing
+        self.protocol = protocol
+        self.sentences = sentences
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example | Unreadable:
+        record = self.records[index]
+        try:
+            image = to_tensor(read_picture(record))
+            asked, truth = self._expressions(record) if is_referring(record) else self._classes(record, index)
+        except (ValueError, OSError) as error:
+            return Unreadable(record["file_name"], str(error))
+        plain = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
+        return Example({"image": image, **plain, **asked}, truth)
+
+    def _classes(self, record: Record, index: int) -> tuple[dict[str, Any], Truth]:
+        segment_map, segments = read_panoptic(record)
+        visible = set(np.unique(segment_map).tolist())
+        there = {s["category_id"] for s in segments if s["id"] in visible}
+        present = {s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]}
+        everything = range(len(self.class_names))
+        absent: list[int] = []
+        if self.protocol == "absent":
+            others = [c for c in everything if c not in there]
+            count = min(len(present), len(others))
+            absent = np.random.default_rng(index).choice(others, count, replace=False).tolist()
+        classes = list(everything) if self.protocol == "global" else sorted(present | set(absent))
+        asked = {
+            "prompts": [self.class_names[c] for c in classes],
+            "class_ids": classes,
+            "is_thing": [self.is_thing[c] for c in classes],
+            "num_classes": len(self.class_names),
+        }
+        return asked, Truth(segment_map, segments, absent)
+
+    def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
+        number = 1 if self.sentences == "first" else None
+        pairs = [(text, r.mask) for r in read_referring(record) for text in r.sentences[:number]]
+        return {"prompts": [text for text, _ in pairs]}, Truth(np.zeros((0, 0)), referents=[mask for _, mask in pairs])

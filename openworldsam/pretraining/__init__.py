@@ -1,0 +1,1 @@
+"""How the two tiny encoders of the Shapes world were made: as the real ones were, and then frozen."""

@@ -1,0 +1,111 @@
+"""The command line of tools/pretrain_shapes.py."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from openworldsam.checkpoint import load_component, read_weights, save_component
+from openworldsam.config import load_config
+from openworldsam.data.datasets.shapes import configured_world, split_seed
+from openworldsam.data.shapes import World, render
+from openworldsam.device import usable_device
+from openworldsam.engine.launch import launch_command
+from openworldsam.modeling import OpenWorldSAM
+from openworldsam.pretraining import beit3, sam2
+from openworldsam.pretraining.loop import Schedule, pretrain
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = {
+    "sam2": Schedule(steps=4000, batch_size=8, learning_rate=1e-3),
+    "beit3": Schedule(steps=12_500, batch_size=8, learning_rate=1e-3, warmup=500),
+}
+TOKENIZER_SCENES = 3000
+"""Scenes whose texts the vocabulary is made of."""
+SCORED_SCENES = 200
+"""Scenes that an encoder is scored on in the end."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make the frozen encoders of the Shapes world, one after the other.")
+    parser.add_argument("encoder", choices=("sam2", "beit3"), help="beit3 needs the sam2 that was made before")
+    parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output/shapes"), help="folder of the training's state")
+    parser.add_argument("--steps", type=int, help="other than the usual number")
+    parser.add_argument("--batch-size", type=int, help="scenes of a step")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    return parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train one encoder, and write it where the config looks for it."""
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
+    cfg.MODEL.PRECISION = "bf16"
+    args.output.mkdir(parents=True, exist_ok=True)
+    setup_logger(str(args.output / f"{args.encoder}.log"), name="openworldsam")
+    schedule = SCHEDULES[args.encoder]
+    schedule = schedule._replace(steps=args.steps or schedule.steps, batch_size=args.batch_size or schedule.batch_size)
+    seed_all_rng(cfg.SEED)
+    state = args.output / f"{args.encoder}_state.pth"
+    (_train_sam2 if args.encoder == "sam2" else _train_beit3)(cfg, schedule, state)
+
+
+def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
+    world = configured_world(cfg)
+    model = OpenWorldSAM(cfg).to(cfg.MODEL.DEVICE)
+    tiny = sam2.TinySAM2(model).train()
+    tiny.start_local()
+    data = sam2.PromptedScenes(world, _seed(cfg, "sam2_train"), num_prompts=4)
+    pretrain(tiny, data, sam2.collate, partial(sam2.training_losses, tiny), schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    tiny.eval()
+    for kind in ("point", "box"):
+        scores = sam2.evaluate(tiny, world, _seed(cfg, "sam2_val"), SCORED_SCENES, kind)
+        logger.info("%s: %s", kind, scores)
+    save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, _note(schedule), torch.float16)
+
+
+def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
+    world, tokenizer = configured_world(cfg), Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
+    if not tokenizer.is_file():
+        texts = _texts(world, _seed(cfg, "tokenizer"))
+        beit3.save_tokenizer(tokenizer, texts, cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE)
+    model = OpenWorldSAM(cfg)
+    load_component(model, "sam2", read_weights(cfg.MODEL.SAM2.WEIGHTS))
+    pointing = beit3.PointingBEiT3(model.to(cfg.MODEL.DEVICE)).to(cfg.MODEL.DEVICE)
+    data = beit3.DescribedScenes(world, _seed(cfg, "beit3_train"))
+    losses = partial(beit3.training_losses, pointing)
+    pretrain(pointing, data, beit3.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    scores = beit3.evaluate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
+    logger.info("IoU of the regions pointed at: %s", scores)
+    save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
+
+
+def _texts(world: World, seed: int) -> Iterator[str]:
+    for index in range(TOKENIZER_SCENES):
+        for texts in beit3.describe(render(world, seed, index, "all")).values():
+            yield from texts
+
+
+def _seed(cfg: CfgNode, purpose: str) -> int:
+    """Of scenes that no split has."""
+    return split_seed(cfg.DATASETS.SHAPES_SEED, purpose)
+
+
+def _note(schedule: Schedule) -> str:
+    return f"trained on the Shapes world, {schedule.steps} steps of {schedule.batch_size} scenes"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 2 after a user error."""
+    launch_command(run, args=(parse_args(argv),))

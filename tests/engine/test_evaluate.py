@@ -1,0 +1,133 @@
+"""tools/eval_net.py: its files and errors, several processes, and the same code during training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import run
+from test_training_processes import forked_processes
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.config import load_config
+from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
+from openworldsam.engine.evaluate import main
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.modeling import OpenWorldSAM
+
+ROOT = Path(__file__).parents[2]
+SHAPES = ["shapes_val", "shapes_novel_val", "shapes_refer_val", "shapes_absent_val"]
+
+
+def options(tiny_weights, *more):
+    opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "DATASETS.SHAPES.SIZE", 64, "DATASETS.SHAPES.THING_SIZE"]
+    opts += [[10, 40], "MODEL.PROMPT_ENCODER.TOKENIZER", tiny_weights / "beit3.spm", "DATALOADER.NUM_WORKERS", 0]
+    return [*map(str, [*opts, "TEST.MAX_IMAGES", 3]), *more]
+
+
+def command(output, benchmarks, opts):
+    """Run tools/eval_net.py's main in this process; returns its exit status."""
+    chosen = ["--benchmarks", *benchmarks] if benchmarks else []
+    try:
+        main(["--config-file", str(ROOT / "configs/tiny.yaml"), *chosen, "--output", str(output), *map(str, opts)])
+    except SystemExit as exited:
+        return exited.code
+    return 0
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
+    folder = shared / "data/coco_panoptic_sample"
+    files = PanopticFiles(str(folder / "panoptic.json"), str(folder / "images"), str(folder / "panoptic"))
+    register_panoptic("coco_panoptic_sample", files, CATEGORIES)
+    assert command(tmp_path, [*SHAPES, "coco_panoptic_sample"], options(tiny_weights)) == 0
+    results = results_of(tmp_path)
+    assert results.keys() == {"benchmarks", "preset", "protocol", "weights", "versions", "command", "seconds"}
+    assert (results["preset"], results["protocol"]) == ("paper", "oracle") and results["seconds"] > 0
+    assert results["weights"].keys() == {"sam2", "beit3", "adapter"}
+    assert results["weights"]["adapter"].keys() == {"file", "layout", "fingerprint", "note"}
+    assert results["versions"]["torch"] == torch.__version__.split("+")[0] and all(results["versions"].values())
+    assert results["command"].startswith("python tools/eval_net.py --config-file")
+    segmentation = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
+    tasks = dict.fromkeys([*SHAPES, "coco_panoptic_sample"], segmentation) | {
+        "shapes_refer_val": {"referring": "cIoU"},
+        "shapes_absent_val": {**segmentation, "absent": "false_positive_rate"},
+    }
+    printed = capsys.readouterr().out
+    assert results["benchmarks"].keys() == tasks.keys()
+    for name, content in results["benchmarks"].items():
+        assert content.keys() == {*tasks[name], "protocol", "images", "skipped"}
+        assert (content["images"], content["skipped"]) == (3, {})
+        assert content["protocol"] == ("absent" if name == "shapes_absent_val" else "oracle")
+        for task, metric in tasks[name].items():
+            assert 0 <= content[task][metric] <= 100
+            assert f"{task} {metric}" in printed
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_the_config_names_the_datasets_and_the_seed_the_scenes(tiny_weights, tmp_path):
+    found = []
+    for seed in (0, 0, 1):
+        opts = options(tiny_weights, "DATASETS.TEST", ["shapes_refer_val"], "DATASETS.SHAPES_SEED", seed)
+        assert command(tmp_path, (), opts) == 0
+        found.append(results_of(tmp_path)["benchmarks"]["shapes_refer_val"])
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "opts", "message"),
+    [
+        (["shapes_vall"], [], "unknown datasets ['shapes_vall']"),
+        ((), [], "DATASETS.TEST is empty"),
+        (["shapes_val"], ["TEST.PROTOCOL", "all"], "TEST.PROTOCOL is one of"),
+        (["shapes_val"], ["DATASETS.SHAPES.SIZE", "8"], "DATASETS.SHAPES.SIZE must be"),
+        (["shapes_val"], ["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["shapes_val"], ["NO.SUCH", "1"], "NO.SUCH"),
+        (["coco_2017_val_panoptic_openworldsam"], [], "panoptic_val2017.json not found"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(tiny_weights, tmp_path, capsys, monkeypatch, benchmarks, opts, message):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    assert command(tmp_path / "out", benchmarks, options(tiny_weights, *opts)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def evaluate_own_share(opts):
+    """What each process of an evaluation runs."""
+    cfg = load_config(ROOT / "configs/tiny.yaml", opts)
+    model = OpenWorldSAM(cfg)
+    load_weights(model, cfg)
+    return evaluate(cfg, model.eval())
+
+
+def test_two_processes_find_what_one_finds(tiny_weights, tmp_path):
+    opts = options(tiny_weights, "DATASETS.TEST", str(["shapes_absent_val", "shapes_refer_val"]))
+    with forked_processes(tmp_path) as processes:
+        two, nothing = processes.values(evaluate_own_share, opts, processes=2)
+    one = evaluate_own_share(opts)
+    assert nothing == {} and two == one and one["shapes_absent_val"]["images"] == 3
+
+
+def test_training_on_shapes_is_the_same_with_evaluation_and_without(tiny_weights, tmp_path):
+    def train(name, *more):
+        opts = options(tiny_weights, "DATASETS.TRAIN", ["shapes_train"], "OUTPUT_DIR", str(tmp_path / name))
+        opts += ["SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [], "SOLVER.IMS_PER_BATCH", 2, "SOLVER.LOG_PERIOD", 1]
+        return run(load_config(ROOT / "configs/tiny.yaml", [*opts, *more]))
+
+    plain = train("plain")
+    watched = train("watched", "DATASETS.TEST", SHAPES, "TEST.EVAL_PERIOD", 2)
+    assert all(torch.equal(watched[name], plain[name]) for name in plain)
+    lines = [json.loads(line) for line in (tmp_path / "watched/metrics.json").read_text().splitlines()]
+    evaluated = next(line for line in lines if "shapes_val/PQ" in line)
+    wanted = {
+        "shapes_val/AP",
+        "shapes_novel_val/mIoU",
+        "shapes_refer_val/cIoU",
+        "shapes_absent_val/false_positive_rate",
+    }
+    assert evaluated.keys() >= wanted and evaluated["iteration"] == 1

@@ -1,0 +1,269 @@
+"""Scoring a model on registered datasets: perfect predictions, protocols, what cannot be read."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from panopticapi.utils import id2rgb
+from PIL import Image
+from torch import nn
+from torchvision.ops import masks_to_boxes
+
+from openworldsam.data.datasets import register_datasets
+from openworldsam.data.datasets.coco import CATEGORIES, SEGMENTATION, PanopticFiles, register_panoptic
+from openworldsam.data.ground_truth import read_sentences
+from openworldsam.evaluation import AbsentPrompts
+from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate, scalars, semantic_map, table
+from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable
+
+NAMES, IS_THING = ("cat", "dog", "grass", "sky"), (True, True, False, False)
+
+
+@pytest.fixture
+def cfg(tiny_cfg):
+    opts = ["DATASETS.SHAPES.SIZE", 64, "DATASETS.SHAPES.THING_SIZE", [10, 40], "TEST.MAX_IMAGES", 4]
+    tiny_cfg.merge_from_list([*opts, "DATALOADER.NUM_WORKERS", 0])
+    register_datasets(tiny_cfg)
+    return tiny_cfg
+
+
+@pytest.fixture
+def coco_sample(shared):
+    """Three real COCO images with their panoptic ground truth."""
+    folder = shared / "data/coco_panoptic_sample"
+    files = PanopticFiles(str(folder / "panoptic.json"), str(folder / "images"), str(folder / "panoptic"))
+    register_panoptic("coco_sample", files, CATEGORIES)
+    return "coco_sample"
+
+
+@pytest.fixture
+def pictures_on_disk(tmp_path):
+    """Registers four pictures: a cat and grass; a dog, a crowd of cats and void; void alone; an unreadable one."""
+    generator = np.random.default_rng(0)
+    contents = [
+        {1: (0, 0), 2: (2, 0)},
+        {1: (1, 0), 2: (0, 1)},
+        {},
+        {1: (0, 0)},
+    ]
+    records = []
+    for index, segments in enumerate(contents):
+        ids = np.zeros((20, 24), dtype=np.uint32)
+        for id_ in segments:
+            ids[8 * id_ - 8 : 8 * id_] = id_
+        Image.fromarray(id2rgb(ids)).save(tmp_path / f"{index}_ids.png")
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+        listed = [{"id": i, "category_id": c, "iscrowd": crowd} for i, (c, crowd) in segments.items()]
+        plain = {"file_name": str(tmp_path / f"{index}.png"), "image_id": index, "height": 20, "width": 24}
+        records.append({**plain, "pan_seg_file_name": str(tmp_path / f"{index}_ids.png"), "segments_info": listed})
+    (tmp_path / "3.png").write_bytes(b"nothing")
+    name = f"pictures_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(vocabulary=NAMES, is_thing=IS_THING, tasks=SEGMENTATION)
+    yield name
+    DatasetCatalog.remove(name)
+
+
+def perfect(example, is_thing):
+    """The prediction that says exactly the ground truth; crowds are left empty."""
+    inputs, truth = example
+    size = (inputs["height"], inputs["width"])
+    segments = [s for s in truth.segments if not s["iscrowd"] and (truth.segment_map == s["id"]).any()]
+    panoptic = np.where(np.isin(truth.segment_map, [s["id"] for s in segments]), truth.segment_map, 0)
+    things = [s for s in segments if is_thing[s["category_id"]]]
+    masks = torch.zeros(len(things), *size, dtype=torch.bool)
+    for mask, segment in zip(masks, things, strict=True):
+        mask[:] = torch.from_numpy(truth.segment_map == segment["id"])
+    return {
+        "panoptic_seg": (
+            torch.from_numpy(panoptic.astype(np.int32)),
+            [{**s, "isthing": is_thing[s["category_id"]]} for s in segments],
+        ),
+        "instances": Instances(
+            size,
+            pred_masks=masks,
+            pred_boxes=Boxes(masks_to_boxes(masks) if len(masks) else torch.zeros(0, 4)),
+            scores=torch.ones(len(masks)),
+            pred_classes=torch.tensor([s["category_id"] for s in things], dtype=torch.long),
+        ),
+        "semantic": torch.from_numpy(semantic_map(truth)),
+        "referring": (torch.from_numpy(np.array(truth.referents).reshape(-1, *size)), torch.ones(len(truth.referents))),
+    }
+
+
+class Oracle(nn.Module):
+    """Answers with the ground truth of a dataset, whatever it is asked."""
+
+    def __init__(self, name, **options):
+        super().__init__()
+        metadata = MetadataCatalog.get(name)
+        classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
+        examples = EvaluationDataset(DatasetCatalog.get(name)[:4], **classes, **options)
+        readable = [e for e in map(examples.__getitem__, range(len(examples))) if isinstance(e, Example)]
+        self.answers = {e.inputs["image_id"]: perfect(e, metadata.is_thing) for e in readable}
+        self.asked = []
+
+    def forward(self, batch, tasks):
+        self.asked.append([x["prompts"] for x in batch])
+        return [self.answers[x["image_id"]] for x in batch]
+
+
+BEST = {
+    "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"),
+    "instance": ("AP", "AP50", "AP75"),
+    "semantic": ("mIoU", "pACC"),
+}
+
+
+@pytest.mark.parametrize("name", ["shapes_val", "shapes_novel_val", "shapes_absent_val", "coco_sample"])
+def test_perfect_predictions_of_segments_give_100(cfg, name, request):
+    if name == "coco_sample":
+        request.getfixturevalue(name)
+    cfg.DATASETS.TEST = [name]
+    content = evaluate(cfg, Oracle(name))[name]
+    for task, metrics in BEST.items():
+        assert [content[task][metric] for metric in metrics] == [pytest.approx(100)] * len(metrics), task
+    assert content["images"] == (3 if name == "coco_sample" else 4) and content["skipped"] == {}
+    assert content.get("absent", {}).get("false_positive_rate") == (0 if name == "shapes_absent_val" else None)
+
+
+@pytest.mark.parametrize("sentences", ["first", "all"])
+def test_perfect_masks_of_expressions_give_100(cfg, sentences):
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_refer_val"], "TEST.SENTENCES", sentences])
+    model = Oracle("shapes_refer_val", sentences=sentences)
+    content = evaluate(cfg, model)["shapes_refer_val"]
+    assert content.keys() == {"referring", "protocol", "images", "skipped"}
+    assert content["referring"]["cIoU"] == content["referring"]["precision@0.9"] == 100
+    texts = [read_sentences(record) for record in DatasetCatalog.get("shapes_refer_val")[:4]]
+    expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]
+    assert model.asked == [[image] for image in expected]
+
+
+def test_what_is_wrong_costs(cfg):
+    """A class mistaken for another, on half of the images."""
+    dataset = EvaluationDataset(DatasetCatalog.get("shapes_val")[:4], class_names=NAMES * 5, is_thing=[True] * 20)
+    benchmark = Benchmark(("panoptic", "semantic"), NAMES * 5, [True] * 20)
+    for index in range(4):
+        example = dataset[index]
+        answer = perfect(example, [True] * 20)
+        if index % 2:
+            shifted = [{**s, "category_id": s["category_id"] + 2} for s in answer["panoptic_seg"][1]]
+            answer["panoptic_seg"] = (answer["panoptic_seg"][0], shifted)
+            answer["semantic"] = answer["semantic"] + 2
+        benchmark.update(example, answer)
+    scores = benchmark.compute()
+    assert scores["panoptic"].overall["PQ"] < 75 and scores["semantic"].overall["pACC"] < 75
+
+
+def test_protocols_ask_what_they_say(cfg):
+    records = DatasetCatalog.get("shapes_val")[:6]
+    metadata = MetadataCatalog.get("shapes_val")
+    classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
+    oracle, everything, absent = (
+        EvaluationDataset(records, **classes, protocol=p) for p in ("oracle", "global", "absent")
+    )
+    draws = set()
+    for index in range(6):
+        present = set(oracle[index].inputs["class_ids"])
+        assert present == {s["category_id"] for s in oracle[index].truth.segments}
+        assert everything[index].inputs["prompts"] == metadata.vocabulary
+        inputs, truth = absent[index]
+        assert not present & set(truth.absent)
+        assert set(inputs["class_ids"]) == present | set(truth.absent)
+        assert len(truth.absent) == min(len(present), len(metadata.vocabulary) - len(present))
+        assert inputs["prompts"] == [metadata.vocabulary[c] for c in inputs["class_ids"]]
+        assert inputs["is_thing"] == [metadata.is_thing[c] for c in inputs["class_ids"]]
+        assert absent[index].truth.absent == truth.absent
+        draws.add(tuple(truth.absent))
+    assert len(draws) > 1
+
+
+def test_a_class_of_a_crowd_is_neither_present_nor_absent(pictures_on_disk):
+    records = DatasetCatalog.get(pictures_on_disk)
+    dataset = EvaluationDataset(records, class_names=NAMES, is_thing=IS_THING, protocol="absent")
+    inputs, truth = dataset[1]
+    assert inputs["class_ids"][0] == 1 and truth.absent in ([2], [3])
+
+
+def test_an_absent_thing_is_found_as_an_instance_and_absent_stuff_as_a_segment():
+    truth = Truth(np.ones((4, 4), dtype=np.int32), [{"id": 1, "category_id": 2, "iscrowd": 0}], absent=[0, 1, 3])
+    benchmark = Benchmark(("absent",), NAMES, IS_THING, "absent")
+    assert set(benchmark.model_tasks) == {"instance", "panoptic"}
+    instances = Instances((4, 4), pred_classes=torch.tensor([1]))
+    segments = [{"category_id": 0, "isthing": True}, {"category_id": 3, "isthing": False}]
+    example = Example({"file_name": "a"}, truth)
+    benchmark.update(example, {"instances": instances, "panoptic_seg": (None, segments)})
+    assert benchmark.compute()["absent"].overall["false_positive_rate"] == pytest.approx(200 / 3)
+    assert AbsentPrompts().compute().overall["false_positive_rate"] is None
+
+
+def test_unreadable_images_are_listed_and_images_without_prompts_predict_nothing(cfg, build, pictures_on_disk):
+    cfg.DATASETS.TEST = [pictures_on_disk]
+    content = evaluate(cfg, build())[pictures_on_disk]
+    assert content["images"] == 3
+    ((file, reason),) = content["skipped"].items()
+    assert file.endswith("3.png") and "not a readable image" in reason
+    assert content["semantic"]["per_class"]["cat"]["IoU"] is not None
+    dataset = EvaluationDataset(DatasetCatalog.get(pictures_on_disk), class_names=NAMES, is_thing=IS_THING)
+    assert dataset[2].inputs["prompts"] == [] and isinstance(dataset[3], Unreadable)
+    perfect_content = evaluate(cfg, Oracle(pictures_on_disk))[pictures_on_disk]
+    assert [perfect_content["panoptic"]["PQ"], perfect_content["instance"]["AP"]] == [pytest.approx(100)] * 2
+
+
+def test_a_metric_over_nothing_is_not_available(cfg, build, pictures_on_disk, tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}_ids.png").write_bytes(b"nothing")
+    cfg.DATASETS.TEST = [pictures_on_disk]
+    results = json.loads(json.dumps(evaluate(cfg, build())))
+    content = results[pictures_on_disk]
+    assert content["images"] == 0 and len(content["skipped"]) == 4
+    assert [content[t][m] for t, m in (("panoptic", "PQ"), ("instance", "AP"), ("semantic", "mIoU"))] == [None] * 3
+    assert scalars(results)[pictures_on_disk] == {}
+    assert table(results).count("n/a") == 6
+
+
+def test_batches_and_readers_change_nothing(cfg, build):
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_absent_val", "shapes_refer_val"]])
+    model = build()
+    plain = evaluate(cfg, model)
+    cfg.merge_from_list(["TEST.IMS_PER_BATCH", 3, "DATALOADER.NUM_WORKERS", 2])
+    batched = evaluate(cfg, model)
+    for name, metrics in scalars(plain).items():
+        assert scalars(batched)[name] == pytest.approx(metrics, rel=1e-3)
+
+
+def test_a_model_keeps_its_mode_and_the_generators_their_state(cfg, build):
+    cfg.DATASETS.TEST = ["shapes_val"]
+    model = build().train()
+    before = torch.get_rng_state()
+    evaluate(cfg, model)
+    assert model.adapter.training
+    torch.testing.assert_close(torch.get_rng_state(), before)
+
+
+def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
+    dataset = EvaluationDataset(DatasetCatalog.get("shapes_val")[:1], class_names=NAMES * 5, is_thing=[True] * 20)
+    benchmark = Benchmark(("semantic",), NAMES * 5, [True] * 20)
+    with pytest.raises(ValueError, match=r"shapes_val/000000: the prediction is \(3, 3\)"):
+        benchmark.update(dataset[0], {"semantic": torch.zeros(3, 3)})
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATASETS.TEST", []], "DATASETS.TEST is empty"),
+        (["DATASETS.TEST", ["nothing"]], r"unknown datasets \['nothing'\]"),
+        (["DATASETS.TEST", ["shapes_train"]], "shapes_train cannot be evaluated"),
+        (["TEST.PROTOCOL", "open"], r"TEST\.PROTOCOL is one of .*global"),
+        (["TEST.SENTENCES", "last"], r"TEST\.SENTENCES is one of"),
+        (["TEST.IMS_PER_BATCH", 0], r"TEST\.IMS_PER_BATCH is 1 or more"),
+        (["TEST.MAX_IMAGES", -1], r"TEST\.MAX_IMAGES"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(cfg, opts, message):
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], *opts])
+    with pytest.raises(ValueError, match=message):
+        check_benchmarks(cfg)
