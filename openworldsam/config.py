@@ -159,6 +159,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
     # Largest share of images that may turn out unreadable; the first 20 are forgiven.
     cfg.DATALOADER.MAX_SKIPPED = 0.01
+    # What a training starts from, if not from MODEL.WEIGHTS, which evaluation uses: an adapter file, or fresh.
+    cfg.SOLVER.INIT_WEIGHTS = ""
     # AdamW, no warm-up; norms without weight decay; the global gradient norm is clipped to CLIP_VALUE.
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WEIGHT_DECAY = 0.05

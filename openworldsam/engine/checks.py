@@ -31,6 +31,14 @@ FIXED = {
 """Keys of Detectron2 that would be expected to do something, and do not."""
 
 
+def starting_config(cfg: CfgNode) -> CfgNode:
+    """The config with SOLVER.INIT_WEIGHTS in the place of MODEL.WEIGHTS."""
+    if cfg.SOLVER.INIT_WEIGHTS:
+        cfg = cfg.clone()
+        cfg.MODEL.WEIGHTS = "" if cfg.SOLVER.INIT_WEIGHTS == "fresh" else cfg.SOLVER.INIT_WEIGHTS
+    return cfg
+
+
 def check_config(cfg: CfgNode) -> None:
     """Raise ValueError for settings that cannot be trained."""
     if cfg.SEED < 0:

@@ -36,7 +36,7 @@ from openworldsam.checkpoint import (
 from openworldsam.checkpoint.loading import training_record
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_batches, training_dataset
-from openworldsam.engine.checks import check_config
+from openworldsam.engine.checks import check_config, starting_config
 from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
 from openworldsam.engine.training_state import METRICS, forget_metrics, load_state, restore_generators
 from openworldsam.evaluation.benchmark import evaluate, scalars
@@ -75,7 +75,7 @@ class Trainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         check_config(cfg)
-        self.cfg = cfg
+        self.cfg = cfg = starting_config(cfg)
         self.parts = cfg.SOLVER.ACCUMULATE
         world_size = comm.get_world_size()
         self.part_size = cfg.SOLVER.IMS_PER_BATCH // (world_size * self.parts)

@@ -403,3 +403,18 @@ def test_training_on_real_images_lowers_the_loss(coco_sample, data, tiny_weights
     results = evaluate(cfg, trainer.model)["coco_sample"]
     assert 0 <= results["panoptic"]["PQ"] <= 100 and results["panoptic"].keys() >= {"SQ", "RQ", "PQ_th", "PQ_st"}
     assert trainer.model.adapter.training
+
+
+def test_training_starts_afresh_or_from_a_named_adapter(data, tiny_weights, tmp_path):
+    parts = convert_released(tiny_weights / "model_final.pth", tmp_path / "parts")
+    encoders = ["MODEL.SAM2.WEIGHTS", str(parts["sam2"]), "MODEL.PROMPT_ENCODER.WEIGHTS", str(parts["beit3"])]
+    shipped = read_weights(parts["adapter"]).components["adapter"]["adapter.tie_breakers"]
+
+    def start_of(weights, initial):
+        opts = [*encoders, "MODEL.WEIGHTS", weights, "SOLVER.INIT_WEIGHTS", initial]
+        return Trainer(training_cfg(data, tiny_weights, tmp_path, *opts)).model.adapter.tie_breakers
+
+    assert torch.equal(start_of("", str(parts["adapter"])), shipped)
+    assert torch.equal(start_of(str(parts["adapter"]), ""), shipped)
+    fresh = start_of(str(parts["adapter"]), "fresh")
+    assert not torch.equal(fresh, shipped) and torch.equal(fresh, start_of("", ""))
