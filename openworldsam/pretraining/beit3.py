@@ -7,6 +7,7 @@ H = W = side of a scene.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,11 @@ from openworldsam.data.shapes import Scene, World, expressions, render
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
-from openworldsam.pretraining.sam2 import mask_iou, mask_losses
+from openworldsam.pretraining.sam2 import DESCRIBED, describe_cells, mask_iou, mask_losses, telling_loss
 
 PATCH = 16
 """Pixels along a side of BEiT-3's patches."""
-HEADS_ONLY_STEPS = 9_500
+HEADS_ONLY_STEPS = 20_000
 """Steps before SAM2's masks join: until then an embedding does not yet say where."""
 
 
@@ -37,11 +38,13 @@ class Described(NamedTuple):
     image: uint8 [3, H, W].
     texts: n of them, each true of one segment.
     masks: bool [n, H, W], the segments.
+    cells: float [DESCRIBED + 1, G, G], what each patch must tell of the segment that it lies in.
     """
 
     image: Tensor
     texts: list[str]
     masks: Tensor
+    cells: Tensor
 
 
 def describe(scene: Scene) -> dict[int, tuple[str, ...]]:
@@ -58,10 +61,11 @@ class DescribedScenes(Dataset[Described]):
         world: of the scenes, with things of all kinds.
         seed: of the scenes and of what is drawn.
         num_texts: of a scene.
+        grid: patches along a side of BEiT-3's view.
     """
 
-    def __init__(self, world: World, seed: int, num_texts: int = 4) -> None:
-        self.world, self.seed, self.num_texts = world, seed, num_texts
+    def __init__(self, world: World, seed: int, num_texts: int, grid: int) -> None:
+        self.world, self.seed, self.num_texts, self.grid = world, seed, num_texts, grid
 
     def __getitem__(self, index: int) -> Described:
         scene = render(self.world, self.seed, index, "all")
@@ -74,19 +78,22 @@ class DescribedScenes(Dataset[Described]):
             torch.from_numpy(scene.image).permute(2, 0, 1),
             [str(rng.choice(texts[i])) for i in chosen],
             torch.from_numpy(np.stack([scene.segment_map == i for i in chosen])),
+            torch.from_numpy(describe_cells(scene, self.world.size // self.grid)),
         )
 
 
 def collate(examples: list[Described]) -> Described:
-    """Stack B examples: image [B, 3, H, W], N texts, masks [N, H, W]."""
-    images, texts, masks = zip(*examples, strict=True)
-    return Described(torch.stack(images), [text for own in texts for text in own], torch.cat(masks))
+    """Stack B examples: image and cells [B, ...], N texts, masks [N, H, W]."""
+    images, texts, masks, cells = zip(*examples, strict=True)
+    listed = [text for own in texts for text in own]
+    return Described(torch.stack(images), listed, torch.cat(masks), torch.stack(cells))
 
 
 class PointingBEiT3(nn.Module):
     """The prompt encoder of an `OpenWorldSAM`, and what it is trained through: EVF-SAM's projector into frozen SAM2.
 
-    Two linear heads help it to begin and are thrown away: from every patch, whether the region covers it; and from the
+    Three linear heads help it to begin and are thrown away: from every patch, whether the region covers it; from every
+    patch, what segment it lies in (as in the tiny SAM2; BEiT-3 itself learnt to see from masked images); and from the
     embedding, the region's shares in a coarse grid, so that the embedding says where.
     """
 
@@ -99,6 +106,7 @@ class PointingBEiT3(nn.Module):
             nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, model.image_encoder.width)
         )
         self.patch_head = nn.Linear(width, 4)
+        self.telling = nn.Linear(width, 2 + DESCRIBED)
         self.place_head = nn.Linear(width, self.grid**2)
         self._frozen = (model,)  # in a tuple: not a part of this module, so neither trained nor saved
 
@@ -139,7 +147,7 @@ class PointingBEiT3(nn.Module):
 
 
 def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[str, Tensor]:
-    """Losses of a step: SAM2's single mask, and the two heads."""
+    """Losses of a step: of the three heads, and then of SAM2's single mask too."""
     device = model.patch_head.weight.device
     images, target = batch.image.to(device), batch.masks.to(device).float()[:, None]
     embeddings, patches = model(images, batch.texts)
@@ -152,6 +160,7 @@ def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[s
     found = {
         "patches": (weight * covered).mean(),
         "place": F.cross_entropy(model.place_head(embeddings).float(), place),
+        "cells": telling_loss(_as_map(model.telling(patches[:: len(patches) // len(images)])), batch.cells.to(device)),
     }
     if step <= HEADS_ONLY_STEPS:
         return found
@@ -160,10 +169,16 @@ def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[s
     return found
 
 
+def _as_map(patches: Tensor) -> Tensor:
+    """[B, G * G, n] -> float32 [B, n, G, G]."""
+    side = math.isqrt(patches.shape[1])
+    return patches.float().transpose(1, 2).unflatten(2, (side, side))
+
+
 @torch.no_grad()
 def evaluate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Mean IoU of the regions that texts point at: of stuff, and of things by name, superlative, relation."""
-    data = DescribedScenes(world, seed)
+    data = DescribedScenes(world, seed, 4, model.grid)
     found: dict[str, list[float]] = {}
     for start in range(0, scenes, batch_size):
         batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])

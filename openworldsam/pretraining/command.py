@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = {
     "sam2": Schedule(steps=4000, batch_size=8, learning_rate=1e-3),
-    "beit3": Schedule(steps=12_500, batch_size=8, learning_rate=1e-3, warmup=500),
+    "beit3": Schedule(steps=28_000, batch_size=8, learning_rate=1e-3, warmup=500),
 }
 TOKENIZER_SCENES = 3000
 """Scenes whose texts the vocabulary is made of."""
@@ -83,7 +83,7 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     model = OpenWorldSAM(cfg)
     load_component(model, "sam2", read_weights(cfg.MODEL.SAM2.WEIGHTS))
     pointing = beit3.PointingBEiT3(model.to(cfg.MODEL.DEVICE)).to(cfg.MODEL.DEVICE)
-    data = beit3.DescribedScenes(world, _seed(cfg, "beit3_train"))
+    data = beit3.DescribedScenes(world, _seed(cfg, "beit3_train"), num_texts=4, grid=pointing.grid)
     losses = partial(beit3.training_losses, pointing)
     pretrain(pointing, data, beit3.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     scores = beit3.evaluate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)

@@ -1,5 +1,10 @@
 """A tiny SAM2, trained as SAM2's image model was: from points, boxes and masks to masks, without any class.
 
+The mask decoder could answer these from the high-res features alone, and then the embedding that the adapter reads has
+neither place nor form in it: linear probes of such a model found colours and textures, but no positions (R2 0.0) and
+shapes by chance. A large Hiera's embedding has both. So every cell of the embedding must also tell where it is, and the
+box and the coarse mask of the segment that it lies in.
+
 Shapes: B images, N prompts of the whole batch (sorted by image), H = W = image size, S feature side, M = 4S mask side.
 """
 
@@ -7,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
@@ -14,13 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.data.shapes import World, render
-from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder
+from openworldsam.data.shapes import Scene, World, render
+from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 
 NO_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """SAM2's point labels."""
+MASK_SIDE = 8
+DESCRIBED = 4 + MASK_SIDE**2
+"""Numbers that describe a segment: its box, as fractions of the scene, and its mask within the box."""
 AFFINITY_STEPS = 1500
 """Steps in which features are drawn together; masks as prompts come after them."""
 
@@ -32,6 +41,7 @@ class Prompted(NamedTuple):
     points, labels: float [n, 2, 2] (x, y in pixels) and int [n, 2].
     masks: bool [n, H, W], the segments.
     segment_map: [H, W].
+    cells: float [DESCRIBED + 1, S, S], what each cell must tell of its segment, and how much it counts.
     """
 
     image: Tensor
@@ -39,6 +49,7 @@ class Prompted(NamedTuple):
     labels: Tensor
     masks: Tensor
     segment_map: Tensor
+    cells: Tensor
 
 
 class PromptedScenes(Dataset[Prompted]):
@@ -61,17 +72,19 @@ class PromptedScenes(Dataset[Prompted]):
         weights = np.array([3.0 if segment.is_thing else 1.0 for segment in scene.segments])
         chosen = rng.choice(len(weights), self.num_prompts, p=weights / weights.sum())
         masks = np.stack([scene.segment_map == scene.segments[i].id for i in chosen])
-        asked = [self._prompt(mask, rng) for mask in masks]
+        asked = [self._prompt(mask, scene.segments[i].is_thing, rng) for mask, i in zip(masks, chosen, strict=True)]
         return Prompted(
             torch.from_numpy(scene.image).permute(2, 0, 1),
             torch.tensor(np.array([points for points, _ in asked]), dtype=torch.float32),
             torch.tensor([labels for _, labels in asked], dtype=torch.int32),
             torch.from_numpy(masks),
             torch.from_numpy(scene.segment_map),
+            torch.from_numpy(describe_cells(scene)),
         )
 
-    def _prompt(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int]]:
-        boxed = self.kind == "box" or (self.kind == "any" and rng.random() < 0.4)
+    def _prompt(self, mask: np.ndarray, is_thing: bool, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int]]:
+        # the box of stuff is often the whole scene, and says nothing
+        boxed = self.kind == "box" or (self.kind == "any" and is_thing and rng.random() < 0.5)
         ys, xs = np.nonzero(mask)
         if boxed:
             corners = np.array([[xs.min(), ys.min()], [xs.max() + 1, ys.max() + 1]], dtype=np.float32)
@@ -87,10 +100,27 @@ class PromptedScenes(Dataset[Prompted]):
         return np.array([[x + 0.5, y + 0.5], [0, 0]], dtype=np.float32), (FOREGROUND, NO_POINT)
 
 
+def describe_cells(scene: Scene, stride: int = STRIDE) -> np.ndarray:
+    """What each cell of `stride` pixels must tell: box and coarse mask of the segment at its centre; see `Prompted`."""
+    size = len(scene.segment_map)
+    table = np.zeros((len(scene.segments) + 1, DESCRIBED + 1), np.float32)
+    for segment in scene.segments:
+        mask = scene.segment_map == segment.id
+        ys, xs = np.nonzero(mask)
+        (top, left), (bottom, right) = (ys.min(), xs.min()), (ys.max() + 1, xs.max() + 1)
+        crop = mask[top:bottom, left:right].astype(np.float32)
+        coarse = cv2.resize(crop, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
+        box = np.array([left, top, right, bottom]) / size
+        # things are fewer, and it is their form that names them
+        table[segment.id] = [*box, *coarse.ravel(), 4.0 if segment.is_thing else 1.0]
+    return table[scene.segment_map[stride // 2 :: stride, stride // 2 :: stride]].transpose(2, 0, 1)
+
+
 def collate(examples: list[Prompted]) -> Prompted:
-    """Stack B examples: image [B, 3, H, W], segment_map [B, H, W], the others over all prompts [N, ...]."""
-    images, points, labels, masks, maps = zip(*examples, strict=True)
-    return Prompted(torch.stack(images), torch.cat(points), torch.cat(labels), torch.cat(masks), torch.stack(maps))
+    """Stack B examples: image, segment_map and cells [B, ...], the others over all prompts [N, ...]."""
+    images, points, labels, masks, maps, cells = zip(*examples, strict=True)
+    prompts = (torch.cat(points), torch.cat(labels), torch.cat(masks))
+    return Prompted(torch.stack(images), *prompts, torch.stack(maps), torch.stack(cells))
 
 
 class TinySAM2(nn.Module):
@@ -103,6 +133,9 @@ class TinySAM2(nn.Module):
         super().__init__()
         self.image_encoder: SAM2ImageEncoder = model.image_encoder
         self.mask_decoder: SAM2MaskDecoder = model.mask_decoder
+        width = model.image_encoder.width
+        # thrown away afterwards
+        self.telling = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.Conv2d(width, 2 + DESCRIBED, 1))
         self.register_buffer("mean", model.pixel_mean, persistent=False)
         self.register_buffer("std", model.pixel_std, persistent=False)
         self.requires_grad_(True)
@@ -163,13 +196,14 @@ def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Te
     target = batch.masks.to(device).float()[:, None]
     logits, iou = model.decode(features, index, points, labels)
     found = _losses(logits, iou, target)
+    found["cells"] = telling_loss(model.telling(features.embed).float(), batch.cells.to(device))
     if step % 2 and step > AFFINITY_STEPS:  # a mask prompt, alone or with the points again
         alone = torch.rand(len(points), 1, device=device) < 0.5
         again, iou = model.decode(
             features, index, points, labels.masked_fill(alone, NO_POINT), logits[:, :1].detach().clamp(-32, 32)
         )
         second = _losses(again, iou, target)
-        found = {name: found[name] + second[name] for name in found}
+        found |= {name: found[name] + second[name] for name in second}
     if step <= AFFINITY_STEPS:
         found["affinity"] = 0.5 * affinity_loss(features.high_res[0].float(), batch.segment_map.to(device))
     return found
@@ -203,6 +237,23 @@ def _losses(logits: Tensor, iou: Tensor, target: Tensor) -> dict[str, Tensor]:
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of bool masks [..., H, W]; 0 where both are empty."""
     return (a & b).sum(dim=(-2, -1)) / (a | b).sum(dim=(-2, -1)).clamp(min=1)
+
+
+def telling_loss(told: Tensor, cells: Tensor) -> Tensor:
+    """What cells say of their own place [B, 2, S, S] and of their segment [B, DESCRIBED, S, S] against the truth.
+
+    Args:
+        told: [B, 2 + DESCRIBED, S, S].
+        cells: of `Prompted`, [B, DESCRIBED + 1, S, S].
+    """
+    side = told.shape[-1]
+    along = (torch.arange(side, device=told.device) + 0.5) / side
+    place = torch.stack(torch.meshgrid(along, along, indexing="xy"))
+    own = (told[:, :2] - place).abs().mean()
+    weight = cells[:, -1]
+    box = (told[:, 2:6] - cells[:, :4]).abs().mean(dim=1)
+    form = F.binary_cross_entropy_with_logits(told[:, 6:], cells[:, 4:-1], reduction="none").mean(dim=1)
+    return own + ((2 * box + form) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> Tensor:

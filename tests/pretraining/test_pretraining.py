@@ -96,12 +96,40 @@ def test_points_and_boxes_belong_to_their_segments():
 
 
 def test_every_text_is_true_of_its_segment_alone():
-    x = beit3.DescribedScenes(WORLD, 3, 8)[0]
+    x = beit3.DescribedScenes(WORLD, 3, 8, grid=4)[0]
     scene = render(WORLD, 3, 0, "all")
     texts = beit3.describe(scene)
     for text, mask in zip(x.texts, x.masks.numpy(), strict=True):
         owners = [id_ for id_, own in texts.items() if text in own]
         assert len(owners) == 1 and np.array_equal(mask, scene.segment_map == owners[0])
+
+
+def test_cells_tell_box_and_form_of_their_segment():
+    scene = render(WORLD, 3, 0, "all")
+    cells = sam2.describe_cells(scene, 16)
+    assert cells.shape == (4 + 64 + 1, 8, 8)
+    for row, column in np.ndindex(8, 8):
+        id_ = scene.segment_map[16 * row + 8, 16 * column + 8]
+        if id_ == 0:
+            assert not cells[:, row, column].any()
+            continue
+        ys, xs = np.nonzero(scene.segment_map == id_)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 128
+        np.testing.assert_allclose(cells[:4, row, column], box, rtol=1e-6)
+        share = len(ys) / ((ys.max() + 1 - ys.min()) * (xs.max() + 1 - xs.min()))
+        assert abs(cells[4:-1, row, column].mean() - share) < 0.1
+        assert cells[-1, row, column] == (4 if scene.segments[id_ - 1].is_thing else 1)
+
+
+def test_a_perfect_telling_costs_nothing_but_the_form():
+    cells = torch.from_numpy(sam2.describe_cells(render(WORLD, 3, 0, "all"), 16))[None]
+    along = (torch.arange(8) + 0.5) / 8
+    place = torch.stack(torch.meshgrid(along, along, indexing="xy"))[None]
+    told = torch.cat([place, cells[:, :4], torch.logit(cells[:, 4:-1], eps=1e-6)], dim=1)
+    best = sam2.telling_loss(told, cells)
+    worse = told.clone()
+    worse[:, 0] += 0.1
+    assert 0 <= best < sam2.telling_loss(worse, cells)
 
 
 def test_what_tokens_look_for_first_is_their_own_place(opts):
