@@ -1,0 +1,127 @@
+"""The report from made-up results: numbers, the paper's rows, and what the words say of the order."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openworldsam.ablation.report import (
+    AGREES,
+    DISAGREES,
+    HIGHER,
+    LOWER,
+    NOT_RUN,
+    ONE_SEED,
+    PAPER,
+    UNDECIDED,
+    Spread,
+    verdict,
+    write_report,
+)
+
+
+def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234, fingerprint="1", images=500):
+    """What a training and an evaluation leave; scores are PQ, AP, mIoU."""
+    run = folder / name / f"seed{seed}"
+    run.mkdir(parents=True)
+    settings = f"{{SEED: {seed}, PRESET: paper, OUTPUT_DIR: {run}, DATASETS: {{TRAIN: [shapes_train]}}, "
+    (run / "config.yaml").write_text(settings + "SOLVER: {MAX_ITER: 10000, IMS_PER_BATCH: 8}}")
+    save_file({"adapter.a": torch.zeros(parameters - 4), "adapter.b": torch.zeros(2, 2)}, run / "adapter.safetensors")
+    pq, ap, miou = scores
+    content = {"panoptic": {"PQ": pq}, "instance": {"AP": ap}, "semantic": {"mIoU": miou}}
+    weights = {component: {"fingerprint": fingerprint} for component in ("sam2", "beit3")}
+    content = {**content, "protocol": "oracle", "images": images}
+    (run / "results.json").write_text(json.dumps({"benchmarks": {benchmark: content}, "weights": weights}))
+
+
+def make_runs(folder, name, *scores, **more):
+    for seed, own in enumerate(scores):
+        make_run(folder, name, seed, own, **more)
+
+
+def test_the_report_says_what_the_numbers_say(tmp_path):
+    out, path = tmp_path / "out", tmp_path / "docs/report.md"
+    make_runs(out, "E1", (10, 1, 20), (12, 2, 22), (14, 3, 24), parameters=51_200)
+    make_runs(out, "E3", (50, 40, 70), (52, 41, 72), (54, 42, 74), parameters=1_052_480)
+    make_runs(out, "E5", (40, 41, 70.5), (42, 42, 72.5), (44, 43, 74.5))
+    make_runs(out, "add", (60, 41, 60), (62, 42, 62), (64, 43, 64))
+    make_run(out, "text_only", 0, (5, 6, 7))
+    write_report(out, path, "python tools/ablate.py")
+    report = path.read_text()
+    assert "10,000 iterations of 8 images of shapes_train" in report and "Seeds: 0, 1, 2." in report
+    rows = {line.split("**")[1]: [*map(str.strip, line.split("|"))] for line in report.splitlines() if "| **" in line}
+    assert rows["E1"][2:7] == ["51,200", "3", "12.0 ± 2.0", "2.0 ± 1.0", "22.0 ± 2.0"]
+    assert rows["E1"][7:12] == ["Table 5, E1", "1.2 (M)", "0.4", "1.0", "1.2"]
+    assert rows["E3"][2] == "1,052,480" and rows["E3"][7:12] == ["Table 5, E3", "1.7 (M)", "35.1", "17.1", "56.8"]
+    assert rows["E5"][8:12] == ["4.5 (M)", "35.2", "16.9", "60.4"]
+    assert rows["text_only"][4:7] == ["5.0", "6.0", "7.0"] and rows["text_only"][9:12] == ["13.6", "3.1", "26.3"]
+    assert rows["broadcast"][2:7] == ["-", "0", *[NOT_RUN] * 3] and rows["broadcast"][7] == "no row"
+    words = {line.split("**")[1]: line for line in report.splitlines() if line.startswith("* **")}
+    assert words["Tie-breakers"].count(AGREES) == 3
+    assert "here 52.0 ± 2.0 against 12.0 ± 2.0, paper 35.1 against 0.4" in words["Tie-breakers"]
+    soft = words["Soft prompting"]
+    assert f"PQ {DISAGREES} (here 42.0" in soft and f"AP {UNDECIDED}" in soft and f"mIoU {UNDECIDED}" in soft
+    assert words["The image in the prompt encoder"].count(ONE_SEED) == 3
+    fusion = words["Fusion `add` instead of `replace`"]
+    assert f"PQ {HIGHER}" in fusion and f"AP {UNDECIDED}" in fusion and f"mIoU {LOWER}" in fusion
+    assert fusion.endswith("The paper has no such row.")
+    assert words["Fusion `broadcast` instead of `replace`"].count(NOT_RUN) == 3
+    total = next(line for line in report.splitlines() if line.startswith("Of the 9 orderings"))
+    assert total.endswith(f": 3 {AGREES}, 1 {DISAGREES}, 2 {UNDECIDED}, 3 {ONE_SEED}.")
+    assert "![Scores of every variant](report.png)" in report and path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_the_paper_compared_with_itself_agrees_everywhere(tmp_path):
+    for name, row in PAPER.items():
+        make_runs(tmp_path, name, *[tuple(row.scores.values())] * 2)
+    write_report(tmp_path, tmp_path / "report.md", "")
+    assert f"Of the 9 orderings that the paper's rows give: 9 {AGREES}." in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "paper", "said"),
+    [
+        (Spread(3, 1.0), Spread(1, 1.0), 5.0, UNDECIDED),  # exactly the sum of both deviations
+        (Spread(3.1, 1.0), Spread(1, 1.0), 5.0, AGREES),
+        (Spread(3.1, 1.0), Spread(1, 1.0), -0.2, DISAGREES),
+        (Spread(1, 0.0), Spread(3, 0.0), -0.2, AGREES),
+        (Spread(1, 0.0), Spread(3, 0.0), None, LOWER),
+        (Spread(3, 0.0), Spread(1, None), 5.0, ONE_SEED),
+        (None, Spread(1, None), 5.0, NOT_RUN),
+    ],
+)
+def test_verdicts(one, other, paper, said):
+    assert verdict(one, other, paper) == said
+
+
+def test_several_benchmarks_and_metrics_that_are_not_available(tmp_path):
+    make_runs(tmp_path, "E1", (1, None, 3), (2, None, 5))
+    make_runs(tmp_path, "E5", (1, 2, 3), benchmark="shapes_novel_val", images=7)
+    write_report(tmp_path, tmp_path / "report.md", "")
+    report = (tmp_path / "report.md").read_text()
+    assert f"| 1.5 ± {statistics.stdev([1, 2]):.1f} | not run | 4.0 ± 1.4 |" in " ".join(report.split())
+    assert "## shapes_val" in report and "## shapes_novel_val" in report
+    assert "shapes_val (500 images, protocol oracle), shapes_novel_val (7 images, protocol oracle)" in report
+
+
+def test_the_figures_of_the_folder_are_linked_from_where_the_report_is(tmp_path):
+    make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
+    figure = {"file": str(tmp_path / "docs/images/a.png"), "title": "A title", "words": "What it shows."}
+    (tmp_path / "out/figures.json").write_text(json.dumps([figure]))
+    write_report(tmp_path / "out", tmp_path / "docs/report.md", "")
+    assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (tmp_path / "docs/report.md").read_text()
+
+
+def test_what_cannot_be_reported(tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        write_report(tmp_path, tmp_path / "report.md", "")
+    make_run(tmp_path, "E1", 0, (1, 2, 3))
+    make_run(tmp_path, "E5", 0, (1, 2, 3), fingerprint="2")
+    with pytest.raises(ValueError, match="differ in weights of the beit3, weights of the sam2"):
+        write_report(tmp_path, tmp_path / "report.md", "")
+    (tmp_path / "E5/seed0/results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"E5/seed0/results\.json: "):
+        write_report(tmp_path, tmp_path / "report.md", "")
+    assert not (tmp_path / "report.md").exists()
