@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from PIL import Image
 from pycocotools import mask as rle
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
+from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.shapes import expressions, render
 from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
@@ -31,8 +34,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line of tools/demo.py."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="IMG", help="images")
-    parser.add_argument("--prompts", required=True, nargs="+", metavar="TEXT", help="what to segment")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", type=Path, metavar="IMG", help="images")
+    source.add_argument("--scene", type=int, metavar="N", help="a scene of the Shapes world instead")
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="what to segment; by default what a scene holds")
     parser.add_argument("--task", default="instance", choices=[*TASKS, "all"])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
@@ -43,7 +48,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="prompts that name regions; by default COCO's stuff classes",
     )
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.input and not args.prompts:
+        parser.error("--input needs --prompts")
+    return args
+
+
+def render_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Write the scene that is asked for as a picture, and ask for what it holds unless there are prompts.
+
+    Args:
+        cfg: describes the world.
+        args: of the command line; gets input, and where they are not given prompts, stuff and sentences.
+
+    Raises:
+        ValueError: no such scene.
+    """
+    scene = render(configured_world(cfg), split_seed(cfg.DATASETS.SHAPES_SEED, "demo"), args.scene)
+    path = args.output / f"scene{args.scene}.png"
+    save_atomically(path, partial(Image.fromarray(scene.image).save, format="PNG"))
+    args.input = [path]
+    if args.prompts is None:
+        args.prompts = list(dict.fromkeys(segment.name for segment in scene.segments))
+        args.stuff = [segment.name for segment in scene.segments if not segment.is_thing]
+        args.sentences = [texts[-1] for texts in expressions(scene).values()]
 
 
 def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +123,8 @@ def segment_file(
     }
     panels = [(path.name, image)]
     for task in tasks:
-        prediction = predictor.predict(args.prompts, task, stuff=args.stuff)
+        prompts = args.sentences if task == "referring" and args.sentences else args.prompts
+        prediction = predictor.predict(prompts, task, stuff=args.stuff)
         panels.append((f"{task}{note}", draw_prediction(image, prediction)))
         target = args.output / f"{path.stem}_{task}"
         _save_picture(panels[-1:], target, columns=1)
@@ -132,13 +161,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    args.prompts = [prompt.strip() for prompt in args.prompts]
-    repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
+    args.sentences = []
     try:
+        cfg = load_config(args.config_file, args.opts)
+        if args.scene is not None:
+            render_scene(cfg, args)
+        args.prompts = [prompt.strip() for prompt in args.prompts]
+        repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
         if repeated:
             raise ValueError(f"several images are named {repeated[0]}; their results would overwrite each other")
         check_prompts(args.prompts)
-        predictor = OpenWorldSAMPredictor(load_config(args.config_file, args.opts), device=args.device)
+        predictor = OpenWorldSAMPredictor(cfg, device=args.device)
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2

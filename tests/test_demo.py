@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from openworldsam.data.datasets.shapes import split_seed
+from openworldsam.data.shapes import World, expressions, render
 from openworldsam.demo import main
 
 ROOT = Path(__file__).parents[1]
@@ -119,3 +121,27 @@ def test_the_tools_run_as_commands(tmp_path, photograph):
     )  # fmt: skip
     assert done.stdout.startswith("These weights are rule-made")
     assert (tmp_path / "out/chelsea_instance.json").is_file()
+
+
+def test_a_scene_is_asked_for_what_it_holds(command, tmp_path, capsys):
+    words = command("--scene", 3, "--task", "all", "--stuff", "water")
+    first = words.index("--prompts")
+    del words[first : first + 3]
+    words += ["DATASETS.SHAPES.SIZE", "128", "DATASETS.SHAPES.THING_SIZE", "(30, 60)"]
+    assert main(words) == 0
+    assert str(tmp_path / "out/scene3_sheet.png") in capsys.readouterr().out
+    scene = render(World(size=128, thing_size=(30, 60)), split_seed(0, "demo"), 3)
+    with Image.open(tmp_path / "out/scene3.png") as picture:
+        assert np.array_equal(np.asarray(picture), scene.image)
+    asked = json.loads((tmp_path / "out/scene3_panoptic.json").read_text())["categories"]
+    assert {category["name"] for category in asked} == {segment.name for segment in scene.segments}
+    sentences = json.loads((tmp_path / "out/scene3_referring.json").read_text())["categories"]
+    texts = [text for own in expressions(scene).values() for text in own]
+    assert sentences and all(sentence["name"] in texts for sentence in sentences)
+
+
+def test_a_scene_that_cannot_be_is_an_error(command, capsys):
+    assert main(command("--scene", -1)) == 2
+    assert "index must be at least 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command("--scene", 1, "--input", "a.png"))
