@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=["openworldsam*"]),
     # named so that an editable install is a plain path: the usual hook loses against a clone's own folder name
     package_dir={"": "."},
+    package_data={"openworldsam.data.datasets": ["classes/*.json"]},
     python_requires=">=3.10,<3.13",
     # The bounds the code needs; requirements.txt pins one set that is known to work.
     # Detectron2 is needed too but not listed. It is not on the package index under that name, and upstream's

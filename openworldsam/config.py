@@ -157,6 +157,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Folder that tools/cache_features.py has filled for DATASETS.TRAIN: the prompt encoder is then not loaded.
     cfg.DATASETS.FEATURE_CACHE = ""
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
+    # YAML or JSON files, each of which describes a dataset of your own; datasets/README.md, "Your own data".
+    cfg.DATASETS.OWN = []
     # Largest share of images that may turn out unreadable; the first 20 are forgiven.
     cfg.DATALOADER.MAX_SKIPPED = 0.01
     # What a training starts from, if not from MODEL.WEIGHTS, which evaluation uses: an adapter file, or fresh.

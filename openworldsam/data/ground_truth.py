@@ -12,6 +12,8 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.datasets.coco import Segment
+from openworldsam.data.datasets.instances import instance_map, instance_segments
+from openworldsam.data.datasets.labels import label_segments
 from openworldsam.data.datasets.refcocog import union_mask
 from openworldsam.data.datasets.shapes import render_reference, scene_segments
 from openworldsam.data.preprocessing import read_image
@@ -50,17 +52,30 @@ def read_picture(record: Record) -> np.ndarray:
 
 
 def read_segments(record: Record) -> list[Segment]:
-    """The segments of a panoptic record. Reads no file; one without pixels may be among them."""
-    return scene_segments(record["scene"]) if "scene" in record else record["segments_info"]
+    """The segments of a panoptic record; one without pixels may be among them.
+
+    Reads no file, but for a label record, whose classes no list tells: then it raises as `read_panoptic` does.
+    """
+    if "scene" in record:
+        return scene_segments(record["scene"])
+    if "coding" in record:
+        return label_segments(record)[1]
+    return instance_segments(record) if "instances" in record else record["segments_info"]
 
 
 def read_panoptic(record: Record) -> tuple[np.ndarray, list[Segment]]:
     """The segment id of every pixel, int [H, W], 0 for void; and the segments. The map is not to be changed.
 
+    Each class of a label image is one segment. COCO instances are segments too, the smaller above the larger.
+
     Raises:
-        FileNotFoundError, ValueError: the PNG is missing, damaged, of another size, or has an unknown id.
+        FileNotFoundError, ValueError: the PNG is missing, damaged, of another size, or has an unknown id or label.
     """
+    if "coding" in record:
+        return label_segments(record)
     segments = read_segments(record)
+    if "instances" in record:
+        return instance_map(record), segments
     if "scene" in record:
         return render_reference(record["scene"]).segment_map, segments
     ids = rgb2id(read_image(record["pan_seg_file_name"]))

@@ -1,5 +1,5 @@
 """The datasets in Detectron2's catalogs. Importing this package registers those whose files follow from their name;
-`register_datasets` the ones that a config describes. No file is touched by either.
+`register_datasets` the ones that a config describes. No image is touched by either.
 
 Paths are relative to $DETECTRON2_DATASETS, or to `datasets`, looked up when a dataset is loaded.
 datasets/README.md says how to get each of them.
@@ -10,19 +10,23 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from openworldsam.data.datasets import coco, refcocog, shapes
+from openworldsam.data.datasets import benchmarks, coco, own, refcocog, shapes
 
 coco.register()
 refcocog.register()
+benchmarks.register()
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register the datasets that a config describes: the splits of Shapes. May be called again.
+    """Register the datasets that a config describes: the splits of Shapes, and your own. May be called again.
 
     Raises:
+        FileNotFoundError: a file of DATASETS.OWN, or a json that one names, is missing.
         ValueError: names the key that is wrong.
     """
     shapes.register(cfg)
+    for path in cfg.DATASETS.OWN:
+        own.register(path)
 
 
 def check_registered(names: Iterable[str]) -> None:

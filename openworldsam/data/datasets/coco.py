@@ -250,8 +250,12 @@ def _record(
     return record
 
 
-def read_categories(json_file: str | Path) -> tuple[Category, ...]:
-    """The classes that a COCO-panoptic json lists, in its order; names are left as they are.
+def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple[Category, ...]:
+    """The classes that a COCO json lists, in its order; names are left as they are.
+
+    Args:
+        json_file: of panoptic segments; or of instances, which says nothing about `all_things`.
+        all_things: every class is a thing.
 
     Raises:
         FileNotFoundError: no such file.
@@ -259,7 +263,7 @@ def read_categories(json_file: str | Path) -> tuple[Category, ...]:
     """
     try:
         listed = read_json(json_file)["categories"]
-        categories = tuple(Category(c["id"], c["name"], bool(c["isthing"])) for c in listed)
+        categories = tuple(Category(c["id"], c["name"], all_things or bool(c["isthing"])) for c in listed)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} lists no panoptic classes: {lack(error)}") from error
     for column in ("id", "name"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from panopticapi.utils import rgb2id
@@ -37,6 +37,9 @@ from openworldsam.data.preprocessing import read_image
 EXPECTED_IMAGES = {"train": 118_287, "val": 5_000}
 SPLITS = {"train": DATASETS["coco_2017_train_panoptic_full"], "val": DATASETS["coco_2017_val_panoptic_openworldsam"]}
 FILTERED = DATASETS["coco_2017_train_panoptic_openworldsam"].json
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 _STALE_SECONDS = 60.0  # writing one PNG takes milliseconds, so an older part belongs to a run that was killed
 _SHOWN = 3  # examples per kind of problem
@@ -173,21 +176,23 @@ def make_semantic_pngs(records: Sequence[PanopticRecord], workers: int, title: s
             part.unlink(missing_ok=True)
     missing = set(find_missing(record["sem_seg_file_name"] for record in records))
     todo = [record for record in records if record["sem_seg_file_name"] in missing]
-    return [problem for problem in _each(write_semantic, todo, workers, title) if problem]
+    return [problem for problem in for_each(write_semantic, todo, workers, title) if problem]
 
 
-def _each(
-    work: Callable[[PanopticRecord], str | None], records: Sequence[PanopticRecord], workers: int, title: str
-) -> Iterator[str | None]:
-    """Apply the work to all records under a progress bar, in this process or in several."""
-    bar = {"desc": title, "total": len(records), "unit": "image", "disable": None}  # None: only on a terminal
+def for_each(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, title: str) -> Iterator[_Result]:
+    """Apply the work to all jobs under a progress bar, in this process or in several, and give the results in order.
+
+    Raises:
+        OSError: a process was killed.
+    """
+    bar = {"desc": title, "total": len(jobs), "unit": "image", "disable": None}  # None: only on a terminal
     if workers <= 1:
-        yield from tqdm(map(work, records), **bar)
+        yield from tqdm(map(work, jobs), **bar)
         return
     # Ctrl-C reaches the whole group: this process stops the others, which would end in a traceback each
     pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        yield from tqdm(pool.map(work, records, chunksize=8), **bar)
+        yield from tqdm(pool.map(work, jobs, chunksize=8), **bar)
     except BrokenProcessPool as error:
         raise OSError("a worker process was killed, perhaps for want of memory; try fewer workers") from error
     finally:
@@ -237,7 +242,7 @@ def _check_split(records: Sequence[PanopticRecord], split: str, workers: int, re
             report.problems.append(f"{split}: {len(missing)} {kind} missing, such as {', '.join(missing[:_SHOWN])}")
     absent = set(kinds["panoptic PNGs"])
     there = [record for record in records if record["pan_seg_file_name"] not in absent]
-    wrong = [problem for problem in _each(check_panoptic, there, workers, f"checking {split}") if problem]
+    wrong = [problem for problem in for_each(check_panoptic, there, workers, f"checking {split}") if problem]
     report.summary.append(f"{split}: {len(there) - len(wrong)} of {len(there)} panoptic PNGs agree with their json")
     report.problems.extend(f"{split}: {problem}" for problem in wrong)
 

@@ -1,0 +1,128 @@
+"""Which benchmarks are there, what they lack, and what makes it.
+
+python -m openworldsam.data.check                       every benchmark of the paper
+python -m openworldsam.data.check pascal_voc_20_val     some datasets
+python -m openworldsam.data.check --own reef.yaml       your own
+python -m openworldsam.data.check --read                opens every image and label too: damaged files, unknown labels
+
+The exit status is 0 if all that was asked for is there, 1 if not, 2 if a name is unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog
+from tabulate import tabulate
+
+from openworldsam.data.datasets import check_registered, own
+from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
+from openworldsam.data.datasets.coco import dataset_root, find_missing
+from openworldsam.data.datasets.prepare import for_each
+from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring
+
+_SHOWN = 3
+_FILES = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
+
+
+class Finding(NamedTuple):
+    """What is there of a dataset; problems is empty if that is all of it."""
+
+    name: str
+    images: int
+    problems: list[str]
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if not self.problems:
+            return "ok"
+        return "incomplete" if self.images else "missing"
+
+
+def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding:
+    """Look for a registered dataset's files.
+
+    Args:
+        name: in the DatasetCatalog.
+        read: also read every image and its ground truth.
+        workers: processes, for reading.
+    """
+    try:
+        records = DatasetCatalog.get(name)
+    except (OSError, ValueError) as error:
+        return Finding(name, 0, [str(error)])
+    problems, expected = [], EXPECTED_IMAGES.get(name, len(records))
+    if len(records) != expected:
+        problems.append(f"{len(records)} images, published are {expected}")
+    for key in _FILES:
+        # semantic PNGs beside panoptic ones are an extra of COCO that nothing here reads
+        if key == "sem_seg_file_name" and records and "pan_seg_file_name" in records[0]:
+            continue
+        if missing := find_missing(record[key] for record in records if key in record):
+            problems.append(f"{len(missing)} of {len(records)} files are missing, such as {missing[0]}")
+    if read:
+        wrong = [problem for problem in for_each(read_all, records, workers, name) if problem]
+        problems += wrong[:_SHOWN]
+        problems += [f"and {len(wrong) - _SHOWN} more images"] * (len(wrong) > _SHOWN)
+    return Finding(name, len(records), problems)
+
+
+def read_all(record: Mapping[str, Any]) -> str | None:
+    """Read a record's image and ground truth; returns what is wrong with them."""
+    try:
+        read_picture(record)
+        if is_referring(record):
+            read_referring(record)
+        else:
+            read_panoptic(record)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """A table of all datasets, and below it what is wrong with which and what to do about it."""
+    rows = [(f.name, f.images, EXPECTED_IMAGES.get(f.name, ""), f.state) for f in findings]
+    lines = [tabulate(rows, ("dataset", "images", "expected", "state"))]
+    for finding in findings:
+        if finding.problems:
+            lines += ["", f"{finding.name}:", *(f"  {problem}" for problem in finding.problems)]
+            if finding.name in EXPECTED_IMAGES and hint(finding.name) not in lines[-1]:
+                lines.append(f"  {hint(finding.name)}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m openworldsam.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets; default: every benchmark of the paper")
+    parser.add_argument("--own", nargs="+", default=[], metavar="FILE", help="descriptions of your own datasets")
+    parser.add_argument("--read", action="store_true", help="open every image and its ground truth")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")
+    args = parser.parse_args(argv)
+    try:
+        for path in args.own:
+            own.register(path)
+        names = args.names + [own.read_description(path).name for path in args.own] or list(EXPECTED_IMAGES)
+        check_registered(names)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
+    print(f"root of all datasets: {dataset_root()}\n\n{report(findings)}")
+    return int(any(finding.problems for finding in findings))
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # the loaders' own words about what the report says
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""The paper's benchmarks beside COCO and RefCOCOg (Tables 1, 7 and 8): what differs between them, as tables.
+
+A task is scored on the ground truth that its benchmark publishes for it, so a benchmark may have several datasets;
+ADE20K's instances have names of their own. Classes are in classes/*.json, in the order of their contiguous ids; facts
+of the benchmarks' own files and of the names that the released model is asked with, blanks around them removed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from openworldsam.data.datasets.coco import (
+    Category,
+    PanopticFiles,
+    dataset_root,
+    register_panoptic,
+    set_metadata,
+)
+from openworldsam.data.datasets.instances import load_instances
+from openworldsam.data.datasets.labels import LabelCoding, LabelRecord, load_labels
+
+logger = logging.getLogger(__name__)
+
+_CLASSES = Path(__file__).parent / "classes"
+_README = "datasets/README.md says how to get it"
+
+
+class LabelBenchmark(NamedTuple):
+    """A benchmark of label images (semantic segmentation).
+
+    classes: name in classes/. images, labels: where the files are, from the root of all datasets; each * of labels
+    stands for what the same * of images matched. listed: a text file whose lines are what the first * may be.
+    ignored: label values that are void. expected: number of images. offset: label value less the class's id.
+    command: makes what is not for download.
+    """
+
+    classes: str
+    images: str
+    labels: str
+    ignored: Sequence[int]
+    expected: int
+    listed: str = ""
+    offset: int = 0
+    command: str = ""
+
+
+_ADE, _ADE_FULL = "ADEChallengeData2016", "ADE20K_2021_17_01"
+_VOC, _CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
+_FRAMES, _SCENES = "scannet/scannet_frames_25k", "scannet/scannetv2_val.txt"
+_CONTEXT_LIST = f"{_CONTEXT}/ImageSets/Main/val.txt"
+_MAKE = "python datasets/prepare_{}.py"
+
+LABELS: dict[str, LabelBenchmark] = {
+    "ade20k_150_val": LabelBenchmark(
+        "ade20k_150", f"{_ADE}/images/validation/*.jpg", f"{_ADE}/annotations/validation/*.png", (0,), 2000, offset=1
+    ),
+    "ade20k_847_val": LabelBenchmark(
+        "ade20k_847",
+        f"{_ADE_FULL}/images_detectron2/validation/*.jpg",
+        f"{_ADE_FULL}/annotations_detectron2/validation/*.tif",
+        (65_535,),
+        2000,
+        command=_MAKE.format("ade20k_847"),
+    ),
+    "pascal_voc_20_val": LabelBenchmark(
+        "pascal_voc_20",
+        f"{_VOC}/JPEGImages/*.jpg",
+        f"{_VOC}/SegmentationClass/*.png",
+        (0, 255),  # background, and the borders of objects
+        1449,
+        listed=f"{_VOC}/ImageSets/Segmentation/val.txt",
+    ),
+    "pascal_context_59_val": LabelBenchmark(
+        "pascal_context_59",
+        f"{_CONTEXT}/JPEGImages/*.jpg",
+        f"{_CONTEXT}/annotations_detectron2/pc59_val/*.png",
+        (255,),
+        5105,
+        listed=_CONTEXT_LIST,
+        command=_MAKE.format("pascal_context"),
+    ),
+    "pascal_context_459_val": LabelBenchmark(
+        "pascal_context_459",
+        f"{_CONTEXT}/JPEGImages/*.jpg",
+        f"{_CONTEXT}/annotations_detectron2/pc459_val/*.tif",
+        (65_535,),
+        5105,
+        listed=_CONTEXT_LIST,
+        command=_MAKE.format("pascal_context"),
+    ),
+    "sun_rgbd_37_val": LabelBenchmark(
+        "sun_rgbd_37",
+        "sun_rgbd/image/test/img-*.jpg",
+        "sun_rgbd/label37/test/img37labels-*.png",
+        (0,),
+        5050,
+        command=_MAKE.format("sun_rgbd"),
+    ),
+    "scannet_20_val": LabelBenchmark(
+        "scannet_20",
+        f"{_FRAMES}/*/color/*.jpg",
+        f"{_FRAMES}/*/label/*.png",
+        range(41),  # the 20 other classes of NYU40 are void
+        5436,
+        listed=_SCENES,
+    ),
+    "scannet_40_val": LabelBenchmark(
+        "scannet_40", f"{_FRAMES}/*/color/*.jpg", f"{_FRAMES}/*/label/*.png", (0,), 5436, listed=_SCENES
+    ),
+    "cityscapes_19_val": LabelBenchmark(
+        "cityscapes_19",
+        "cityscapes/leftImg8bit/val/*/*_leftImg8bit.png",
+        "cityscapes/gtFine/val/*/*_gtFine_labelIds.png",
+        range(34),  # the other classes are void
+        500,
+    ),
+    "bdd10k_19_val": LabelBenchmark(
+        "bdd10k_19", "bdd100k/images/10k/val/*.jpg", "bdd100k/labels/sem_seg/masks/val/*.png", (255,), 1000
+    ),
+}
+
+
+class PanopticBenchmark(NamedTuple):
+    """A benchmark in COCO's panoptic format, and the tasks that its segments are the truth of."""
+
+    classes: str
+    files: PanopticFiles
+    expected: int
+    command: str
+    tasks: tuple[str, ...] = ("panoptic",)
+
+
+PANOPTIC: dict[str, PanopticBenchmark] = {
+    "ade20k_150_panoptic_val": PanopticBenchmark(
+        "ade20k_150",
+        PanopticFiles(f"{_ADE}/ade20k_panoptic_val.json", f"{_ADE}/images/validation", f"{_ADE}/ade20k_panoptic_val"),
+        2000,
+        _MAKE.format("ade20k_150"),
+    ),
+    "scannet_20_panoptic_val": PanopticBenchmark(
+        "scannet_20",
+        PanopticFiles("scannet/scannet_panoptic_val.json", _FRAMES, "scannet/scannet_panoptic_val"),
+        5436,
+        _MAKE.format("scannet"),
+    ),
+    "cityscapes_19_panoptic_val": PanopticBenchmark(
+        "cityscapes_19",
+        PanopticFiles("cityscapes/panoptic_val.json", "cityscapes/leftImg8bit/val", "cityscapes/panoptic_val"),
+        500,
+        _MAKE.format("cityscapes"),
+        ("panoptic", "instance"),
+    ),
+    "bdd10k_40_panoptic_val": PanopticBenchmark(
+        "bdd10k_panoptic_40",
+        PanopticFiles("bdd100k/panoptic_val.json", "bdd100k/images/10k/val", "bdd100k/panoptic_val"),
+        1000,
+        _MAKE.format("bdd10k"),
+        ("panoptic", "instance"),
+    ),
+}
+
+ADE20K_INSTANCE = "ade20k_100_instance_val"
+"""The one benchmark of COCO instances: its own names, and no overlaps."""
+
+EXPECTED_IMAGES: dict[str, int] = {
+    "coco_2017_val_panoptic_openworldsam": 5000,
+    "refcocog_umd_val": 1300,
+    ADE20K_INSTANCE: 2000,
+    **{name: benchmark.expected for name, benchmark in LABELS.items()},
+    **{name: benchmark.expected for name, benchmark in PANOPTIC.items()},
+}
+"""Every benchmark of files with its number of images: Table 7, and the publishers' numbers of the others."""
+
+COMMANDS: dict[str, str] = {
+    "coco_2017_val_panoptic_openworldsam": "",
+    "refcocog_umd_val": _MAKE.format("refcocog"),
+    ADE20K_INSTANCE: _MAKE.format("ade20k_150"),
+    **{name: benchmark.command for name, benchmark in LABELS.items()},
+    **{name: benchmark.command for name, benchmark in PANOPTIC.items()},
+}
+"""What makes of each benchmark's downloads the files that it is read from; empty if these are read themselves."""
+
+
+def read_classes(name: str) -> tuple[Category, ...]:
+    """The classes of classes/NAME.json in the order of their contiguous ids."""
+    return tuple(Category(c["id"], c["name"], bool(c["isthing"])) for c in class_entries(name))
+
+
+def class_entries(name: str) -> list[dict[str, Any]]:
+    """All that classes/NAME.json says of its classes: id, name, isthing, and what only preparation needs."""
+    return json.loads((_CLASSES / f"{name}.json").read_text(encoding="utf-8"))["classes"]
+
+
+def register() -> None:
+    """Register all benchmarks of this module; may be called again."""
+    for name, labels in LABELS.items():
+        put(name, partial(_load_labels, name), read_classes(labels.classes), ("semantic",))
+    for name, panoptic in PANOPTIC.items():
+        register_panoptic(name, panoptic.files, read_classes(panoptic.classes), hint=hint(name))
+        set_metadata(name, tasks=panoptic.tasks)
+    classes = read_classes("ade20k_instance_100")
+    put(ADE20K_INSTANCE, partial(_load_ade20k_instances, classes), classes, ("instance",))
+
+
+def put(name: str, load: Any, categories: Sequence[Category], tasks: tuple[str, ...]) -> None:
+    """Put a dataset into Detectron2's catalogs, in place of one of the same name."""
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, load)
+    names = [category.name for category in categories]
+    set_metadata(name, vocabulary=names, is_thing=[c.is_thing for c in categories], tasks=tasks)
+
+
+def hint(name: str) -> str:
+    """What to do about a missing file of a benchmark."""
+    return f"{_README}; `{COMMANDS[name]}` makes what is not for download" if COMMANDS[name] else _README
+
+
+def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[tuple[Path, Path]]:
+    """The (image, label image) pairs of a benchmark in the order of their names; an image on its list need not exist.
+
+    Raises:
+        FileNotFoundError: the list is missing; ends with the advice.
+    """
+    patterns = [benchmark.images]
+    if benchmark.listed:
+        try:
+            lines = (root / benchmark.listed).read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{root / benchmark.listed} not found. {advice}".rstrip()) from None
+        patterns = [benchmark.images.replace("*", line, 1) for line in dict.fromkeys(lines)]
+    stars = re.compile(re.escape(benchmark.images).replace(r"\*", "([^/]*)"))
+    pairs = []
+    for pattern in patterns:
+        for image in sorted(root.glob(pattern)) if "*" in pattern else [root / pattern]:
+            match = stars.fullmatch(image.relative_to(root).as_posix())
+            assert match  # it was found by the same pattern
+            labels = benchmark.labels
+            for part in match.groups():
+                labels = labels.replace("*", part, 1)
+            pairs.append((image, root / labels))
+    return pairs
+
+
+def _load_labels(name: str) -> list[LabelRecord]:
+    benchmark, root = LABELS[name], dataset_root()
+    coding = LabelCoding.of(read_classes(benchmark.classes), benchmark.ignored, benchmark.offset)
+    records = load_labels(name, find_pairs(benchmark, root, hint(name)), coding, root / benchmark.images, hint(name))
+    if len(records) != benchmark.expected:
+        logger.warning("%s has %d images, %d are published", name, len(records), benchmark.expected)
+    return records
+
+
+def _load_ade20k_instances(categories: Sequence[Category]) -> list[Any]:
+    root = dataset_root() / _ADE
+    advice = hint(ADE20K_INSTANCE)
+    return load_instances(
+        root / "ade20k_instance_val.json", root / "images/validation", categories=categories, hint=advice
+    )

@@ -1,0 +1,124 @@
+"""Label images: any bit depth, their coding, and the same through the evaluator's and the trainer's doors."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworldsam.data.datasets.coco import Category
+from openworldsam.data.datasets.labels import LabelCoding, load_labels, read_labels
+from openworldsam.data.ground_truth import is_referring, read_panoptic, read_segments
+from openworldsam.data.mapper import DatasetMapper
+from openworldsam.evaluation.examples import EvaluationDataset, Unreadable
+
+CODING = LabelCoding.of([Category(3, "cat", True), Category(9, "sky", False)], ignored=[0, 255])
+LABELS = np.array([[0, 3, 3, 9], [255, 3, 9, 9], [255, 0, 9, 9]])
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A record of a picture of 3 x 4 pixels and a label image of the given pixels."""
+
+    def write(labels=LABELS, dtype=np.uint8, suffix=".png", coding=CODING, size=(4, 3), **options):
+        Image.new("RGB", size).save(tmp_path / "a.png")
+        path = tmp_path / f"labels{suffix}"
+        Image.fromarray(np.asarray(labels, dtype)).save(path, **options)
+        return load_labels("a", [(tmp_path / "a.png", path)], coding, tmp_path)[0]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [(np.uint8, ".png"), (np.uint16, ".png"), (np.uint16, ".tif"), (np.int32, ".tif")]
+)
+def test_each_class_that_is_there_is_a_segment(make, dtype, suffix):
+    record = make(dtype=dtype, suffix=suffix)
+    ids, segments = read_panoptic(record)
+    assert ids.tolist() == [[0, 1, 1, 2], [0, 1, 2, 2], [0, 0, 2, 2]]
+    assert segments == [
+        {"id": 1, "category_id": 0, "isthing": True, "iscrowd": False, "area": 3},
+        {"id": 2, "category_id": 1, "isthing": False, "iscrowd": False, "area": 5},
+    ]
+    assert read_segments(record) == segments and not is_referring(record)
+
+
+def test_palettes_and_large_values(make):
+    coding = LabelCoding.of([Category(845, "rail", False)], [65_535])
+    assert read_panoptic(make([[845] * 4] * 3, np.uint16, ".tif", coding))[0].tolist() == [[1] * 4] * 3
+    record = make()
+    indexed = Image.new("P", (4, 3))
+    indexed.putpalette([7, 7, 7] * 256)
+    indexed.putdata(LABELS.ravel().tolist())
+    indexed.save(record["sem_seg_file_name"])
+    assert read_panoptic(record)[0].max() == 2
+
+
+def test_the_mapper_and_the_evaluation_read_it_unchanged(make):
+    record = make()
+    mapper = DatasetMapper(class_names=("cat", "sky"), is_thing=CODING.is_thing)
+    mapped = mapper(record, np.random.default_rng(0))
+    assert mapped["prompts"] == ["cat", "sky"] == mapper.texts(record)
+    assert [int(target.sum()) for target in mapped["targets"]] == [3, 5]
+    (inputs, truth) = EvaluationDataset([record], class_names=("cat", "sky"), is_thing=CODING.is_thing)[0]
+    assert inputs["class_ids"] == [0, 1] and len(truth.segments) == 2
+
+
+def test_nothing_but_void_has_no_segment(make):
+    ids, segments = read_panoptic(make(np.zeros((3, 4))))
+    assert not ids.any() and segments == []
+
+
+def test_an_offset_moves_the_values_and_a_class_wins_over_an_ignored_value():
+    coding = LabelCoding.of([Category(0, "wall", False)], ignored=range(3), offset=1)
+    assert coding.values == (1,) and coding.ignored == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.where(LABELS == 9, 10, LABELS)}, r"labels.png has the label 10 \(5 such pixels\).* 3 to 9"),
+        ({"labels": LABELS[:2]}, "labels.png is 4 x 2, its image is 4 x 3"),
+        ({"labels": np.zeros((3, 4, 3))}, r"labels.png is no label image.*\(3, 4, 3\)"),
+        ({"dtype": np.float32, "suffix": ".tif"}, "whole numbers, got .* float32"),
+        ({"labels": LABELS - 1, "dtype": np.int32, "suffix": ".tif"}, "has the values -1 to 254, labels are 0"),
+    ],
+)
+def test_bad_labels_name_file_and_value(make, change, message):
+    record = make(**change)
+    with pytest.raises(ValueError, match=message):
+        read_panoptic(record)
+    assert isinstance(EvaluationDataset([record])[0], Unreadable)
+
+
+def test_damaged_and_missing_label_images(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a.png is not a readable label image"):
+        read_labels(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"label image .*b.png not found"):
+        read_labels(tmp_path / "b.png")
+
+
+def test_missing_and_unreadable_pictures_stay_records(make, tmp_path, caplog):
+    good, labels = make(), tmp_path / "labels.png"
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    pairs = [(tmp_path / name, labels) for name in ("a.png", "b.png", "c.png")]
+    records = load_labels("a", pairs, CODING, "the source", "do this")
+    assert records[0] == good and [(r["height"], r["width"]) for r in records] == [(3, 4), (0, 0), (0, 0)]
+    assert "1 of 3 files" in caplog.text and "do this" in caplog.text
+    reasons = [EvaluationDataset(records)[i].reason for i in (1, 2)]
+    assert "b.png is not a readable image" in reasons[0] and "c.png not found" in reasons[1]
+    assert records[2]["image_id"] - records[0]["image_id"] == 2
+    assert load_labels("b", pairs, CODING, "")[0]["image_id"] != records[0]["image_id"]
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files that the source names .* do this"):
+        load_labels("a", pairs[2:], CODING, "the source", "do this")
+    with pytest.raises(FileNotFoundError, match=r"the source has no images\. do this"):
+        load_labels("a", [], CODING, "the source", "do this")
+
+
+def test_a_picture_on_its_side_has_the_size_that_reading_gives(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(np.full((4, 2), 3, np.uint8)).save(tmp_path / "a.png")
+    (record,) = load_labels("a", [(tmp_path / "a.jpg", tmp_path / "a.png")], CODING, tmp_path)
+    assert (record["height"], record["width"]) == (4, 2)
+    assert not isinstance(EvaluationDataset([record], class_names=["cat"], is_thing=[True])[0], Unreadable)

@@ -1,0 +1,313 @@
+"""datasets/prepare_*.py of the benchmarks, on real samples or files of the publishers' exact format."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from conftest import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from openworldsam.data.check import read_all
+from openworldsam.data.datasets import benchmarks
+from openworldsam.data.datasets.benchmarks import read_classes
+from openworldsam.data.datasets.labels import read_labels
+from openworldsam.data.datasets.prepare_labels import ade20k_classes, read_scannet_table
+from openworldsam.data.ground_truth import read_panoptic
+from openworldsam.data.preprocessing import read_image
+
+SIZE = (6, 4)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+def run(name, root, *args, check=False):
+    """The exit status of datasets/prepare_NAME.py."""
+    spec = importlib.util.spec_from_file_location(f"prepare_{name}", ROOT / f"datasets/prepare_{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(["--root", str(root), "--workers", "1", *([] if check else ["--no-check"]), *args])
+
+
+def write(path, pixels=None, dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", SIZE) if pixels is None else Image.fromarray(np.asarray(pixels, dtype))
+    image.save(path)
+    return path
+
+
+def rows(*values):
+    """A map of 4 x 6 pixels, one value a row; of channels if the values are tuples."""
+    return np.repeat(np.array(values)[:, None], 6, axis=1)
+
+
+def summary(name, index=0):
+    """Name, whether a crowd, and area of each segment of a registered record; the map agrees."""
+    record = DatasetCatalog.get(name)[index]
+    assert read_all(record) is None
+    ids, segments = read_panoptic(record)
+    vocabulary = MetadataCatalog.get(name).vocabulary
+    return sorted((vocabulary[s["category_id"]], bool(s["iscrowd"]), int((ids == s["id"]).sum())) for s in segments)
+
+
+def ade20k(root, stem="ADE_val_00000001", labels=(1, 13, 13, 0), objects=((0, 0, 0), (4, 1, 0), (4, 2, 0), (0, 0, 0))):
+    folder = root / "ADEChallengeData2016"
+    write(folder / f"images/validation/{stem}.jpg")
+    write(folder / f"annotations/validation/{stem}.png", rows(*labels))
+    write(folder / f"annotations_instance/validation/{stem}.png", rows(*objects))
+
+
+def test_ade20k_150(root, capsys):
+    ade20k(root)
+    ade20k(root, "ADE_val_00000002", labels=(1, 1, 13, 0), objects=((9, 1, 0), *[(0, 0, 0)] * 3))
+    assert run("ade20k_150", root) == 0
+    text = capsys.readouterr()
+    assert "2 images, 5 segments" in text.out and "2 images, 3 objects" in text.out and "published are 2000" in text.err
+    assert summary("ade20k_150_panoptic_val") == [("person", False, 6), ("person", False, 6), ("wall", False, 6)]
+    # an object lies over stuff; a person that is no object is void
+    assert [area for *_, area in summary("ade20k_150_panoptic_val", 1)] == [6, 6]
+    assert summary("ade20k_100_instance_val") == [("person", False, 6), ("person", False, 6)]
+    assert summary("ade20k_100_instance_val", 1) == [("car", False, 6)]
+    content = json.loads((root / "ADEChallengeData2016/ade20k_instance_val.json").read_text())
+    assert content["annotations"][0]["bbox"] == [0, 1, 6, 1] and len(content["categories"]) == 100
+    assert run("ade20k_150", root) == 0 and capsys.readouterr().out.count("already there") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": (151, 1, 1, 1)}, "annotations/validation/.*00001.png has the class 151, known are 0 to 150"),
+        ({"objects": [(101, 1, 0)] * 4}, "annotations_instance/.* has the class 101, known are 0 to 100"),
+        ({"labels": (1, 1)}, "is 6 x 2, .* is 6 x 4"),
+        ({"labels": (1, 1), "objects": [(0, 0, 0)] * 2}, "is 6 x 2, its image is 6 x 4"),
+    ],
+)
+def test_bad_ade20k_makes_no_json(root, capsys, change, message):
+    ade20k(root, **change)
+    assert run("ade20k_150", root) == 2
+    error = capsys.readouterr().err
+    assert "1 of 1 images" in error
+    assert re.search(message, error) and not (root / "ADEChallengeData2016/ade20k_panoptic_val.json").exists()
+
+
+def test_counts_are_checked(root, capsys):
+    ade20k(root)
+    assert run("ade20k_150", root, check=True) == 2
+    assert "1 images of ade20k_150_panoptic_val under" in capsys.readouterr().err
+    assert run("cityscapes", root) == 2, "nothing at all is an error in any case"
+    assert "0 images of cityscapes_19_panoptic_val" in capsys.readouterr().err
+
+
+def test_several_processes_and_an_interruption(root, monkeypatch, capsys):
+    for index in range(3):
+        ade20k(root, f"ADE_val_{index:08d}")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openworldsam.data.datasets.prepare_panoptic.save_json", stop)
+        assert run("ade20k_150", root) == 130
+    assert "the same command again" in capsys.readouterr().err
+    assert run("ade20k_150", root, "--workers", "2") == 0
+    assert len(DatasetCatalog.get("ade20k_150_panoptic_val")) == 3
+
+
+def test_cityscapes(root):
+    folder, stem = root / "cityscapes", "ulm_000000_000019"
+    write(folder / f"leftImg8bit/val/ulm/{stem}_leftImg8bit.png")
+    # road, a group of persons, the second car, a licence plate's neighbour that is not evaluated
+    path = folder / f"gtFine/val/ulm/{stem}_gtFine_instanceIds.png"
+    write(path, rows(7, 24, 26_001, 4), np.uint16)
+    assert run("cityscapes", root) == 0
+    assert summary("cityscapes_19_panoptic_val") == [("car", False, 6), ("person", True, 6), ("road", False, 6)]
+    assert DatasetCatalog.get("cityscapes_19_panoptic_val")[0]["file_name"].endswith(f"val/ulm/{stem}_leftImg8bit.png")
+    (folder / "panoptic_val.json").unlink()
+    write(path, rows(7, 24, 34_001, 4), np.uint16)
+    assert run("cityscapes", root) == 2
+
+
+def test_bdd10k(root, capsys):
+    folder = root / "bdd100k"
+    write(folder / "images/10k/val/a.jpg")
+    path = folder / "labels/pan_seg/bitmasks/val/a.png"
+    # two regions of the road, car 258, and a crowd of persons
+    write(path, rows((7, 0, 0, 1), (7, 0, 0, 2), (35, 12, 1, 2), (31, 2, 0, 3)))
+    assert run("bdd10k", root) == 0
+    assert summary("bdd10k_40_panoptic_val") == [("car", False, 6), ("person", True, 6), ("road", False, 12)]
+    (folder / "panoptic_val.json").unlink()
+    for pixels, message in ((rows(*[(41, 0, 0, 0)] * 4), "class 41"), (rows(1, 1, 1, 1), "four channels")):
+        write(path, pixels)
+        assert run("bdd10k", root) == 2 and message in capsys.readouterr().err
+
+
+def scannet(root, labels, instances, names=("label", "instance")):
+    scene = root / "scannet/scannet_frames_25k/scene0011_00"
+    write(scene / "color/000100.jpg")
+    write(scene / f"{names[0]}/000100.png", labels, np.uint16)
+    write(scene / f"{names[1]}/000100.png", instances, np.uint16)
+    (root / "scannet/scannetv2_val.txt").write_text("scene0011_00\n")
+
+
+def test_scannet(root, capsys):
+    # wall, whose pieces are numbered as well; a chair; a pillow, which is none of the 20; a bed that is no object
+    scannet(root, rows(1, 5, 18, 4), rows(1001, 5002, 18_001, 0))
+    assert run("scannet", root) == 0
+    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("wall", False, 6)]
+    assert summary("scannet_20_val") == [("bed", False, 6), ("chair", False, 6), ("wall", False, 6)]
+    record = DatasetCatalog.get("scannet_20_panoptic_val")[0]
+    assert record["pan_seg_file_name"].endswith("scannet_panoptic_val/scene0011_00__000100.png")
+    (root / "scannet/scannet_panoptic_val.json").unlink()
+    scannet(root, rows(1, 41, 18, 4), rows(0, 0, 0, 0))
+    assert run("scannet", root) == 2 and "class 41" in capsys.readouterr().err
+
+
+def test_scannet_from_raw_labels(shared, root, capsys):
+    table = shared / "data/labels/scannetv2-labels.combined.tsv"
+    scannet(root, rows(1, 2, 0, 3), rows(1, 2, 0, 0), ("label-filt", "instance-filt"))
+    assert run("scannet", root, "--raw-table", str(table)) == 0
+    scene = root / "scannet/scannet_frames_25k/scene0011_00"
+    assert read_labels(scene / "label/000100.png")[:, 0].tolist() == [1, 5, 0, 2]
+    assert read_labels(scene / "instance/000100.png")[:, 0].tolist() == [1001, 5002, 0, 0]
+    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("floor", False, 6), ("wall", False, 6)]
+    (scene / "label/000100.png").unlink()
+    scannet(root, rows(1, 2, 0, 65_000), rows(1, 2, 0, 0), ("label-filt", "instance-filt"))
+    assert run("scannet", root, "--raw-table", str(table)) == 2 and "raw ids [65000]" in capsys.readouterr().err
+
+
+def test_scannets_table(shared, tmp_path):
+    table = read_scannet_table(shared / "data/labels/scannetv2-labels.combined.tsv")
+    assert (table[0], table[1], table[2], table[22]) == (0, 1, 5, 23) and set(table.values()) <= set(range(41))
+    (tmp_path / "a.tsv").write_text("id\tname\n1\twall\n")
+    with pytest.raises(ValueError, match=r"a\.tsv is not scannetv2-labels"):
+        read_scannet_table(tmp_path / "a.tsv")
+
+
+def test_ade20k_847_coding_on_real_files(shared):
+    """What a real json calls each object is the class that the colours give."""
+    (path, *_) = sorted((shared / "data/ade20k_full_sample").rglob("*_seg.png"))
+    colours = read_image(path)
+    index = colours[..., 0].astype(int) // 10 * 256 + colours[..., 1]
+    classes = ade20k_classes(colours)
+    text = path.with_name(path.name.replace("_seg.png", ".json")).read_text("latin1")
+    objects = json.loads(text)["annotation"]["object"]
+    names = [c.name for c in read_classes("ade20k_847")]
+    checked = {
+        entry["name"]
+        for entry in objects
+        if entry["name"] in names and (index == entry["name_ndx"]).any()
+        for value in [np.unique(classes[index == entry["name_ndx"]]).tolist()]
+        if value == [names.index(entry["name"])]
+    }
+    assert {"sky", "tree", "building, edifice", "road, route"} <= checked and len(checked) >= 12
+    assert (classes[index == 0] == 65_535).all()
+
+
+def test_ade20k_847(shared, root, capsys):
+    source = sorted((shared / "data/ade20k_full_sample").rglob("*_seg.png"))[0]
+    folder = root / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
+    folder.mkdir(parents=True)
+    stem = source.name.removesuffix("_seg.png")
+    (folder / "ADE_val_00000001.jpg").symlink_to(source.with_name(f"{stem}.jpg"))
+    (folder / "ADE_val_00000001_seg.png").symlink_to(source)
+    assert run("ade20k_847", root) == 0 and "1 images of ADE20K-847" in capsys.readouterr().out
+    (record,) = DatasetCatalog.get("ade20k_847_val")
+    assert min(record["height"], record["width"]) == 512
+    assert {"sky", "tree"} <= {name for name, *_ in summary("ade20k_847_val")}
+    label = Path(record["sem_seg_file_name"])
+    assert Image.open(label).mode == "I;16"
+    time = label.stat().st_mtime_ns
+    assert run("ade20k_847", root) == 0 and label.stat().st_mtime_ns == time
+    label.unlink()
+    assert run("ade20k_847", root, "--short-side", "0") == 0
+    assert Image.open(label).size == Image.open(source).size
+    label.unlink()
+    (folder / "ADE_val_00000001_seg.png").unlink()
+    assert run("ade20k_847", root) == 2 and "not found" in capsys.readouterr().err
+
+
+def context(root, labels, name="2008_000002"):
+    folder = root / "VOCdevkit/VOC2010"
+    write(folder / f"JPEGImages/{name}.jpg")
+    for path in (folder / "ImageSets/Main", folder / "trainval"):
+        path.mkdir(parents=True, exist_ok=True)
+    (folder / "ImageSets/Main/val.txt").write_text(f"{name}\n")
+    scipy.io.savemat(folder / f"trainval/{name}.mat", {"LabelMap": np.asarray(labels, np.uint16)})
+
+
+def test_pascal_context(root, capsys):
+    # by the official numbers of the 459: aeroplane 2, accordion 1, wood 458, void
+    context(root, rows(2, 1, 458, 0))
+    assert run("pascal_context", root) == 0
+    assert summary("pascal_context_59_val") == [("aeroplane", False, 6), ("wood", False, 6)]
+    many = summary("pascal_context_459_val")
+    assert many == [("accordion", False, 6), ("aeroplane", False, 6), ("wood", False, 6)]
+    for folder in ("pc59_val", "pc459_val"):
+        for path in (root / "VOCdevkit/VOC2010/annotations_detectron2" / folder).iterdir():
+            path.unlink()
+    context(root, rows(2, 1, 460, 0))
+    assert run("pascal_context", root) == 2 and "known are 0 to 459" in capsys.readouterr().err
+    (root / "VOCdevkit/VOC2010/trainval/2008_000002.mat").write_bytes(b"cut short")
+    assert run("pascal_context", root) == 2 and "is no LabelMap" in capsys.readouterr().err
+    (root / "VOCdevkit/VOC2010/trainval/2008_000002.mat").unlink()
+    assert run("pascal_context", root) == 2 and "not found" in capsys.readouterr().err
+
+
+def test_the_59_have_the_official_numbers_among_the_459():
+    many = [c.name for c in read_classes("pascal_context_459")]
+    assert sorted(many.index(c.name) + 1 for c in read_classes("pascal_context_59")) == [
+        2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159,
+        162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368,
+        397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+    ]  # fmt: skip
+
+
+def sun(root, labels):
+    """The official archives, unpacked, of one training and two test images."""
+    h5py = pytest.importorskip("h5py")
+    folder = root / "sun_rgbd"
+    names = [f"SUNRGBD/kv1/NYUdata/NYU{index:04d}" for index in range(3)]
+    for index, name in enumerate(names):
+        write(folder / name / f"image/NYU{index:04d}.jpg")
+    toolbox = folder / "SUNRGBDtoolbox"
+    for path in ("traintestSUNRGBD", "Metadata"):
+        (toolbox / path).mkdir(parents=True, exist_ok=True)
+    test = np.array([f"/n/fs/sun3d/data/{name}" for name in (names[2], names[0])], object)
+    scipy.io.savemat(toolbox / "traintestSUNRGBD/allsplit.mat", {"alltest": test})
+    meta = np.zeros((1, 3), [("sequenceName", object)])
+    meta["sequenceName"][0] = names
+    scipy.io.savemat(toolbox / "Metadata/SUNRGBDMeta.mat", {"SUNRGBDMeta": meta})
+    with h5py.File(toolbox / "Metadata/SUNRGBD2Dseg.mat", "w") as file:
+        cells = file.create_dataset("SUNRGBD2Dseg/seglabel", (3, 1), h5py.ref_dtype)
+        for index in range(3):
+            cells[index, 0] = file.create_dataset(f"#refs#/{index}", data=np.asarray(labels[index]).T).ref
+
+
+def test_sun_rgbd(root, capsys):
+    sun(root, [rows(1, 1, 1, 0), rows(2, 2, 2, 2), rows(37, 0, 0, 0)])
+    assert run("sun_rgbd", root) == 0
+    assert summary("sun_rgbd_37_val", 0) == [("bag", False, 6)]
+    assert summary("sun_rgbd_37_val", 1) == [("wall", False, 18)]
+    for path in (root / "sun_rgbd/label37/test").iterdir():
+        path.unlink()
+    sun(root, [rows(1, 1, 1, 0), rows(2, 2, 2, 2), rows(38, 0, 0, 0)])
+    assert run("sun_rgbd", root) == 2 and "known are 0 to 37" in capsys.readouterr().err
+
+
+def test_sun_rgbd_without_h5py(root, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert run("sun_rgbd", root) == 2 and "pip install h5py" in capsys.readouterr().err
+
+
+def test_every_command_exists():
+    for command in benchmarks.COMMANDS.values():
+        assert not command or (ROOT / command.removeprefix("python ")).is_file()
