@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from panopticapi.utils import id2rgb
 from PIL import Image
 
 from openworldsam.data.datasets import prepare
 from openworldsam.data.datasets.coco import CATEGORIES, load_panoptic
+
+ROOT = Path(__file__).parents[2]
 
 FILTERED = "coco/annotations/panoptic_train2017_filtrefgumdval_filtvlp.json"
 CAT, SKY = 15, 119  # contiguous ids; 17 and 187 in COCO's own files

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -20,6 +19,8 @@ from openworldsam.data.datasets.labels import read_labels
 from openworldsam.data.datasets.prepare_labels import ade20k_classes, read_scannet_table
 from openworldsam.data.ground_truth import read_panoptic
 from openworldsam.data.preprocessing import read_image
+
+ROOT = Path(__file__).parents[2]
 
 SIZE = (6, 4)
 

@@ -4,15 +4,17 @@ import importlib.util
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from detectron2.data import DatasetCatalog
 from pycocotools import mask as rle
 
 from openworldsam.data.datasets import refcocog
 from openworldsam.data.datasets.refcocog import Counts, convert, count, load_referring, read_refs, union_mask
+
+ROOT = Path(__file__).parents[2]
 
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
 

@@ -3,13 +3,15 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as mask_util
+
+ROOT = Path(__file__).parents[2]
 
 SIZE = {"height": 4, "width": 6}
 CATEGORIES = [{"id": 17, "name": "cat", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
