@@ -191,10 +191,14 @@ def _add_evaluation_config(cfg: CfgNode) -> None:
     # Classes that an image is asked about: oracle (those that it has, the paper), global (the whole vocabulary), or
     # absent (those that it has and as many that it has not, with the false-positive rate of the latter).
     cfg.TEST.PROTOCOL = "oracle"
-    # Sentences of each object of a referring dataset: first (the released code) or all.
+    # Sentences of each object of a referring dataset: first (the released code) or all, those of an image jointly;
+    # first_alone or all_alone: each by itself, which differs with INTERACTION `image`.
     cfg.TEST.SENTENCES = "first"
     # Images of a forward pass, per process.
     cfg.TEST.IMS_PER_BATCH = 1
+    # An image with more prompts than this is decoded so many at a time, so that memory does not grow with the
+    # vocabulary; changes no result. 0: all at once, as always with INTERACTION `image` and two-stage `confident`.
+    cfg.TEST.PROMPT_CHUNK = 32
     # Evaluate on the first so many images of each dataset; 0: on all.
     cfg.TEST.MAX_IMAGES = 0
 

@@ -3,6 +3,8 @@
 
 python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --output DIR [--num-gpus N] [KEY VALUE ...]
 python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --benchmarks shapes_absent_val --output DIR
+
+With --save-predictions an interrupted evaluation, started again, goes on where it stopped.
 """
 
 from openworldsam.engine.evaluate import main

@@ -8,24 +8,31 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import yaml
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import openworldsam
 from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint.layouts import Source
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.device import usable_device
 from openworldsam.engine.launch import launch_command
 from openworldsam.evaluation.benchmark import check_benchmarks, evaluate, table
+from openworldsam.evaluation.paper_tables import paper_numbers, row_of
+from openworldsam.evaluation.saved import Saving
 from openworldsam.modeling import OpenWorldSAM
 
 RESULTS = "results.json"
+PREDICTIONS = "predictions"
 PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
 """What results may depend on, by the names that one imports."""
 
@@ -36,6 +43,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="datasets, in place of DATASETS.TEST")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"gets {RESULTS} and log.txt")
+    saving = f"write DIR/{PREDICTIONS}, also of the ground truth; images that are there already are not predicted again"
+    parser.add_argument("--save-predictions", action="store_true", help=saving)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_args(argv)
@@ -51,13 +60,15 @@ def run(args: argparse.Namespace, command: str) -> None:
     setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
     model = OpenWorldSAM(cfg)
     sources = load_weights(model, cfg)
-    results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval())
+    saving = Saving(args.output / PREDICTIONS, identity(cfg, sources)) if args.save_predictions else None
+    results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval(), saving)
     if not comm.is_main_process():
         return
     content = {
         "benchmarks": results,
         "preset": cfg.PRESET,
         "protocol": cfg.TEST.PROTOCOL,
+        "sentences": cfg.TEST.SENTENCES,
         "weights": {component: asdict(source) for component, source in sources.items()},
         "versions": versions(),
         "command": command,
@@ -65,7 +76,16 @@ def run(args: argparse.Namespace, command: str) -> None:
     }
     path = args.output / RESULTS
     save_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-    print(f"{table(results)}\n{path}")
+    print(f"{table(results, paper_numbers(row_of(cfg)))}\n{path}")
+
+
+def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What predictions depend on, as json can hold it: the weights and the config, less what only makes them faster."""
+    config = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
+    for key in ("WEIGHTS", "DEVICE"):
+        del config["MODEL"][key]
+    weights = {component: source.fingerprint for component, source in sources.items()}
+    return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config}
 
 
 def versions() -> dict[str, str | None]:

@@ -13,14 +13,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_context
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from pycocotools import mask as mask_util
+from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
@@ -28,17 +26,18 @@ from torch.utils.data import DataLoader
 from openworldsam.data.datasets import check_registered, register_datasets
 from openworldsam.evaluation.absent import AbsentPrompts
 from openworldsam.evaluation.accumulator import Scores, merged, named
-from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, Truth
+from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
+from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example
 from openworldsam.evaluation.instance import InstanceAP
 from openworldsam.evaluation.panoptic import PanopticQuality
+from openworldsam.evaluation.paper_tables import Column, Number
 from openworldsam.evaluation.referring import ReferringScores
+from openworldsam.evaluation.saved import SavedPredictions, Saving
 from openworldsam.evaluation.semantic import SemanticScores
+from openworldsam.evaluation.streaming import chunk_of, predict
 from openworldsam.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-NO_CLASS = -1
-"""Label of void in semantic ground truth."""
 
 HEADLINES = {
     "panoptic": ("PQ", "SQ", "RQ"),
@@ -86,55 +85,40 @@ class Benchmark:
         needed = {"absent": ("instance", "panoptic")}
         return tuple(dict.fromkeys(t for task in self.accumulators for t in needed.get(task, (task,))))
 
-    def update(self, example: Example, predicted: Mapping[str, Any]) -> None:
+    def update(self, example: Example, predicted: Answer) -> None:
         """Add an image.
 
         Args:
             example: with its ground truth.
-            predicted: a result of `OpenWorldSAM.forward` for `model_tasks`.
+            predicted: the answers to `model_tasks`.
 
         Raises:
             ValueError: it cannot be scored; names the image.
         """
         inputs, truth = example
+        true = self.truth(example)
         with named(inputs["file_name"]):
             for task, accumulator in self.accumulators.items():
                 if task == "panoptic":
-                    segments = [(s["id"], s["category_id"]) for s in predicted["panoptic_seg"][1]]
-                    true_segments = [(s["id"], s["category_id"], int(s["iscrowd"])) for s in truth.segments]
-                    accumulator.update(
-                        predicted["panoptic_seg"][0].cpu().numpy(), segments, truth.segment_map, true_segments
-                    )
+                    assert predicted.panoptic and true.panoptic
+                    segments = [(s["id"], s["category_id"]) for s in predicted.panoptic[1]]
+                    true_segments = [(s["id"], s["category_id"], s["iscrowd"]) for s in true.panoptic[1]]
+                    accumulator.update(predicted.panoptic[0], segments, true.panoptic[0], true_segments)
                 elif task == "instance":
-                    found = instances_to_coco_json(predicted["instances"].to("cpu"), inputs["image_id"])
-                    true = self._true_instances(truth)
-                    accumulator.update(inputs["image_id"], truth.segment_map.shape, found, true)
+                    accumulator.update(inputs["image_id"], truth.segment_map.shape, predicted.instance, true.instance)
                 elif task == "semantic":
-                    accumulator.update(predicted["semantic"].cpu().numpy(), semantic_map(truth))
+                    accumulator.update(predicted.semantic, true.semantic)
                 elif task == "referring":
-                    masks = predicted["referring"][0].cpu().numpy()
-                    for mask, true_mask in zip(masks, truth.referents, strict=True):
+                    assert predicted.referring is not None
+                    for mask, true_mask in zip(predicted.referring, truth.referents, strict=True):
                         accumulator.update(mask, true_mask)
                 else:
-                    accumulator.update(truth.absent, self._found_classes(predicted))
+                    accumulator.update(truth.absent, _found_classes(predicted))
         self.images += 1
 
-    def _true_instances(self, truth: Truth) -> list[dict[str, Any]]:
-        """The things among the segments as COCO annotations."""
-        annotations = []
-        for segment in truth.segments:
-            mask = truth.segment_map == segment["id"]
-            if self.is_thing[segment["category_id"]] and mask.any():
-                code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-                area = int(mask.sum())
-                own = {key: segment[key] for key in ("category_id", "iscrowd")}
-                annotations.append({**own, "segmentation": code, "area": area})
-        return annotations
-
-    def _found_classes(self, predicted: Mapping[str, Any]) -> set[int]:
-        """Things with an instance, stuff with a panoptic segment."""
-        things = set(predicted["instances"].pred_classes.tolist())
-        return things | {s["category_id"] for s in predicted["panoptic_seg"][1] if not s["isthing"]}
+    def truth(self, example: Example) -> Answer:
+        """The ground truth of `model_tasks`."""
+        return true_answer(example.truth, self.is_thing, self.model_tasks)
 
     def merge(self, other: Benchmark) -> None:
         """Add the counts of another process."""
@@ -157,12 +141,11 @@ class Benchmark:
         return {**tasks, "protocol": self.protocol, "images": self.images, "skipped": self.skipped}
 
 
-def semantic_map(truth: Truth) -> np.ndarray:
-    """The class of every pixel, int64 [H, W], `NO_CLASS` where void."""
-    classes = {segment["id"]: segment["category_id"] for segment in truth.segments}
-    ids, inverse = np.unique(truth.segment_map, return_inverse=True)
-    table = np.array([classes.get(i, NO_CLASS) for i in ids.tolist()], dtype=np.int64)
-    return table[inverse].reshape(truth.segment_map.shape)
+def _found_classes(predicted: Answer) -> set[int]:
+    """Things with an instance, stuff with a panoptic segment."""
+    assert predicted.instance is not None and predicted.panoptic
+    things = {instance["category_id"] for instance in predicted.instance}
+    return things | {s["category_id"] for s in predicted.panoptic[1] if not s["isthing"]}
 
 
 def check_benchmarks(cfg: CfgNode) -> None:
@@ -177,34 +160,37 @@ def check_benchmarks(cfg: CfgNode) -> None:
     for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
         if cfg.TEST[key] not in choices:
             raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")
-    if cfg.TEST.IMS_PER_BATCH < 1 or cfg.TEST.MAX_IMAGES < 0 or cfg.DATALOADER.NUM_WORKERS < 0:
-        raise ValueError("TEST.IMS_PER_BATCH is 1 or more, TEST.MAX_IMAGES and DATALOADER.NUM_WORKERS 0 or more")
+    if cfg.TEST.IMS_PER_BATCH < 1 or min(cfg.TEST.MAX_IMAGES, cfg.TEST.PROMPT_CHUNK, cfg.DATALOADER.NUM_WORKERS) < 0:
+        others = "TEST.MAX_IMAGES, TEST.PROMPT_CHUNK and DATALOADER.NUM_WORKERS"
+        raise ValueError(f"TEST.IMS_PER_BATCH is 1 or more, {others} 0 or more")
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
+def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Results:
     """Score a model on every dataset of DATASETS.TEST; all processes call it, each takes its share of the images.
 
     Args:
         cfg: its config.
         model: an `OpenWorldSAM` in any mode, which it keeps; no random generator is touched.
+        saving: where the predictions go; those that are there already are not made again.
 
     Returns:
         `Benchmark.content` by dataset; empty on all processes but the first.
 
     Raises:
-        FileNotFoundError, ValueError: a dataset is unknown, not there or damaged, or a key of TEST is wrong.
+        FileNotFoundError, ValueError: a dataset is unknown, not there or damaged, a key of TEST is wrong, or there are
+            saved predictions of another model.
     """
     check_benchmarks(cfg)
     results: Results = {}
     for name in cfg.DATASETS.TEST:
-        whole = merged(run_benchmark(cfg, model, name))
+        whole = merged(run_benchmark(cfg, model, name, saving))
         if whole:
             results[name] = whole.content()
             logger.info("%s: %d images, %d skipped", name, whole.images, len(whole.skipped))
     return results
 
 
-def run_benchmark(cfg: CfgNode, model: nn.Module, name: str) -> Benchmark:
+def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | None = None) -> Benchmark:
     """Score this process's share of a dataset."""
     metadata = MetadataCatalog.get(name)
     protocol = getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
@@ -214,6 +200,26 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str) -> Benchmark:
     referring = "referring" in metadata.tasks
     tasks = (*metadata.tasks, *(("absent",) if protocol == "absent" and not referring else ()))
     benchmark = Benchmark(tasks, **classes, protocol=protocol)
+    saved = None
+    if saving:
+        own_ids = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})  # of things too, see `register_panoptic`
+        saved = SavedPredictions(
+            saving.folder / name, **classes, category_ids=sorted(own_ids, key=lambda own_id: own_ids[own_id])
+        )
+        saved.check_run(saving.identity)
+    with inference_context(model), torch.no_grad():
+        _run(cfg, model, dataset, benchmark, saved)
+    if saved:
+        comm.synchronize()
+        if comm.is_main_process():
+            saved.finish(record["image_id"] for record in records)
+    return benchmark
+
+
+def _run(
+    cfg: CfgNode, model: nn.Module, dataset: EvaluationDataset, benchmark: Benchmark, saved: SavedPredictions | None
+) -> None:
+    """Ask the model about this process's share of the images, but for those that are saved, and count all."""
     sampler = InferenceSampler(len(dataset))
     loader = DataLoader(
         dataset,
@@ -224,17 +230,21 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str) -> Benchmark:
         generator=torch.Generator(),  # starting the loader must not touch the generator of a training
     )
     progress = Progress(len(sampler))
-    with inference_context(model), torch.no_grad():
-        for batch in loader:
-            examples = [example for example in batch if isinstance(example, Example)]
-            for unreadable in (example for example in batch if not isinstance(example, Example)):
-                logger.warning("skipped %s: %s", *unreadable)
-                benchmark.skipped[unreadable.file_name] = unreadable.reason
-            predicted = model([e.inputs for e in examples], tasks=benchmark.model_tasks) if examples else []
-            for example, result in zip(examples, predicted, strict=True):
-                benchmark.update(example, result)
-            progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))
-    return benchmark
+    chunk = chunk_of(cfg, "referring" in benchmark.accumulators)
+    for batch in loader:
+        examples = [example for example in batch if isinstance(example, Example)]
+        for unreadable in (example for example in batch if not isinstance(example, Example)):
+            logger.warning("skipped %s: %s", *unreadable)
+            benchmark.skipped[unreadable.file_name] = unreadable.reason
+        answers = [saved.load(e.inputs) if saved else None for e in examples]
+        todo = [e for e, answer in zip(examples, answers, strict=True) if answer is None]
+        predicted = predict(model, [e.inputs for e in todo], benchmark.model_tasks, chunk)
+        for example, done in zip(examples, answers, strict=True):
+            answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
+            benchmark.update(example, answer)
+            if saved and done is None:
+                saved.save(example.inputs, answer, benchmark.truth(example))
+        progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))
 
 
 def scalars(results: Results) -> dict[str, dict[str, float]]:
@@ -250,13 +260,23 @@ def scalars(results: Results) -> dict[str, dict[str, float]]:
     }
 
 
-def table(results: Results) -> str:
-    """The headline metrics, one a line, for people."""
-    rows = [
-        (name, content["protocol"], content["images"], f"{task} {metric}", content[task][metric])
-        for name, content in results.items()
-        for task, metrics in HEADLINES.items()
-        if task in content
-        for metric in metrics
-    ]
-    return tabulate(rows, ("benchmark", "protocol", "images", "metric", "value"), floatfmt=".2f", missingval="n/a")
+def table(results: Results, numbers: Mapping[Column, Number] | None = None) -> str:
+    """The headline metrics, one a line, for people; with the paper's numbers where it used the same protocol."""
+    rows = []
+    for name, content in results.items():
+        for task, metrics in HEADLINES.items():
+            for metric in metrics if task in content else ():
+                value = content[task][metric]
+                row = [name, content["protocol"], content["images"], f"{task} {metric}", number(value, ".2f")]
+                paper = (numbers or {}).get((name, task, metric)) if content["protocol"] == "oracle" else None
+                if paper:
+                    difference = "" if value is None else f"{value - paper.value:+.2f}"
+                    row += [f"{paper.value:.1f}", difference, str(paper.table)]
+                rows.append(row)
+    header = ("benchmark", "protocol", "images", "metric", "measured", "paper", "difference", "table")
+    return tabulate(rows, header, disable_numparse=True, colalign=("left",) * 2 + ("right", "left") + ("right",) * 4)
+
+
+def number(value: float | None, form: str) -> str:
+    """A metric for people."""
+    return "n/a" if value is None else format(value, form)

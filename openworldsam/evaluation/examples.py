@@ -16,7 +16,7 @@ from openworldsam.data.ground_truth import Record, is_referring, read_panoptic, 
 from openworldsam.data.preprocessing import to_tensor
 
 PROTOCOLS = ("oracle", "global", "absent")
-SENTENCES = ("first", "all")
+SENTENCES = ("first", "all", "first_alone", "all_alone")
 
 
 class Truth(NamedTuple):
@@ -57,7 +57,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         class_names, is_thing: of the contiguous class ids; empty for referring datasets.
         protocol: "oracle" asks for the classes that the image has, "global" for all, "absent" for those that it has and
             as many drawn from those that it has not, as far as there are so many.
-        sentences: of each object, the "first" or "all". All expressions of an image are asked in one forward pass.
+        sentences: of each object, the "first" or "all"; "alone" does not matter here.
     """
 
     def __init__(
@@ -109,6 +109,6 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         return asked, Truth(segment_map, segments, absent)
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
-        number = 1 if self.sentences == "first" else None
+        number = 1 if self.sentences.startswith("first") else None
         pairs = [(text, r.mask) for r in read_referring(record) for text in r.sentences[:number]]
         return {"prompts": [text for text, _ in pairs]}, Truth(np.zeros((0, 0)), referents=[mask for _, mask in pairs])

@@ -6,7 +6,8 @@ from openworldsam.inference.panoptic import PanopticResult, Segment, panoptic_in
 from openworldsam.inference.referring import ReferringResult, referring_inference
 from openworldsam.inference.refine import refine
 from openworldsam.inference.rows import MaskRows
-from openworldsam.inference.semantic import semantic_inference, semantic_scores
+from openworldsam.inference.semantic import SemanticMerge, semantic_inference, semantic_scores
+from openworldsam.inference.streaming import join_rows, useful_rows
 
 __all__ = [
     "InferenceOptions",
@@ -15,10 +16,13 @@ __all__ = [
     "PanopticResult",
     "ReferringResult",
     "Segment",
+    "SemanticMerge",
     "instance_inference",
+    "join_rows",
     "panoptic_inference",
     "referring_inference",
     "refine",
     "semantic_inference",
     "semantic_scores",
+    "useful_rows",
 ]

@@ -55,13 +55,35 @@ def semantic_inference(rows: MaskRows, size: tuple[int, int], num_classes: int, 
     Args:
         rows, size, num_classes, options: as for `semantic_scores`.
     """
-    best = torch.full(size, -torch.inf, device=rows.logits.device)
-    result = torch.full(size, -1, device=rows.logits.device)
-    for label, score in _class_scores(rows, size, num_classes, options):
-        better = score > best
-        best = torch.where(better, score, best)
-        result = torch.where(better, label, result)
-    return result
+    merge = SemanticMerge(size, num_classes, options, rows.logits.device)
+    merge.add(rows)
+    return merge.labels
+
+
+class SemanticMerge:
+    """`semantic_inference` of rows that come in parts, each with all rows of its classes.
+
+    Parts add up exactly: no class's score depends on another's rows, but for what "softmax" adds to all alike.
+
+    Args:
+        size, num_classes, options: as for `semantic_scores`.
+        device: of the rows.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], num_classes: int, options: InferenceOptions, device: torch.device
+    ) -> None:
+        self.size, self.num_classes, self.options = size, num_classes, options
+        self.best = torch.full(size, -torch.inf, device=device)
+        self.labels = torch.full(size, -1, device=device)
+        """int64 [H, W], the label of every pixel so far."""
+
+    def add(self, rows: MaskRows) -> None:
+        """Add some classes."""
+        for label, score in _class_scores(rows, self.size, self.num_classes, self.options):
+            better = (score > self.best) | ((score == self.best) & (label < self.labels))
+            self.best = torch.where(better, score, self.best)
+            self.labels = torch.where(better, label, self.labels)
 
 
 def _class_scores(

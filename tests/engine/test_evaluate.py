@@ -13,6 +13,8 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
 from openworldsam.engine.evaluate import main
 from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.evaluation.saved import Saving
+from openworldsam.evaluation.score import main as score_predictions
 from openworldsam.modeling import OpenWorldSAM
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +47,9 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
     register_panoptic("coco_panoptic_sample", files, CATEGORIES)
     assert command(tmp_path, [*SHAPES, "coco_panoptic_sample"], options(tiny_weights)) == 0
     results = results_of(tmp_path)
-    assert results.keys() == {"benchmarks", "preset", "protocol", "weights", "versions", "command", "seconds"}
-    assert (results["preset"], results["protocol"]) == ("paper", "oracle") and results["seconds"] > 0
+    told = {"preset": "paper", "protocol": "oracle", "sentences": "first"}
+    assert results.keys() == {"benchmarks", *told, "weights", "versions", "command", "seconds"}
+    assert {key: results[key] for key in told} == told and results["seconds"] > 0
     assert results["weights"].keys() == {"sam2", "beit3", "adapter"}
     assert results["weights"]["adapter"].keys() == {"file", "layout", "fingerprint", "note"}
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] and all(results["versions"].values())
@@ -97,12 +100,12 @@ def test_errors_of_the_user_are_one_line(tiny_weights, tmp_path, capsys, monkeyp
     assert not (tmp_path / "out/results.json").exists()
 
 
-def evaluate_own_share(opts):
+def evaluate_own_share(opts, folder=None):
     """What each process of an evaluation runs."""
     cfg = load_config(ROOT / "configs/tiny.yaml", opts)
     model = OpenWorldSAM(cfg)
     load_weights(model, cfg)
-    return evaluate(cfg, model.eval())
+    return evaluate(cfg, model.eval(), Saving(Path(folder), {}) if folder else None)
 
 
 def test_two_processes_find_what_one_finds(tiny_weights, tmp_path):
@@ -111,6 +114,30 @@ def test_two_processes_find_what_one_finds(tiny_weights, tmp_path):
         two, nothing = processes.values(evaluate_own_share, opts, processes=2)
     one = evaluate_own_share(opts)
     assert nothing == {} and two == one and one["shapes_absent_val"]["images"] == 3
+
+
+def test_two_processes_save_what_one_saves(tiny_weights, tmp_path):
+    opts = options(tiny_weights, "DATASETS.TEST", str(["shapes_absent_val", "shapes_refer_val"]))
+    with forked_processes(tmp_path) as processes:
+        processes.values(evaluate_own_share, opts, tmp_path / "two", processes=2)
+    evaluate_own_share(opts, tmp_path / "one")
+    files = [{p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("one", "two")]
+    assert files[0] == files[1] and len(files[0]) > 20
+
+
+def test_saved_predictions_make_a_second_run_the_same_and_another_model_an_error(tiny_weights, tmp_path, capsys):
+    opts = ["--save-predictions", *options(tiny_weights)]
+    assert command(tmp_path, ["shapes_val"], opts) == 0
+    first = results_of(tmp_path)["benchmarks"]
+    folder = tmp_path / "predictions/shapes_val"
+    jsons = [f"--{key}={folder / kind / 'panoptic.json'}" for key, kind in (("gt", "truth"), ("pred", "prediction"))]
+    assert score_predictions(["--task", "panoptic", *jsons, f"--output={tmp_path / 'scores.json'}"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert all(scores[metric] == first["shapes_val"]["panoptic"][metric] for metric in ("PQ", "SQ", "RQ"))
+    assert command(tmp_path, ["shapes_val"], opts) == 0
+    assert results_of(tmp_path)["benchmarks"] == first
+    assert command(tmp_path, ["shapes_val"], [*opts, "MODEL.INFERENCE.SCORE_THRESHOLD", 0.2]) == 2
+    assert "another model or config" in capsys.readouterr().err
 
 
 def test_training_on_shapes_is_the_same_with_evaluation_and_without(tiny_weights, tmp_path):

@@ -16,7 +16,8 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.coco import CATEGORIES, SEGMENTATION, PanopticFiles, register_panoptic
 from openworldsam.data.ground_truth import read_sentences
 from openworldsam.evaluation import AbsentPrompts
-from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate, scalars, semantic_map, table
+from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
+from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate, scalars, table
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable
 
 NAMES, IS_THING = ("cat", "dog", "grass", "sky"), (True, True, False, False)
@@ -108,7 +109,8 @@ class Oracle(nn.Module):
 
     def forward(self, batch, tasks):
         self.asked.append([x["prompts"] for x in batch])
-        return [self.answers[x["image_id"]] for x in batch]
+        keys = [{"panoptic": "panoptic_seg", "instance": "instances"}.get(task, task) for task in tasks]
+        return [{key: self.answers[x["image_id"]][key] for key in keys} for x in batch]
 
 
 BEST = {
@@ -153,7 +155,7 @@ def test_what_is_wrong_costs(cfg):
             shifted = [{**s, "category_id": s["category_id"] + 2} for s in answer["panoptic_seg"][1]]
             answer["panoptic_seg"] = (answer["panoptic_seg"][0], shifted)
             answer["semantic"] = answer["semantic"] + 2
-        benchmark.update(example, answer)
+        benchmark.update(example, predicted_answer(answer, index))
     scores = benchmark.compute()
     assert scores["panoptic"].overall["PQ"] < 75 and scores["semantic"].overall["pACC"] < 75
 
@@ -192,10 +194,9 @@ def test_an_absent_thing_is_found_as_an_instance_and_absent_stuff_as_a_segment()
     truth = Truth(np.ones((4, 4), dtype=np.int32), [{"id": 1, "category_id": 2, "iscrowd": 0}], absent=[0, 1, 3])
     benchmark = Benchmark(("absent",), NAMES, IS_THING, "absent")
     assert set(benchmark.model_tasks) == {"instance", "panoptic"}
-    instances = Instances((4, 4), pred_classes=torch.tensor([1]))
     segments = [{"category_id": 0, "isthing": True}, {"category_id": 3, "isthing": False}]
     example = Example({"file_name": "a"}, truth)
-    benchmark.update(example, {"instances": instances, "panoptic_seg": (None, segments)})
+    benchmark.update(example, Answer((np.ones((4, 4)), segments), [{"category_id": 1}]))
     assert benchmark.compute()["absent"].overall["false_positive_rate"] == pytest.approx(200 / 3)
     assert AbsentPrompts().compute().overall["false_positive_rate"] is None
 
@@ -248,7 +249,7 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
     dataset = EvaluationDataset(DatasetCatalog.get("shapes_val")[:1], class_names=NAMES * 5, is_thing=[True] * 20)
     benchmark = Benchmark(("semantic",), NAMES * 5, [True] * 20)
     with pytest.raises(ValueError, match=r"shapes_val/000000: the prediction is \(3, 3\)"):
-        benchmark.update(dataset[0], {"semantic": torch.zeros(3, 3)})
+        benchmark.update(dataset[0], Answer(semantic=np.zeros((3, 3))))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,7 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
         (["TEST.SENTENCES", "last"], r"TEST\.SENTENCES is one of"),
         (["TEST.IMS_PER_BATCH", 0], r"TEST\.IMS_PER_BATCH is 1 or more"),
         (["TEST.MAX_IMAGES", -1], r"TEST\.MAX_IMAGES"),
+        (["TEST.PROMPT_CHUNK", -1], r"TEST\.PROMPT_CHUNK"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(cfg, opts, message):

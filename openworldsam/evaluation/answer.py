@@ -1,0 +1,84 @@
+"""What a model says of an image, or what is true of it: one form, that is scored and saved.
+
+Shapes: H, W size of the image, P prompts of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from pycocotools import mask as mask_util
+
+from openworldsam.evaluation.examples import Truth
+
+NO_CLASS = -1
+"""Semantic label of a pixel without a class."""
+
+
+class Answer(NamedTuple):
+    """The answer to each task; None for one that was not asked. Classes are contiguous ids.
+
+    panoptic: int [H, W] segment ids, 0 where there is none, and the segments: id, category_id; of predictions isthing
+        and score, of ground truth iscrowd.
+    instance: as COCO's results (category_id, segmentation as RLE, score), or as its annotations (area, iscrowd).
+    semantic: int [H, W], `NO_CLASS` where there is none.
+    referring: P times bool [H, W].
+    """
+
+    panoptic: tuple[np.ndarray, Sequence[Mapping[str, Any]]] | None = None
+    instance: Sequence[Mapping[str, Any]] | None = None
+    semantic: np.ndarray | None = None
+    referring: Sequence[np.ndarray] | None = None
+
+
+def predicted_answer(predicted: Mapping[str, Any], image_id: int) -> Answer:
+    """A result of `OpenWorldSAM.forward`, on the CPU."""
+    panoptic = instances = semantic = referring = None
+    if "panoptic_seg" in predicted:
+        panoptic = (predicted["panoptic_seg"][0].cpu().numpy(), predicted["panoptic_seg"][1])
+    if "instances" in predicted:
+        instances = instances_to_coco_json(predicted["instances"].to("cpu"), image_id)
+    if "semantic" in predicted:
+        semantic = predicted["semantic"].cpu().numpy()
+    if "referring" in predicted:
+        referring = list(predicted["referring"][0].cpu().numpy())
+    return Answer(panoptic, instances, semantic, referring)
+
+
+def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) -> Answer:
+    """The ground truth of some tasks."""
+    segments = [{key: int(s[key]) for key in ("id", "category_id", "iscrowd")} for s in truth.segments]
+    return Answer(
+        (truth.segment_map, segments) if "panoptic" in tasks else None,
+        true_instances(truth, is_thing) if "instance" in tasks else None,
+        semantic_map(truth) if "semantic" in tasks else None,
+        truth.referents if "referring" in tasks else None,
+    )
+
+
+def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[dict[str, Any]]:
+    """The things among the segments as COCO annotations."""
+    annotations = []
+    for segment in truth.segments:
+        mask = truth.segment_map == segment["id"]
+        if is_thing[segment["category_id"]] and mask.any():
+            own = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
+            annotations.append({**own, "segmentation": encode_mask(mask), "area": int(mask.sum())})
+    return annotations
+
+
+def semantic_map(truth: Truth) -> np.ndarray:
+    """The class of every pixel, int64 [H, W], `NO_CLASS` where void."""
+    classes = {segment["id"]: segment["category_id"] for segment in truth.segments}
+    ids, inverse = np.unique(truth.segment_map, return_inverse=True)
+    table = np.array([classes.get(i, NO_CLASS) for i in ids.tolist()], dtype=np.int64)
+    return table[inverse].reshape(truth.segment_map.shape)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed RLE of a mask, bool [H, W], as json can hold it."""
+    code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}

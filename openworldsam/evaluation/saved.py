@@ -1,0 +1,215 @@
+"""Predictions of an evaluation and their ground truth as files that tools/score_predictions.py reads.
+
+Below a benchmark's folder `prediction` and `truth` have alike, as far as its tasks need them:
+    panoptic.json, panoptic/*.png: COCO panoptic.
+    instances.json: COCO results, and COCO annotations of the things.
+    semantic/*.png: contiguous class ids, 255 (from 256 classes on 65535) where there is none.
+    referring.json: the mask of each expression.
+classes.txt has the class names in the order of semantic labels. The jsons have the category ids of the dataset's own
+files, so that predictions can also be scored against those.
+
+images/*.json hold what is no picture of each image's answers. An image that has one is done; an evaluation that was
+interrupted goes on with the others. run.json says of what model and config they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from panopticapi.utils import id2rgb, rgb2id
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.preprocessing import read_image
+from openworldsam.evaluation.answer import NO_CLASS, Answer, encode_mask
+from openworldsam.evaluation.score import read_labels
+
+KINDS = ("prediction", "truth")
+FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
+EXPRESSIONS = 10_000
+"""More than an image has: an expression's id is its image's times this, plus its place."""
+
+
+class Saving(NamedTuple):
+    """Where predictions go, a folder per benchmark below this one; and what they depend on, as json can hold it."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+
+class SavedPredictions:
+    """The files of one benchmark.
+
+    Args:
+        folder: of the benchmark.
+        class_names, is_thing: of the contiguous class ids.
+        category_ids: their ids in the dataset's own files; the contiguous ones by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        class_names: Sequence[str],
+        is_thing: Sequence[bool],
+        category_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.folder, self.class_names, self.is_thing = folder, class_names, is_thing
+        self.category_ids = list(category_ids or range(len(class_names)))
+        self.void = 255 if len(class_names) < 256 else 65_535
+
+    def check_run(self, identity: Mapping[str, Any]) -> None:
+        """Claim the folder for a model and config; several processes may do so at a time.
+
+        Raises:
+            ValueError: it has predictions of another one.
+        """
+        path, own = self.folder / "run.json", json.loads(json.dumps(identity))
+        if not path.exists():
+            _save_json(path, own)
+        elif _read(path) != own:
+            raise ValueError(f"{self.folder} has predictions of another model or config; use another --output")
+
+    def load(self, inputs: Mapping[str, Any]) -> Answer | None:
+        """The saved prediction of an image; None if it is not done.
+
+        Args:
+            inputs: its image_id and prompts.
+
+        Raises:
+            ValueError: it was asked otherwise, or a file is damaged or was removed.
+        """
+        image_id = inputs["image_id"]
+        path = self._marker(image_id)
+        if not path.exists():
+            return None
+        try:
+            content = _read(path)
+            if content["prompts"] != list(inputs["prompts"]):
+                raise ValueError("it was asked for other classes or expressions")
+            return self._load_answer(image_id, content["prediction"])
+        except (KeyError, TypeError, OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be taken over: {error}; remove it, or use another --output") from error
+
+    def _load_answer(self, image_id: int, saved: Mapping[str, Any]) -> Answer:
+        panoptic = semantic = referring = None
+        if "panoptic" in saved:
+            panoptic = (rgb2id(read_image(self._png("prediction", "panoptic", image_id))), saved["panoptic"])
+        if "semantic" in saved:
+            semantic = read_labels(self._png("prediction", "semantic", image_id)).astype(np.int64)
+            semantic[semantic == self.void] = NO_CLASS
+        if "referring" in saved:
+            referring = [mask_util.decode(code).astype(bool) for code in saved["referring"]]
+        return Answer(panoptic, saved.get("instance"), semantic, referring)
+
+    def save(self, inputs: Mapping[str, Any], prediction: Answer, truth: Answer) -> None:
+        """Write an image.
+
+        Args:
+            inputs: its image_id, file_name, height and width, and its prompts.
+            prediction, truth: answers to the same tasks.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
+        for kind, answer in zip(KINDS, (prediction, truth), strict=True):
+            content[kind] = self._save_answer(kind, inputs["image_id"], answer)
+        # the last file: it says that the others are complete
+        _save_json(self._marker(inputs["image_id"]), content)
+
+    def _save_answer(self, kind: str, image_id: int, answer: Answer) -> dict[str, Any]:
+        """Write the pictures of an answer; returns the rest of it by task."""
+        content: dict[str, Any] = {}
+        if answer.panoptic is not None:
+            _save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
+            content["panoptic"] = answer.panoptic[1]
+        if answer.instance is not None:
+            content["instance"] = [{k: v for k, v in each.items() if k != "image_id"} for each in answer.instance]
+        if answer.semantic is not None:
+            classless = (answer.semantic < 0) | (answer.semantic >= len(self.class_names))
+            labels = np.where(classless, self.void, answer.semantic).astype(np.min_scalar_type(self.void))
+            _save_png(self._png(kind, "semantic", image_id), labels)
+            content["semantic"] = True
+        if answer.referring is not None:
+            content["referring"] = [encode_mask(mask) for mask in answer.referring]
+        return content
+
+    def finish(self, image_ids: Iterable[int]) -> None:
+        """Write the jsons of all the images together, those that are done; one process is to do it."""
+        markers = [path for path in map(self._marker, image_ids) if path.exists()]
+        images = [_read(path) for path in markers]
+        names = "".join(f"{name}\n" for name in self.class_names)
+        save_atomically(self.folder / "classes.txt", lambda partial: partial.write_text(names, encoding="utf-8"))
+        makers = {"panoptic": self._panoptic, "instance": self._instances, "referring": self._referring}
+        for kind in KINDS:
+            for task, make in makers.items():
+                if images and task in images[0][kind]:
+                    _save_json(self.folder / kind / FILES[task], make(kind, images))
+
+    def _panoptic(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        annotations = [
+            {
+                "image_id": image["image_id"],
+                "file_name": self._png(kind, "panoptic", image["image_id"]).name,
+                "segments_info": [self._with_own_id(segment) for segment in image[kind]["panoptic"]],
+            }
+            for image in images
+        ]
+        return {**self._listing(images), "annotations": annotations}
+
+    def _instances(self, kind: str, images: Sequence[Mapping[str, Any]]) -> Any:
+        found = [
+            {"image_id": image["image_id"], **self._with_own_id(instance)}
+            for image in images
+            for instance in image[kind]["instance"]
+        ]
+        if kind == "prediction":
+            return found
+        listing = self._listing(images)
+        things = [category for category in listing["categories"] if category["isthing"]]
+        annotations = [{"id": index, **instance} for index, instance in enumerate(found, start=1)]
+        return {**listing, "categories": things, "annotations": annotations}
+
+    def _referring(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        annotations = [
+            {"id": image["image_id"] * EXPRESSIONS + place, "image_id": image["image_id"], "sentences": [text]}
+            | {"segmentation": code}
+            for image in images
+            for place, (text, code) in enumerate(zip(image["prompts"], image[kind]["referring"], strict=True))
+        ]
+        return {**self._listing(images), "annotations": annotations}
+
+    def _listing(self, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The images and categories of a json."""
+        named = zip(self.category_ids, self.class_names, self.is_thing, strict=True)
+        return {
+            "images": [{"id": i["image_id"], **{k: i[k] for k in ("file_name", "height", "width")}} for i in images],
+            "categories": [{"id": id_, "name": name, "isthing": int(thing)} for id_, name, thing in named],
+        }
+
+    def _with_own_id(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, "category_id": self.category_ids[entry["category_id"]]}
+
+    def _marker(self, image_id: int) -> Path:
+        return self.folder / "images" / f"{image_id:012d}.json"
+
+    def _png(self, kind: str, task: str, image_id: int) -> Path:
+        return self.folder / kind / task / f"{image_id:012d}.png"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes())
+
+
+def _save_json(path: Path, content: object) -> None:
+    save_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
+
+
+def _save_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

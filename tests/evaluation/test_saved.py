@@ -1,0 +1,140 @@
+"""Saved predictions: scored like the model that made them, taken over by a second run, refused by another."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_benchmark import Oracle, cfg, coco_sample, pictures_on_disk  # noqa: F401 (fixtures)
+
+from openworldsam.data.datasets.coco import read_categories
+from openworldsam.evaluation.answer import NO_CLASS, Answer
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.evaluation.saved import SavedPredictions, Saving
+from openworldsam.evaluation.score import score_instance, score_panoptic, score_referring, score_semantic
+
+IDENTITY = {"weights": {"adapter": "1"}}
+NAMES = ["shapes_val", "shapes_absent_val", "shapes_refer_val", "coco_sample"]
+
+
+@pytest.fixture
+def saving(tmp_path):
+    return Saving(tmp_path / "predictions", IDENTITY)
+
+
+@pytest.fixture
+def model(build):
+    """A model that finds something: no threshold, so that all tasks have a share of right and wrong."""
+    return build("MODEL.INFERENCE.SCORE_THRESHOLD", 0.0)
+
+
+def scored(folder, ignore=255):
+    """What tools/score_predictions.py makes of a benchmark's files, by task."""
+    truth, predicted = folder / "truth", folder / "prediction"
+    reports = {}
+    if (truth / "panoptic.json").exists():
+        pairs = [(kind / "panoptic.json", kind / "panoptic") for kind in (truth, predicted)]
+        reports["panoptic"] = score_panoptic(*pairs[0], *pairs[1])
+    if (truth / "instances.json").exists():
+        reports["instance"] = score_instance(truth / "instances.json", predicted / "instances.json")
+    if (truth / "semantic").exists():
+        folders = truth / "semantic", predicted / "semantic"
+        reports["semantic"] = score_semantic(*folders, folder / "classes.txt", ignore)
+    if (truth / "referring.json").exists():
+        reports["referring"] = score_referring(truth / "referring.json", predicted / "referring.json")
+    return {task: report.content() for task, report in reports.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scoring_the_files_gives_the_digits_of_the_evaluation(cfg, model, saving, name, coco_sample):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", [name], "TEST.SENTENCES", "all"])
+    content = evaluate(cfg, model, saving)[name]
+    found = scored(saving.folder / name)
+    assert found.keys() == content.keys() & {"panoptic", "instance", "semantic", "referring"}
+    for task, metrics in found.items():
+        assert not metrics.pop("without_prediction")
+        assert metrics == content[task], task
+    assert content == evaluate(cfg, model)[name]
+
+
+def test_the_jsons_have_the_ids_of_the_datasets_own_files(cfg, saving, coco_sample, shared):  # noqa: F811
+    cfg.DATASETS.TEST = [coco_sample]
+    content = evaluate(cfg, Oracle(coco_sample), saving)[coco_sample]
+    own, folder = shared / "data/coco_panoptic_sample", saving.folder / coco_sample / "prediction"
+    known = {category.id: category.name for category in read_categories(own / "panoptic.json")}
+    written = {category.id: category.name for category in read_categories(folder / "panoptic.json")}
+    assert written.keys() == known.keys()
+    report = score_panoptic(own / "panoptic.json", own / "panoptic", folder / "panoptic.json", folder / "panoptic")
+    assert report.scores.overall["PQ"] == content["panoptic"]["PQ"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, name, coco_sample):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", [name], "TEST.IMS_PER_BATCH", 2])
+    whole = evaluate(cfg, model, Saving(saving.folder / "whole", IDENTITY))
+    asked = []
+
+    class Interrupted(torch.nn.Module):
+        def forward(self, batch, tasks):
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            asked.extend(x["image_id"] for x in batch)
+            return model(batch, tasks)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(cfg, Interrupted(), saving)
+    done = list(asked)
+    asked.clear()
+
+    class Counting(Interrupted):
+        def forward(self, batch, tasks):
+            asked.extend(x["image_id"] for x in batch)
+            return model(batch, tasks)
+
+    assert evaluate(cfg, Counting(), saving) == whole
+    assert len(done) == 2 and asked and not set(asked) & set(done)
+    asked.clear()
+    assert evaluate(cfg, Counting(), saving) == whole and not asked
+
+
+def test_unreadable_images_and_images_without_prompts(cfg, model, saving, pictures_on_disk):  # noqa: F811
+    cfg.DATASETS.TEST = [pictures_on_disk]
+    whole = evaluate(cfg, model, saving)[pictures_on_disk]
+    found = scored(saving.folder / pictures_on_disk)
+    assert whole["images"] == 3 and len(whole["skipped"]) == 1
+    assert {task: found[task]["per_class"] for task in found} == {task: whole[task]["per_class"] for task in found}
+    assert evaluate(cfg, model, saving)[pictures_on_disk] == whole
+
+
+def test_predictions_of_another_run_are_refused(cfg, model, saving):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1])
+    evaluate(cfg, model, saving)
+    with pytest.raises(ValueError, match="of another model or config; use another --output"):
+        evaluate(cfg, model, saving._replace(identity={"weights": {"adapter": "2"}}))
+    cfg.TEST.PROTOCOL = "global"
+    with pytest.raises(ValueError, match="asked for other classes"):
+        evaluate(cfg, model, saving)
+
+
+@pytest.mark.parametrize("damage", ["json", "png"])
+def test_a_damaged_file_is_named(cfg, model, saving, damage):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1])
+    evaluate(cfg, model, saving)
+    folder = saving.folder / "shapes_val"
+    (file,) = (folder / "images").glob("*.json") if damage == "json" else (folder / "prediction/panoptic").glob("*.png")
+    file.write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"images/\d+\.json cannot be taken over: .*; remove it"):
+        evaluate(cfg, model, saving)
+
+
+def test_large_vocabularies_take_16_bits(tmp_path):
+    saved = SavedPredictions(tmp_path, [f"class {c}" for c in range(847)], [False] * 847)
+    labels = np.array([[NO_CLASS, 0, 255, 846]])
+    inputs = {"image_id": 7, "file_name": "a.jpg", "height": 1, "width": 4, "prompts": ["class 0"]}
+    saved.save(inputs, Answer(semantic=labels), Answer(semantic=labels))
+    saved.finish([7, 8])
+    loaded = saved.load(inputs)
+    assert loaded is not None and np.array_equal(loaded.semantic, labels) and loaded.panoptic is None
+    assert scored(tmp_path, 65_535)["semantic"]["pACC"] == 100
+    assert json.loads((tmp_path / "images/000000000007.json").read_text())["prediction"] == {"semantic": True}
+    assert saved.load({**inputs, "image_id": 8}) is None
