@@ -44,6 +44,6 @@ setup(
         "pycocotools",
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
-    extras_require={"test": ["pytest", "scikit-image"], "lint": ["ruff", "mypy"]},
+    extras_require={"test": ["pytest", "scikit-image", "h5py"], "lint": ["ruff", "mypy"]},
     entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
 )
