@@ -40,20 +40,21 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy openworldsam tools weights datasets
 
-# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring; IMAGE="'my images/a.jpg'" has a space
-# The default photographs are public-domain ones that come with scikit-image.
-PHOTOGRAPHS = $(shell $(PY) -c 'import skimage; print(skimage.__path__[0])')/data
-IMAGE ?= $(addprefix $(PHOTOGRAPHS)/,chelsea.png coffee.png astronaut.png)
-PROMPTS ?= cat;cup;spoon;face
+# make demo                                    a scene of the Shapes world, by the weights that ship; SCENE=7: another
+# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring      photographs, by the public weights
+# IMAGE="'my images/a.jpg'" has a space.
+IMAGE ?=
+PROMPTS ?=
+SCENE ?= 4
 TASK ?= all
+SHAPES = --config-file configs/shapes/openworldsam.yaml --scene $(SCENE)
+PHOTOGRAPHS = --config-file configs/presets/released.yaml --opts MODEL.WEIGHTS weights/model_final.pth --input $(IMAGE)
 
 # Passed on by the environment, so that the shell leaves quotes and dollars in them alone.
 demo: export PROMPT_TEXTS = $(value PROMPTS)
 demo: install
-	@echo "The weights of this demo are made on the spot, not trained: the masks mean nothing."
-	$(PY) tools/make_rule_weights.py --config-file configs/tiny.yaml --output output/tiny_weights
 	@IFS=';'; set -f; set -- $$PROMPT_TEXTS; unset IFS; \
-	$(PY) tools/demo.py --config-file configs/tiny.yaml --input $(IMAGE) --prompts "$$@" --task $(TASK) --output output/demo
+	$(PY) tools/demo.py $(if $(IMAGE),$(PHOTOGRAPHS),$(SHAPES)) $${1:+--prompts "$$@"} --task $(TASK) --output output/demo
 
 # The environment stays: it is several gigabytes to fetch again.
 clean:

@@ -79,9 +79,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the run that it waits for
     words = sys.argv[1:] if argv is None else argv
-    try:
-        with user_errors():
-            run(args, shlex.join(["python", "tools/ablate.py", *words]))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with user_errors("stopped; the same command goes on"):
+        run(args, shlex.join(["python", "tools/ablate.py", *words]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -272,8 +271,5 @@ def _verify(cfg: CfgNode, folder: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error, with 130 after Ctrl-C."""
     args = parse_args(argv)
-    try:
-        launch_command(run, args=(args,), num_gpus=1 if args.verify else args.num_gpus)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    num_gpus = 1 if args.verify else args.num_gpus
+    launch_command(run, stopped="stopped; the same command goes on", args=(args,), num_gpus=num_gpus)

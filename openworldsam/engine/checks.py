@@ -67,3 +67,8 @@ def check_config(cfg: CfgNode) -> None:
     check_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     if cfg.TEST.EVAL_PERIOD:
         check_benchmarks(cfg)
+        if cfg.DATASETS.FEATURE_CACHE:
+            raise ValueError(
+                "TEST.EVAL_PERIOD needs the prompt encoder, which a training from DATASETS.FEATURE_CACHE does not "
+                "load: set it to 0 and evaluate the adapter afterwards"
+            )

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from openworldsam.checkpoint import load_weights
-from openworldsam.data.feature_cache import FeatureCache
+from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine.checks import check_config, starting_config
 from openworldsam.modeling import OpenWorldSAM
@@ -21,7 +21,7 @@ def describe(cfg: CfgNode) -> str:
     """Config, data, trained parameters, schedule, memory and weights of a training.
 
     Raises:
-        ValueError: settings that cannot be trained, data or weights that are there but do not fit.
+        ValueError: settings that cannot be trained, data, weights or a cache that are there but do not fit.
     """
     check_config(cfg)
     cfg = starting_config(cfg)
@@ -54,8 +54,7 @@ def describe(cfg: CfgNode) -> str:
         f"weights      {_weights(cfg, model)}",
     ]
     if cfg.DATASETS.FEATURE_CACHE:
-        cache = FeatureCache(cfg.DATASETS.FEATURE_CACHE)
-        lines.append(f"cache        {cache.num_prompts:,} prompts of {cache.num_images:,} images")
+        lines.append(f"cache        {_cache(cfg)}")
     return "\n".join(lines)
 
 
@@ -70,6 +69,16 @@ def _data(cfg: CfgNode) -> tuple[str, int]:
     texts = sum(len(dataset.mapper.texts(record)) for record in counted) * images // len(counted)
     about = "" if len(counted) == images else "about "
     return f"{names}: {images:,} images, {about}{texts:,} prompts", images
+
+
+def _cache(cfg: CfgNode) -> str:
+    """What DATASETS.FEATURE_CACHE holds; its weights are compared when the training starts."""
+    try:
+        cache = FeatureCache(cfg.DATASETS.FEATURE_CACHE)
+    except FileNotFoundError as error:
+        return f"not there ({error})"
+    cache.check(cfg, tokenizer_fingerprint(cfg))
+    return f"{cache.num_prompts:,} prompts of {cache.num_images:,} images"
 
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:

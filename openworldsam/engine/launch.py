@@ -72,9 +72,15 @@ def _end_children(signum: int, _: object) -> None:
     sys.exit(128 + signum)
 
 
-def launch_command(main: Callable[..., None], **where: Any) -> None:
-    """`launch` for a command line: a user's error, on whichever process, is one line and exit status 2."""
-    with user_errors():
+def launch_command(main: Callable[..., None], *, stopped: str = "stopped", **where: Any) -> None:
+    """`launch` for a command line: a user's error, on whichever process, is one line and exit status 2.
+
+    Args:
+        main: what to run.
+        stopped: what Ctrl-C says; the exit status is then 130.
+        where: as for `launch`.
+    """
+    with user_errors(stopped):
         try:
             launch(_guarded, **{**where, "args": (main, *where.get("args", ()))})
         except ProcessExitedException as error:  # a process that was started here has said why
@@ -87,10 +93,15 @@ def _guarded(main: Callable[..., None], *args: Any) -> None:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit status 2."""
+def user_errors(stopped: str | None = None) -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit status 2; and Ctrl-C, if it has words, into 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        if stopped is None:  # the process that started this one has the words
+            raise
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
         message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         if message.startswith("Caught "):  # by a reading process, with its traceback

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +65,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop.addHandler(logging.NullHandler())
     loop.propagate = False
     where = {name: getattr(args, name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
-    try:
-        launch_command(train, args=(args,), **where)
-    except KeyboardInterrupt:
-        print("stopped; --resume goes on from the last state in OUTPUT_DIR", file=sys.stderr)
-        sys.exit(130)
+    stopped = "stopped; --resume goes on from the last state in OUTPUT_DIR"
+    launch_command(train, stopped=stopped, args=(args,), **where)

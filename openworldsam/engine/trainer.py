@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
 from detectron2.utils import comm
@@ -81,6 +82,8 @@ class Trainer(TrainerBase):
         self.part_size = cfg.SOLVER.IMS_PER_BATCH // (world_size * self.parts)
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
+        for name in cfg.DATASETS.TEST if cfg.TEST.EVAL_PERIOD else ():
+            DatasetCatalog.get(name)  # what is missing is found now, not at the first evaluation
         self.model, self.sources = self._cached_model() if cfg.DATASETS.FEATURE_CACHE else self._whole_model()
         self.model.to(cfg.MODEL.DEVICE).train()
         self.step_model: nn.Module = self.model
@@ -107,11 +110,6 @@ class Trainer(TrainerBase):
 
     def _cached_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
         """The model without its prompt encoder, whose output comes with the data."""
-        if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
-            raise ValueError(
-                "TEST.EVAL_PERIOD needs the prompt encoder, which a training from DATASETS.FEATURE_CACHE does not "
-                "load: set it to 0 and evaluate the adapter afterwards"
-            )
         cache = FeatureCache(self.cfg.DATASETS.FEATURE_CACHE)
         cfg = self.cfg.clone()
         cfg.MODEL.PROMPT_ENCODER.NAME = "CachedPromptEncoder"
@@ -141,7 +139,7 @@ class Trainer(TrainerBase):
         # the state is saved first: what fails after it loses no step
         built: list[HookBase] = [hooks.IterationTimer(), Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)]
         built.append(Pictures(cfg.SOLVER.PICTURE_PERIOD))
-        if cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST:
+        if cfg.TEST.EVAL_PERIOD:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: scalars(evaluate(cfg, self.model))))
         if comm.is_main_process():
             folder = str(self.folder)

@@ -1,13 +1,12 @@
-"""A tiny BEiT-3, trained as EVF-SAM trains it: a text about an image points the frozen SAM2 at one region.
+"""A tiny BEiT-3, trained as EVF-SAM trains it: a text about an image points at one region. Nothing else is asked of it.
 
-Shapes: B images, N texts of the whole batch (sorted by image), D width, C width of SAM2, G patches along a side,
-H = W = side of a scene.
+Shapes: B images, N texts of the whole batch (sorted by image), D width, G patches along a side, V pieces of the
+vocabulary, H = W = side of a scene.
 """
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +20,9 @@ from torch.utils.data import Dataset
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.shapes import Scene, World, expressions, render
-from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
-from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
-from openworldsam.pretraining.sam2 import DESCRIBED, describe_cells, mask_iou, mask_losses, telling_loss
-
-PATCH = 16
-"""Pixels along a side of BEiT-3's patches."""
-HEADS_ONLY_STEPS = 20_000
-"""Steps before SAM2's masks join: until then an embedding does not yet say where."""
+from openworldsam.modeling.prompt_encoders.tokenizer import EOS_ID, PAD_ID
+from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
 
 
 class Described(NamedTuple):
@@ -38,12 +31,14 @@ class Described(NamedTuple):
     image: uint8 [3, H, W].
     texts: n of them, each true of one segment.
     masks: bool [n, H, W], the segments.
-    cells: float [DESCRIBED + 1, G, G], what each patch must tell of the segment that it lies in.
+    segments: float [n, NUMBERS + 1], their descriptions, and how much each counts.
+    cells: float [G, G, NUMBERS + 1], the same for the segment that each patch lies in.
     """
 
     image: Tensor
     texts: list[str]
     masks: Tensor
+    segments: Tensor
     cells: Tensor
 
 
@@ -74,55 +69,54 @@ class DescribedScenes(Dataset[Described]):
         is_thing = {segment.id: segment.is_thing for segment in scene.segments}
         weights = np.array([4.0 if is_thing[i] else 1.0 for i in texts])
         chosen = rng.choice(list(texts), self.num_texts, p=weights / weights.sum())
+        table = describe_segments(scene)
+        centres = ((np.arange(self.grid) + 0.5) * self.world.size / self.grid).astype(int)
         return Described(
             torch.from_numpy(scene.image).permute(2, 0, 1),
             [str(rng.choice(texts[i])) for i in chosen],
             torch.from_numpy(np.stack([scene.segment_map == i for i in chosen])),
-            torch.from_numpy(describe_cells(scene, self.world.size // self.grid)),
+            torch.from_numpy(table[chosen]),
+            torch.from_numpy(table[scene.segment_map[np.ix_(centres, centres)]]),
         )
 
 
 def collate(examples: list[Described]) -> Described:
-    """Stack B examples: image and cells [B, ...], N texts, masks [N, H, W]."""
-    images, texts, masks, cells = zip(*examples, strict=True)
+    """Stack B examples: image and cells [B, ...], the others over all texts [N, ...]."""
+    images, texts, masks, segments, cells = zip(*examples, strict=True)
     listed = [text for own in texts for text in own]
-    return Described(torch.stack(images), listed, torch.cat(masks), torch.stack(cells))
+    return Described(torch.stack(images), listed, torch.cat(masks), torch.cat(segments), torch.stack(cells))
 
 
 class PointingBEiT3(nn.Module):
-    """The prompt encoder of an `OpenWorldSAM`, and what it is trained through: EVF-SAM's projector into frozen SAM2.
+    """A BEiT-3, and the linear heads through which it is trained; they are thrown away.
 
-    Three linear heads help it to begin and are thrown away: from every patch, whether the region covers it; from every
-    patch, what segment it lies in (as in the tiny SAM2; BEiT-3 itself learnt to see from masked images); and from the
-    embedding, the region's shares in a coarse grid, so that the embedding says where.
+    From every patch: whether the region covers it, and what can be said of the segment that it lies in (BEiT-3 itself
+    learnt to see from masked images). From the embedding: the region's shares in a grid, what can be said of it, and
+    which pieces the text was made of (BEiT-3 itself learnt its words from masked texts).
     """
 
-    def __init__(self, model: OpenWorldSAM) -> None:
+    def __init__(self, encoder: BEiT3PromptEncoder) -> None:
         super().__init__()
-        assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
-        self.prompt_encoder = model.prompt_encoder.requires_grad_(True)
-        width, self.grid = model.prompt_encoder.embed_dim, model.prompt_encoder.image_size // PATCH
-        self.projector = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, model.image_encoder.width)
-        )
+        self.prompt_encoder = encoder.requires_grad_(True)
+        width = encoder.embed_dim
+        self.grid = encoder.image_size // encoder.patch_size
         self.patch_head = nn.Linear(width, 4)
-        self.telling = nn.Linear(width, 2 + DESCRIBED)
+        self.patch_telling = nn.Linear(width, NUMBERS)
         self.place_head = nn.Linear(width, self.grid**2)
-        self._frozen = (model,)  # in a tuple: not a part of this module, so neither trained nor saved
+        self.telling = nn.Linear(width, NUMBERS)
+        self.words = nn.Linear(width, encoder.beit3.text_embed.num_embeddings)
 
     @property
-    def frozen(self) -> OpenWorldSAM:
-        """The model whose SAM2 answers."""
-        return self._frozen[0]
+    def device(self) -> torch.device:
+        return self.patch_head.weight.device
 
-    def forward(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """uint8 [B, 3, H, W] images and N texts to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, H, W] images and N texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
 
         What the patches know by then, the embedding can gather in the last layer.
         """
         encoder = self.prompt_encoder
-        ids = encoder.tokenizer(texts).to(images.device)
-        index = torch.arange(len(images), device=images.device).repeat_interleave(len(texts) // len(images))
+        index = torch.arange(len(images), device=images.device).repeat_interleave(len(ids) // len(images))
         inputs = torch.stack([encoder.preprocess(image) for image in images])
         layers: list[Tensor] = []
         hook = encoder.beit3.encoder.layers[-2].register_forward_hook(lambda *args: layers.append(args[2][0]))
@@ -130,64 +124,54 @@ class PointingBEiT3(nn.Module):
         hook.remove()
         return output["encoder_out"][:, 0], layers[0][:, 1 : 1 + self.grid**2]
 
-    def decode(self, images: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """All four masks of SAM2 and its scores for N embeddings: [N, 4, M, M], [N, 4]."""
-        features = self.frozen.encode_images(list(images))
-        chosen = features.select(torch.arange(len(images)).repeat_interleave(len(embeddings) // len(images)))
-        decoder = self.frozen.mask_decoder
-        logits, iou, _, _ = decoder.decoder.predict_masks(
-            image_embeddings=chosen.embed,
-            image_pe=decoder.positions(),
-            sparse_prompt_embeddings=self.projector(embeddings)[:, None],
-            dense_prompt_embeddings=decoder.prompt_encoder.no_mask_embed.weight[:, :, None, None],
-            repeat_image=False,
-            high_res_features=list(chosen.high_res),
-        )
-        return logits.float(), iou.float()
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [N, L] on the model's device."""
+        return self.prompt_encoder.tokenizer(texts).to(self.device)
 
 
 def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[str, Tensor]:
-    """Losses of a step: of the three heads, and then of SAM2's single mask too."""
-    device = model.patch_head.weight.device
-    images, target = batch.image.to(device), batch.masks.to(device).float()[:, None]
-    embeddings, patches = model(images, batch.texts)
+    """Losses of a step, one for each head."""
+    device = model.device
+    ids, target = model.tokenize(batch.texts), batch.masks.to(device).float()[:, None]
+    embeddings, patches = model(batch.image.to(device), ids)
     quarters = F.adaptive_avg_pool2d(target, 2 * model.grid)  # four to a patch
     blocks = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
     place = F.adaptive_avg_pool2d(target, model.grid).flatten(1)
     place = place / place.sum(dim=1, keepdim=True)
     weight = 1 / blocks.mean(dim=(1, 2), keepdim=True).clamp(min=0.02) ** 0.5
     covered = F.binary_cross_entropy_with_logits(model.patch_head(patches).float(), blocks, reduction="none")
-    found = {
+    pieces = torch.zeros(len(ids), model.words.out_features, device=device).scatter_(1, ids, 1)[:, EOS_ID + 1 :]
+    words = model.words(embeddings).float()[:, EOS_ID + 1 :]
+    own_patches = patches[:: len(ids) // len(batch.image)]  # those of the first text of each image
+    return {
         "patches": (weight * covered).mean(),
         "place": F.cross_entropy(model.place_head(embeddings).float(), place),
-        "cells": telling_loss(_as_map(model.telling(patches[:: len(patches) // len(images)])), batch.cells.to(device)),
+        "words": 5 * F.binary_cross_entropy_with_logits(words, pieces),
+        "segments": _telling_loss(model.telling(embeddings).float(), batch.segments.to(device)),
+        "cells": _telling_loss(model.patch_telling(own_patches).float(), batch.cells.flatten(1, 2).to(device)),
     }
-    if step <= HEADS_ONLY_STEPS:
-        return found
-    logits, _ = model.decode(images, embeddings)
-    found["masks"] = mask_losses(logits[:, :1], target).mean()
-    return found
 
 
-def _as_map(patches: Tensor) -> Tensor:
-    """[B, G * G, n] -> float32 [B, n, G, G]."""
-    side = math.isqrt(patches.shape[1])
-    return patches.float().transpose(1, 2).unflatten(2, (side, side))
+def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
+    """`description_loss`, and how far the innermost point is off."""
+    weight = truth[..., -1]
+    point = (told[..., POINT] - truth[..., POINT]).abs().mean(dim=-1)
+    return description_loss(told, truth) + 2 * (point * weight).sum() / weight.sum().clamp(min=1)
 
 
 @torch.no_grad()
 def evaluate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """Mean IoU of the regions that texts point at: of stuff, and of things by name, superlative, relation."""
+    """How often the patch that an embedding points at first lies in the region: stuff, names, superlatives, relations."""
     data = DescribedScenes(world, seed, 4, model.grid)
     found: dict[str, list[float]] = {}
     for start in range(0, scenes, batch_size):
         batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])
-        images = batch.image.to(model.patch_head.weight.device)
-        embeddings, _ = model(images, batch.texts)
-        logits, _ = model.decode(images, embeddings)
-        masks = F.interpolate(logits[:, :1], batch.masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
-        for text, iou in zip(batch.texts, mask_iou(masks.cpu(), batch.masks).tolist(), strict=True):
-            found.setdefault(_family(text, world), []).append(iou)
+        embeddings, _ = model(batch.image.to(model.device), model.tokenize(batch.texts))
+        pointed = model.place_head(embeddings).argmax(dim=1).cpu()
+        share = F.adaptive_avg_pool2d(batch.masks.float()[:, None], model.grid).flatten(1)
+        hits = share[torch.arange(len(share)), pointed] > 0.25
+        for text, hit in zip(batch.texts, hits.tolist(), strict=True):
+            found.setdefault(_family(text, world), []).append(hit)
     return {family: float(np.mean(values)) for family, values in sorted(found.items())}
 
 
@@ -206,6 +190,7 @@ def save_tokenizer(path: Path, texts: Iterable[str], vocab_size: int = 512) -> N
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=buffer,
+        model_type="bpe",  # words become pieces; the default cuts the commonest up
         vocab_size=vocab_size - 1,  # BEiT-3's ids are one higher
         hard_vocab_limit=False,
         minloglevel=2,

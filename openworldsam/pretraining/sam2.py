@@ -2,8 +2,8 @@
 
 The mask decoder could answer these from the high-res features alone, and then the embedding that the adapter reads has
 neither place nor form in it: linear probes of such a model found colours and textures, but no positions (R2 0.0) and
-shapes by chance. A large Hiera's embedding has both. So every cell of the embedding must also tell where it is, and the
-box and the coarse mask of the segment that it lies in.
+shapes by chance. A large Hiera's embedding has both. So every cell of the embedding must also tell, by a linear head,
+what can be said of its segment without a class (`describe`), and where a click on it would be.
 
 Shapes: B images, N prompts of the whole batch (sorted by image), H = W = image size, S feature side, M = 4S mask side.
 """
@@ -12,24 +12,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.data.shapes import Scene, World, render
+from openworldsam.data.shapes import World, render
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
+from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
 
-NO_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
+NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
 """SAM2's point labels."""
-MASK_SIDE = 8
-DESCRIBED = 4 + MASK_SIDE**2
-"""Numbers that describe a segment: its box, as fractions of the scene, and its mask within the box."""
 AFFINITY_STEPS = 1500
 """Steps in which features are drawn together; masks as prompts come after them."""
 
@@ -38,32 +34,35 @@ class Prompted(NamedTuple):
     """An image and what is asked about it.
 
     image: uint8 [3, H, W].
-    points, labels: float [n, 2, 2] (x, y in pixels) and int [n, 2].
+    points: float [n, 2] (x, y in pixels), one in each segment.
+    boxes: float [n, 4] (left, top, right, bottom in pixels).
+    is_thing: bool [n]. The box of stuff is often the whole scene, and says nothing.
     masks: bool [n, H, W], the segments.
     segment_map: [H, W].
-    cells: float [DESCRIBED + 1, S, S], what each cell must tell of its segment, and how much it counts.
+    cells: float [NUMBERS + 1, S, S], what each cell must tell of its segment, and how much it counts.
     """
 
     image: Tensor
     points: Tensor
-    labels: Tensor
+    boxes: Tensor
+    is_thing: Tensor
     masks: Tensor
     segment_map: Tensor
     cells: Tensor
 
 
 class PromptedScenes(Dataset[Prompted]):
-    """Scenes in which random segments are pointed at or boxed.
+    """Scenes in which random segments are pointed at and boxed.
 
     Args:
         world: of the scenes.
         seed: of the scenes and of what is drawn.
         num_prompts: of a scene; a segment may be asked for twice.
-        kind: "point" (the innermost one), "box" (the exact one), or "any" (both, imprecise).
+        exact: the innermost point and the exact box; else mostly any point and a box that is a little off.
     """
 
-    def __init__(self, world: World, seed: int, num_prompts: int = 6, kind: str = "any") -> None:
-        self.world, self.seed, self.num_prompts, self.kind = world, seed, num_prompts, kind
+    def __init__(self, world: World, seed: int, num_prompts: int = 6, exact: bool = False) -> None:
+        self.world, self.seed, self.num_prompts, self.exact = world, seed, num_prompts, exact
 
     def __getitem__(self, index: int) -> Prompted:
         scene = render(self.world, self.seed, index, "all")
@@ -72,54 +71,35 @@ class PromptedScenes(Dataset[Prompted]):
         weights = np.array([3.0 if segment.is_thing else 1.0 for segment in scene.segments])
         chosen = rng.choice(len(weights), self.num_prompts, p=weights / weights.sum())
         masks = np.stack([scene.segment_map == scene.segments[i].id for i in chosen])
-        asked = [self._prompt(mask, scene.segments[i].is_thing, rng) for mask, i in zip(masks, chosen, strict=True)]
         return Prompted(
             torch.from_numpy(scene.image).permute(2, 0, 1),
-            torch.tensor(np.array([points for points, _ in asked]), dtype=torch.float32),
-            torch.tensor([labels for _, labels in asked], dtype=torch.int32),
+            torch.from_numpy(np.stack([self._point(mask, rng) for mask in masks])),
+            torch.from_numpy(np.stack([self._box(mask, rng) for mask in masks])),
+            torch.tensor([scene.segments[i].is_thing for i in chosen]),
             torch.from_numpy(masks),
             torch.from_numpy(scene.segment_map),
-            torch.from_numpy(describe_cells(scene)),
+            torch.from_numpy(describe_cells(scene, STRIDE)),
         )
 
-    def _prompt(self, mask: np.ndarray, is_thing: bool, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, int]]:
-        # the box of stuff is often the whole scene, and says nothing
-        boxed = self.kind == "box" or (self.kind == "any" and is_thing and rng.random() < 0.5)
+    def _point(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.exact or rng.random() < 0.3:
+            return innermost(mask)
         ys, xs = np.nonzero(mask)
-        if boxed:
-            corners = np.array([[xs.min(), ys.min()], [xs.max() + 1, ys.max() + 1]], dtype=np.float32)
-            if self.kind == "any":
-                noise = rng.normal(0, 0.05, (2, 2)) * (corners[1] - corners[0])
-                corners = np.clip(corners + np.clip(noise, -10, 10), 0, len(mask))
-            return corners, (TOP_LEFT, BOTTOM_RIGHT)
-        if self.kind == "any" and rng.random() < 0.7:
-            pick = int(rng.integers(len(ys)))
-            y, x = ys[pick], xs[pick]
-        else:
-            y, x = np.unravel_index(distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1].argmax(), mask.shape)
-        return np.array([[x + 0.5, y + 0.5], [0, 0]], dtype=np.float32), (FOREGROUND, NO_POINT)
+        pick = int(rng.integers(len(ys)))
+        return np.array([xs[pick] + 0.5, ys[pick] + 0.5], np.float32)
 
-
-def describe_cells(scene: Scene, stride: int = STRIDE) -> np.ndarray:
-    """What each cell of `stride` pixels must tell: box and coarse mask of the segment at its centre; see `Prompted`."""
-    size = len(scene.segment_map)
-    table = np.zeros((len(scene.segments) + 1, DESCRIBED + 1), np.float32)
-    for segment in scene.segments:
-        mask = scene.segment_map == segment.id
-        ys, xs = np.nonzero(mask)
-        (top, left), (bottom, right) = (ys.min(), xs.min()), (ys.max() + 1, xs.max() + 1)
-        crop = mask[top:bottom, left:right].astype(np.float32)
-        coarse = cv2.resize(crop, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA)
-        box = np.array([left, top, right, bottom]) / size
-        # things are fewer, and it is their form that names them
-        table[segment.id] = [*box, *coarse.ravel(), 4.0 if segment.is_thing else 1.0]
-    return table[scene.segment_map[stride // 2 :: stride, stride // 2 :: stride]].transpose(2, 0, 1)
+    def _box(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        box = box_of(mask)
+        if self.exact:
+            return box
+        noise = rng.normal(0, 0.05, 4) * np.tile(box[2:] - box[:2], 2)
+        return np.clip(box + np.clip(noise, -10, 10), 0, len(mask)).astype(np.float32)
 
 
 def collate(examples: list[Prompted]) -> Prompted:
     """Stack B examples: image, segment_map and cells [B, ...], the others over all prompts [N, ...]."""
-    images, points, labels, masks, maps, cells = zip(*examples, strict=True)
-    prompts = (torch.cat(points), torch.cat(labels), torch.cat(masks))
+    images, points, boxes, is_thing, masks, maps, cells = zip(*examples, strict=True)
+    prompts = (torch.cat(points), torch.cat(boxes), torch.cat(is_thing), torch.cat(masks))
     return Prompted(torch.stack(images), *prompts, torch.stack(maps), torch.stack(cells))
 
 
@@ -134,8 +114,8 @@ class TinySAM2(nn.Module):
         self.image_encoder: SAM2ImageEncoder = model.image_encoder
         self.mask_decoder: SAM2MaskDecoder = model.mask_decoder
         width = model.image_encoder.width
-        # thrown away afterwards
-        self.telling = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.Conv2d(width, 2 + DESCRIBED, 1))
+        # thrown away afterwards: the position code of the segment's innermost point, and its description
+        self.telling = nn.Conv2d(width, width + NUMBERS, 1)
         self.register_buffer("mean", model.pixel_mean, persistent=False)
         self.register_buffer("std", model.pixel_std, persistent=False)
         self.requires_grad_(True)
@@ -164,26 +144,41 @@ class TinySAM2(nn.Module):
         """Features of uint8 [B, 3, H, W] images that have SAM2's size."""
         return self.image_encoder((images.float() - self.mean) / self.std)
 
+    def points(self, points: Tensor) -> Tensor:
+        """One token each [N, 1, C] for points [N, 2], as the adapter's queries are one token."""
+        labels = torch.full((len(points), 1), FOREGROUND, device=points.device)
+        return self.mask_decoder.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)[0][:, :1]
+
+    def points_or_boxes(self, points: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
+        """Tokens [N, 3, C], as SAM2 makes them of a point [N, 2] or, where bool [N] says so, of a box [N, 4]."""
+        corners = torch.stack([torch.where(boxed[:, None], boxes[:, :2], points), boxes[:, 2:]], dim=1)
+        labels = torch.tensor([[FOREGROUND, NO_POINT], [TOP_LEFT, BOTTOM_RIGHT]], device=points.device)
+        return self.mask_decoder.prompt_encoder(points=(corners, labels[boxed.long()]), boxes=None, masks=None)[0]
+
     def decode(
-        self, features: ImageFeatures, image_index: Tensor, points: Tensor, labels: Tensor, mask: Tensor | None = None
+        self, features: ImageFeatures, image_index: Tensor, tokens: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits [N, 4, M, M] and predicted IoU [N, 4] for points [N, 2, 2], labels [N, 2], logits [N, 1, M, M]."""
-        encoder = self.mask_decoder.prompt_encoder
-        sparse, dense = encoder(points=(points, labels), boxes=None, masks=mask)
+        """Logits [N, 4, M, M] and predicted IoU [N, 4] for tokens [N, T, C] and, if given, logits [N, 1, M, M]."""
+        _, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
         chosen = features.select(image_index)
         logits, iou, _, _ = self.mask_decoder.decoder.predict_masks(
             image_embeddings=chosen.embed,
             image_pe=self.mask_decoder.positions(),
-            sparse_prompt_embeddings=sparse,
+            sparse_prompt_embeddings=tokens,
             dense_prompt_embeddings=dense,
             repeat_image=False,
             high_res_features=list(chosen.high_res),
         )
         return logits.float(), iou.float()
 
+    def place_code(self, points: Tensor) -> Tensor:
+        """SAM2's position code of points: fractions of the scene [..., 2] to [..., C]."""
+        with torch.autocast(points.device.type, enabled=False):
+            return self.mask_decoder.prompt_encoder.pe_layer._pe_encoding(points.float())
+
 
 def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Tensor]:
-    """Losses of a step: every prompt once, and every other step once more with the mask that came out.
+    """Losses of a step: every prompt once, and every fourth step once more with the mask that came out.
 
     SAM2's single mask and the best of its three others are both trained on every prompt. What tells neighbours of one
     colour apart is slow to start from masks alone, so that at first features of pixels of one segment are also drawn
@@ -192,16 +187,19 @@ def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Te
     device = model.device
     features = model.encode(batch.image.to(device))
     index = torch.arange(len(batch.image)).repeat_interleave(len(batch.points) // len(batch.image))
-    points, labels = batch.points.to(device), batch.labels.to(device)
+    points, boxes = batch.points.to(device), batch.boxes.to(device)
+    boxed = (torch.rand(len(points)) < 0.5).to(device) & batch.is_thing.to(device)
+    tokens = model.points(points) if step % 2 else model.points_or_boxes(points, boxes, boxed)
     target = batch.masks.to(device).float()[:, None]
-    logits, iou = model.decode(features, index, points, labels)
+    logits, iou = model.decode(features, index, tokens)
     found = _losses(logits, iou, target)
-    found["cells"] = telling_loss(model.telling(features.embed).float(), batch.cells.to(device))
-    if step % 2 and step > AFFINITY_STEPS:  # a mask prompt, alone or with the points again
-        alone = torch.rand(len(points), 1, device=device) < 0.5
-        again, iou = model.decode(
-            features, index, points, labels.masked_fill(alone, NO_POINT), logits[:, :1].detach().clamp(-32, 32)
-        )
+    cells = batch.cells.to(device).movedim(1, -1)
+    told = model.telling(features.embed).float().movedim(1, -1)
+    code = F.mse_loss(told[..., :-NUMBERS], model.place_code(cells[..., POINT]), reduction="none").mean(dim=-1)
+    found["place"] = (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1)
+    found["cells"] = description_loss(told[..., -NUMBERS:], cells)
+    if step % 4 == 0 and step > AFFINITY_STEPS:
+        again, iou = model.decode(features, index, tokens, logits[:, :1].detach().clamp(-32, 32))
         second = _losses(again, iou, target)
         found |= {name: found[name] + second[name] for name in second}
     if step <= AFFINITY_STEPS:
@@ -239,23 +237,6 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return (a & b).sum(dim=(-2, -1)) / (a | b).sum(dim=(-2, -1)).clamp(min=1)
 
 
-def telling_loss(told: Tensor, cells: Tensor) -> Tensor:
-    """What cells say of their own place [B, 2, S, S] and of their segment [B, DESCRIBED, S, S] against the truth.
-
-    Args:
-        told: [B, 2 + DESCRIBED, S, S].
-        cells: of `Prompted`, [B, DESCRIBED + 1, S, S].
-    """
-    side = told.shape[-1]
-    along = (torch.arange(side, device=told.device) + 0.5) / side
-    place = torch.stack(torch.meshgrid(along, along, indexing="xy"))
-    own = (told[:, :2] - place).abs().mean()
-    weight = cells[:, -1]
-    box = (told[:, 2:6] - cells[:, :4]).abs().mean(dim=1)
-    form = F.binary_cross_entropy_with_logits(told[:, 6:], cells[:, 4:-1], reduction="none").mean(dim=1)
-    return own + ((2 * box + form) * weight).sum() / weight.sum().clamp(min=1)
-
-
 def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> Tensor:
     """Whether two near pixels belong to one segment, from the likeness of their features.
 
@@ -280,19 +261,26 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 
 
 @torch.no_grad()
-def evaluate(
-    model: TinySAM2, world: World, seed: int, scenes: int, kind: str, batch_size: int = 10
-) -> dict[str, float]:
-    """Mean IoU of things and of stuff from one innermost point or one exact box, and how far the IoU head is off."""
-    data = PromptedScenes(world, seed, 6, kind)
-    found: dict[str, list[Any]] = {"iou": [], "score error": []}
+def evaluate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
+    """Mean IoU from one innermost point (things, stuff), and from one exact box (things); how far the scores are off."""
+    data = PromptedScenes(world, seed, 6, exact=True)
+    found: dict[str, list[Tensor]] = {"point, things": [], "point, stuff": [], "box, things": [], "score error": []}
     for start in range(0, scenes, batch_size):
         batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])
         features = model.encode(batch.image.to(model.device))
         index = torch.arange(len(batch.image)).repeat_interleave(6)
-        logits, scores = model.decode(features, index, batch.points.to(model.device), batch.labels.to(model.device))
-        full = F.interpolate(logits[:, :1], batch.masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
-        iou = mask_iou(full.cpu(), batch.masks)
-        found["iou"].append(iou)
-        found["score error"].append((scores[:, 0].cpu() - iou).abs())
+        points, boxes = batch.points.to(model.device), batch.boxes.to(model.device)
+        everywhere = torch.ones(len(points), dtype=torch.bool, device=model.device)
+        for name, tokens in (
+            ("point", model.points(points)),
+            ("box", model.points_or_boxes(points, boxes, everywhere)),
+        ):
+            logits, scores = model.decode(features, index, tokens)
+            size = batch.masks.shape[-2:]
+            full = F.interpolate(logits[:, :1], size, mode="bilinear", align_corners=False)[:, 0] > 0
+            iou = mask_iou(full.cpu(), batch.masks)
+            found[f"{name}, things"].append(iou[batch.is_thing])
+            if name == "point":
+                found["point, stuff"].append(iou[~batch.is_thing])
+                found["score error"].append((scores[:, 0].cpu() - iou).abs())
     return {name: torch.cat(values).mean().item() for name, values in found.items()}

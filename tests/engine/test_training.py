@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from test_trainer import make_dataset, register, run, start, training_cfg
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
+from openworldsam.data.build_cache import build_cache
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine import Trainer
@@ -101,6 +103,22 @@ def test_a_dry_run_needs_neither_data_nor_weights(name, tmp_path, monkeypatch, c
 def flat(node, prefix):
     """The keys of a config node and their values, as on a command line."""
     return [word for key, value in node.items() for word in (f"{prefix}.{key}", str(value) or "''")]
+
+
+def test_a_missing_evaluation_set_is_found_before_the_first_step(data, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    opts = ["DATASETS.TEST", ["coco_2017_val_panoptic_openworldsam"], "TEST.EVAL_PERIOD", 2]
+    with pytest.raises(FileNotFoundError, match=r"panoptic_val2017\.json not found"):
+        Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
+
+
+def test_a_dry_run_refuses_what_a_training_from_a_cache_would(data, tiny_weights, tmp_path, capsys):
+    build_cache(training_cfg(data, tiny_weights, tmp_path / "out"), tmp_path / "cache")
+    capsys.readouterr()
+    run_dry = partial(command, data, tiny_weights, tmp_path / "out", "--dry-run", "DATASETS.FEATURE_CACHE")
+    assert run_dry(tmp_path / "cache") == 0 and "of 6 images" in capsys.readouterr().out
+    assert run_dry(tmp_path / "none") == 0 and "cache        not there (" in capsys.readouterr().out
+    assert run_dry(tmp_path / "cache", "INPUT.FLIP", True) == 2 and "INPUT.FLIP is on" in capsys.readouterr().err
 
 
 def test_two_trainings_do_not_share_a_folder(data, tiny_weights, tmp_path, capsys):

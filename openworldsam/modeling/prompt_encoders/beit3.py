@@ -67,6 +67,7 @@ class BEiT3PromptEncoder(PromptEncoder):
             raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
         self.embed_dim = embed_dim
         self.image_size = image_size
+        self.patch_size = patch_size
         self.use_image = use_image
         self.chunk = chunk
         self.antialias = antialias

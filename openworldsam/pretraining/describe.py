@@ -1,0 +1,87 @@
+"""What can be said of a segment without a class: where it is, its colours, its form. Both encoders learn to tell it.
+
+Shapes: n segments of a scene, H = W = side of the scene, S cells along a side.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from openworldsam.data.shapes import Scene
+
+RADII, HARMONICS = 8, 6
+POINT, BOX, COLOUR, FORM = slice(0, 2), slice(2, 6), slice(6, 12), slice(12, 12 + RADII * HARMONICS)
+"""Columns of a description: innermost point and box (fractions of the scene), mean and deviation of RGB, form."""
+NUMBERS = 12 + RADII * HARMONICS
+THING_WEIGHT = 4.0
+"""Things are fewer than cells of stuff, and harder."""
+
+
+def describe_segments(scene: Scene) -> np.ndarray:
+    """Descriptions of the segments by id: float32 [n + 1, NUMBERS + 1].
+
+    The last column is how much one counts: 0 for void (id 0), 1 for stuff, whose form says nothing, else THING_WEIGHT.
+    """
+    table = np.zeros((len(scene.segments) + 1, NUMBERS + 1), np.float32)
+    for segment in scene.segments:
+        mask = scene.segment_map == segment.id
+        pixels = scene.image[mask] / np.float32(255)
+        table[segment.id, POINT] = innermost(mask) / len(mask)
+        table[segment.id, BOX] = box_of(mask) / len(mask)
+        table[segment.id, COLOUR] = [*pixels.mean(axis=0), *pixels.std(axis=0)]
+        table[segment.id, FORM] = form(mask).ravel()
+        table[segment.id, -1] = THING_WEIGHT if segment.is_thing else 1
+    return table
+
+
+def describe_cells(scene: Scene, stride: int) -> np.ndarray:
+    """The description of the segment at the centre of each cell of `stride` pixels: float32 [NUMBERS + 1, S, S]."""
+    return describe_segments(scene)[scene.segment_map[stride // 2 :: stride, stride // 2 :: stride]].transpose(2, 0, 1)
+
+
+def innermost(mask: np.ndarray) -> np.ndarray:
+    """(x, y) in pixels of the point that is farthest from the outside of a bool mask [H, W]."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
+    return np.array([x + 0.5, y + 0.5], np.float32)
+
+
+def box_of(mask: np.ndarray) -> np.ndarray:
+    """(left, top, right, bottom) in pixels of a bool mask [H, W] that is not empty."""
+    ys, xs = np.nonzero(mask)
+    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
+
+
+def form(mask: np.ndarray) -> np.ndarray:
+    """What a mask [H, W] looks like around its centroid, however it is turned or sized: float32 [RADII, HARMONICS].
+
+    For each of the rings between the centroid and the farthest pixel: the share of it that the mask covers, and how
+    strongly it is covered once, twice, ... around (magnitudes of a Fourier series over the angle).
+    """
+    ys, xs = np.nonzero(mask)
+    centre = (float(xs.mean()), float(ys.mean()))
+    farthest = float(np.hypot(xs - centre[0], ys - centre[1]).max()) + 0.5
+    turns = 64
+    flags = cv2.WARP_POLAR_LINEAR | cv2.WARP_FILL_OUTLIERS
+    polar = cv2.warpPolar(mask.astype(np.float32), (2 * RADII, turns), centre, farthest, flags)
+    magnitudes = np.abs(np.fft.rfft(polar, axis=0))[:HARMONICS].T / turns  # [2 * RADII, HARMONICS]
+    return magnitudes.reshape(RADII, 2, HARMONICS).mean(axis=1).astype(np.float32)
+
+
+def description_loss(told: Tensor, truth: Tensor) -> Tensor:
+    """How far descriptions are off, but for their point: [..., NUMBERS] and [..., NUMBERS + 1] to a scalar."""
+    weight = truth[..., -1]
+    error = (told[..., 2:] - truth[..., 2:-1]).abs()
+    box, colour, shape = (error[..., part.start - 2 : part.stop - 2].mean(dim=-1) for part in (BOX, COLOUR, FORM))
+    things = weight * (weight > 1)
+    return (weight * (2 * box + 2 * colour) + 8 * things * shape).sum() / weight.sum().clamp(min=1)
+
+
+def nothing_told(truth: Tensor) -> Tensor:
+    """`description_loss` of the best constant: what an encoder that sees nothing would reach."""
+    weight = truth[..., -1:].flatten(0, -2)
+    mean = (weight * truth[..., :-1].flatten(0, -2)).sum(dim=0) / weight.sum().clamp(min=1)
+    return description_loss(torch.broadcast_to(mean, truth[..., :-1].shape), truth)
