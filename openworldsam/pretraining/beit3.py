@@ -19,19 +19,22 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.data.shapes import Scene, World, expressions, render
+from openworldsam.data.shapes import Scene, World, expressions, render, thing_name
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
+
+SEEING_STEPS = 2500
+"""Steps of images alone, before the texts come. BEiT-3 began with masked images and texts."""
 
 
 class Described(NamedTuple):
     """An image and texts about it.
 
     image: uint8 [3, H, W].
-    texts: n of them, each true of one segment.
-    masks: bool [n, H, W], the segments.
-    segments: float [n, NUMBERS + 1], their descriptions, and how much each counts.
+    texts: n of them, each true of one segment or, a name, of several.
+    masks: bool [n, H, W], these regions.
+    segments: float [n, NUMBERS + 1], their descriptions, and how much each counts; several count nothing.
     cells: float [G, G, NUMBERS + 1], the same for the segment that each patch lies in.
     """
 
@@ -42,15 +45,27 @@ class Described(NamedTuple):
     cells: Tensor
 
 
-def describe(scene: Scene) -> dict[int, tuple[str, ...]]:
-    """Texts by segment id, with and without their article: expressions for things, names for stuff."""
-    named = {segment.id: (f"the {segment.name}",) for segment in scene.segments if not segment.is_thing}
-    with_article = {**expressions(scene), **named}
-    return {id_: (*texts, *(text.removeprefix("the ") for text in texts)) for id_, texts in with_article.items()}
+def describe(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
+    """Texts by the ids of their segments, with and without their article.
+
+    Expressions for one thing each, names for stuff, and the names that several things have, which point at all of them.
+    """
+    texts = {(id_,): own for id_, own in expressions(scene).items()}
+    named: dict[str, list[int]] = {}
+    for segment in scene.segments:
+        names = (segment.name, thing_name(segment.colour, segment.name)) if segment.colour else (segment.name,)
+        for name in names:
+            named.setdefault(name, []).append(segment.id)
+        if not segment.is_thing:
+            texts[(segment.id,)] = (f"the {segment.name}",)
+    for name, ids in named.items():
+        if len(ids) > 1:
+            texts[tuple(ids)] = (*texts.get(tuple(ids), ()), f"the {name}")
+    return {ids: (*own, *(text.removeprefix("the ") for text in own)) for ids, own in texts.items()}
 
 
 class DescribedScenes(Dataset[Described]):
-    """Scenes with texts that are true of one segment each.
+    """Scenes with texts that point at a region each.
 
     Args:
         world: of the scenes, with things of all kinds.
@@ -66,16 +81,18 @@ class DescribedScenes(Dataset[Described]):
         scene = render(self.world, self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 78])
         texts = describe(scene)
-        is_thing = {segment.id: segment.is_thing for segment in scene.segments}
-        weights = np.array([4.0 if is_thing[i] else 1.0 for i in texts])
-        chosen = rng.choice(list(texts), self.num_texts, p=weights / weights.sum())
         table = describe_segments(scene)
+        regions = list(texts)
+        weights = np.array([table[ids[0], -1] for ids in regions])
+        chosen = [regions[i] for i in rng.choice(len(regions), self.num_texts, p=weights / weights.sum())]
+        # nothing can be told of several as of one
+        told = [table[ids[0]] if len(ids) == 1 else np.zeros_like(table[0]) for ids in chosen]
         centres = ((np.arange(self.grid) + 0.5) * self.world.size / self.grid).astype(int)
         return Described(
             torch.from_numpy(scene.image).permute(2, 0, 1),
-            [str(rng.choice(texts[i])) for i in chosen],
-            torch.from_numpy(np.stack([scene.segment_map == i for i in chosen])),
-            torch.from_numpy(table[chosen]),
+            [str(rng.choice(texts[ids])) for ids in chosen],
+            torch.from_numpy(np.stack([np.isin(scene.segment_map, ids) for ids in chosen])),
+            torch.from_numpy(np.stack(told)),
             torch.from_numpy(table[scene.segment_map[np.ix_(centres, centres)]]),
         )
 
@@ -110,17 +127,20 @@ class PointingBEiT3(nn.Module):
     def device(self) -> torch.device:
         return self.patch_head.weight.device
 
-    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, 3, H, W] images and N texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
+    def forward(self, images: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, 3, H, W] and texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
 
+        Images alone, without texts, count as N = B.
         What the patches know by then, the embedding can gather in the last layer.
         """
         encoder = self.prompt_encoder
-        index = torch.arange(len(images), device=images.device).repeat_interleave(len(ids) // len(images))
         inputs = torch.stack([encoder.preprocess(image) for image in images])
+        padding = None
+        if ids is not None:
+            inputs, padding = inputs.repeat_interleave(len(ids) // len(images), dim=0), ids == PAD_ID
         layers: list[Tensor] = []
         hook = encoder.beit3.encoder.layers[-2].register_forward_hook(lambda *args: layers.append(args[2][0]))
-        output = encoder.beit3(textual_tokens=ids, visual_tokens=inputs[index], text_padding_position=ids == PAD_ID)
+        output = encoder.beit3(textual_tokens=ids, visual_tokens=inputs, text_padding_position=padding)
         hook.remove()
         return output["encoder_out"][:, 0], layers[0][:, 1 : 1 + self.grid**2]
 
@@ -130,8 +150,12 @@ class PointingBEiT3(nn.Module):
 
 
 def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[str, Tensor]:
-    """Losses of a step, one for each head."""
+    """Losses of a step: what patches tell of images alone; then one for each head."""
     device = model.device
+    cells = batch.cells.flatten(1, 2).to(device)
+    if step <= SEEING_STEPS:
+        _, patches = model(batch.image.to(device), None)
+        return {"cells": _telling_loss(model.patch_telling(patches).float(), cells)}
     ids, target = model.tokenize(batch.texts), batch.masks.to(device).float()[:, None]
     embeddings, patches = model(batch.image.to(device), ids)
     quarters = F.adaptive_avg_pool2d(target, 2 * model.grid)  # four to a patch
@@ -148,7 +172,7 @@ def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[s
         "place": F.cross_entropy(model.place_head(embeddings).float(), place),
         "words": 5 * F.binary_cross_entropy_with_logits(words, pieces),
         "segments": _telling_loss(model.telling(embeddings).float(), batch.segments.to(device)),
-        "cells": _telling_loss(model.patch_telling(own_patches).float(), batch.cells.flatten(1, 2).to(device)),
+        "cells": _telling_loss(model.patch_telling(own_patches).float(), cells),
     }
 
 
@@ -161,7 +185,7 @@ def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """How often the patch that an embedding points at first lies in the region: stuff, names, superlatives, relations."""
+    """How often the patch that an embedding points at lies in the region: of stuff, names, superlatives, relations."""
     data = DescribedScenes(world, seed, 4, model.grid)
     found: dict[str, list[float]] = {}
     for start in range(0, scenes, batch_size):

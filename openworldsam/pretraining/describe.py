@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from openworldsam.data.shapes import Scene
@@ -21,19 +21,25 @@ THING_WEIGHT = 4.0
 
 
 def describe_segments(scene: Scene) -> np.ndarray:
-    """Descriptions of the segments by id: float32 [n + 1, NUMBERS + 1].
+    """Descriptions of the segments by id: float32 [n + 1, NUMBERS + 1]; stuff has no form.
 
     The last column is how much one counts: 0 for void (id 0), 1 for stuff, whose form says nothing, else THING_WEIGHT.
     """
     table = np.zeros((len(scene.segments) + 1, NUMBERS + 1), np.float32)
+    size = len(scene.segment_map)
+    boxes = find_objects(scene.segment_map, len(scene.segments))
     for segment in scene.segments:
-        mask = scene.segment_map == segment.id
-        pixels = scene.image[mask] / np.float32(255)
-        table[segment.id, POINT] = innermost(mask) / len(mask)
-        table[segment.id, BOX] = box_of(mask) / len(mask)
+        box = boxes[segment.id - 1]
+        offset = np.array([box[1].start, box[0].start])
+        mask = scene.segment_map[box] == segment.id
+        pixels = scene.image[box][mask] / np.float32(255)
+        table[segment.id, POINT] = (innermost(mask) + offset) / size
+        table[segment.id, BOX] = (box_of(mask) + np.tile(offset, 2)) / size
         table[segment.id, COLOUR] = [*pixels.mean(axis=0), *pixels.std(axis=0)]
-        table[segment.id, FORM] = form(mask).ravel()
-        table[segment.id, -1] = THING_WEIGHT if segment.is_thing else 1
+        table[segment.id, -1] = 1
+        if segment.is_thing:
+            table[segment.id, FORM] = form(mask).ravel()
+            table[segment.id, -1] = THING_WEIGHT
     return table
 
 
@@ -78,10 +84,3 @@ def description_loss(told: Tensor, truth: Tensor) -> Tensor:
     box, colour, shape = (error[..., part.start - 2 : part.stop - 2].mean(dim=-1) for part in (BOX, COLOUR, FORM))
     things = weight * (weight > 1)
     return (weight * (2 * box + 2 * colour) + 8 * things * shape).sum() / weight.sum().clamp(min=1)
-
-
-def nothing_told(truth: Tensor) -> Tensor:
-    """`description_loss` of the best constant: what an encoder that sees nothing would reach."""
-    weight = truth[..., -1:].flatten(0, -2)
-    mean = (weight * truth[..., :-1].flatten(0, -2)).sum(dim=0) / weight.sum().clamp(min=1)
-    return description_loss(torch.broadcast_to(mean, truth[..., :-1].shape), truth)

@@ -10,7 +10,7 @@ Shapes: B images, N prompts of the whole batch (sorted by image), H = W = image 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_c
 
 NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
 """SAM2's point labels."""
-AFFINITY_STEPS = 1500
-"""Steps in which features are drawn together; masks as prompts come after them."""
+SEEING_STEPS = 2500
+"""Steps of the image encoder alone, without any prompt. SAM2's began with masked images."""
 
 
 class Prompted(NamedTuple):
@@ -122,12 +122,13 @@ class TinySAM2(nn.Module):
 
     @torch.no_grad()
     def start_local(self) -> None:
-        """Let tokens and image first attend to each other where their positions agree.
+        """Give the image encoder positions, and let tokens and image first attend to each other where theirs agree.
 
         Positions are random Fourier features, whose products fall with distance; but only if keys are made as queries
         are. From independent random projections this had not been found after a thousand steps: all things were
         segmented, wherever the point was.
         """
+        nn.init.normal_(self.image_encoder.backbone.trunk.pos_embed, std=0.5)  # zeros stay small for long
         transformer = self.mask_decoder.decoder.transformer
         crossing = [transformer.final_attn_token_to_image]
         for layer in transformer.layers:
@@ -178,7 +179,7 @@ class TinySAM2(nn.Module):
 
 
 def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Tensor]:
-    """Losses of a step: every prompt once, and every fourth step once more with the mask that came out.
+    """Losses of a step: what cells tell; then also every prompt, and every fourth step once more with its mask.
 
     SAM2's single mask and the best of its three others are both trained on every prompt. What tells neighbours of one
     colour apart is slow to start from masks alone, so that at first features of pixels of one segment are also drawn
@@ -186,24 +187,26 @@ def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Te
     """
     device = model.device
     features = model.encode(batch.image.to(device))
+    cells = batch.cells.to(device).movedim(1, -1)
+    told = model.telling(features.embed).float().movedim(1, -1)
+    code = F.mse_loss(told[..., :-NUMBERS], model.place_code(cells[..., POINT]), reduction="none").mean(dim=-1)
+    found = {
+        "place": 4 * (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1),
+        "cells": description_loss(told[..., -NUMBERS:], cells),
+    }
+    if step <= SEEING_STEPS:
+        return found | {"affinity": affinity_loss(features.high_res[0].float(), batch.segment_map.to(device))}
     index = torch.arange(len(batch.image)).repeat_interleave(len(batch.points) // len(batch.image))
     points, boxes = batch.points.to(device), batch.boxes.to(device)
     boxed = (torch.rand(len(points)) < 0.5).to(device) & batch.is_thing.to(device)
     tokens = model.points(points) if step % 2 else model.points_or_boxes(points, boxes, boxed)
     target = batch.masks.to(device).float()[:, None]
     logits, iou = model.decode(features, index, tokens)
-    found = _losses(logits, iou, target)
-    cells = batch.cells.to(device).movedim(1, -1)
-    told = model.telling(features.embed).float().movedim(1, -1)
-    code = F.mse_loss(told[..., :-NUMBERS], model.place_code(cells[..., POINT]), reduction="none").mean(dim=-1)
-    found["place"] = (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1)
-    found["cells"] = description_loss(told[..., -NUMBERS:], cells)
-    if step % 4 == 0 and step > AFFINITY_STEPS:
+    found |= _losses(logits, iou, target)
+    if step % 4 == 0:
         again, iou = model.decode(features, index, tokens, logits[:, :1].detach().clamp(-32, 32))
         second = _losses(again, iou, target)
         found |= {name: found[name] + second[name] for name in second}
-    if step <= AFFINITY_STEPS:
-        found["affinity"] = 0.5 * affinity_loss(features.high_res[0].float(), batch.segment_map.to(device))
     return found
 
 
@@ -264,7 +267,8 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 def evaluate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Mean IoU from one innermost point (things, stuff), and from one exact box (things); how far the scores are off."""
     data = PromptedScenes(world, seed, 6, exact=True)
-    found: dict[str, list[Tensor]] = {"point, things": [], "point, stuff": [], "box, things": [], "score error": []}
+    names = ("point, things", "point, stuff", "box, things", "score error")
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, scenes, batch_size):
         batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])
         features = model.encode(batch.image.to(model.device))

@@ -42,7 +42,8 @@ def command(encoder, output, opts, steps=3):
 @pytest.fixture
 def short(monkeypatch):
     """Little data, and every part of the losses within the first steps."""
-    monkeypatch.setattr(sam2, "AFFINITY_STEPS", 1)
+    monkeypatch.setattr(sam2, "SEEING_STEPS", 1)
+    monkeypatch.setattr(beit3, "SEEING_STEPS", 1)
     monkeypatch.setattr("openworldsam.pretraining.command.TOKENIZER_SCENES", 40)
     monkeypatch.setattr("openworldsam.pretraining.command.SCORED_SCENES", 4)
     monkeypatch.setattr("openworldsam.pretraining.loop.PERIOD", 2)
@@ -93,13 +94,27 @@ def test_points_and_boxes_belong_to_their_segments(exact):
         assert np.abs(box - true).max() <= (0 if exact else 10)
 
 
-def test_every_text_is_true_of_its_segment_alone():
-    x = beit3.DescribedScenes(WORLD, 3, 8, grid=4)[0]
-    scene = render(WORLD, 3, 0, "all")
-    texts = beit3.describe(scene)
-    for text, mask in zip(x.texts, x.masks.numpy(), strict=True):
-        owners = [id_ for id_, own in texts.items() if text in own]
-        assert len(owners) == 1 and np.array_equal(mask, scene.segment_map == owners[0])
+def test_every_text_is_true_of_its_region_alone():
+    several = 0
+    for index in range(5):
+        x = beit3.DescribedScenes(WORLD, 3, 8, grid=4)[index]
+        scene = render(WORLD, 3, index, "all")
+        texts = beit3.describe(scene)
+        for text, mask, told in zip(x.texts, x.masks.numpy(), x.segments, strict=True):
+            owners = [ids for ids, own in texts.items() if text in own]
+            assert len(owners) == 1 and np.array_equal(mask, np.isin(scene.segment_map, owners[0]))
+            assert bool(told.any()) == (len(owners[0]) == 1)
+            several += len(owners[0]) > 1
+    assert several
+
+
+def test_a_name_that_several_things_have_points_at_all_of_them():
+    for index in range(20):
+        scene = render(WORLD, 3, index, "all")
+        texts = beit3.describe(scene)
+        for shape in {segment.name for segment in scene.segments if segment.is_thing}:
+            having = tuple(segment.id for segment in scene.segments if segment.name == shape)
+            assert len(having) == 1 or {shape, f"the {shape}"} <= {*texts[having]}
 
 
 def test_what_tokens_look_for_first_is_their_own_place(opts):
