@@ -156,3 +156,18 @@ def test_the_table_has_every_benchmark_beside_the_paper_and_says_what_is_missing
         expected = [f"{measured:.2f}", paper, f"{measured - float(paper):+.2f}"]
         assert rows[name, task, metric][:3] == expected, name
     assert rows["coco_2017_val_panoptic_openworldsam", "panoptic", "PQ"]
+
+
+def test_a_report_of_two_runs_side_by_side(evaluated, evaluate, python, tmp_path):
+    one, _ = evaluated
+    evaluate(tmp_path / "two", "--save-predictions", "MODEL.INFERENCE.TWO_STAGE", "True")
+    done = python("tools/report.py", "--runs", one, tmp_path / "two", "--images", 1, "--output", tmp_path / "a.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    html = (tmp_path / "a.html").read_text()
+    tasks = dict.fromkeys(IMAGES, ("semantic",)) | {"refcocog_umd_val": ("referring",)}
+    tasks["coco_2017_val_panoptic_openworldsam"] = ("panoptic", "instance", "semantic")
+    pictures = [f"<h3>Pictures: {name}, {task}</h3>" for name, own in tasks.items() for task in own]
+    assert all(heading in html for heading in pictures) and html.count("<h3>Pictures: ") == len(pictures)
+    assert html.count("data:image/jpeg") == 4 * len(pictures)
+    assert html.count("What the worst classes are taken for: ") == 2 * (len(IMAGES) - 1)
+    assert "sun_rgbd_37_val" in html and "rule-made, not trained" in html

@@ -131,6 +131,7 @@ def test_large_vocabularies_take_16_bits(tmp_path):
     saved = SavedPredictions(tmp_path, [f"class {c}" for c in range(847)], [False] * 847)
     labels = np.array([[NO_CLASS, 0, 255, 846]])
     inputs = {"image_id": 7, "file_name": "a.jpg", "height": 1, "width": 4, "prompts": ["class 0"]}
+    inputs["image"] = torch.arange(12, dtype=torch.uint8).reshape(3, 1, 4)
     saved.save(inputs, Answer(semantic=labels), Answer(semantic=labels))
     saved.finish([7, 8])
     loaded = saved.load(inputs)
@@ -138,3 +139,10 @@ def test_large_vocabularies_take_16_bits(tmp_path):
     assert scored(tmp_path, 65_535)["semantic"]["pACC"] == 100
     assert json.loads((tmp_path / "images/000000000007.json").read_text())["prediction"] == {"semantic": True}
     assert saved.load({**inputs, "image_id": 8}) is None
+    read = SavedPredictions.written(tmp_path)
+    assert read.image_ids() == [7] and len(read.class_names) == 847
+    image = read.image(7)
+    assert image.picture[0, 1].tolist() == [1, 5, 9] and (image.file_name, image.prompts) == ("a.jpg", ["class 0"])
+    assert all(np.array_equal(answer.semantic, labels) for answer in read.answers(7))
+    with pytest.raises(FileNotFoundError, match="has no predictions"):
+        SavedPredictions.written(tmp_path / "nowhere")
