@@ -28,7 +28,7 @@ from openworldsam.evaluation.absent import AbsentPrompts
 from openworldsam.evaluation.accumulator import Scores, merged, named
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, remark
-from openworldsam.evaluation.instance import InstanceAP
+from openworldsam.evaluation.instance import MasksAndBoxes
 from openworldsam.evaluation.panoptic import PanopticQuality
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.referring import ReferringScores
@@ -57,7 +57,7 @@ class Benchmark:
         things = [c for c, thing in enumerate(is_thing) if thing]
         makers = {
             "panoptic": lambda: PanopticQuality(dict(enumerate(is_thing))),
-            "instance": lambda: InstanceAP(things),
+            "instance": lambda: MasksAndBoxes(things),
             "semantic": lambda: SemanticScores(len(class_names), ignore=NO_CLASS),
             "referring": ReferringScores,
             "absent": AbsentPrompts,

@@ -11,7 +11,7 @@ from openworldsam.evaluation.paper_tables import Column, Number
 
 HEADLINES = {
     "panoptic": ("PQ", "SQ", "RQ"),
-    "instance": ("AP", "AP50"),
+    "instance": ("AP", "AP50", "AP_box"),
     "semantic": ("mIoU",),
     "referring": ("cIoU", "mIoU"),
     "absent": ("false_positive_rate",),

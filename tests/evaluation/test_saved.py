@@ -36,13 +36,18 @@ def scored(folder, ignore=255):
         pairs = [(kind / "panoptic.json", kind / "panoptic") for kind in (truth, predicted)]
         reports["panoptic"] = score_panoptic(*pairs[0], *pairs[1])
     if (truth / "instances.json").exists():
-        reports["instance"] = score_instance(truth / "instances.json", predicted / "instances.json")
+        files = truth / "instances.json", predicted / "instances.json"
+        reports["instance"], reports["boxes"] = score_instance(*files), score_instance(*files, "bbox")
     if (truth / "semantic").exists():
         folders = truth / "semantic", predicted / "semantic"
         reports["semantic"] = score_semantic(*folders, folder / "classes.txt", ignore)
     if (truth / "referring.json").exists():
         reports["referring"] = score_referring(truth / "referring.json", predicted / "referring.json")
-    return {task: report.content() for task, report in reports.items()}
+    contents = {task: report.content() for task, report in reports.items()}
+    for name, value in contents.pop("boxes", {}).items():
+        if name not in ("per_class", "without_prediction"):
+            contents["instance"][f"{name}_box"] = value
+    return contents
 
 
 @pytest.mark.parametrize("name", NAMES)
