@@ -54,7 +54,7 @@ from openworldsam.modeling import OpenWorldSAM
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 size, width, tokenizer = ["MODEL.SAM2.IMAGE_SIZE", 1024], ["MODEL.SAM2.WIDTH", 256], sys.argv[1]
 queries = ["MODEL.ADAPTER.NUM_TIE_BREAKERS", 20]
 cfg = load_config("configs/tiny.yaml", [*size, *width, *queries, "MODEL.PROMPT_ENCODER.TOKENIZER", tokenizer])
