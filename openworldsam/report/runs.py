@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from openworldsam.engine.evaluate import PREDICTIONS, RESULTS
 from openworldsam.evaluation.answer import NO_CLASS
@@ -125,7 +126,7 @@ def confusion(saved: SavedPredictions, worst: int = 12, others: int = 12) -> Con
     """
     names = saved.class_names
     scores = SemanticScores(len(names), ignore=NO_CLASS)
-    for image_id in saved.image_ids():
+    for image_id in tqdm(saved.image_ids(), unit="image", disable=None):  # None: only on a terminal
         answers = saved.answers(image_id)
         if answers[0].semantic is None or answers[1].semantic is None:
             return None
