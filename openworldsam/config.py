@@ -189,8 +189,19 @@ def _add_training_config(cfg: CfgNode) -> None:
 def _add_evaluation_config(cfg: CfgNode) -> None:
     """What evaluation asks about each image of DATASETS.TEST; every result says which protocol it is of."""
     # Classes that an image is asked about: oracle (those that it has, the paper), global (the whole vocabulary), or
-    # absent (those that it has and as many that it has not, with the false-positive rate of the latter).
+    # present+absent (those that it has and some that it has not, with the false-positive rate of the latter).
     cfg.TEST.PROTOCOL = "oracle"
+    # Absent classes per image under present+absent; 0: as many as it is asked of those that it has.
+    cfg.TEST.NUM_ABSENT = 0
+    # True: never more of an image's own classes than the released code asks, drawn with its seed: 20 of COCO and
+    # ADE20K-150, 18 of ScanNet panoptic. What is there and not asked is missed.
+    cfg.TEST.PROMPT_CAPS = False
+    # Text that asks for a class; {} is its name.
+    cfg.TEST.TEMPLATE = "{}"
+    # True: of a name that is a list, such as ADE20K's "road, route", the first alone.
+    cfg.TEST.FIRST_SYNONYM = False
+    # True: "potted plant" for VOC's "pottedplant"; evaluation/prompt_text.py has the list.
+    cfg.TEST.READABLE_NAMES = False
     # Sentences of each object of a referring dataset: first (the released code) or all, those of an image jointly;
     # first_alone or all_alone: each by itself, which differs with INTERACTION `image`.
     cfg.TEST.SENTENCES = "first"

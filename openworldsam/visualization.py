@@ -64,19 +64,37 @@ def draw_prediction(
     Raises:
         ValueError: if a shape, type or range is not as described.
     """
+    labelled = Image.fromarray(draw_masks(image, prediction, alpha=alpha, max_side=max_side, scores=True))
+    return _beside(labelled, draw_legend(legend_rows(prediction), labelled.size, _text_size(labelled.size)))
+
+
+def draw_masks(
+    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = 1600, scores: bool = False
+) -> Picture:
+    """Draw masks and labels over a picture: `draw_prediction` without its legend.
+
+    Args:
+        image, prediction, alpha, max_side: as there.
+        scores: whether labels have them.
+
+    Returns:
+        uint8 ``[h, w, 3]``, RGB.
+
+    Raises:
+        ValueError: if a shape, type or range is not as described.
+    """
     _check_picture(image)
     _check_prediction(image, prediction)
     if not 0.0 <= alpha <= 1.0 or max_side < 64:
         raise ValueError(f"need 0 <= alpha <= 1 and max_side >= 64, got {alpha} and {max_side}")
     size = _canvas_size(image.shape[1], image.shape[0], max_side)
-    text = int(np.clip(math.sqrt(size[0] * size[1]) / 46, 12, 26))
     colors = mask_colors(prediction)
     layers = _layers(prediction.masks, prediction.scores, size)
     canvas = _fill(_resize(image, size), layers.owner, colors, alpha)
-    canvas = _outline(canvas, layers.contours, colors, prediction.scores)
-    labelled = Image.fromarray(canvas)
-    _draw_labels(labelled, prediction, layers, colors, load_font(text if len(colors) < _CROWD else text - 2))
-    return _beside(labelled, draw_legend(legend_rows(prediction), size, text))
+    labelled = Image.fromarray(_outline(canvas, layers.contours, colors, prediction.scores))
+    font = load_font(_text_size(size) - (0 if len(colors) < _CROWD else 2))
+    _draw_labels(labelled, prediction, layers, colors, font, scores)
+    return np.array(labelled)
 
 
 def contact_sheet(panels: list[tuple[str, Picture]], columns: int) -> Picture:
@@ -189,6 +207,11 @@ def _canvas_size(width: int, height: int, max_side: int) -> Size:
     return max(round(width * scale), _MIN_SHORT_SIDE), max(round(height * scale), _MIN_SHORT_SIDE)
 
 
+def _text_size(size: Size) -> int:
+    """Of the labels and the legend of a picture."""
+    return int(np.clip(math.sqrt(size[0] * size[1]) / 46, 12, 26))
+
+
 def _resize(picture: NDArray[np.uint8], size: Size, enlarge: int = cv2.INTER_CUBIC) -> NDArray[np.uint8]:
     """Resize [H, W] or [H, W, 3]; the very same pixels if the size is right already."""
     if picture.shape[1::-1] == size:
@@ -252,6 +275,7 @@ def _draw_labels(
     layers: _Layers,
     colors: Sequence[Color],
     font: ImageFont.FreeTypeFont,
+    scores: bool,
 ) -> None:
     """Label the visible part of each mask; large masks come first, as they have most room at home."""
     areas = np.bincount(layers.owner.ravel(), minlength=len(colors) + 1)[1:]
@@ -262,7 +286,7 @@ def _draw_labels(
         column, row = pole_of_inaccessibility(layers.owner[y : y + height, x : x + width] == n + 1)
         anchors.append((x + column, y + row))
         prompt = ellipsise(prediction.prompts[prediction.prompt_index[n]], font, 10 * font.size)
-        names.append(f"{prompt} {prediction.scores[n]:.2f}".strip())
+        names.append(f"{prompt} {prediction.scores[n]:.2f}".strip() if scores else prompt)
         sizes.append((round(font.getlength(names[-1]) + 0.7 * font.size), round(1.4 * font.size)))
     rects = place_labels(anchors, sizes, picture.size)
     draw = ImageDraw.Draw(picture)

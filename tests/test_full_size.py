@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from openworldsam.rule_weights import save_tokenizer
+
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
 
@@ -41,6 +43,51 @@ def test_decoding_stays_below_2_gib(num_images, num_rows, num_tokens):
     arguments = map(str, (num_images, num_rows, num_tokens))
     done = subprocess.run([sys.executable, "-c", DECODE, *arguments], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 2 * GIB
+
+
+STREAM = """
+import resource, sys, torch
+from openworldsam.config import load_config
+from openworldsam.evaluation.streaming import stream
+from openworldsam.modeling import OpenWorldSAM
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.set_num_threads(1)
+size, width, tokenizer = ["MODEL.SAM2.IMAGE_SIZE", 1024], ["MODEL.SAM2.WIDTH", 256], sys.argv[1]
+queries = ["MODEL.ADAPTER.NUM_TIE_BREAKERS", 20]
+cfg = load_config("configs/tiny.yaml", [*size, *width, *queries, "MODEL.PROMPT_ENCODER.TOKENIZER", tokenizer])
+model = OpenWorldSAM(cfg).eval()
+decode, rows_of_chunks = model.mask_decoder.forward, []
+
+def decode_last(features, tokens):
+    rows_of_chunks.append(len(tokens.image_index))
+    if sum(rows_of_chunks) == 847 * 20:
+        return decode(features, tokens)
+    return torch.randn(rows_of_chunks[-1], 256, 256), torch.rand(rows_of_chunks[-1])
+
+model.mask_decoder.forward = decode_last
+picture = torch.randint(0, 256, (3, 1024, 2048), dtype=torch.uint8)
+inputs = {"image": picture, "height": 1024, "width": 2048, "prompts": [f"class {c}" for c in range(847)]}
+before = peak()
+labels = stream(model, inputs, ("semantic",), cfg.TEST.PROMPT_CHUNK)["semantic"]
+print(len(rows_of_chunks), labels.unique().numel(), peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_847_classes_of_a_large_image_stay_below_2_gib(tmp_path):
+    """The decoder, the masks and the image have full size; of 27 chunks the last is decoded, the others have its shape.
+
+    The encoders are tiny: theirs is no memory that grows with the vocabulary, prompts go through in chunks.
+    """
+    save_tokenizer(tmp_path / "beit3.spm")
+    arguments = [sys.executable, "-c", STREAM, tmp_path / "beit3.spm"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
+    chunks, labels, memory = map(int, done.stdout.split()[-3:])
+    assert chunks == 27 and labels > 100
+    assert memory < 2 * GIB
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openworldsam._legend import legend_rows, mask_colors, prompt_colors
 from openworldsam.visualization import (
     contact_sheet,
+    draw_masks,
     draw_prediction,
     place_labels,
     pole_of_inaccessibility,
@@ -64,6 +65,18 @@ def test_pixels_away_from_masks_and_labels_stay() -> None:
     touched = cv2.dilate(masks[0].astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
     np.testing.assert_array_equal(drawn[:, :640][~touched], image[~touched])
     assert (drawn[:, :640][masks[0]] != image[masks[0]]).any(axis=-1).mean() > 0.9
+
+
+def test_masks_alone_are_the_prediction_without_its_legend_and_labels_may_go_without_scores() -> None:
+    image, prediction = picture(640, 480), predict(discs(640, 480, 2, 6))
+    with_scores = draw_masks(image, prediction, scores=True)
+    np.testing.assert_array_equal(draw_prediction(image, prediction)[:, :640], with_scores)
+    without = draw_masks(image, prediction)
+    assert without.shape == with_scores.shape == (480, 640, 3)
+    # the masks are smaller than their labels, which are wider with " 0.99" and " 0.39"
+    changed = [(drawn != image).any(axis=-1).sum() for drawn in (with_scores, without)]
+    assert changed[0] > changed[1]
+    assert draw_masks(image, prediction, max_side=320).shape == (240, 320, 3)
 
 
 def test_inputs_are_not_modified_and_drawing_is_deterministic() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import shlex
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -26,15 +28,20 @@ from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.device import usable_device
 from openworldsam.engine.launch import launch_command
-from openworldsam.evaluation.benchmark import check_benchmarks, evaluate, table
+from openworldsam.evaluation.benchmark import check_benchmarks, evaluate
 from openworldsam.evaluation.paper_tables import paper_numbers, row_of
 from openworldsam.evaluation.saved import Saving
+from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
+
+logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions"
 PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
 """What results may depend on, by the names that one imports."""
+ASKED = ("SENTENCES", "NUM_ABSENT", "PROMPT_CAPS", "TEMPLATE", "FIRST_SYNONYM", "READABLE_NAMES")
+"""Keys of TEST that go into the results beside the protocol."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,13 +58,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, command: str) -> None:
-    """What every process runs; the first writes the results."""
+    """What every process runs; the first writes the results.
+
+    Raises:
+        FileNotFoundError: benchmarks are missing; the others are evaluated and written first, if there are any.
+    """
     start = time.monotonic()
     cfg = load_config(args.config_file, args.opts)
     cfg.DATASETS.TEST = args.benchmarks or cfg.DATASETS.TEST
     check_benchmarks(cfg)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
+    missing = missing_benchmarks(cfg.DATASETS.TEST)
+    cfg.DATASETS.TEST = [name for name in cfg.DATASETS.TEST if name not in missing]
+    lack = " ".join(f"{name} is missing: {reason}" for name, reason in missing.items())
+    if not cfg.DATASETS.TEST:
+        raise FileNotFoundError(lack)
     model = OpenWorldSAM(cfg)
     sources = load_weights(model, cfg)
     saving = Saving(args.output / PREDICTIONS, identity(cfg, sources)) if args.save_predictions else None
@@ -67,8 +83,10 @@ def run(args: argparse.Namespace, command: str) -> None:
     content = {
         "benchmarks": results,
         "preset": cfg.PRESET,
+        "missing": missing,
         "protocol": cfg.TEST.PROTOCOL,
-        "sentences": cfg.TEST.SENTENCES,
+        **{key.lower(): cfg.TEST[key] for key in ASKED},
+        "paper_row": row_of(cfg),
         "weights": {component: asdict(source) for component, source in sources.items()},
         "versions": versions(),
         "command": command,
@@ -76,7 +94,21 @@ def run(args: argparse.Namespace, command: str) -> None:
     }
     path = args.output / RESULTS
     save_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-    print(f"{table(results, paper_numbers(row_of(cfg)))}\n{path}")
+    print("\n".join([table(results, paper_numbers(row_of(cfg))), *remarks(results), str(path)]))
+    if missing:
+        raise FileNotFoundError(lack)
+
+
+def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
+    """Of the registered datasets, those without their files; why, and what to do, by name."""
+    missing = {}
+    for name in names:
+        try:
+            DatasetCatalog.get(name)
+        except FileNotFoundError as error:
+            missing[name] = str(error)
+            logger.warning("%s is missing and left out: %s", name, error)
+    return missing
 
 
 def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ from openworldsam.data.loader import training_batches, training_dataset
 from openworldsam.engine.checks import check_config, starting_config
 from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
 from openworldsam.engine.training_state import METRICS, forget_metrics, load_state, restore_generators
-from openworldsam.evaluation.benchmark import evaluate, scalars
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.evaluation.summary import scalars
 from openworldsam.modeling import OpenWorldSAM
 
 logger = logging.getLogger(__name__)

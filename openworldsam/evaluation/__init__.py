@@ -2,7 +2,7 @@
 
 from openworldsam.evaluation.absent import AbsentPrompts
 from openworldsam.evaluation.accumulator import Accumulator, Metrics, Scores, merged, named
-from openworldsam.evaluation.instance import InstanceAP
+from openworldsam.evaluation.instance import InstanceAP, MasksAndBoxes
 from openworldsam.evaluation.panoptic import PanopticQuality
 from openworldsam.evaluation.referring import ReferringScores
 from openworldsam.evaluation.semantic import SemanticScores
@@ -11,6 +11,7 @@ __all__ = [
     "AbsentPrompts",
     "Accumulator",
     "InstanceAP",
+    "MasksAndBoxes",
     "Metrics",
     "PanopticQuality",
     "ReferringScores",

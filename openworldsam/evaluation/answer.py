@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
     panoptic: int [H, W] segment ids, 0 where there is none, and the segments: id, category_id; of predictions isthing
         and score, of ground truth iscrowd.
-    instance: as COCO's results (category_id, segmentation as RLE, score), or as its annotations (area, iscrowd).
+    instance: as COCO's results (category_id, segmentation as RLE, score), or as its annotations (area, bbox, iscrowd).
     semantic: int [H, W], `NO_CLASS` where there is none.
     referring: P times bool [H, W].
     """
@@ -66,7 +66,9 @@ def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[dict[str, Any
         mask = truth.segment_map == segment["id"]
         if is_thing[segment["category_id"]] and mask.any():
             own = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
-            annotations.append({**own, "segmentation": encode_mask(mask), "area": int(mask.sum())})
+            code = encode_mask(mask)
+            box = mask_util.toBbox(code).tolist()
+            annotations.append({**own, "segmentation": code, "bbox": box, "area": int(mask.sum())})
     return annotations
 
 

@@ -10,7 +10,7 @@ Shapes: H, W size of the image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,47 +19,36 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
-from tabulate import tabulate
 from torch import nn
 from torch.utils.data import DataLoader
 
 from openworldsam.data.datasets import check_registered, register_datasets
+from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
 from openworldsam.evaluation.absent import AbsentPrompts
 from openworldsam.evaluation.accumulator import Scores, merged, named
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
-from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example
-from openworldsam.evaluation.instance import InstanceAP
+from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, remark
+from openworldsam.evaluation.instance import MasksAndBoxes
 from openworldsam.evaluation.panoptic import PanopticQuality
-from openworldsam.evaluation.paper_tables import Column, Number
+from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.referring import ReferringScores
 from openworldsam.evaluation.saved import SavedPredictions, Saving
 from openworldsam.evaluation.semantic import SemanticScores
 from openworldsam.evaluation.streaming import chunk_of, predict
+from openworldsam.evaluation.summary import Results
 from openworldsam.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-HEADLINES = {
-    "panoptic": ("PQ", "SQ", "RQ"),
-    "instance": ("AP", "AP50"),
-    "semantic": ("mIoU",),
-    "referring": ("cIoU", "mIoU"),
-    "absent": ("false_positive_rate",),
-}
-"""Every task, with the metrics that logs and tables show."""
-
-Results = dict[str, dict[str, Any]]
-"""For each benchmark what `Benchmark.content` returns."""
 
 
 class Benchmark:
     """The accumulators of one dataset and what could not be scored; itself one, for `merged`.
 
     Args:
-        tasks: of `HEADLINES`, on which it is scored; "absent" is the false-positive rate: an absent thing counts as
-            found if an instance is, absent stuff if a panoptic segment is.
+        tasks: of `summary.HEADLINES`, on which it is scored; "absent" is the false-positive rate: an absent thing
+            counts as found if an instance is, absent stuff if a panoptic segment is.
         class_names, is_thing: of the contiguous class ids.
-        protocol: what images are asked; "oracle" says little of referring data.
+        protocol: what images are asked; of referring data always "oracle".
     """
 
     def __init__(
@@ -68,7 +57,7 @@ class Benchmark:
         things = [c for c, thing in enumerate(is_thing) if thing]
         makers = {
             "panoptic": lambda: PanopticQuality(dict(enumerate(is_thing))),
-            "instance": lambda: InstanceAP(things),
+            "instance": lambda: MasksAndBoxes(things),
             "semantic": lambda: SemanticScores(len(class_names), ignore=NO_CLASS),
             "referring": ReferringScores,
             "absent": AbsentPrompts,
@@ -77,7 +66,9 @@ class Benchmark:
         self.class_names, self.is_thing, self.protocol = class_names, is_thing, protocol
         self.images = 0
         self.skipped: dict[str, str] = {}
-        """Reasons by file name."""
+        """Reasons by file name, of what could not be read."""
+        self.remarks: dict[str, str] = {}
+        """By file name, of what was scored."""
 
     @property
     def model_tasks(self) -> tuple[str, ...]:
@@ -115,6 +106,8 @@ class Benchmark:
                 else:
                     accumulator.update(truth.absent, _found_classes(predicted))
         self.images += 1
+        if said := remark(example):
+            self.remarks[inputs["file_name"]] = said
 
     def truth(self, example: Example) -> Answer:
         """The ground truth of `model_tasks`."""
@@ -126,6 +119,7 @@ class Benchmark:
             accumulator.merge(other.accumulators[task])
         self.images += other.images
         self.skipped.update(other.skipped)
+        self.remarks.update(other.remarks)
 
     def compute(self) -> dict[str, Scores]:
         """The scores of each task."""
@@ -133,12 +127,13 @@ class Benchmark:
 
     def content(self) -> dict[str, Any]:
         """What goes into a result: by task the metrics by name and per_class by class name; protocol, number of images
-        scored, and the reason for each that was skipped."""
+        scored, the reason for each that was skipped, and what is to be known of those whose ground truth is empty."""
         tasks = {
             task: {**scores.overall, "per_class": {self.class_names[c]: m for c, m in scores.per_class.items()}}
             for task, scores in self.compute().items()
         }
-        return {**tasks, "protocol": self.protocol, "images": self.images, "skipped": self.skipped}
+        counts = {"images": self.images, "skipped": self.skipped, "remarks": self.remarks}
+        return {**tasks, "protocol": self.protocol, **counts}
 
 
 def _found_classes(predicted: Answer) -> set[int]:
@@ -160,9 +155,11 @@ def check_benchmarks(cfg: CfgNode) -> None:
     for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
         if cfg.TEST[key] not in choices:
             raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")
-    if cfg.TEST.IMS_PER_BATCH < 1 or min(cfg.TEST.MAX_IMAGES, cfg.TEST.PROMPT_CHUNK, cfg.DATALOADER.NUM_WORKERS) < 0:
-        others = "TEST.MAX_IMAGES, TEST.PROMPT_CHUNK and DATALOADER.NUM_WORKERS"
-        raise ValueError(f"TEST.IMS_PER_BATCH is 1 or more, {others} 0 or more")
+    PromptText.from_config(cfg)
+    from_zero = ("MAX_IMAGES", "PROMPT_CHUNK", "NUM_ABSENT")
+    if cfg.TEST.IMS_PER_BATCH < 1 or min(cfg.DATALOADER.NUM_WORKERS, *(cfg.TEST[key] for key in from_zero)) < 0:
+        others = ", ".join(f"TEST.{key}" for key in from_zero)
+        raise ValueError(f"TEST.IMS_PER_BATCH is 1 or more; {others} and DATALOADER.NUM_WORKERS are 0 or more")
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Results:
@@ -193,12 +190,20 @@ def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Re
 def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | None = None) -> Benchmark:
     """Score this process's share of a dataset."""
     metadata = MetadataCatalog.get(name)
-    protocol = getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
+    referring = "referring" in metadata.tasks
+    protocol = PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
     records = DatasetCatalog.get(name)[: cfg.TEST.MAX_IMAGES or None]
-    dataset = EvaluationDataset(records, **classes, protocol=protocol, sentences=cfg.TEST.SENTENCES)
-    referring = "referring" in metadata.tasks
-    tasks = (*metadata.tasks, *(("absent",) if protocol == "absent" and not referring else ()))
+    dataset = EvaluationDataset(
+        records,
+        **classes,
+        protocol=protocol,
+        num_absent=cfg.TEST.NUM_ABSENT,
+        cap=PROMPT_CAPS.get(name, 0) if cfg.TEST.PROMPT_CAPS else 0,
+        text=PromptText.from_config(cfg),
+        sentences=cfg.TEST.SENTENCES,
+    )
+    tasks = (*metadata.tasks, *(("absent",) if protocol == "present+absent" else ()))
     benchmark = Benchmark(tasks, **classes, protocol=protocol)
     saved = None
     if saving:
@@ -245,38 +250,3 @@ def _run(
             if saved and done is None:
                 saved.save(example.inputs, answer, benchmark.truth(example))
         progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))
-
-
-def scalars(results: Results) -> dict[str, dict[str, float]]:
-    """The metrics that are available by dataset and name, for Detectron2's EvalHook, which logs shapes_val/PQ."""
-    return {
-        name: {
-            metric: value
-            for task in HEADLINES
-            for metric, value in content.get(task, {}).items()
-            if metric != "per_class" and value is not None
-        }
-        for name, content in results.items()
-    }
-
-
-def table(results: Results, numbers: Mapping[Column, Number] | None = None) -> str:
-    """The headline metrics, one a line, for people; with the paper's numbers where it used the same protocol."""
-    rows = []
-    for name, content in results.items():
-        for task, metrics in HEADLINES.items():
-            for metric in metrics if task in content else ():
-                value = content[task][metric]
-                row = [name, content["protocol"], content["images"], f"{task} {metric}", number(value, ".2f")]
-                paper = (numbers or {}).get((name, task, metric)) if content["protocol"] == "oracle" else None
-                if paper:
-                    difference = "" if value is None else f"{value - paper.value:+.2f}"
-                    row += [f"{paper.value:.1f}", difference, str(paper.table)]
-                rows.append(row)
-    header = ("benchmark", "protocol", "images", "metric", "measured", "paper", "difference", "table")
-    return tabulate(rows, header, disable_numparse=True, colalign=("left",) * 2 + ("right", "left") + ("right",) * 4)
-
-
-def number(value: float | None, form: str) -> str:
-    """A metric for people."""
-    return "n/a" if value is None else format(value, form)

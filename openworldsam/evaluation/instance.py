@@ -1,4 +1,4 @@
-"""Average precision and recall of instances, by pycocotools."""
+"""Average precision and recall of instances, masks and boxes, by pycocotools."""
 
 from __future__ import annotations
 
@@ -130,6 +130,34 @@ class InstanceAP:
         }
         coco.createIndex()
         return coco
+
+
+class MasksAndBoxes:
+    """`InstanceAP` of both: STATISTICS of masks, those of boxes as AP_box and so on, and the mask AP of every class.
+
+    Args:
+        categories: the category ids.
+    """
+
+    def __init__(self, categories: Iterable[int]) -> None:
+        categories = list(categories)
+        self.masks, self.boxes = InstanceAP(categories), InstanceAP(categories, "bbox")
+
+    def update(self, *image: Any) -> None:
+        """Add an image; see `InstanceAP.update`. Instances have masks; their boxes can be left to these."""
+        self.masks.update(*image)
+        self.boxes.update(*image)
+
+    def merge(self, other: MasksAndBoxes) -> None:
+        """Add the images of another accumulator; see `InstanceAP.merge`."""
+        self.masks.merge(other.masks)
+        self.boxes.merge(other.boxes)
+
+    def compute(self) -> Scores:
+        """See the class."""
+        scores = self.masks.compute()
+        boxes = self.boxes.compute().overall
+        return Scores({**scores.overall, **{f"{name}_box": value for name, value in boxes.items()}}, scores.per_class)
 
 
 def _percent(value: float) -> float | None:

@@ -9,7 +9,8 @@ classes.txt has the class names in the order of semantic labels. The jsons have 
 files, so that predictions can also be scored against those.
 
 images/*.json hold what is no picture of each image's answers. An image that has one is done; an evaluation that was
-interrupted goes on with the others. run.json says of what model and config they are.
+interrupted goes on with the others. images/*.png are the images that are no files, such as those of Shapes. run.json
+says of what model and config they are.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class Saving(NamedTuple):
     identity: Mapping[str, Any]
 
 
+class SavedImage(NamedTuple):
+    """An image of a finished evaluation: its file's name, uint8 [H, W, 3], and what it was asked."""
+
+    file_name: str
+    picture: np.ndarray
+    prompts: list[str]
+
+
 class SavedPredictions:
     """The files of one benchmark.
 
@@ -61,6 +70,46 @@ class SavedPredictions:
         self.folder, self.class_names, self.is_thing = folder, class_names, is_thing
         self.category_ids = list(category_ids or range(len(class_names)))
         self.void = 255 if len(class_names) < 256 else 65_535
+
+    @classmethod
+    def written(cls, folder: Path) -> SavedPredictions:
+        """Those of a finished evaluation, for reading.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        try:
+            names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{folder} has no predictions; tools/eval_net.py --save-predictions") from None
+        return cls(folder, names, ())
+
+    def image_ids(self) -> list[int]:
+        """The images that are done, ascending."""
+        return sorted(int(path.stem) for path in (self.folder / "images").glob("*.json"))
+
+    def image(self, image_id: int) -> SavedImage:
+        """An image that is done.
+
+        Raises:
+            FileNotFoundError: it is not where it was.
+            ValueError: a file is damaged.
+        """
+        content = _read(self._marker(image_id))
+        own = self._picture(image_id)
+        file = own if own.exists() else content["file_name"]
+        return SavedImage(Path(content["file_name"]).name, read_image(file), content["prompts"])
+
+    def answers(self, image_id: int) -> tuple[Answer, Answer]:
+        """The prediction and the ground truth of an image that is done.
+
+        Raises:
+            FileNotFoundError: a PNG was removed.
+            ValueError: a file is damaged.
+        """
+        content = _read(self._marker(image_id))
+        prediction, truth = (self._load_answer(kind, image_id, content[kind]) for kind in KINDS)
+        return prediction, truth
 
     def check_run(self, identity: Mapping[str, Any]) -> None:
         """Claim the folder for a model and config; several processes may do so at a time.
@@ -91,16 +140,16 @@ class SavedPredictions:
             content = _read(path)
             if content["prompts"] != list(inputs["prompts"]):
                 raise ValueError("it was asked for other classes or expressions")
-            return self._load_answer(image_id, content["prediction"])
+            return self._load_answer(KINDS[0], image_id, content[KINDS[0]])
         except (KeyError, TypeError, OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be taken over: {error}; remove it, or use another --output") from error
 
-    def _load_answer(self, image_id: int, saved: Mapping[str, Any]) -> Answer:
+    def _load_answer(self, kind: str, image_id: int, saved: Mapping[str, Any]) -> Answer:
         panoptic = semantic = referring = None
         if "panoptic" in saved:
-            panoptic = (rgb2id(read_image(self._png("prediction", "panoptic", image_id))), saved["panoptic"])
+            panoptic = (rgb2id(read_image(self._png(kind, "panoptic", image_id))), saved["panoptic"])
         if "semantic" in saved:
-            semantic = read_labels(self._png("prediction", "semantic", image_id)).astype(np.int64)
+            semantic = read_labels(self._png(kind, "semantic", image_id)).astype(np.int64)
             semantic[semantic == self.void] = NO_CLASS
         if "referring" in saved:
             referring = [mask_util.decode(code).astype(bool) for code in saved["referring"]]
@@ -110,7 +159,7 @@ class SavedPredictions:
         """Write an image.
 
         Args:
-            inputs: its image_id, file_name, height and width, and its prompts.
+            inputs: its image, image_id, file_name, height and width, and its prompts.
             prediction, truth: answers to the same tasks.
 
         Raises:
@@ -119,6 +168,8 @@ class SavedPredictions:
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
             content[kind] = self._save_answer(kind, inputs["image_id"], answer)
+        if not Path(inputs["file_name"]).exists():
+            _save_png(self._picture(inputs["image_id"]), inputs["image"].permute(1, 2, 0).cpu().numpy())
         # the last file: it says that the others are complete
         _save_json(self._marker(inputs["image_id"]), content)
 
@@ -197,6 +248,9 @@ class SavedPredictions:
 
     def _marker(self, image_id: int) -> Path:
         return self.folder / "images" / f"{image_id:012d}.json"
+
+    def _picture(self, image_id: int) -> Path:
+        return self._marker(image_id).with_suffix(".png")
 
     def _png(self, kind: str, task: str, image_id: int) -> Path:
         return self.folder / kind / task / f"{image_id:012d}.png"

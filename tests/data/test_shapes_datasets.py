@@ -238,4 +238,4 @@ def test_the_shipped_configs_know_their_datasets():
         cfg = load_config(configs / f"{name}.yaml")
         register_datasets(cfg)
         assert list(cfg.DATASETS.TRAIN) == [train] and set(cfg.DATASETS.TEST) < set(SPLITS)
-    assert shapes.SPLITS["shapes_absent_val"].protocol == "absent"
+    assert shapes.SPLITS["shapes_absent_val"].protocol == "present+absent"

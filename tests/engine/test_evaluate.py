@@ -47,7 +47,9 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
     register_panoptic("coco_panoptic_sample", files, CATEGORIES)
     assert command(tmp_path, [*SHAPES, "coco_panoptic_sample"], options(tiny_weights)) == 0
     results = results_of(tmp_path)
-    told = {"preset": "paper", "protocol": "oracle", "sentences": "first"}
+    told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
+    told |= {"template": "{}", "first_synonym": False, "readable_names": False, "paper_row": "OpenWorldSAM"}
+    told["missing"] = {}
     assert results.keys() == {"benchmarks", *told, "weights", "versions", "command", "seconds"}
     assert {key: results[key] for key in told} == told and results["seconds"] > 0
     assert results["weights"].keys() == {"sam2", "beit3", "adapter"}
@@ -62,9 +64,9 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
     printed = capsys.readouterr().out
     assert results["benchmarks"].keys() == tasks.keys()
     for name, content in results["benchmarks"].items():
-        assert content.keys() == {*tasks[name], "protocol", "images", "skipped"}
+        assert content.keys() == {*tasks[name], "protocol", "images", "skipped", "remarks"}
         assert (content["images"], content["skipped"]) == (3, {})
-        assert content["protocol"] == ("absent" if name == "shapes_absent_val" else "oracle")
+        assert content["protocol"] == ("present+absent" if name == "shapes_absent_val" else "oracle")
         for task, metric in tasks[name].items():
             assert 0 <= content[task][metric] <= 100
             assert f"{task} {metric}" in printed

@@ -1,6 +1,7 @@
 """Scoring a model on registered datasets: perfect predictions, protocols, what cannot be read."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +11,21 @@ from detectron2.structures import Boxes, Instances
 from panopticapi.utils import id2rgb
 from PIL import Image
 from torch import nn
-from torchvision.ops import masks_to_boxes
 
+from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
+from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
 from openworldsam.data.datasets.coco import CATEGORIES, SEGMENTATION, PanopticFiles, register_panoptic
 from openworldsam.data.ground_truth import read_sentences
 from openworldsam.evaluation import AbsentPrompts
 from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
-from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate, scalars, table
-from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable
+from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate
+from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
+from openworldsam.evaluation.prompt_text import READABLE, PromptText
+from openworldsam.evaluation.summary import remarks, scalars, table
+from openworldsam.inference.nms import mask_boxes
 
+ROOT = Path(__file__).parents[2]
 NAMES, IS_THING = ("cat", "dog", "grass", "sky"), (True, True, False, False)
 
 
@@ -86,7 +92,7 @@ def perfect(example, is_thing):
         "instances": Instances(
             size,
             pred_masks=masks,
-            pred_boxes=Boxes(masks_to_boxes(masks) if len(masks) else torch.zeros(0, 4)),
+            pred_boxes=Boxes(mask_boxes(masks)),
             scores=torch.ones(len(masks)),
             pred_classes=torch.tensor([s["category_id"] for s in things], dtype=torch.long),
         ),
@@ -115,7 +121,7 @@ class Oracle(nn.Module):
 
 BEST = {
     "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"),
-    "instance": ("AP", "AP50", "AP75"),
+    "instance": ("AP", "AP50", "AP75", "AP_box", "AP75_box"),
     "semantic": ("mIoU", "pACC"),
 }
 
@@ -137,7 +143,7 @@ def test_perfect_masks_of_expressions_give_100(cfg, sentences):
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_refer_val"], "TEST.SENTENCES", sentences])
     model = Oracle("shapes_refer_val", sentences=sentences)
     content = evaluate(cfg, model)["shapes_refer_val"]
-    assert content.keys() == {"referring", "protocol", "images", "skipped"}
+    assert content.keys() == {"referring", "protocol", "images", "skipped", "remarks"}
     assert content["referring"]["cIoU"] == content["referring"]["precision@0.9"] == 100
     texts = [read_sentences(record) for record in DatasetCatalog.get("shapes_refer_val")[:4]]
     expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]
@@ -165,7 +171,7 @@ def test_protocols_ask_what_they_say(cfg):
     metadata = MetadataCatalog.get("shapes_val")
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
     oracle, everything, absent = (
-        EvaluationDataset(records, **classes, protocol=p) for p in ("oracle", "global", "absent")
+        EvaluationDataset(records, **classes, protocol=p) for p in ("oracle", "global", "present+absent")
     )
     draws = set()
     for index in range(6):
@@ -183,19 +189,103 @@ def test_protocols_ask_what_they_say(cfg):
     assert len(draws) > 1
 
 
+def ask(record, index=0, names=NAMES, is_thing=IS_THING, **options):
+    """What one record of a dataset is asked."""
+    records = [record] * (index + 1)
+    return EvaluationDataset(records, class_names=names, is_thing=is_thing, **options)[index]
+
+
+def test_a_number_of_absent_classes(pictures_on_disk):
+    record = DatasetCatalog.get(pictures_on_disk)[0]  # a cat and grass
+    options = {"protocol": "present+absent", "num_absent": 1}
+    inputs, truth = ask(record, **options)
+    assert len(truth.absent) == 1 and inputs["class_ids"] == sorted([0, 2, *truth.absent])
+    assert ask(record, protocol="present+absent", num_absent=9).truth.absent in ([1, 3], [3, 1])
+    assert {ask(record, index, **options).truth.absent[0] for index in range(8)} == {1, 3}
+
+
+def test_caps_of_the_released_code(pictures_on_disk):
+    record = DatasetCatalog.get(pictures_on_disk)[0]
+    capped = ask(record, cap=1)
+    assert len(capped.inputs["prompts"]) == 1 and set(capped.inputs["class_ids"]) < {0, 2}
+    assert ask(record, 3, cap=1).inputs["class_ids"] == capped.inputs["class_ids"]  # the same seed for every image
+    assert len(capped.truth.segments) == 2  # what is not asked is missed
+    assert ask(record, cap=2).inputs["class_ids"] == [0, 2]
+    assert len(ask(record, cap=1, protocol="global").inputs["prompts"]) == len(NAMES)
+
+
+def test_only_the_preset_released_has_caps_and_only_where_the_released_code_has_them(cfg, monkeypatch):
+    monkeypatch.setitem(PROMPT_CAPS, "shapes_val", 2)
+    for name, preset, expected in (("shapes_val", False, 9), ("shapes_val", True, 2), ("shapes_novel_val", True, 9)):
+        cfg.merge_from_list(["DATASETS.TEST", [name], "TEST.PROMPT_CAPS", preset])
+        model = Oracle(name)
+        evaluate(cfg, model)
+        most = max(len(prompts) for batch in model.asked for prompts in batch)
+        assert most == 2 if expected == 2 else most > 2
+    presets = {p: load_config(ROOT / f"configs/presets/{p}.yaml").TEST.PROMPT_CAPS for p in ("paper", "released")}
+    assert presets == {"paper": False, "released": True}
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        ([], ["pottedplant", "road, route", "sky"]),
+        (["TEMPLATE", "[semantic] {}"], ["[semantic] pottedplant", "[semantic] road, route", "[semantic] sky"]),
+        (["FIRST_SYNONYM", True], ["pottedplant", "road", "sky"]),
+        (["READABLE_NAMES", True], ["potted plant", "road, route", "sky"]),
+        (
+            ["FIRST_SYNONYM", True, "READABLE_NAMES", True, "TEMPLATE", "a {}."],
+            ["a potted plant.", "a road.", "a sky."],
+        ),
+    ],
+)
+def test_the_text_of_prompts(tiny_cfg, opts, expected, pictures_on_disk):
+    tiny_cfg.merge_from_list([f"TEST.{x}" if isinstance(x, str) and x.isupper() else x for x in opts])
+    text, names = PromptText.from_config(tiny_cfg), ["pottedplant", "road, route", "sky"]
+    assert [text.of(name) for name in names] == expected
+    record = DatasetCatalog.get(pictures_on_disk)[0]
+    asked = ask(record, names=names, is_thing=[False] * 3, protocol="global", text=text)
+    assert asked.inputs["prompts"] == expected
+
+
+def test_readable_names_are_of_classes_that_there_are():
+    benchmarks = [*EXPECTED_IMAGES, "coco_2017_val_panoptic_openworldsam"]
+    names = {name for benchmark in benchmarks for name in getattr(MetadataCatalog.get(benchmark), "vocabulary", ())}
+    assert READABLE.keys() <= names
+
+
+def test_the_switches_of_the_prompt_text_reach_the_model(cfg):
+    model = Oracle("shapes_val")
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.TEMPLATE", "a {}"])
+    evaluate(cfg, model)
+    assert all(text.startswith("a ") for batch in model.asked for prompts in batch for text in prompts)
+
+
+def test_what_is_empty_is_said():
+    inputs = {"file_name": "a", "prompts": ["cat"]}
+    full, empty = np.ones((2, 2), bool), np.zeros((2, 2), bool)
+    assert remark(Example(inputs, Truth(full))) is None
+    assert remark(Example(inputs, Truth(empty))) == "the ground truth is empty"
+    assert "crowd" in remark(Example({**inputs, "prompts": []}, Truth(full)))
+    two = {**inputs, "prompts": ["left", "right"]}
+    nothing = np.zeros((0, 0))
+    assert remark(Example(two, Truth(nothing, referents=[full, full]))) is None
+    assert remark(Example(two, Truth(nothing, referents=[full, empty]))) == "the ground-truth mask is empty of 'right'"
+
+
 def test_a_class_of_a_crowd_is_neither_present_nor_absent(pictures_on_disk):
     records = DatasetCatalog.get(pictures_on_disk)
-    dataset = EvaluationDataset(records, class_names=NAMES, is_thing=IS_THING, protocol="absent")
+    dataset = EvaluationDataset(records, class_names=NAMES, is_thing=IS_THING, protocol="present+absent")
     inputs, truth = dataset[1]
     assert inputs["class_ids"][0] == 1 and truth.absent in ([2], [3])
 
 
 def test_an_absent_thing_is_found_as_an_instance_and_absent_stuff_as_a_segment():
     truth = Truth(np.ones((4, 4), dtype=np.int32), [{"id": 1, "category_id": 2, "iscrowd": 0}], absent=[0, 1, 3])
-    benchmark = Benchmark(("absent",), NAMES, IS_THING, "absent")
+    benchmark = Benchmark(("absent",), NAMES, IS_THING, "present+absent")
     assert set(benchmark.model_tasks) == {"instance", "panoptic"}
     segments = [{"category_id": 0, "isthing": True}, {"category_id": 3, "isthing": False}]
-    example = Example({"file_name": "a"}, truth)
+    example = Example({"file_name": "a", "prompts": [*NAMES]}, truth)
     benchmark.update(example, Answer((np.ones((4, 4)), segments), [{"category_id": 1}]))
     assert benchmark.compute()["absent"].overall["false_positive_rate"] == pytest.approx(200 / 3)
     assert AbsentPrompts().compute().overall["false_positive_rate"] is None
@@ -207,6 +297,10 @@ def test_unreadable_images_are_listed_and_images_without_prompts_predict_nothing
     assert content["images"] == 3
     ((file, reason),) = content["skipped"].items()
     assert file.endswith("3.png") and "not a readable image" in reason
+    ((void, said),) = content["remarks"].items()
+    assert void.endswith("2.png") and said == "the ground truth is empty, so nothing is asked"
+    lines = remarks({pictures_on_disk: content})
+    assert [line.split(": ")[1][:20] for line in lines] == ["1 images not scored,", "1 images to be noted"]
     assert content["semantic"]["per_class"]["cat"]["IoU"] is not None
     dataset = EvaluationDataset(DatasetCatalog.get(pictures_on_disk), class_names=NAMES, is_thing=IS_THING)
     assert dataset[2].inputs["prompts"] == [] and isinstance(dataset[3], Unreadable)
@@ -223,7 +317,7 @@ def test_a_metric_over_nothing_is_not_available(cfg, build, pictures_on_disk, tm
     assert content["images"] == 0 and len(content["skipped"]) == 4
     assert [content[t][m] for t, m in (("panoptic", "PQ"), ("instance", "AP"), ("semantic", "mIoU"))] == [None] * 3
     assert scalars(results)[pictures_on_disk] == {}
-    assert table(results).count("n/a") == 6
+    assert table(results).count("n/a") == 7
 
 
 def test_batches_and_readers_change_nothing(cfg, build):
@@ -263,6 +357,8 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
         (["TEST.IMS_PER_BATCH", 0], r"TEST\.IMS_PER_BATCH is 1 or more"),
         (["TEST.MAX_IMAGES", -1], r"TEST\.MAX_IMAGES"),
         (["TEST.PROMPT_CHUNK", -1], r"TEST\.PROMPT_CHUNK"),
+        (["TEST.NUM_ABSENT", -1], r"TEST\.NUM_ABSENT"),
+        (["TEST.TEMPLATE", "a photo"], r"TEST\.TEMPLATE has one {}"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(cfg, opts, message):

@@ -11,7 +11,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from openworldsam.evaluation import InstanceAP
+from openworldsam.evaluation import InstanceAP, MasksAndBoxes
 from openworldsam.evaluation.instance import STATISTICS
 
 PUBLISHED = {  # SOURCES.md of the sample
@@ -112,6 +112,23 @@ def test_masks_in_every_form_are_the_same():
         assert scores([{"category_id": 1, "score": 1, "segmentation": mask}], [truth]).overall["AP"] == pytest.approx(
             100
         )
+
+
+def test_masks_and_boxes_of_the_same_objects():
+    """A square of which the prediction lacks 28 of 100 pixels, but not its box: right up to an IoU of 0.7."""
+    mask = mask_util.decode(box(3, 4, 10, 10)["segmentation"])
+    mask[4:8, 3:10] = 0
+    code = mask_util.encode(np.asfortranarray(mask))
+    both = MasksAndBoxes([1, 2])
+    both.update(
+        7, SIZE, [{"category_id": 1, "score": 1, "segmentation": code}], [box(3, 4, 10, 10) | {"category_id": 1}]
+    )
+    other = MasksAndBoxes([1, 2])
+    other.update(8, SIZE, [], [])
+    other.merge(both)
+    overall, per_class = other.compute()
+    assert (overall["AP"], overall["AP_box"], overall["AP75"]) == (pytest.approx(50), pytest.approx(100), 0)
+    assert len(overall) == 24 and per_class == {1: {"AP": overall["AP"]}, 2: {"AP": None}}
 
 
 def test_boxes_can_be_left_to_the_masks():

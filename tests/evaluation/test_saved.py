@@ -36,13 +36,18 @@ def scored(folder, ignore=255):
         pairs = [(kind / "panoptic.json", kind / "panoptic") for kind in (truth, predicted)]
         reports["panoptic"] = score_panoptic(*pairs[0], *pairs[1])
     if (truth / "instances.json").exists():
-        reports["instance"] = score_instance(truth / "instances.json", predicted / "instances.json")
+        files = truth / "instances.json", predicted / "instances.json"
+        reports["instance"], reports["boxes"] = score_instance(*files), score_instance(*files, "bbox")
     if (truth / "semantic").exists():
         folders = truth / "semantic", predicted / "semantic"
         reports["semantic"] = score_semantic(*folders, folder / "classes.txt", ignore)
     if (truth / "referring.json").exists():
         reports["referring"] = score_referring(truth / "referring.json", predicted / "referring.json")
-    return {task: report.content() for task, report in reports.items()}
+    contents = {task: report.content() for task, report in reports.items()}
+    for name, value in contents.pop("boxes", {}).items():
+        if name not in ("per_class", "without_prediction"):
+            contents["instance"][f"{name}_box"] = value
+    return contents
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,6 +136,7 @@ def test_large_vocabularies_take_16_bits(tmp_path):
     saved = SavedPredictions(tmp_path, [f"class {c}" for c in range(847)], [False] * 847)
     labels = np.array([[NO_CLASS, 0, 255, 846]])
     inputs = {"image_id": 7, "file_name": "a.jpg", "height": 1, "width": 4, "prompts": ["class 0"]}
+    inputs["image"] = torch.arange(12, dtype=torch.uint8).reshape(3, 1, 4)
     saved.save(inputs, Answer(semantic=labels), Answer(semantic=labels))
     saved.finish([7, 8])
     loaded = saved.load(inputs)
@@ -138,3 +144,10 @@ def test_large_vocabularies_take_16_bits(tmp_path):
     assert scored(tmp_path, 65_535)["semantic"]["pACC"] == 100
     assert json.loads((tmp_path / "images/000000000007.json").read_text())["prediction"] == {"semantic": True}
     assert saved.load({**inputs, "image_id": 8}) is None
+    read = SavedPredictions.written(tmp_path)
+    assert read.image_ids() == [7] and len(read.class_names) == 847
+    image = read.image(7)
+    assert image.picture[0, 1].tolist() == [1, 5, 9] and (image.file_name, image.prompts) == ("a.jpg", ["class 0"])
+    assert all(np.array_equal(answer.semantic, labels) for answer in read.answers(7))
+    with pytest.raises(FileNotFoundError, match="has no predictions"):
+        SavedPredictions.written(tmp_path / "nowhere")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from test_benchmark import cfg  # noqa: F401 (fixture)
 
-from openworldsam.evaluation.benchmark import evaluate, scalars
+from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.streaming import chunk_of, predict, stream
+from openworldsam.evaluation.summary import scalars
 from openworldsam.inference import InferenceOptions, MaskRows, SemanticMerge, semantic_inference
 
 TASKS = ("semantic", "instance", "panoptic", "referring")

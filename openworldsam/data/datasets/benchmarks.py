@@ -179,6 +179,14 @@ EXPECTED_IMAGES: dict[str, int] = {
 }
 """Every benchmark of files with its number of images: Table 7, and the publishers' numbers of the others."""
 
+PROMPT_CAPS: dict[str, int] = {
+    "coco_2017_val_panoptic_openworldsam": 20,
+    "ade20k_150_panoptic_val": 20,
+    "ade20k_150_val": 20,  # its published mIoU is of the panoptic prompts
+    "scannet_20_panoptic_val": 18,
+}
+"""Most classes that the released code asks an image about, where it has a limit."""
+
 COMMANDS: dict[str, str] = {
     "coco_2017_val_panoptic_openworldsam": "",
     "refcocog_umd_val": _MAKE.format("refcocog"),

@@ -37,7 +37,7 @@ SPLITS: dict[str, Split] = {
     "shapes_novel_val": Split(500, "novel", "pair", SEGMENTATION),
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
-    "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "absent"),
+    "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
 }
 
 

@@ -1,0 +1,68 @@
+"""Results of benchmarks in short: for logs, and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from openworldsam.evaluation.paper_tables import Column, Number
+
+HEADLINES = {
+    "panoptic": ("PQ", "SQ", "RQ"),
+    "instance": ("AP", "AP50", "AP_box"),
+    "semantic": ("mIoU",),
+    "referring": ("cIoU", "mIoU"),
+    "absent": ("false_positive_rate",),
+}
+"""Every task, with the metrics that logs and tables show."""
+
+Results = dict[str, dict[str, Any]]
+"""For each benchmark what `Benchmark.content` of benchmark.py returns."""
+
+
+def scalars(results: Results) -> dict[str, dict[str, float]]:
+    """The metrics that are available by dataset and name, for Detectron2's EvalHook, which logs shapes_val/PQ."""
+    return {
+        name: {
+            metric: value
+            for task in HEADLINES
+            for metric, value in content.get(task, {}).items()
+            if metric != "per_class" and value is not None
+        }
+        for name, content in results.items()
+    }
+
+
+def table(results: Results, numbers: Mapping[Column, Number] | None = None) -> str:
+    """The headline metrics, one a line, for people; with the paper's numbers where it used the same protocol."""
+    rows = []
+    for name, content in results.items():
+        for task, metrics in HEADLINES.items():
+            for metric in metrics if task in content else ():
+                value = content[task][metric]
+                row = [name, content["protocol"], content["images"], f"{task} {metric}", number(value, ".2f")]
+                paper = (numbers or {}).get((name, task, metric)) if content["protocol"] == "oracle" else None
+                if paper:
+                    difference = "" if value is None else f"{value - paper.value:+.2f}"
+                    row += [f"{paper.value:.1f}", difference, str(paper.table)]
+                rows.append(row)
+    header = ("benchmark", "protocol", "images", "metric", "measured", "paper", "difference", "table")
+    return tabulate(rows, header, disable_numparse=True, colalign=("left",) * 2 + ("right", "left") + ("right",) * 4)
+
+
+def remarks(results: Results) -> list[str]:
+    """What people are to know of the figures: images that are not in them, or empty; no line if all is well."""
+    lines = []
+    for name, content in results.items():
+        for kind, verb in (("skipped", "not scored"), ("remarks", "to be noted")):
+            if said := content[kind]:
+                file, reason = next(iter(said.items()))
+                lines.append(f"{name}: {len(said)} images {verb}, such as {file}: {reason}")
+    return lines
+
+
+def number(value: float | None, form: str) -> str:
+    """A metric for people."""
+    return "n/a" if value is None else format(value, form)

@@ -1,0 +1,1 @@
+"""A page about evaluations: figures per class, what is mistaken for what, and pictures side by side."""

@@ -1,0 +1,80 @@
+"""Charts by matplotlib; none needs a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from openworldsam.report.runs import CLASS_METRICS, ClassMetrics, Confusion
+
+MOST_BARS = 60
+"""Classes of a chart; of more, the best and the worst halves of this."""
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
+"""Of runs, in turn; Okabe and Ito's."""
+
+
+def sorted_classes(runs: Mapping[str, ClassMetrics]) -> list[str]:
+    """All classes that a run has a value of, the best first by the first metric of the first run that has one.
+
+    A class without this value comes after those with it, by the value that it has.
+    """
+    ranks: dict[str, tuple[int, float]] = {}
+    for place, (metric, run) in enumerate((metric, run) for metric in CLASS_METRICS for run in runs.values()):
+        for c, value in run.get(metric, {}).items():
+            ranks.setdefault(c, (place, -value))
+    return sorted(ranks, key=lambda c: (*ranks[c], c))
+
+
+def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
+    """Bars of every class, a panel per metric, in the order of `sorted_classes` (Fig. 9).
+
+    Args:
+        runs: metrics by the name of the run; at least one has a value.
+    """
+    classes = sorted_classes(runs)
+    half = MOST_BARS // 2
+    shown = classes if len(classes) <= MOST_BARS else [*classes[:half], *classes[-half:]]
+    metrics = [metric for metric in CLASS_METRICS if any(metric in run for run in runs.values())]
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.24 * len(shown)), 1.9 * len(metrics) + 1.3), layout="constrained")
+    axes = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
+    width = 0.8 / len(runs)
+    for axis, metric in zip(axes, metrics, strict=True):
+        for index, (name, run) in enumerate(runs.items()):
+            values = {place: run.get(metric, {}).get(c) for place, c in enumerate(shown)}
+            known = {place - 0.4 + width * (index + 0.5): value for place, value in values.items() if value is not None}
+            axis.bar(list(known), list(known.values()), width, color=COLOURS[index % len(COLOURS)], label=name)
+        axis.set(ylim=(0, 100), ylabel=metric, xlim=(-0.6, len(shown) - 0.4))
+        axis.grid(axis="y", linewidth=0.4)
+        axis.set_axisbelow(True)
+        if len(shown) < len(classes):
+            axis.axvline(half - 0.5, color="black", linestyle=":", linewidth=1)
+    axes[-1].set_xticks(range(len(shown)), [_short(c) for c in shown], rotation=90, fontsize=8)
+    if len(runs) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def confusion_map(found: Confusion) -> Figure:
+    """Percentages in a grid, the classes' own columns first."""
+    rows, columns = len(found.rows), len(found.columns)
+    figure = Figure(figsize=(2.4 + 0.42 * columns, 1.7 + 0.32 * rows), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(found.percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row in range(rows):
+        for column in range(columns):
+            value = found.percent[row, column]
+            if value >= 0.5:
+                ink = "white" if value > 55 else "black"
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axis.axvline(rows - 0.5, color="black", linewidth=0.8)
+    axis.set_xticks(range(columns), [_short(c) for c in found.columns], rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(rows), [_short(c) for c in found.rows], fontsize=8)
+    axis.set(xlabel="taken for", ylabel="pixels of")
+    return figure
+
+
+def _short(name: str) -> str:
+    """A name, or the first of its synonyms."""
+    first = name.split(",")[0]
+    return first if len(first) <= 22 else f"{first[:20]}..."

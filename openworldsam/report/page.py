@@ -1,0 +1,158 @@
+"""The page: one HTML file with all pictures in it, and no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from openworldsam.evaluation.summary import HEADLINES, number
+from openworldsam.report.pictures import Row
+from openworldsam.report.runs import CLASS_METRICS, ClassMetrics, Run
+from openworldsam.visualization import Picture
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; color: #1e1e1e }
+h1, h2, h3 { line-height: 1.2 } h2 { border-top: 2px solid #1e1e1e; padding-top: .6rem; margin-top: 2.5rem }
+table { border-collapse: collapse; margin: .8rem 0 } .wide { overflow-x: auto }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+.pictures td, .pictures th { border: 0; padding: 0 .5rem .2rem 0 } .pictures img { width: 100%; min-width: 240px }
+.chip { display: inline-block; margin: 0 .8rem .2rem 0; white-space: nowrap }
+.chip i { display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em }
+img { max-width: 100% } code { overflow-wrap: anywhere } .note { color: #666 } .bad { color: #b00020 }
+nav a { margin-right: 1rem }
+"""
+
+
+def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The whole file.
+
+    Args:
+        title: plain text.
+        sections: heading, plain text, and HTML of each.
+    """
+    links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
+    parts = [f'<h2 id="s{i}">{escape(heading)}</h2>\n{body}' for i, (heading, body) in enumerate(sections)]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    body = "\n".join([f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>", *parts])
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """A table of HTML cells; the last so many columns are of numbers."""
+    first = len(header) - numbers
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (' class="number"' if i >= first else "" for i in range(len(cells)))
+        return "<tr>" + "".join(f"<{tag}{m}>{cell}</{tag}>" for m, cell in zip(marks, cells, strict=True)) + "</tr>"
+
+    lines = [line(header, "th"), *(line(row, "td") for row in rows)]
+    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+
+
+def figure_html(figure: Figure, alt: str) -> str:
+    """A chart as an image in the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _embedded(buffer.getvalue(), "png", alt)
+
+
+def picture_html(picture: Picture, alt: str) -> str:
+    """uint8 [H, W, 3] as an image in the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=80)
+    return _embedded(buffer.getvalue(), "jpeg", alt)
+
+
+def _embedded(content: bytes, kind: str, alt: str) -> str:
+    text = base64.b64encode(content).decode()
+    return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{text}">'
+
+
+def about_runs(runs: Sequence[Run]) -> str:
+    """What each run was."""
+    rows = []
+    for run in runs:
+        content = run.content
+        asked = {k: content.get(k) for k in ("sentences", "num_absent", "prompt_caps", "template")}
+        asked |= {k: content.get(k) for k in ("first_synonym", "readable_names")}
+        weights = "<br>".join(f"{escape(name)}: {_source(source)}" for name, source in content["weights"].items())
+        about = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
+        cells = (run.name, content["preset"], content["protocol"], about)
+        command = f"<code>{escape(content['command'])}</code><br>{content['seconds']} s"
+        rows.append((*map(escape, cells), weights, command))
+    return table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
+
+
+def _source(source: dict[str, Any]) -> str:
+    note = f" <span class='note'>{escape(source['note'])}</span>" if source.get("note") else ""
+    return f"{escape(source['layout'])}, <code>{escape(source['fingerprint'][:12])}</code>{note}"
+
+
+def scores(runs: Sequence[Run], benchmarks: Sequence[str]) -> str:
+    """The headline metrics of every run; beside those of oracle prompts the paper's number and the difference."""
+    rows = []
+    for name in benchmarks:
+        for task, metrics in HEADLINES.items():
+            for metric in metrics:
+                cells = [_score(run, name, task, metric) for run in runs]
+                if any(cells):
+                    rows.append((escape(name), f"{task} {metric}", *cells))
+    return table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs))
+
+
+def _score(run: Run, name: str, task: str, metric: str) -> str:
+    content = run.benchmarks.get(name, {})
+    if task not in content:
+        return ""
+    value = content[task][metric]
+    paper = run.paper.get((name, task, metric)) if content["protocol"] == "oracle" else None
+    said = number(value, ".2f")
+    if paper:
+        difference = "" if value is None else f", {value - paper.value:+.2f}"
+        said += f" <span class='note'>paper {paper.value:.1f}{difference}</span>"
+    return said
+
+
+def notes(runs: Sequence[Run], benchmarks: Sequence[str]) -> str:
+    """Every image that is not in the figures or is empty, and every benchmark that was missing."""
+    rows = []
+    for run in runs:
+        rows += [(run.name, name, "missing", reason) for name, reason in run.content.get("missing", {}).items()]
+        for name in benchmarks:
+            for kind, what in (("skipped", "not scored"), ("remarks", "to be noted")):
+                said = run.benchmarks.get(name, {}).get(kind, {})
+                rows += [(run.name, name, f"{what}: {file}", reason) for file, reason in said.items()]
+    if not rows:
+        return "<p>Every image of every benchmark was read and scored.</p>"
+    return table(("run", "benchmark", "what", "why"), [tuple(map(escape, row)) for row in rows])
+
+
+def class_table(runs: dict[str, ClassMetrics], classes: Sequence[str]) -> str:
+    """All classes in numbers, folded."""
+    columns = [(run, metric) for metric in CLASS_METRICS for run, metrics in runs.items() if metric in metrics]
+    rows = [(escape(c), *(number(runs[r][m].get(c), ".1f") for r, m in columns)) for c in classes]
+    header = ("class", *(f"{m}, {escape(r)}" for r, m in columns))
+    return f"<details><summary>{len(classes)} classes in numbers</summary>{table(header, rows, len(columns))}</details>"
+
+
+def picture_table(rows: Sequence[Row], task: str) -> str:
+    """Pictures side by side, and below them what their colours mean."""
+    lines = []
+    for row in rows:
+        chips = "".join(
+            f'<span class="chip"><i style="background: rgb{color}"></i>{escape(text)}</span>'
+            for text, color in row.legend.items()
+        )
+        lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in row.pictures) + "</tr>")
+        alts = {name: f"{row.file_name}, {task}, {name}" for name in row.pictures}
+        cells = "".join(f"<td>{picture_html(picture, alts[name])}</td>" for name, picture in row.pictures.items())
+        lines.append(f"<tr>{cells}</tr>")
+        lines.append(f'<tr><td colspan="{len(row.pictures)}"><b>{escape(row.file_name)}</b> {chips}</td></tr>')
+    return '<div class="wide"><table class="pictures">' + "\n".join(lines) + "</table></div>"

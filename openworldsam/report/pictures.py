@@ -1,0 +1,117 @@
+"""Pictures of answers: image, ground truth and the prediction of every run, side by side (Fig. 5, 7 and 8).
+
+Shapes: H, W size of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from openworldsam._legend import prompt_colors
+from openworldsam.evaluation.answer import Answer
+from openworldsam.evaluation.saved import SavedPredictions
+from openworldsam.report.runs import Run
+from openworldsam.visualization import Picture, draw_masks
+
+SIDE = 480
+"""Longest side of a picture in pixels."""
+TASKS = ("panoptic", "instance", "semantic", "referring")
+TRUTH = "ground truth"
+
+
+class Masks(NamedTuple):
+    """What is drawn of an answer: N masks bool [N, H, W], their scores and the text of each."""
+
+    masks: np.ndarray
+    scores: np.ndarray
+    texts: list[str]
+
+
+class Drawing(NamedTuple):
+    """`Masks` in the form that drawing wants; texts have the same colour in all pictures of an image."""
+
+    task: str
+    prompts: tuple[str, ...]
+    masks: np.ndarray
+    scores: np.ndarray
+    prompt_index: np.ndarray
+
+
+class Row(NamedTuple):
+    """An image: its file's name, its pictures by column, and the colours (RGB, 0..255) of the texts in them."""
+
+    file_name: str
+    pictures: dict[str, Picture]
+    legend: dict[str, tuple[int, int, int]]
+
+
+def spread_out(image_ids: Sequence[int], count: int) -> list[int]:
+    """So many of the images, evenly spaced, the first among them."""
+    step = max(len(image_ids) / count, 1.0) if count else 1.0
+    return [image_ids[int(index * step)] for index in range(min(count, len(image_ids)))]
+
+
+def picture_rows(runs: Sequence[Run], benchmark: str, task: str, count: int) -> list[Row]:
+    """Rows of pictures of a task that a benchmark is scored on, for the images that all of the runs have saved.
+
+    Raises:
+        FileNotFoundError: an image is not where the evaluation found it.
+    """
+    scored = [run for run in runs if task in run.benchmarks.get(benchmark, {})]
+    found = {run.name: saved for run in scored if (saved := run.saved(benchmark))}
+    if not found:
+        return []
+    common = set.intersection(*(set(saved.image_ids()) for saved in found.values()))
+    return [_row(found, task, image_id) for image_id in spread_out(sorted(common), count)]
+
+
+def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Row:
+    columns: dict[str, Masks] = {}
+    for run, saved in found.items():
+        image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)
+        height, width, _ = image.picture.shape
+        if not columns:
+            columns["image"] = masks_of(Answer(), task, (height, width))
+            columns[TRUTH] = masks_of(truth, task, (height, width), saved.class_names, image.prompts)
+        columns[run] = masks_of(prediction, task, (height, width), saved.class_names, image.prompts)
+    texts = tuple(dict.fromkeys(text for column in columns.values() for text in column.texts))
+    pictures = {name: _draw(image.picture, column, task, texts) for name, column in columns.items()}
+    return Row(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
+
+
+def masks_of(
+    answer: Answer, task: str, size: tuple[int, int], names: Sequence[str] = (), prompts: Sequence[str] = ()
+) -> Masks:
+    """What there is to draw of an answer.
+
+    Args:
+        answer: to the task; nothing is drawn of one to others.
+        task: of `TASKS`.
+        size: (H, W).
+        names: of the contiguous class ids.
+        prompts: the expressions, of a referring answer.
+    """
+    found: list[tuple[np.ndarray, float, str]] = []
+    if task == "panoptic" and answer.panoptic:
+        ids, segments = answer.panoptic
+        found = [(ids == s["id"], s.get("score", 1.0), names[s["category_id"]]) for s in segments]
+    elif task == "instance" and answer.instance:
+        decoded = [mask_util.decode(each["segmentation"]).astype(bool) for each in answer.instance]
+        labels = [(each.get("score", 1.0), names[each["category_id"]]) for each in answer.instance]
+        found = [(mask, *label) for mask, label in zip(decoded, labels, strict=True)]
+    elif task == "semantic" and answer.semantic is not None:
+        classes, pixels = np.unique(answer.semantic[answer.semantic >= 0], return_counts=True)
+        found = [(answer.semantic == c, 1.0, names[c]) for c in classes[np.argsort(-pixels)].tolist()]
+    elif task == "referring" and answer.referring is not None:
+        found = [(mask, 1.0, text) for mask, text in zip(answer.referring, prompts, strict=True)]
+    masks = np.stack([mask for mask, _, _ in found]) if found else np.zeros((0, *size), dtype=bool)
+    return Masks(masks, np.array([score for _, score, _ in found], np.float32), [text for _, _, text in found])
+
+
+def _draw(picture: Picture, found: Masks, task: str, texts: tuple[str, ...]) -> Picture:
+    index = np.array([texts.index(text) for text in found.texts], dtype=np.int64)
+    return draw_masks(picture, Drawing(task, texts, found.masks, found.scores, index), max_side=SIDE)

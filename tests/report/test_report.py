@@ -1,0 +1,189 @@
+"""The page about evaluations: what it makes of their files, and what it says if they are not there."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openworldsam.evaluation.answer import NO_CLASS, Answer, encode_mask
+from openworldsam.evaluation.saved import SavedPredictions
+from openworldsam.report.charts import MOST_BARS, class_bars, sorted_classes
+from openworldsam.report.command import build_report, main
+from openworldsam.report.pictures import TRUTH, masks_of, picture_rows, spread_out
+from openworldsam.report.runs import NOTHING, class_metrics, confusion, families, read_runs
+
+NAMES = ["sky", "cat <small>", "road, route"]
+TRUE = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, NO_CLASS]])
+GUESSED = np.array([[0, 0, 0, 1], [0, 0, 2, NO_CLASS], [2, 2, 2, 2], [2, 2, 2, 0]])
+IOU = {"sky": 50.0, "cat <small>": 0.0, "road, route": 87.5}
+
+
+def save(folder, count=2):
+    """Predictions of so many equal images."""
+    saved = SavedPredictions(folder, NAMES, [False] * 3)
+    for image_id in range(count):
+        plain = {"image_id": image_id, "file_name": f"{image_id}.jpg", "height": 4, "width": 4, "prompts": NAMES}
+        picture = torch.full((3, 4, 4), 40 * image_id, dtype=torch.uint8)
+        saved.save({**plain, "image": picture}, Answer(semantic=GUESSED), Answer(semantic=TRUE))
+    saved.finish(range(count))
+
+
+def write(folder, benchmarks, **more):
+    """A results.json."""
+    content = {"preset": "paper", "protocol": "oracle", "sentences": "first", "paper_row": "OpenWorldSAM"}
+    weights = {"adapter": {"file": "a", "layout": "adapter", "fingerprint": "0123456789abcdef", "note": "tiny & new"}}
+    content |= {"weights": weights, "command": "python tools/eval_net.py <x>", "seconds": 1.5, "missing": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({**content, "benchmarks": benchmarks, **more}))
+    return folder
+
+
+def semantic(miou=45.8, **per_class):
+    ious = {**IOU, **per_class}
+    scores = {"mIoU": miou, "per_class": {name: {"IoU": iou, "ACC": iou} for name, iou in ious.items()}}
+    return {"semantic": scores, "protocol": "oracle", "images": 2, "skipped": {}, "remarks": {}}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """One run with predictions of two benchmarks, and one without."""
+    one = write(tmp_path / "one", {"ade20k_150_val": semantic()})
+    save(one / "predictions/ade20k_150_val")
+    skipped = {**semantic(33.3, sky=None), "skipped": {"b<.jpg": "it is damaged & cut"}}
+    other = write(tmp_path / "other", {"ade20k_150_val": skipped}, missing={"sun_rgbd_37_val": "not found"})
+    return read_runs([one, other])
+
+
+def test_confusion_by_hand(tmp_path):
+    save(tmp_path)
+    found = confusion(SavedPredictions.written(tmp_path), worst=2, others=1)
+    # IoU: cat 0 of 5; sky 3 of 3 + 1 missed + 2 of cat (the pixel on void does not count); road 7 of 8
+    assert found.rows == ["cat <small>", "sky"]
+    assert found.columns == ["cat <small>", "sky", "road, route"]
+    assert found.percent.tolist() == [[0, 50, 25], [25, 75, 0]]
+    assert confusion(SavedPredictions.written(tmp_path)).columns[-1] == NOTHING
+    saved = SavedPredictions(tmp_path / "void", NAMES, [False] * 3)
+    inputs = {"image_id": 1, "file_name": "a", "height": 1, "width": 1, "prompts": [], "image": torch.zeros(3, 1, 1)}
+    void = np.array([[NO_CLASS]])
+    saved.save({**inputs, "image": inputs["image"].byte()}, Answer(semantic=void), Answer(semantic=void))
+    assert confusion(saved) is None
+
+
+def test_families_have_the_same_classes():
+    names = ["cityscapes_19_val", "ade20k_150_val", "cityscapes_19_panoptic_val", "ade20k_100_instance_val", "reef"]
+    assert families(names) == {
+        "cityscapes_19": ["cityscapes_19_val", "cityscapes_19_panoptic_val"],
+        "ade20k_150": ["ade20k_150_val"],
+        "ade20k_100": ["ade20k_100_instance_val"],
+        "reef": ["reef"],
+    }
+
+
+def test_metrics_of_a_class_come_from_all_benchmarks_of_its_family(tmp_path):
+    instance = {"AP": 12.0, "per_class": {"cat <small>": {"AP": 12.0}, "sky": {"AP": None}}}
+    contents = {"a_1_val": semantic(), "a_1_panoptic_val": {**semantic(), "instance": instance}}
+    del contents["a_1_panoptic_val"]["semantic"]
+    (run,) = read_runs([write(tmp_path / "one", contents)])
+    assert class_metrics(run, list(contents)) == {"IoU": IOU, "AP": {"cat <small>": 12.0}}
+    assert class_metrics(run, ["b_val"]) == {}
+
+
+def test_classes_are_sorted_by_the_first_metric_of_the_first_run():
+    one = {"IoU": {"a": 10.0, "b": 90.0}, "AP": {"e": 50.0, "a": 99.0}}
+    other = {"IoU": {"a": 95.0, "c": 20.0, "d": 30.0}}
+    assert sorted_classes({"one": one, "other": other}) == ["b", "a", "d", "c", "e"]
+
+
+def test_of_many_classes_the_chart_has_the_best_and_the_worst():
+    half = MOST_BARS // 2
+    values = {f"class {i:03d}": 100.0 - i / 10 for i in range(200)}
+    (axis,) = class_bars({"one": {"IoU": values}}).axes
+    labels = [text.get_text() for text in axis.get_xticklabels()]
+    assert labels == [*list(values)[:half], *list(values)[-half:]]
+    heights = [bar.get_height() for bar in axis.patches]
+    assert heights == [values[name] for name in labels]
+
+
+def test_images_are_spread_out():
+    assert spread_out(range(100, 110), 3) == [100, 103, 106]
+    assert spread_out([4, 5], 3) == [4, 5] and spread_out([4, 5], 0) == spread_out([], 3) == []
+
+
+def test_what_is_drawn_of_each_task():
+    left, right = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    left[:, :1], right[:, 1:] = True, True
+    ids = np.where(left, 1, 2)
+    segments = [{"id": 1, "category_id": 2, "score": 0.5}, {"id": 2, "category_id": 0}]
+    instances = [{"category_id": 1, "segmentation": encode_mask(left), "score": 0.25}]
+    answer = Answer((ids, segments), instances, np.where(left, 0, 1), [right])
+    drawn = {t: masks_of(answer, t, (2, 4), NAMES, ["on the right"]) for t in Answer._fields}
+    assert [d.texts for d in drawn.values()] == [["road, route", "sky"], NAMES[1:2], NAMES[1::-1], ["on the right"]]
+    assert [d.scores.tolist() for d in drawn.values()] == [[0.5, 1], [0.25], [1, 1], [1]]
+    masks = [[left, right], [left], [right, left], [right]]
+    assert all(np.array_equal(d.masks, m) for d, m in zip(drawn.values(), masks, strict=True))
+    nothing = masks_of(Answer(), "panoptic", (2, 4))
+    assert nothing.masks.shape == (0, 2, 4) and nothing.texts == []
+
+
+def test_pictures_of_the_images_that_all_runs_have(tmp_path):
+    folders = [write(tmp_path / name, {"a_val": semantic()}) for name in ("one", "other")]
+    save(folders[0] / "predictions/a_val", count=3)
+    save(folders[1] / "predictions/a_val", count=2)
+    rows = picture_rows(read_runs(folders), "a_val", "semantic", 5)
+    assert [row.file_name for row in rows] == ["0.jpg", "1.jpg"]
+    assert list(rows[0].pictures) == ["image", TRUTH, "one", "other"]
+    assert set(rows[0].legend) == set(NAMES)
+    assert (rows[0].pictures["image"] == 0).all() and not (rows[0].pictures[TRUTH] == rows[0].pictures["one"]).all()
+    assert (rows[0].pictures["one"] == rows[0].pictures["other"]).all()
+    assert picture_rows(read_runs(folders), "a_val", "panoptic", 5) == []
+
+
+def test_the_page_needs_no_other_file_and_says_all(runs):
+    html = build_report(runs)
+    assert not re.search(r"<script|<link|@import|url\(", html)
+    assert set(re.findall(r'src="([^,"]{0,30})', html)) == {"data:image/png;base64", "data:image/jpeg;base64"}
+    pictures = re.findall(r'base64,([^"]+)"', html)
+    assert len(pictures) == 1 + 1 + 2 * 3  # bars, a confusion, and of two images three pictures
+    sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures]
+    assert min(min(size) for size in sizes) >= 100
+    for text in ("45.80 <span class='note'>paper 60.4, -14.60</span>", "33.30", "tiny &amp; new", "0123456789ab"):
+        assert text in html
+    assert "b&lt;.jpg" in html and "it is damaged &amp; cut" in html and "sun_rgbd_37_val" in html
+    assert "cat &lt;small&gt;" in html and "<small>" not in html and "<x>" not in html
+    assert "No pictures" not in html
+
+
+def test_without_saved_predictions_the_page_says_how_to_get_pictures(runs):
+    html = build_report(runs[1:])
+    assert "No pictures" in html and "jpeg" not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "nowhere"], "nowhere/results.json not found; tools/eval_net.py --output nowhere writes it"),
+        (["--runs", "one", "broken"], "broken/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "one", "one"], "give 2 runs as many names, all different (--names); got one, one"),
+        (["--runs", "one", "other", "--names", "a"], "give 2 runs as many names"),
+        (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; there are ade20k_150_val"),
+        (["--runs", "one", "--images", "-1"], "--images is 0 or more, got -1"),
+        (["--runs", "lost"], "0.jpg"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("broken").mkdir()
+    Path("broken/results.json").write_text('{"benchmarks": ')
+    save(write(Path("lost"), {"a_val": semantic()}) / "predictions/a_val")
+    Path("lost/predictions/a_val/images/000000000000.png").unlink()
+    with pytest.raises(SystemExit) as exited:
+        main([*arguments, "--output", "report.html"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert exited.value.code == 2 and line.startswith("error: ") and message in line
+    assert not Path("report.html").exists()
