@@ -28,7 +28,7 @@ def opts(tmp_path_factory):
         "MODEL.PROMPT_ENCODER.WEIGHTS": weights / "beit3.safetensors",
         "MODEL.PROMPT_ENCODER.TOKENIZER": weights / "beit3.spm",
         "MODEL.PROMPT_ENCODER.IMAGE_SIZE": 32,
-        "MODEL.PROMPT_ENCODER.EMBED_DIM": 24,
+        "MODEL.PROMPT_ENCODER.EMBED_DIM": 20,
         "MODEL.PROMPT_ENCODER.VOCAB_SIZE": 300,
         "MODEL.ADAPTER.NUM_TIE_BREAKERS": 3,
         "MODEL.INFERENCE.SCORE_THRESHOLD": 0.3,  # untrained scores lie around 0.5
