@@ -196,8 +196,8 @@ def _add_evaluation_config(cfg: CfgNode) -> None:
     # True: never more of an image's own classes than the released code asks, drawn with its seed: 20 of COCO and
     # ADE20K-150, 18 of ScanNet panoptic. What is there and not asked is missed.
     cfg.TEST.PROMPT_CAPS = False
-    # Text that asks for a class; {} is its name.
-    cfg.TEST.TEMPLATE = "{}"
+    # Text that asks for a class; {name} is its name.
+    cfg.TEST.TEMPLATE = "{name}"
     # True: of a name that is a list, such as ADE20K's "road, route", the first alone.
     cfg.TEST.FIRST_SYNONYM = False
     # True: "potted plant" for VOC's "pottedplant"; evaluation/prompt_text.py has the list.

@@ -27,7 +27,7 @@ from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
 from openworldsam.rule_weights import NOTE
-from openworldsam.visualization import contact_sheet, draw_prediction
+from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -121,7 +121,7 @@ def segment_file(
         "preset": predictor.cfg.PRESET,
         "weights": {component: asdict(source) for component, source in predictor.sources.items()},
     }
-    panels = [(path.name, image)]
+    panels = [(path.name, at_drawn_size(image))]
     for task in tasks:
         prompts = args.sentences if task == "referring" and args.sentences else args.prompts
         prediction = predictor.predict(prompts, task, stuff=args.stuff)
@@ -132,7 +132,7 @@ def segment_file(
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
         print(f"{target}.png  {summary(prediction, predictor.model.inference.score_threshold)}")
     if len(tasks) > 1:
-        _save_picture(panels, args.output / f"{path.stem}_sheet", columns=2)
+        _save_picture(panels, args.output / f"{path.stem}_sheet", columns=3)
         print(args.output / f"{path.stem}_sheet.png")
 
 

@@ -97,6 +97,16 @@ def draw_masks(
     return np.array(labelled)
 
 
+def at_drawn_size(image: Picture, *, max_side: int = 1600) -> Picture:
+    """A picture without anything over it, at the size at which `draw_prediction` draws it: uint8 ``[h, w, 3]``.
+
+    Raises:
+        ValueError: if it is not a uint8 ``[H, W, 3]`` picture.
+    """
+    _check_picture(image)
+    return _resize(image, _canvas_size(image.shape[1], image.shape[0], max_side))
+
+
 def contact_sheet(panels: list[tuple[str, Picture]], columns: int) -> Picture:
     """Arrange titled pictures in a grid, row by row, without resizing them.
 

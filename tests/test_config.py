@@ -72,3 +72,11 @@ def test_a_file_that_is_no_config_is_an_error(tmp_path, content):
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.yaml is not a config file"):
         load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_written_config_is_read_back_the_same(path, tmp_path):
+    """A training writes its config, and caches are compared by it."""
+    cfg = load_config(path)
+    (tmp_path / "written.yaml").write_text(cfg.dump())
+    assert load_config(tmp_path / "written.yaml") == cfg

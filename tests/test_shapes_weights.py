@@ -18,6 +18,10 @@ RECORDED = json.loads((SHIPPED / "recorded.json").read_text())
 """What the weights scored on the first scenes of each split when they were made."""
 
 
+MIOU_FLOOR = 20
+"""After 150 steps on 30 scenes; measured 25.0, and 15.4 after one step."""
+
+
 def tool(name, *words):
     """Run a tool from the top of the repository, as a user does."""
     command = [sys.executable, ROOT / "tools" / name, *map(str, words)]
@@ -54,7 +58,7 @@ def test_they_score_what_was_recorded(config, tmp_path):
 
 @pytest.mark.slow
 def test_an_adapter_learns_from_the_encoders(tmp_path):
-    """A short training gets beyond the floor, below which the adapter that it began with is."""
+    """A short training beats the adapter that it began with, and passes the floor that that one is below."""
     found = {}
     for iterations, steps in ((1, []), (150, [120])):
         folder = tmp_path / str(iterations)
@@ -62,5 +66,6 @@ def test_an_adapter_learns_from_the_encoders(tmp_path):
         tool("train_net.py", "--config-file", CONFIGS["openworldsam"], *solver, "OUTPUT_DIR", folder)
         words = ["--benchmarks", "shapes_val", "--output", folder, "MODEL.WEIGHTS", folder / "adapter.safetensors"]
         tool("eval_net.py", "--config-file", CONFIGS["openworldsam"], *words, "TEST.MAX_IMAGES", 30)
-        found[iterations] = scores(folder)["shapes_val"]["panoptic"]["PQ"]
-    assert found[150] > RECORDED["short_training_floor"] > found[1]
+        found[iterations] = scores(folder)["shapes_val"]
+    assert found[150]["panoptic"]["PQ"] > found[1]["panoptic"]["PQ"] + 1
+    assert found[150]["semantic"]["mIoU"] > MIOU_FLOOR > found[1]["semantic"]["mIoU"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from openworldsam._legend import legend_rows, mask_colors, prompt_colors
 from openworldsam.visualization import (
+    at_drawn_size,
     contact_sheet,
     draw_masks,
     draw_prediction,
@@ -282,3 +283,13 @@ def test_a_crowd_is_drawn_in_time() -> None:
     start = time.process_time()
     draw_prediction(image, prediction)
     assert time.process_time() - start < 1.5
+
+
+def test_a_bare_picture_has_the_size_of_one_with_masks():
+    for width, height in ((60, 30), (500, 400)):
+        image = picture(width, height)
+        nothing = FakePrediction("semantic", (), np.zeros((0, height, width), bool), np.zeros(0), np.zeros(0, int))
+        assert at_drawn_size(image).shape == draw_masks(image, nothing).shape
+    assert np.array_equal(at_drawn_size(image), image)
+    with pytest.raises(ValueError, match="uint8"):
+        at_drawn_size(image / 255)

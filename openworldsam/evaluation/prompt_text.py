@@ -32,10 +32,14 @@ READABLE = {
 """What people would write for the names that benchmarks glue together, turn round or misspell."""
 
 
+PLACE = "{name}"
+"""Where the name goes in a template. A bare "{}" would be an empty dict to a config file."""
+
+
 class PromptText(NamedTuple):
     """The keys TEMPLATE, FIRST_SYNONYM and READABLE_NAMES of TEST; the default is the bare name, as in the paper."""
 
-    template: str = "{}"
+    template: str = PLACE
     first_synonym: bool = False
     readable_names: bool = False
 
@@ -46,8 +50,8 @@ class PromptText(NamedTuple):
         Raises:
             ValueError: the template has not exactly one place for the name.
         """
-        if cfg.TEST.TEMPLATE.count("{}") != 1:
-            raise ValueError(f"TEST.TEMPLATE has one {{}} where the name goes, got {cfg.TEST.TEMPLATE!r}")
+        if cfg.TEST.TEMPLATE.count(PLACE) != 1:
+            raise ValueError(f"TEST.TEMPLATE has one {PLACE} where the name goes, got {cfg.TEST.TEMPLATE!r}")
         return cls(cfg.TEST.TEMPLATE, cfg.TEST.FIRST_SYNONYM, cfg.TEST.READABLE_NAMES)
 
     def of(self, name: str) -> str:
@@ -60,4 +64,4 @@ class PromptText(NamedTuple):
             name = name.split(",")[0].strip()
         if self.readable_names:
             name = READABLE.get(name, name)
-        return self.template.replace("{}", name)
+        return self.template.replace(PLACE, name)

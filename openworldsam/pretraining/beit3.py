@@ -128,7 +128,7 @@ class PointingBEiT3(nn.Module):
         return self.patch_head.weight.device
 
     def forward(self, images: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, 3, H, W] and texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
+        """Images uint8 [B, 3, H, W], texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
 
         Images alone, without texts, count as N = B.
         What the patches know by then, the embedding can gather in the last layer.

@@ -265,7 +265,7 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 
 @torch.no_grad()
 def evaluate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """Mean IoU from one innermost point (things, stuff), and from one exact box (things); how far the scores are off."""
+    """Mean IoU from one innermost point (things, stuff) and one exact box (things); how far the scores are off."""
     data = PromptedScenes(world, seed, 6, exact=True)
     names = ("point, things", "point, stuff", "box, things", "score error")
     found: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -48,7 +48,7 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
     assert command(tmp_path, [*SHAPES, "coco_panoptic_sample"], options(tiny_weights)) == 0
     results = results_of(tmp_path)
     told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
-    told |= {"template": "{}", "first_synonym": False, "readable_names": False, "paper_row": "OpenWorldSAM"}
+    told |= {"template": "{name}", "first_synonym": False, "readable_names": False, "paper_row": "OpenWorldSAM"}
     told["missing"] = {}
     assert results.keys() == {"benchmarks", *told, "weights", "versions", "command", "seconds"}
     assert {key: results[key] for key in told} == told and results["seconds"] > 0

@@ -230,11 +230,11 @@ def test_only_the_preset_released_has_caps_and_only_where_the_released_code_has_
     ("opts", "expected"),
     [
         ([], ["pottedplant", "road, route", "sky"]),
-        (["TEMPLATE", "[semantic] {}"], ["[semantic] pottedplant", "[semantic] road, route", "[semantic] sky"]),
+        (["TEMPLATE", "[semantic] {name}"], ["[semantic] pottedplant", "[semantic] road, route", "[semantic] sky"]),
         (["FIRST_SYNONYM", True], ["pottedplant", "road", "sky"]),
         (["READABLE_NAMES", True], ["potted plant", "road, route", "sky"]),
         (
-            ["FIRST_SYNONYM", True, "READABLE_NAMES", True, "TEMPLATE", "a {}."],
+            ["FIRST_SYNONYM", True, "READABLE_NAMES", True, "TEMPLATE", "a {name}."],
             ["a potted plant.", "a road.", "a sky."],
         ),
     ],
@@ -256,7 +256,7 @@ def test_readable_names_are_of_classes_that_there_are():
 
 def test_the_switches_of_the_prompt_text_reach_the_model(cfg):
     model = Oracle("shapes_val")
-    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.TEMPLATE", "a {}"])
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.TEMPLATE", "a {name}"])
     evaluate(cfg, model)
     assert all(text.startswith("a ") for batch in model.asked for prompts in batch for text in prompts)
 
@@ -358,7 +358,7 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
         (["TEST.MAX_IMAGES", -1], r"TEST\.MAX_IMAGES"),
         (["TEST.PROMPT_CHUNK", -1], r"TEST\.PROMPT_CHUNK"),
         (["TEST.NUM_ABSENT", -1], r"TEST\.NUM_ABSENT"),
-        (["TEST.TEMPLATE", "a photo"], r"TEST\.TEMPLATE has one {}"),
+        (["TEST.TEMPLATE", "a photo"], r"TEST\.TEMPLATE has one {name}"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(cfg, opts, message):
