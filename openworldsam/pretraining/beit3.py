@@ -50,7 +50,7 @@ def describe(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
 
     Expressions for one thing each, names for stuff, and the names that several things have, which point at all of them.
     """
-    texts = {(id_,): own for id_, own in expressions(scene).items()}
+    texts: dict[tuple[int, ...], tuple[str, ...]] = {(id_,): own for id_, own in expressions(scene).items()}
     named: dict[str, list[int]] = {}
     for segment in scene.segments:
         names = (segment.name, thing_name(segment.colour, segment.name)) if segment.colour else (segment.name,)
