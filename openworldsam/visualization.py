@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,6 +34,16 @@ _MIN_LONG_SIDE = 448  # pictures below this are enlarged, otherwise a label woul
 _MIN_SHORT_SIDE = 8  # thinner strips are stretched: a line of one pixel shows nothing
 _REACH = 5  # how far a label may move from home, in label heights, along each axis
 _CROWD = 16  # from this number of masks on labels are smaller
+
+
+class Drawing(NamedTuple):
+    """What drawing reads of a prediction (`PredictionLike`), for those that are none: N masks of P prompts."""
+
+    task: str
+    prompts: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    prompt_index: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.engine.training_state import save_state
-from openworldsam.visualization import contact_sheet, draw_prediction
+from openworldsam.visualization import Drawing, contact_sheet, draw_prediction
 
 if TYPE_CHECKING:
     from openworldsam.engine.trainer import Trainer
@@ -71,16 +71,6 @@ class ProgressLine(EventWriter):
         if torch.cuda.is_available():
             words.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         logger.info("  ".join(words))
-
-
-class Drawing(NamedTuple):
-    """Masks of one image to draw; N of them, for P prompts."""
-
-    task: str
-    prompts: tuple[str, ...]
-    masks: np.ndarray
-    scores: np.ndarray
-    prompt_index: np.ndarray
 
 
 class Pictures(HookBase):

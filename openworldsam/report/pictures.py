@@ -15,7 +15,7 @@ from openworldsam._legend import prompt_colors
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.runs import Run
-from openworldsam.visualization import Picture, draw_masks
+from openworldsam.visualization import Drawing, Picture, draw_masks
 
 SIDE = 480
 """Longest side of a picture in pixels."""
@@ -29,16 +29,6 @@ class Masks(NamedTuple):
     masks: np.ndarray
     scores: np.ndarray
     texts: list[str]
-
-
-class Drawing(NamedTuple):
-    """`Masks` in the form that drawing wants; texts have the same colour in all pictures of an image."""
-
-    task: str
-    prompts: tuple[str, ...]
-    masks: np.ndarray
-    scores: np.ndarray
-    prompt_index: np.ndarray
 
 
 class Row(NamedTuple):
