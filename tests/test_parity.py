@@ -60,6 +60,8 @@ def test_tolerances_by_hand():
     assert checks.close_in_norm("x", one * 1.00009, one).ok and not checks.close_in_norm("x", one * 1.0002, one).ok
     assert checks.close_to_largest("x", one + np.array([0.009, 0]), one).ok
     assert not checks.close_to_largest("x", one + np.array([0.011, 0]), one).ok
+    assert checks.close_to_largest("x", one + np.array([0.011, 0]), one, 5e-4).ok
+    assert not checks.close_to_largest("x", one + np.array([0.051, 0]), one, 5e-4).ok
     labels = np.array([3, 4, 5])
     assert checks.equal("x", labels, labels).ok and not checks.equal("x", labels[[0, 2, 1]], labels).ok
     assert checks.close_to_largest("x", np.zeros(3), np.zeros(3)).ok and checks.close_to_largest("x", [], []).ok

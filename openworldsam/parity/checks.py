@@ -59,14 +59,16 @@ def close_in_norm(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) 
     return Check(quantity, error, f"{RELATIVE_L2:.0e} relative L2", error <= RELATIVE_L2)
 
 
-def close_to_largest(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
+def close_to_largest(
+    quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, tolerance: float = RELATIVE_MAX
+) -> Check:
     """Losses, costs and gradients, by their error relative to the largest value."""
     a, b = _arrays(ours, golden)
     if wrong := _wrong_shape(quantity, a, b):
         return wrong
     largest = np.abs(b).max(initial=np.finfo(np.float64).tiny)
     error = float(np.abs(a - b).max(initial=0) / largest)
-    return Check(quantity, error, f"{RELATIVE_MAX:.0e} of the largest", error <= RELATIVE_MAX)
+    return Check(quantity, error, f"{tolerance:.0e} of the largest", error <= tolerance)
 
 
 def align_ties(labels: np.ndarray, golden_labels: np.ndarray, golden_scores: np.ndarray) -> np.ndarray:

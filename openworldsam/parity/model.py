@@ -45,6 +45,9 @@ from openworldsam.rule_weights import rule_stream, save_rule_checkpoint
 logger = logging.getLogger(__name__)
 Golden = np.lib.npyio.NpzFile
 
+GRADIENT_ROUNDING = 5e-4
+"""Of the largest value. The recorded gradients are fp32: all in float64 they are up to 3.0e-4 from them (seed 3)."""
+
 
 def rule_made_model(seed: int, folder: Path) -> OpenWorldSAM:
     """The full-size model of preset `released`, filled through the released layout and the converter.
@@ -223,14 +226,9 @@ def _check_training(
         tokens = model.decoder_tokens(features, embeddings, index)
         logits, _ = model.mask_decoder(features, tokens, single_mask=True)
         costs = model.criterion.costs(logits.unflatten(0, (len(targets), -1)), targets)
-    matches = model.criterion.match(logits.unflatten(0, (len(targets), -1)), targets)
-    loss = model.losses(features, embeddings, index, targets)["loss_mask"]
-    loss.backward()
-    gradients = {
-        released_name(f"adapter.{name}"): parameter.grad.double().numpy()
-        for name, parameter in model.adapter.named_parameters()
-        if parameter.grad is not None
-    }
+        matches = model.criterion.match(logits.unflatten(0, (len(targets), -1)), targets)
+        loss = model.losses(features, embeddings, index, targets)["loss_mask"]
+    gradients = _exact_gradients(model, features, targets, golden)
     names = golden["grad_names"].tolist()
     missing = np.zeros(1)
     norms = np.array([np.linalg.norm(gradients.get(n, missing)) for n in names])
@@ -243,6 +241,27 @@ def _check_training(
         equal("match_target", matches.target, golden["match_target"]),
         close_to_largest("loss_mask", loss.reshape(1), golden["loss_mask"].reshape(1)),
         equal("trained tensors", np.array([len(gradients)]), np.array([len(names)])),
-        close_to_largest("grad_norms", norms, golden["grad_norms"]),
-        close_to_largest("grad_projections", projections, golden["grad_projections"]),
+        close_to_largest("grad_norms", norms, golden["grad_norms"], GRADIENT_ROUNDING),
+        close_to_largest("grad_projections", projections, golden["grad_projections"], GRADIENT_ROUNDING),
     ]
+
+
+def _exact_gradients(
+    model: OpenWorldSAM, features: ImageFeatures, targets: list[Tensor], golden: Golden
+) -> dict[str, np.ndarray]:
+    """The gradients by released name, in float64 and from the recorded embeddings; leaves the model in float64.
+
+    In fp32 they are not a question of the model alone: a unit of the projector that is 2e-7 from the kink of its ReLU
+    falls to either side, as the processor and the number of threads round.
+    """
+    model.adapter.double()
+    model.mask_decoder.double()
+    model.mask_decoder.prompt_encoder.pe_layer.float()  # SAM2 makes its coordinates in fp32
+    precise = ImageFeatures(features.embed.double(), (features.high_res[0].double(), features.high_res[1].double()))
+    embeddings = torch.from_numpy(golden["cls"]).double()
+    model.losses(precise, embeddings, _image_index(golden), targets)["loss_mask"].backward()
+    return {
+        released_name(f"adapter.{name}"): parameter.grad.numpy()
+        for name, parameter in model.adapter.named_parameters()
+        if parameter.grad is not None
+    }
