@@ -15,6 +15,7 @@ import scipy.io
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.datasets.benchmarks import LABELS, read_classes
+from openworldsam.data.datasets.coco import find_missing
 from openworldsam.data.datasets.prepare_command import Plan, require, work_through
 from openworldsam.data.datasets.prepare_labels import save_labels
 
@@ -53,9 +54,12 @@ def make_sun_rgbd(plan: Plan) -> list[str]:
 
 def _sun_test_numbers(toolbox: Path) -> list[tuple[str, int]]:
     """Folder of each test image below sun_rgbd, in the order of the official split, and its place in the metadata."""
+    names = ("traintestSUNRGBD/allsplit.mat", "Metadata/SUNRGBDMeta.mat", "Metadata/SUNRGBD2Dseg.mat")
+    if missing := find_missing(toolbox / name for name in names):
+        raise FileNotFoundError(f"{missing[0]} not found. It is in SUNRGBDtoolbox.zip (datasets/README.md)")
     try:
-        split = scipy.io.loadmat(toolbox / "traintestSUNRGBD/allsplit.mat", squeeze_me=True)["alltest"]
-        meta = scipy.io.loadmat(toolbox / "Metadata/SUNRGBDMeta.mat", squeeze_me=True)["SUNRGBDMeta"]
+        split = scipy.io.loadmat(toolbox / names[0], squeeze_me=True)["alltest"]
+        meta = scipy.io.loadmat(toolbox / names[1], squeeze_me=True)["SUNRGBDMeta"]
         places = {_below(path): i for i, path in enumerate(meta["sequenceName"].tolist())}
         return [(folder, places[folder]) for folder in map(_below, split.tolist())]
     except (KeyError, ValueError, TypeError) as error:
