@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,7 +25,7 @@ import openworldsam
 from openworldsam.checkpoint import load_weights
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.config import load_config
+from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.device import usable_device
 from openworldsam.engine.launch import launch_command
 from openworldsam.evaluation.benchmark import check_benchmarks, evaluate
@@ -42,10 +42,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale",
 """What results may depend on, by the names that one imports."""
 ASKED = ("SENTENCES", "NUM_ABSENT", "PROMPT_CAPS", "TEMPLATE", "FIRST_SYNONYM", "READABLE_NAMES")
 """Keys of TEST that go into the results beside the protocol."""
+NO_MATTER = ("WEIGHTS", "DEVICE", "CHUNK")
+"""Keys of MODEL and its parts that change no prediction: where weights lie, and what is computed where and at once."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The command line. Overrides may follow the names of benchmarks, where argparse takes them for more names."""
     parser = argparse.ArgumentParser(description="Evaluate a model on registered datasets.")
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="datasets, in place of DATASETS.TEST")
@@ -54,7 +56,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-predictions", action="store_true", help=saving)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    add_openworldsam_config(cfg := get_cfg())
+    names = args.benchmarks or []
+    end = next((index for index, word in enumerate(names) if word.split(".")[0] in cfg), len(names))
+    args.benchmarks, args.opts = names[:end], [*names[end:], *args.opts]
+    return args
 
 
 def run(args: argparse.Namespace, command: str) -> None:
@@ -112,10 +119,12 @@ def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
 
 
 def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What predictions depend on, as json can hold it: the weights and the config, less what only makes them faster."""
+    """What predictions depend on, as json can hold it: the weights, and the config but for `NO_MATTER`."""
     config = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
-    for key in ("WEIGHTS", "DEVICE"):
-        del config["MODEL"][key]
+    model = config["MODEL"]
+    for part in (model, *(value for value in model.values() if isinstance(value, dict))):
+        for key in NO_MATTER:
+            part.pop(key, None)
     weights = {component: source.fingerprint for component, source in sources.items()}
     return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config}
 

@@ -26,9 +26,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.datasets.labels import read_labels
+from openworldsam.data.datasets.prepare import save_json
 from openworldsam.data.preprocessing import read_image
 from openworldsam.evaluation.answer import NO_CLASS, Answer, encode_mask
-from openworldsam.evaluation.score import read_labels
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
@@ -119,7 +120,7 @@ class SavedPredictions:
         """
         path, own = self.folder / "run.json", json.loads(json.dumps(identity))
         if not path.exists():
-            _save_json(path, own)
+            save_json(path, own)
         elif _read(path) != own:
             raise ValueError(f"{self.folder} has predictions of another model or config; use another --output")
 
@@ -171,7 +172,7 @@ class SavedPredictions:
         if not Path(inputs["file_name"]).exists():
             _save_png(self._picture(inputs["image_id"]), inputs["image"].permute(1, 2, 0).cpu().numpy())
         # the last file: it says that the others are complete
-        _save_json(self._marker(inputs["image_id"]), content)
+        save_json(self._marker(inputs["image_id"]), content)
 
     def _save_answer(self, kind: str, image_id: int, answer: Answer) -> dict[str, Any]:
         """Write the pictures of an answer; returns the rest of it by task."""
@@ -200,7 +201,7 @@ class SavedPredictions:
         for kind in KINDS:
             for task, make in makers.items():
                 if images and task in images[0][kind]:
-                    _save_json(self.folder / kind / FILES[task], make(kind, images))
+                    save_json(self.folder / kind / FILES[task], make(kind, images))
 
     def _panoptic(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         annotations = [
@@ -258,10 +259,6 @@ class SavedPredictions:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_bytes())
-
-
-def _save_json(path: Path, content: object) -> None:
-    save_atomically(path, lambda partial: partial.write_text(json.dumps(content)))
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:

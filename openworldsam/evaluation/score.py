@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import rgb2id
-from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.datasets.coco import find_missing, lack, read_categories, read_json
+from openworldsam.data.datasets.labels import read_labels
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.rle import to_rle
 from openworldsam.evaluation.accumulator import Scores, named
@@ -199,25 +199,6 @@ def read_class_names(path: Path) -> list[str]:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not all(names) or not names or len(set(names)) < len(names):
         raise ValueError(f"{path} is to name its classes, each differently")
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """The values of a PNG of one channel, 8 or 16 bits, or the indices of one with a palette: int [H, W].
-
-    Raises:
-        FileNotFoundError: it is missing.
-        ValueError: it is unreadable or has several channels.
-    """
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises the first two for damage
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    if labels.ndim != 2:
-        raise ValueError(f"{path} has {labels.shape[2]} channels; a label PNG has one")
-    return labels
 
 
 def _segment_ids(path: Path) -> np.ndarray:

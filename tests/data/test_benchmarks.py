@@ -193,6 +193,7 @@ def test_check_says_what_is_missing_and_what_makes_it(shared, root, capsys, monk
     text = capsys.readouterr().out
     assert text.count(" missing\n") == len(EXPECTED_IMAGES)
     assert all(command in text for command in COMMANDS.values())
+    assert text.count("datasets/README.md says how to get") == len(EXPECTED_IMAGES)
     sample = shared / "data/coco_panoptic_sample"
     link(sample / "images", root / "coco/val2017")
     link(sample / "panoptic", root / "coco/panoptic_val2017")

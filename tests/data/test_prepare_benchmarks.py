@@ -295,13 +295,20 @@ def sun(root, labels):
 
 def test_sun_rgbd(root, capsys):
     sun(root, [rows(1, 1, 1, 0), rows(2, 2, 2, 2), rows(37, 0, 0, 0)])
-    assert run("sun_rgbd", root) == 0
+    assert run("sun_rgbd", root, "--workers", "2") == 0 and "2 images of SUN RGB-D" in capsys.readouterr().out
     assert summary("sun_rgbd_37_val", 0) == [("bag", False, 6)]
     assert summary("sun_rgbd_37_val", 1) == [("wall", False, 18)]
     for path in (root / "sun_rgbd/label37/test").iterdir():
         path.unlink()
     sun(root, [rows(1, 1, 1, 0), rows(2, 2, 2, 2), rows(38, 0, 0, 0)])
-    assert run("sun_rgbd", root) == 2 and "known are 0 to 37" in capsys.readouterr().err
+    assert run("sun_rgbd", root) == 2
+    assert re.search("1 of 2 images of SUN RGB-D .* are 0 to 38, known are 0 to 37", capsys.readouterr().err)
+
+
+def test_sun_rgbd_without_its_toolbox(root, capsys):
+    pytest.importorskip("h5py")
+    assert run("sun_rgbd", root) == 2
+    assert re.search(r"allsplit\.mat not found\. It is in SUNRGBDtoolbox\.zip", capsys.readouterr().err)
 
 
 def test_sun_rgbd_without_h5py(root, monkeypatch, capsys):

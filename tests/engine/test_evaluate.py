@@ -1,6 +1,8 @@
 """tools/eval_net.py: its files and errors, several processes, and the same code during training."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from test_training_processes import forked_processes
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
+from openworldsam.data.datasets import check_registered
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
-from openworldsam.engine.evaluate import main
+from openworldsam.engine.evaluate import main, parse_args
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.score import main as score_predictions
@@ -71,6 +74,25 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
             assert 0 <= content[task][metric] <= 100
             assert f"{task} {metric}" in printed
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_overrides_may_follow_the_names_of_benchmarks():
+    plain, names, opts = ["--config-file", "c", "--output", "o"], ["a.b", "REEF"], ["SEED", "3", "MODEL.WEIGHTS", "a"]
+    for words in (["--benchmarks", *names, *opts, *plain], [*plain, "--benchmarks", *names, *opts]):
+        args = parse_args(words)
+        assert (args.benchmarks, args.opts) == (names, opts)
+    assert parse_args([*plain, *opts]).opts == opts
+    assert parse_args(plain).benchmarks == parse_args([*plain, "--benchmarks", *names]).opts == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "datasets/README.md", "docs/evaluation.md"])
+def test_the_commands_of_the_pages_are_understood(page):
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python tools/eval_net\.py (.*)$", text, re.MULTILINE)
+    assert commands
+    for args in map(parse_args, map(shlex.split, commands)):
+        check_registered(set(args.benchmarks) - {"reef_val"})
+        load_config(ROOT / args.config_file, args.opts)
 
 
 def test_the_config_names_the_datasets_and_the_seed_the_scenes(tiny_weights, tmp_path):
@@ -136,7 +158,7 @@ def test_saved_predictions_make_a_second_run_the_same_and_another_model_an_error
     assert score_predictions(["--task", "panoptic", *jsons, f"--output={tmp_path / 'scores.json'}"]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert all(scores[metric] == first["shapes_val"]["panoptic"][metric] for metric in ("PQ", "SQ", "RQ"))
-    assert command(tmp_path, ["shapes_val"], opts) == 0
+    assert command(tmp_path, ["shapes_val"], [*opts, "MODEL.MASK_DECODER.CHUNK", 7]) == 0
     assert results_of(tmp_path)["benchmarks"] == first
     assert command(tmp_path, ["shapes_val"], [*opts, "MODEL.INFERENCE.SCORE_THRESHOLD", 0.2]) == 2
     assert "another model or config" in capsys.readouterr().err

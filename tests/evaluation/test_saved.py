@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_benchmark import Oracle, cfg, coco_sample, pictures_on_disk  # noqa: F401 (fixtures)
 
-from openworldsam.data.datasets.coco import read_categories
+from openworldsam.data.datasets.coco import CATEGORIES, read_categories
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import SavedPredictions, Saving
@@ -69,6 +69,10 @@ def test_the_jsons_have_the_ids_of_the_datasets_own_files(cfg, saving, coco_samp
     known = {category.id: category.name for category in read_categories(own / "panoptic.json")}
     written = {category.id: category.name for category in read_categories(folder / "panoptic.json")}
     assert written.keys() == known.keys()
+    listed = json.loads((folder.parent / "truth/instances.json").read_text())["categories"]
+    assert [c["id"] for c in listed] == [c.id for c in CATEGORIES if c.is_thing]
+    found = json.loads((folder / "instances.json").read_text())
+    assert found and {instance["category_id"] for instance in found} <= {c["id"] for c in listed}
     report = score_panoptic(own / "panoptic.json", own / "panoptic", folder / "panoptic.json", folder / "panoptic")
     assert report.scores.overall["PQ"] == content["panoptic"]["PQ"] == pytest.approx(100)
 

@@ -76,7 +76,8 @@ class PanopticRecord(TypedDict, total=False):
 class PanopticFiles(NamedTuple):
     """Where a panoptic dataset is. Relative paths start from `dataset_root`.
 
-    semseg_root: contiguous class ids as PNGs; datasets/prepare_coco.py makes them. instances_json: for box and mask AP.
+    semseg_root: contiguous class ids as PNGs; datasets/prepare_coco.py makes them. instances_json: COCO's own
+    instances, for Detectron2's evaluators; ours takes the things of the panoptic segments.
     """
 
     json: str
@@ -86,7 +87,7 @@ class PanopticFiles(NamedTuple):
     instances_json: str | None = None
 
 
-_PREPARE = "datasets/README.md says how to get COCO; datasets/prepare_coco.py makes what is not for download"
+_PREPARE = "datasets/README.md says how to get COCO; `python datasets/prepare_coco.py` makes what is not for download"
 
 
 def _split(split: str, list_name: str) -> PanopticFiles:
