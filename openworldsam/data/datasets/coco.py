@@ -205,6 +205,8 @@ def load_panoptic(
             _record(annotation, images, image_root, panoptic_root, semseg_root, contiguous, categories)
             for annotation in content["annotations"]
         ]
+        if twice := [i for i, times in Counter(r["image_id"] for r in records).items() if times > 1]:
+            raise ValueError(f"{len(twice)} images are annotated twice, such as image {twice[0]}")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} is no COCO panoptic json: {lack(error)}. {hint}".rstrip()) from error
     except ValueError as error:
@@ -237,6 +239,9 @@ def _record(
         segments.append(
             Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=is_crowd, area=segment["area"])
         )
+    ids = [segment["id"] for segment in segments]
+    if not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"the segments of image {image['id']} are to have a number each, of its own; they have {ids}")
     record = PanopticRecord(
         file_name=str(Path(image_root, image["file_name"])),
         image_id=image["id"],
@@ -266,6 +271,9 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
         categories = tuple(Category(c["id"], c["name"], all_things or bool(c["isthing"])) for c in listed)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} lists no panoptic classes: {lack(error)}") from error
+    for id_, name, *_ in categories:
+        if not isinstance(id_, int) or not isinstance(name, str) or len(name.strip().splitlines()) != 1:
+            raise ValueError(f"{json_file}: a category is a number and a name of one line, got {id_!r} and {name!r}")
     for column in ("id", "name"):
         found = Counter(str(getattr(category, column)) for category in categories)
         if twice := sorted(value for value, times in found.items() if times > 1):
@@ -300,7 +308,8 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """The images of a json by their id.
 
     Raises:
-        ValueError: two images have one id, or an id is no number.
+        KeyError: an image has no id or size.
+        ValueError: two images have one id, or an id or size is no number.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for image in images:
@@ -308,6 +317,9 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
             raise ValueError(f"the image id {image['id']!r} is no whole number")
         if image["id"] in found:
             raise ValueError(f"two images have the id {image['id']}")
+        for key in ("height", "width"):
+            if not isinstance(image[key], int) or image[key] < 1:
+                raise ValueError(f"the {key} of image {image['id']} is {image[key]!r}, a whole number from 1 is needed")
         found[image["id"]] = image
     return found
 

@@ -162,9 +162,6 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
             segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
             if not segmentation:
                 raise ValueError("a segmentation without a polygon of three points")
-            far = 10 * max(height, width)  # a length that pycocotools would allocate; NaN is not within it either
-            if not all(abs(number) <= far for polygon in segmentation for number in polygon):
-                raise ValueError(f"a polygon far outside an image of {height} x {width} pixels")
         return rle.decode(to_rle(segmentation, (height, width))).astype(bool)
     except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
         raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
