@@ -14,6 +14,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from openworldsam.data.datasets.coco import is_crowd
 from openworldsam.data.rle import to_rle
 from openworldsam.evaluation.accumulator import Metrics, Scores
 
@@ -78,7 +79,7 @@ class InstanceAP:
         if image_id in self.images:
             raise ValueError(f"image {image_id} is there twice")
         found = [self._instance(p, size) | {"score": float(_number("score", p["score"]))} for p in predicted]
-        real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": _crowd(t)} for t in truth]
+        real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
         self.images[image_id] = ImageInstances(size, found, real)
 
     def _instance(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
@@ -169,12 +170,6 @@ def _number(key: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"an instance has the {key} {value!r}, a number is needed")
     return cast(float, value)
-
-
-def _crowd(annotation: Mapping[str, Any]) -> int:
-    if (value := annotation.get("iscrowd", 0)) not in (0, 1):
-        raise ValueError(f"an instance has the iscrowd {value!r}, 0 or 1 is needed")
-    return int(value)
 
 
 def _percent(value: float) -> float | None:

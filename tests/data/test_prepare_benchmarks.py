@@ -304,6 +304,11 @@ def test_sun_rgbd(root, capsys):
     assert run("sun_rgbd", root) == 2 and "known are 0 to 37" in capsys.readouterr().err
 
 
+def test_sun_rgbd_without_its_toolbox(root, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "h5py", sys)
+    assert run("sun_rgbd", root) == 2 and "allsplit.mat" in capsys.readouterr().err
+
+
 def test_sun_rgbd_without_h5py(root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert run("sun_rgbd", root) == 2 and "pip install h5py" in capsys.readouterr().err

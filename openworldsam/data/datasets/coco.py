@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = ("panoptic", "instance", "semantic")
 """Tasks on which a dataset with panoptic ground truth can be scored."""
+MAX_SIDE = 65_535
+"""Of an image; with more, pycocotools' count of pixels overflows, and the process ends."""
 VOID = 255
 """Label of pixels that no class owns, in semantic ground truth."""
 
@@ -235,9 +237,9 @@ def _record(
                 f"segment {segment['id']} of image {image['id']} has the category id {segment['category_id']!r}, which "
                 f"is none of the {len(categories)} known ones; give `categories` that fit the file"
             )
-        is_thing, is_crowd = categories[index].is_thing, segment.get("iscrowd", 0)
+        is_thing, crowd = categories[index].is_thing, is_crowd(segment)
         segments.append(
-            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=is_crowd, area=segment["area"])
+            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=crowd, area=segment["area"])
         )
     ids = [segment["id"] for segment in segments]
     if not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
@@ -318,10 +320,21 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
         if image["id"] in found:
             raise ValueError(f"two images have the id {image['id']}")
         for key in ("height", "width"):
-            if not isinstance(image[key], int) or image[key] < 1:
-                raise ValueError(f"the {key} of image {image['id']} is {image[key]!r}, a whole number from 1 is needed")
+            if not isinstance(image[key], int) or not 1 <= image[key] <= MAX_SIDE:
+                raise ValueError(f"the {key} of image {image['id']} is {image[key]!r}, not one of 1 to {MAX_SIDE}")
         found[image["id"]] = image
     return found
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> int:
+    """The flag of a COCO annotation, which may be left out.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    if (value := annotation.get("iscrowd", 0)) not in (0, 1):
+        raise ValueError(f"iscrowd is 0 or 1, got {value!r}")
+    return int(value)
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:

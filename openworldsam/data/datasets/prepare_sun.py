@@ -46,8 +46,9 @@ def make_sun_rgbd(plan: Plan) -> list[str]:
 def _sun_test_numbers(toolbox: Path) -> list[tuple[str, int]]:
     """Folder of each test image below sun_rgbd, in the order of the official split, and its place in the metadata."""
     try:
-        split = scipy.io.loadmat(toolbox / "traintestSUNRGBD/allsplit.mat", squeeze_me=True)["alltest"]
-        meta = scipy.io.loadmat(toolbox / "Metadata/SUNRGBDMeta.mat", squeeze_me=True)["SUNRGBDMeta"]
+        # as texts: of a missing Path, scipy says no name
+        split = scipy.io.loadmat(str(toolbox / "traintestSUNRGBD/allsplit.mat"), squeeze_me=True)["alltest"]
+        meta = scipy.io.loadmat(str(toolbox / "Metadata/SUNRGBDMeta.mat"), squeeze_me=True)["SUNRGBDMeta"]
         places = {_below(path): i for i, path in enumerate(meta["sequenceName"].tolist())}
         return [(folder, places[folder]) for folder in map(_below, split.tolist())]
     except (KeyError, ValueError, TypeError) as error:

@@ -193,8 +193,10 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(error, OSError):
             raise
         raise ValueError(f"{path} is not trusted or is damaged: {error}. Fetch refcocog.zip again") from error
-    keys = {"ann_id", "image_id", "split", "sentences"}
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) and keys <= ref.keys() for ref in refs):
+    keys = {"ann_id": int, "image_id": int, "split": str, "sentences": list}
+    if not isinstance(refs, list) or not all(
+        isinstance(ref, dict) and all(isinstance(ref.get(key), kind) for key, kind in keys.items()) for ref in refs
+    ):
         raise ValueError(f"{path} is no list of references with {', '.join(sorted(keys))}; RefCOCOg's refs(umd).p is")
     return refs
 
