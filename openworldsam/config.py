@@ -6,11 +6,15 @@ experiment (`configs/*/*.yaml`) states only what differs. Unknown keys are error
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
+
+_MAY_BE_NONE = ("WEIGHT_DECAY_BIAS",)
+"""Detectron2's keys whose default is None."""
 
 
 def add_openworldsam_config(cfg: CfgNode) -> None:
@@ -290,3 +294,13 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
         cfg.merge_from_list(list(opts))
     except AssertionError as error:  # yacs asserts on an unknown key of a list
         raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
+    _check_values(cfg)
+
+
+def _check_values(cfg: CfgNode, before: str = "") -> None:
+    """Raise ValueError for a key without a value, or one that is NaN or infinite, which yacs lets pass."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            _check_values(value, f"{before}{key}.")
+        elif (value is None and key not in _MAY_BE_NONE) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{before}{key} has no usable value, got {value}")

@@ -54,6 +54,8 @@ def test_bases_can_be_listed(tmp_path):
         (["MODEL.ADAPTOR.FUSION", "add"], KeyError, "ADAPTOR"),
         (["MODEL.ADAPTER.FUSION"], ValueError, "pairs"),
         (["MODEL.ADAPTER.NUM_LAYERS", "many"], ValueError, "NUM_LAYERS"),
+        (["TEST.MAX_IMAGES", "None"], ValueError, "TEST.MAX_IMAGES has no usable value, got None"),
+        (["MODEL.INFERENCE.SCORE_THRESHOLD", "1e999"], ValueError, "SCORE_THRESHOLD has no usable value, got inf"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_names_it(opts, error, message):

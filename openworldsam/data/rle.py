@@ -25,9 +25,13 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
     if not {"size", "counts"} <= segmentation.keys():
         raise ValueError(f"an RLE without size and counts: {str(segmentation)[:80]}")
     counts = segmentation["counts"]
-    if list(segmentation["size"]) != list(size):
+    if segmentation["size"] not in (list(size), tuple(size)):
         raise ValueError(f"a mask is of the size {segmentation['size']}, its image {list(size)}")
+    if not isinstance(counts, (list, str, bytes)):
+        raise ValueError(f"the counts of a mask are a text or a list, got {str(counts)[:80]}")
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+    if not all(isinstance(length, int) for length in lengths):
+        raise ValueError(f"the runs of a mask are whole numbers, got {str(counts)[:80]}")
     if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
         raise ValueError(f"the runs of a mask have {sum(lengths)} pixels, its image {size[0] * size[1]}")
     return mask_util.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
@@ -36,10 +40,15 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
 def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:
     if not polygons:
         raise ValueError("a segmentation without a polygon")
+    far = 10 * max(size)  # a length that pycocotools would allocate; NaN is not within it either
     try:
-        return mask_util.merge(mask_util.frPyObjects(polygons, *size))
+        near = all(abs(number) <= far for polygon in polygons for number in polygon)
+        code = mask_util.merge(mask_util.frPyObjects(polygons, *size)) if near else None
     except Exception as error:  # of its own plain Exception up to TypeError, with texts about its arguments
         raise ValueError(f"neither polygons nor an RLE: {str(polygons)[:80]}") from error
+    if code is None:
+        raise ValueError(f"a polygon far outside an image of {size[0]} x {size[1]} pixels")
+    return code
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
@@ -56,4 +65,6 @@ def _run_lengths(counts: str | bytes) -> list[int]:
             value -= 1 << shift
         lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
         value = shift = 0
+    if shift:  # pycocotools would read on behind the text
+        raise ValueError("the counts of a mask are cut short")
     return lengths

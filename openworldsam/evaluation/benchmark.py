@@ -247,6 +247,6 @@ def _run(
         for example, done in zip(examples, answers, strict=True):
             answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
             benchmark.update(example, answer)
-            if saved and done is None:
-                saved.save(example.inputs, answer, benchmark.truth(example))
+            if saved:
+                saved.save(example.inputs, answer, benchmark.truth(example), loaded=done is not None)
         progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))

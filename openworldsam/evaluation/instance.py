@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from openworldsam.data.datasets.coco import is_crowd
 from openworldsam.data.rle import to_rle
 from openworldsam.evaluation.accumulator import Metrics, Scores
 
@@ -69,14 +72,14 @@ class InstanceAP:
             truth: category_id, area, segmentation, bbox, and iscrowd where it is not 0, as in COCO's annotations.
 
         Raises:
-            ValueError: the image has been there before, or an instance has an unknown category or a mask that is
-                damaged or of another size.
+            ValueError: the image has been there before, or an instance has an unknown category, a mask that is
+                damaged or of another size, or no number where one belongs.
             KeyError: an instance lacks an entry.
         """
         if image_id in self.images:
             raise ValueError(f"image {image_id} is there twice")
-        found = [self._instance(p, size) | {"score": float(p["score"])} for p in predicted]
-        real = [self._instance(t, size) | {"area": t["area"], "iscrowd": int(t.get("iscrowd", 0))} for t in truth]
+        found = [self._instance(p, size) | {"score": float(_number("score", p["score"]))} for p in predicted]
+        real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
         self.images[image_id] = ImageInstances(size, found, real)
 
     def _instance(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
@@ -87,7 +90,10 @@ class InstanceAP:
         if self.iou_type == "segm":
             code = to_rle(annotation["segmentation"], size)
             return {"category_id": category, "segmentation": code, "area": float(mask_util.area(code))}
-        x, y, width, height = annotation.get("bbox") or mask_util.toBbox(to_rle(annotation["segmentation"], size))
+        box = annotation.get("bbox") or mask_util.toBbox(to_rle(annotation["segmentation"], size)).tolist()
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise ValueError(f"an instance has the bbox {box!r}, x, y, width and height are needed")
+        x, y, width, height = (_number("bbox", value) for value in box)
         return {"category_id": category, "bbox": [x, y, width, height], "area": width * height}
 
     def merge(self, other: InstanceAP) -> None:
@@ -158,6 +164,12 @@ class MasksAndBoxes:
         scores = self.masks.compute()
         boxes = self.boxes.compute().overall
         return Scores({**scores.overall, **{f"{name}_box": value for name, value in boxes.items()}}, scores.per_class)
+
+
+def _number(key: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"an instance has the {key} {value!r}, a number is needed")
+    return cast(float, value)
 
 
 def _percent(value: float) -> float | None:

@@ -16,7 +16,9 @@ says of what model and config they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +28,11 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.data.datasets.coco import lack
 from openworldsam.data.datasets.labels import read_labels
 from openworldsam.data.datasets.prepare import save_json
 from openworldsam.data.preprocessing import read_image
+from openworldsam.evaluation.accumulator import named
 from openworldsam.evaluation.answer import NO_CLASS, Answer, encode_mask
 
 KINDS = ("prediction", "truth")
@@ -94,12 +98,15 @@ class SavedPredictions:
 
         Raises:
             FileNotFoundError: it is not where it was.
-            ValueError: a file is damaged.
+            ValueError: it is another picture than then, or a file is damaged.
         """
-        content = _read(self._marker(image_id))
         own = self._picture(image_id)
-        file = own if own.exists() else content["file_name"]
-        return SavedImage(Path(content["file_name"]).name, read_image(file), content["prompts"])
+        with _marked(self._marker(image_id)) as content:
+            file = own if own.exists() else content["file_name"]
+            picture = read_image(file)
+            if content.get("picture", found := _checksum(picture)) != found:
+                raise ValueError(f"{file} is another picture than when it was evaluated")
+            return SavedImage(Path(content["file_name"]).name, picture, content["prompts"])
 
     def answers(self, image_id: int) -> tuple[Answer, Answer]:
         """The prediction and the ground truth of an image that is done.
@@ -108,8 +115,8 @@ class SavedPredictions:
             FileNotFoundError: a PNG was removed.
             ValueError: a file is damaged.
         """
-        content = _read(self._marker(image_id))
-        prediction, truth = (self._load_answer(kind, image_id, content[kind]) for kind in KINDS)
+        with _marked(self._marker(image_id)) as content:
+            prediction, truth = (self._load_answer(kind, image_id, content[kind]) for kind in KINDS)
         return prediction, truth
 
     def check_run(self, identity: Mapping[str, Any]) -> None:
@@ -128,10 +135,10 @@ class SavedPredictions:
         """The saved prediction of an image; None if it is not done.
 
         Args:
-            inputs: its image_id and prompts.
+            inputs: its image, image_id and prompts.
 
         Raises:
-            ValueError: it was asked otherwise, or a file is damaged or was removed.
+            ValueError: it was another picture or asked otherwise, or a file is damaged or was removed.
         """
         image_id = inputs["image_id"]
         path = self._marker(image_id)
@@ -139,10 +146,12 @@ class SavedPredictions:
             return None
         try:
             content = _read(path)
+            if content.get("picture") != _checksum(_picture_of(inputs)):
+                raise ValueError("it was another picture")
             if content["prompts"] != list(inputs["prompts"]):
                 raise ValueError("it was asked for other classes or expressions")
             return self._load_answer(KINDS[0], image_id, content[KINDS[0]])
-        except (KeyError, TypeError, OSError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be taken over: {error}; remove it, or use another --output") from error
 
     def _load_answer(self, kind: str, image_id: int, saved: Mapping[str, Any]) -> Answer:
@@ -156,36 +165,42 @@ class SavedPredictions:
             referring = [mask_util.decode(code).astype(bool) for code in saved["referring"]]
         return Answer(panoptic, saved.get("instance"), semantic, referring)
 
-    def save(self, inputs: Mapping[str, Any], prediction: Answer, truth: Answer) -> None:
+    def save(self, inputs: Mapping[str, Any], prediction: Answer, truth: Answer, *, loaded: bool = False) -> None:
         """Write an image.
 
         Args:
             inputs: its image, image_id, file_name, height and width, and its prompts.
             prediction, truth: answers to the same tasks.
+            loaded: the prediction is that of `load`; its pictures stay, and the truth is written as it is now.
 
         Raises:
             OSError: a file cannot be written.
         """
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
+        picture = _picture_of(inputs)
+        content["picture"] = _checksum(picture)
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
-            content[kind] = self._save_answer(kind, inputs["image_id"], answer)
+            there = loaded and kind == KINDS[0]
+            content[kind] = self._save_answer(kind, inputs["image_id"], answer, pictures=not there)
         if not Path(inputs["file_name"]).exists():
-            _save_png(self._picture(inputs["image_id"]), inputs["image"].permute(1, 2, 0).cpu().numpy())
+            _save_png(self._picture(inputs["image_id"]), picture)
         # the last file: it says that the others are complete
         save_json(self._marker(inputs["image_id"]), content)
 
-    def _save_answer(self, kind: str, image_id: int, answer: Answer) -> dict[str, Any]:
-        """Write the pictures of an answer; returns the rest of it by task."""
+    def _save_answer(self, kind: str, image_id: int, answer: Answer, *, pictures: bool) -> dict[str, Any]:
+        """Write the pictures of an answer, if so asked; returns the rest of it by task."""
         content: dict[str, Any] = {}
         if answer.panoptic is not None:
-            _save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
+            if pictures:
+                _save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
             content["panoptic"] = answer.panoptic[1]
         if answer.instance is not None:
             content["instance"] = [{k: v for k, v in each.items() if k != "image_id"} for each in answer.instance]
         if answer.semantic is not None:
             classless = (answer.semantic < 0) | (answer.semantic >= len(self.class_names))
             labels = np.where(classless, self.void, answer.semantic).astype(np.min_scalar_type(self.void))
-            _save_png(self._png(kind, "semantic", image_id), labels)
+            if pictures:
+                _save_png(self._png(kind, "semantic", image_id), labels)
             content["semantic"] = True
         if answer.referring is not None:
             content["referring"] = [encode_mask(mask) for mask in answer.referring]
@@ -257,10 +272,30 @@ class SavedPredictions:
         return self.folder / kind / task / f"{image_id:012d}.png"
 
 
+@contextmanager
+def _marked(path: Path) -> Iterator[dict[str, Any]]:
+    """The json of an image; what it lacks becomes a ValueError that names it."""
+    try:
+        yield _read(path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not what tools/eval_net.py writes: {lack(error)}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())
+    with named(path):
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    return content
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    save_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
+
+
+def _picture_of(inputs: Mapping[str, Any]) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return inputs["image"].permute(1, 2, 0).cpu().numpy()
+
+
+def _checksum(picture: np.ndarray) -> int:
+    """Of the pixels: an id or a name may come to be another picture's, as when files are added."""
+    return zlib.crc32(np.ascontiguousarray(picture).data)

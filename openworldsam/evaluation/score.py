@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.data.datasets.coco import find_missing, lack, read_categories, read_json
+from openworldsam.data.datasets.coco import by_id, find_missing, lack, read_categories, read_json
 from openworldsam.data.datasets.labels import read_labels
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.rle import to_rle
@@ -68,9 +68,12 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
     categories = read_categories(truth)
     quality = PanopticQuality({category.id: category.is_thing for category in categories})
     with _format(predicted, "COCO panoptic json"):
-        predictions = {a["image_id"]: a for a in read_json(predicted)["annotations"]}
+        listed = read_json(predicted)["annotations"]
+        predictions = {a["image_id"]: a for a in listed}
+        _check_once(predicted, predictions, listed)
     with _format(truth, "COCO panoptic json"):
         annotations = read_json(truth)["annotations"]
+        _check_once(truth, {a["image_id"] for a in annotations}, annotations)
         missing = [a["image_id"] for a in annotations if a["image_id"] not in predictions]
     if missing:
         raise ValueError(f"{predicted} has no prediction for {len(missing)} images, such as {missing[0]}")
@@ -78,10 +81,11 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
         prediction = predictions[annotation["image_id"]]
         with _format(truth, "COCO panoptic json"):
             truth_map = _segment_ids(truth_dir / annotation["file_name"])
-            truth_segments = [(s["id"], s["category_id"], s.get("iscrowd", 0)) for s in annotation["segments_info"]]
+            segments = annotation["segments_info"]
+            truth_segments = [(_whole(s["id"]), _whole(s["category_id"]), s.get("iscrowd", 0)) for s in segments]
         with _format(predicted, "COCO panoptic json"):
             predicted_map = _segment_ids(predicted_dir / prediction["file_name"])
-            predicted_segments = [(s["id"], s["category_id"]) for s in prediction["segments_info"]]
+            predicted_segments = [(_whole(s["id"]), _whole(s["category_id"])) for s in prediction["segments_info"]]
         with named(f"image {annotation['image_id']}"):
             quality.update(predicted_map, predicted_segments, truth_map, truth_segments)
     return Report(quality.compute(), {category.id: category.name for category in categories})
@@ -98,7 +102,7 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
     with _format(truth, "COCO json of instances"):
         content = read_json(truth)
         names = {category["id"]: category["name"] for category in content["categories"]}
-        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        sizes = _sizes(truth, content)
         needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
         annotations = _by_image(truth, content["annotations"], sizes, needed)
     _check_names(truth, list(names.values()))
@@ -150,7 +154,7 @@ def score_referring(truth: Path, predicted: Path) -> Report:
     """
     with _format(truth, "COCO json of expressions"):
         content = read_json(truth)
-        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        sizes = _sizes(truth, content)
         expressions = [a for a in content["annotations"] if a.get("sentences", True)]
         objects = {a["id"]: (a["segmentation"], sizes[a["image_id"]]) for a in expressions}
         _check_once(truth, objects, expressions)
@@ -197,7 +201,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    if not all(names) or not names or len(set(names)) < len(names):
+    if not all(isinstance(name, str) and name for name in names) or not names or len(set(names)) < len(names):
         raise ValueError(f"{path} is to name its classes, each differently")
 
 
@@ -225,9 +229,22 @@ def _by_image(
     return grouped
 
 
-def _check_once(path: Path, by_id: Mapping[int, object], annotations: Sequence[object]) -> None:
-    if len(by_id) < len(annotations):
-        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(by_id)} ids")
+def _check_once(path: Path, ids: Collection[int], annotations: Sequence[object]) -> None:
+    if len(ids) < len(annotations):
+        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(ids)} ids")
+
+
+def _sizes(path: Path, content: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
+    """(H, W) of each image."""
+    with named(path):
+        return {i: (image["height"], image["width"]) for i, image in by_id(content["images"]).items()}
+
+
+def _whole(value: Any) -> int:
+    """The value; TypeError if it is no whole number."""
+    if not isinstance(value, int):
+        raise TypeError(f"it has {value!r} where an id belongs")
+    return value
 
 
 def _load_json(path: Path) -> Any:

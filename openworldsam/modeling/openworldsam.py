@@ -81,6 +81,11 @@ class OpenWorldSAM(nn.Module):
             raise ValueError(f"MODEL.INFERENCE.TASKS has {sorted(unknown)}; the tasks are {TASKS}")
         if precision not in PRECISIONS:
             raise ValueError(f"MODEL.PRECISION is one of {tuple(PRECISIONS)}, got {precision!r}")
+        if (len(pixel_mean), len(pixel_std)) != (3, 3) or not min(pixel_std) > 0:
+            raise ValueError(
+                "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD have three numbers, the latter above 0, "
+                f"got {list(pixel_mean)} and {list(pixel_std)}"
+            )
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.adapter = adapter

@@ -85,7 +85,7 @@ def about_runs(runs: Sequence[Run]) -> str:
         weights = "<br>".join(f"{escape(name)}: {_source(source)}" for name, source in content["weights"].items())
         about = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
         cells = (run.name, content["preset"], content["protocol"], about)
-        command = f"<code>{escape(content['command'])}</code><br>{content['seconds']} s"
+        command = f"<code>{escape(content['command'])}</code><br>{content.get('seconds')} s"
         rows.append((*map(escape, cells), weights, command))
     return table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
 
@@ -111,7 +111,7 @@ def _score(run: Run, name: str, task: str, metric: str) -> str:
     content = run.benchmarks.get(name, {})
     if task not in content:
         return ""
-    value = content[task][metric]
+    value = content[task].get(metric)
     paper = run.paper.get((name, task, metric)) if content["protocol"] == "oracle" else None
     said = number(value, ".2f")
     if paper:

@@ -16,7 +16,7 @@ from openworldsam.evaluation.answer import NO_CLASS
 from openworldsam.evaluation.paper_tables import Column, Number, paper_numbers
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.evaluation.semantic import SemanticScores
-from openworldsam.evaluation.summary import Results
+from openworldsam.evaluation.summary import HEADLINES, Results
 
 CLASS_METRICS = {"IoU": "semantic", "AP": "instance", "PQ": "panoptic"}
 """What is shown of every class, with its task; classes are sorted by the first that there is, as in Fig. 9."""
@@ -69,13 +69,29 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
 def _read_results(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        if not isinstance(content["benchmarks"], dict):
-            raise TypeError("no benchmarks by name")
+        for benchmark in content["benchmarks"].values():
+            _check_benchmark(benchmark)
+        texts = [content["preset"], content["protocol"], content["command"], *content.get("missing", {}).values()]
+        texts += [source[key] for source in content["weights"].values() for key in ("layout", "fingerprint")]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("something is no text")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found; tools/eval_net.py --output {path.parent} writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what tools/eval_net.py writes; it may be cut short") from error
     return content
+
+
+def _check_benchmark(content: Mapping[str, Any]) -> None:
+    """KeyError, TypeError or AttributeError if a benchmark lacks what the page shows."""
+    said = [*content.get("skipped", {}).values(), *content.get("remarks", {}).values()]
+    if not all(isinstance(text, str) for text in [content["protocol"], *said]):
+        raise TypeError("something is no text")
+    for task in HEADLINES.keys() & content.keys():
+        for metrics in (content[task], *content[task]["per_class"].values()):
+            for value in (value for name, value in metrics.items() if name != "per_class"):
+                if value is not None and not isinstance(value, (int, float)):
+                    raise TypeError(f"a metric is {value!r}")
 
 
 def families(benchmarks: Sequence[str]) -> dict[str, list[str]]:
@@ -92,7 +108,7 @@ def class_metrics(run: Run, benchmarks: Sequence[str]) -> ClassMetrics:
     for metric, task in CLASS_METRICS.items():
         per_class = [run.benchmarks.get(name, {}).get(task, {}).get("per_class", {}) for name in benchmarks]
         values = {
-            c: metrics[metric] for each in per_class for c, metrics in each.items() if metrics[metric] is not None
+            c: metrics[metric] for each in per_class for c, metrics in each.items() if metrics.get(metric) is not None
         }
         if values:
             found[metric] = values

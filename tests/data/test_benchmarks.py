@@ -182,6 +182,12 @@ def test_pairs_of_listed_images_need_not_exist(root):
     with pytest.raises(FileNotFoundError, match=r"val\.txt not found\. get it"):
         find_pairs(benchmark, root, "get it")
     (root / "VOCdevkit/VOC2012/ImageSets/Segmentation").mkdir(parents=True)
+    (root / benchmark.listed).write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"val\.txt is no text"):
+        find_pairs(benchmark, root)
+    (root / benchmark.listed).write_text("a\nb/c\n")
+    with pytest.raises(ValueError, match=r"val\.txt has a line that is no name: it makes .*b/c\.jpg"):
+        find_pairs(benchmark, root)
     (root / benchmark.listed).write_text("a\nb\na\n")
     assert [image.name for image, _ in find_pairs(benchmark, root)] == ["a.jpg", "b.jpg"]
     with pytest.raises(FileNotFoundError, match=r"2 of 2 files .*README"):

@@ -180,6 +180,11 @@ def set_category(content, value):
         (lambda c: c["annotations"].clear(), "no usable image: 0 annotated"),
         (lambda c: [a.update(segments_info=[]) for a in c["annotations"]], "no usable image: 2 annotated"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=1), "no usable image"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "1 images are annotated twice, such as image 1"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=[]), r"segments of image 1 .* they have \[\[\]\]"),
+        (lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]), "of its own"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd is 0 or 1, got 'no'"),
+        (lambda c: c["images"][0].update(width=0), "the width of image 1 is 0, not one of 1 to 65535"),
     ],
 )
 def test_bad_json_is_an_error(make_json, change, message):

@@ -116,6 +116,7 @@ def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
         ({"name": 3}, "name is a text, got 3"),
         ({"classes": "fish"}, "classes is a list of names, .* got 'fish'"),
         ({"classes": ["sand", True]}, "class 1 has no name but True; put quotes"),
+        ({"classes": ["sand", "a\nfish"]}, "class 1 has a line break in its name"),
         ({"classes": {"fish": "sand"}}, "class 'sand' has the value 'fish'"),
         ({"classes": {-1: "sand"}}, "class 'sand' has the value -1"),
         ({"classes": ["fish", "fish "]}, "same name: fish"),
@@ -126,6 +127,7 @@ def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
         ({"ignore": "void"}, "ignore is a label value"),
         ({"ignore": 1}, r"the label values \[1\] are classes, and ignored"),
         ({"base": PANOPTIC, "classes": {4: "mud"}}, r"classes names the ids \[4\], which .*panoptic.json does not"),
+        ({"name": "../reef"}, "name is that of a folder too, so without slashes and line breaks, got '../reef'"),
         ({"name": "shapes_val"}, "another dataset named 'shapes_val'"),
     ],
 )
@@ -134,6 +136,12 @@ def test_mistakes_in_a_description(reef, tiny_cfg, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         register_datasets(tiny_cfg)
     assert ".yaml" in str(error.value)
+
+
+def test_files_are_named_by_texts(tiny_cfg):
+    tiny_cfg.DATASETS.OWN = [3]
+    with pytest.raises(ValueError, match=r"DATASETS.OWN is a list of names of files, got \[3\]"):
+        register_datasets(tiny_cfg)
 
 
 def test_missing_files(reef):

@@ -180,7 +180,11 @@ def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", pickle.dumps(REFS)[:-40], b"<html>", pickle.dumps({"a": 1}), pickle.dumps([1]), pickle.dumps([{}])]
+    "content",
+    [
+        *(b"", pickle.dumps(REFS)[:-40], b"<html>"),
+        *map(pickle.dumps, ({"a": 1}, [1], [{}], [{**REFS[0], "ann_id": [1]}], [{**REFS[0], "sentences": None}])),
+    ],
 )
 def test_what_is_no_list_of_references_is_an_error(tmp_path, content):
     path = tmp_path / "refs(umd).p"

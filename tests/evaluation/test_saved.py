@@ -125,6 +125,30 @@ def test_predictions_of_another_run_are_refused(cfg, model, saving):  # noqa: F8
         evaluate(cfg, model, saving)
 
 
+def test_another_picture_of_the_same_id_is_refused(cfg, model, saving):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1, "TEST.PROTOCOL", "global"])
+    evaluate(cfg, model, saving)
+    (file,) = (saving.folder / "shapes_val/images").glob("*.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "picture": content["picture"] ^ 1}))
+    with pytest.raises(ValueError, match=r"\.json cannot be taken over: it was another picture; remove it"):
+        evaluate(cfg, model, saving)
+    with pytest.raises(ValueError, match="is another picture than when it was evaluated"):
+        SavedPredictions.written(saving.folder / "shapes_val").image(content["image_id"])
+
+
+def test_a_second_run_saves_the_ground_truth_as_it_is_then(tmp_path):
+    saved = SavedPredictions(tmp_path, ["sand", "fish"], [False] * 2)
+    inputs = {"image_id": 7, "file_name": "a.jpg", "height": 1, "width": 2, "prompts": ["sand", "fish"]}
+    inputs["image"] = torch.zeros(3, 1, 2, dtype=torch.uint8)
+    before, after = (Answer(semantic=np.array([labels])) for labels in ([0, 0], [0, 1]))
+    saved.save(inputs, before, before)
+    loaded = saved.load(inputs)
+    assert loaded is not None
+    saved.save(inputs, loaded, after, loaded=True)
+    assert [answer.semantic.tolist() for answer in saved.answers(7)] == [[[0, 0]], [[0, 1]]]
+
+
 @pytest.mark.parametrize("damage", ["json", "png"])
 def test_a_damaged_file_is_named(cfg, model, saving, damage):  # noqa: F811
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1])

@@ -111,6 +111,20 @@ def test_panoptic_of_void_is_not_available(score, panoptic, tmp_path):
         ("pred", lambda c: c["annotations"][0].update(file_name="6.png"), "pred/6.png not found"),
         ("gt", lambda c: c.pop("categories"), "gt.json lists no panoptic classes"),
         ("gt", lambda c: c["annotations"][0].pop("file_name"), "gt.json is no COCO panoptic json: it has no 'file_n"),
+        ("gt", lambda c: c["annotations"].append(c["annotations"][0]), "gt.json has 2 annotations with only 1 id"),
+        ("pred", lambda c: c["annotations"].append(c["annotations"][0]), "pred.json has 2 annotations with only"),
+        (
+            "pred",
+            lambda c: c["annotations"][0]["segments_info"][0].update(id="a"),
+            "pred.json is no COCO panoptic json",
+        ),
+        (
+            "gt",
+            lambda c: c["annotations"][0]["segments_info"][0].update(category_id=[]),
+            "it has [] where an id",
+        ),
+        ("gt", lambda c: c["categories"][0].update(id=[]), "gt.json: a category is a number and a name of one line"),
+        ("gt", lambda c: c["categories"][0].update(name=None), "got 17 and None"),
     ],
 )
 def test_bad_panoptic_files(fails, panoptic, tmp_path, name, change, message):
@@ -164,11 +178,39 @@ def test_instance(score, instances):
         ("pred", lambda c: c[0]["segmentation"].update(size=[6, 4]), "image 0: a mask is of the size [6, 4]"),
         ("gt", lambda c: c["annotations"][1].pop("area"), "gt.json is no COCO json of instances: it has no 'area'"),
         ("gt", lambda c: c["categories"][0].update(name="sky"), "gt.json is to name its classes, each differently"),
+        ("gt", lambda c: c["categories"][0].update(name=None), "gt.json is to name its classes, each differently"),
+        ("gt", lambda c: c["images"].append(c["images"][0]), "gt.json: two images have the id 0"),
+        (
+            "gt",
+            lambda c: c["images"][1].update(height="4"),
+            "gt.json: the height of image 1 is '4', not one of 1 to",
+        ),
+        ("gt", lambda c: c["images"][0].update(height=2**40), "gt.json: the height of image 0 is 1099511627776"),
+        ("gt", lambda c: c["annotations"][1].update(area="16"), "image 1: an instance has the area '16', a number is"),
+        ("gt", lambda c: c["annotations"][1].update(iscrowd=None), "image 1: iscrowd is 0 or 1, got None"),
+        (
+            "pred",
+            lambda c: c[0].update(score=float("nan")),
+            "image 0: an instance has the score nan",
+        ),
+        (
+            "pred",
+            lambda c: c[0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
+            "image 0: a polygon far outside an im",
+        ),
+        ("pred", lambda c: c[0]["segmentation"].update(counts=[0, 16.5, 7.5]), "image 0: the runs of a mask are whole"),
+        ("pred", lambda c: c[0]["segmentation"].update(size=4), "image 0: a mask is of the size 4"),
     ],
 )
 def test_bad_instance_files(fails, instances, tmp_path, name, change, message):
     edit(tmp_path / f"{name}.json", change)
     assert message in fails("instance", *instances)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 4], 3, [0, 0, "4", 4], [0, 0, float("nan"), 4]])
+def test_bad_boxes(fails, instances, tmp_path, box):
+    edit(tmp_path / "pred.json", lambda c: c[0].update(bbox=box))
+    assert "image 0: an instance has the bbox" in fails("instance", *instances, "--iou-type", "bbox")
 
 
 def test_missing_or_broken_json(fails, instances, tmp_path):
@@ -280,6 +322,13 @@ def test_referring(score, expressions, tmp_path):
         ("pred", lambda c: c["annotations"][0].pop("id"), "it has no 'id'"),
         ("pred", lambda c: c["annotations"][0]["segmentation"].update(size=[6, 4]), "pred.json: prediction 10: a mask"),
         ("gt", lambda c: c["annotations"][0].update(segmentation=[]), "gt.json: annotation 10: a segmentation without"),
+        (
+            "gt",
+            lambda c: c["annotations"][0]["segmentation"].update(counts=None),
+            "annotation 10: the counts of a",
+        ),
+        ("gt", lambda c: c["annotations"][0].update(segmentation={**code(0), "counts": "08`0P"}), "mask are cut short"),
+        ("gt", lambda c: c["images"][0].update(width=0), "gt.json: the width of image 5 is 0, not one of 1 to"),
         ("gt", lambda c: c["annotations"][0].update(image_id=6), "gt.json is no COCO json of expressions: its list of"),
     ],
 )

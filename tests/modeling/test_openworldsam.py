@@ -290,6 +290,8 @@ def test_a_prompt_without_a_row_after_two_stages_keeps_its_place_among_the_expre
         ("MODEL.INFERENCE.TOP_K", -3),
         ("MODEL.SAM2.IMAGE_SIZE", 100),
         ("MODEL.PROMPT_ENCODER.MAX_TOKENS", 5000),
+        ("MODEL.PIXEL_MEAN", [123.0]),
+        ("MODEL.PIXEL_STD", [58.0, 57.0, 0.0]),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(build, key, value):

@@ -169,6 +169,10 @@ def test_without_saved_predictions_the_page_says_how_to_get_pictures(runs):
     [
         (["--runs", "nowhere"], "nowhere/results.json not found; tools/eval_net.py --output nowhere writes it"),
         (["--runs", "one", "broken"], "broken/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "damaged"], "damaged/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "unlike"], "unlike/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "cut"], "images/000000000000.json is not what tools/eval_net.py writes: it has no 'prediction'"),
+        (["--runs", "lacking"], "lacking/results.json is not what tools/eval_net.py writes"),
         (["--runs", "one", "one"], "give 2 runs as many names, all different (--names); got one, one"),
         (["--runs", "one", "other", "--names", "a"], "give 2 runs as many names"),
         (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; there are ade20k_150_val"),
@@ -180,6 +184,11 @@ def test_errors_of_the_user_are_one_line(runs, tmp_path, monkeypatch, capsys, ar
     monkeypatch.chdir(tmp_path)
     Path("broken").mkdir()
     Path("broken/results.json").write_text('{"benchmarks": ')
+    write(Path("damaged"), {"a_val": semantic("45")})
+    write(Path("lacking"), {"a_val": semantic()}, weights=None)
+    write(Path("unlike"), {"a_val": {**semantic(), "skipped": ["b.jpg"]}})
+    save(write(Path("cut"), {"a_val": semantic()}) / "predictions/a_val", count=1)
+    Path("cut/predictions/a_val/images/000000000000.json").write_text("{}")
     save(write(Path("lost"), {"a_val": semantic()}) / "predictions/a_val")
     Path("lost/predictions/a_val/images/000000000000.png").unlink()
     with pytest.raises(SystemExit) as exited:

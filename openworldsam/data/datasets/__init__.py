@@ -25,11 +25,14 @@ def register_datasets(cfg: CfgNode) -> None:
         ValueError: names the key that is wrong.
     """
     shapes.register(cfg)
+    if not all(isinstance(path, str) for path in cfg.DATASETS.OWN):
+        raise ValueError(f"DATASETS.OWN is a list of names of files, got {cfg.DATASETS.OWN!r}")
     for path in cfg.DATASETS.OWN:
         own.register(path)
 
 
 def check_registered(names: Iterable[str]) -> None:
     """Raise ValueError if a dataset of one of the names is not registered."""
-    if unknown := sorted(set(names) - set(DatasetCatalog.list())):
+    known = DatasetCatalog.list()
+    if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")

@@ -245,13 +245,16 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
             lines = (root / benchmark.listed).read_text(encoding="utf-8").split()
         except FileNotFoundError:
             raise FileNotFoundError(f"{root / benchmark.listed} not found. {advice}".rstrip()) from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{root / benchmark.listed} is no text") from None
         patterns = [benchmark.images.replace("*", line, 1) for line in dict.fromkeys(lines)]
     stars = re.compile(re.escape(benchmark.images).replace(r"\*", "([^/]*)"))
     pairs = []
     for pattern in patterns:
         for image in sorted(root.glob(pattern)) if "*" in pattern else [root / pattern]:
             match = stars.fullmatch(image.relative_to(root).as_posix())
-            assert match  # it was found by the same pattern
+            if not match:
+                raise ValueError(f"{root / benchmark.listed} has a line that is no name: it makes {image}")
             labels = benchmark.labels
             for part in match.groups():
                 labels = labels.replace("*", part, 1)

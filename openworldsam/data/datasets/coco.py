@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = ("panoptic", "instance", "semantic")
 """Tasks on which a dataset with panoptic ground truth can be scored."""
+MAX_SIDE = 65_535
+"""Of an image; with more, pycocotools' count of pixels overflows, and the process ends."""
 VOID = 255
 """Label of pixels that no class owns, in semantic ground truth."""
 
@@ -206,6 +208,8 @@ def load_panoptic(
             _record(annotation, images, image_root, panoptic_root, semseg_root, contiguous, categories)
             for annotation in content["annotations"]
         ]
+        if twice := [i for i, times in Counter(r["image_id"] for r in records).items() if times > 1]:
+            raise ValueError(f"{len(twice)} images are annotated twice, such as image {twice[0]}")
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} is no COCO panoptic json: {lack(error)}. {hint}".rstrip()) from error
     except ValueError as error:
@@ -234,10 +238,13 @@ def _record(
                 f"segment {segment['id']} of image {image['id']} has the category id {segment['category_id']!r}, which "
                 f"is none of the {len(categories)} known ones; give `categories` that fit the file"
             )
-        is_thing, is_crowd = categories[index].is_thing, segment.get("iscrowd", 0)
+        is_thing, crowd = categories[index].is_thing, is_crowd(segment)
         segments.append(
-            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=is_crowd, area=segment["area"])
+            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=crowd, area=segment["area"])
         )
+    ids = [segment["id"] for segment in segments]
+    if not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"the segments of image {image['id']} are to have a number each, of its own; they have {ids}")
     record = PanopticRecord(
         file_name=str(Path(image_root, image["file_name"])),
         image_id=image["id"],
@@ -267,6 +274,9 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
         categories = tuple(Category(c["id"], c["name"], all_things or bool(c["isthing"])) for c in listed)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} lists no panoptic classes: {lack(error)}") from error
+    for id_, name, *_ in categories:
+        if not isinstance(id_, int) or not isinstance(name, str) or len(name.strip().splitlines()) != 1:
+            raise ValueError(f"{json_file}: a category is a number and a name of one line, got {id_!r} and {name!r}")
     for column in ("id", "name"):
         found = Counter(str(getattr(category, column)) for category in categories)
         if twice := sorted(value for value, times in found.items() if times > 1):
@@ -301,7 +311,8 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """The images of a json by their id.
 
     Raises:
-        ValueError: two images have one id, or an id is no number.
+        KeyError: an image has no id or size.
+        ValueError: two images have one id, or an id or size is no number.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for image in images:
@@ -309,8 +320,22 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
             raise ValueError(f"the image id {image['id']!r} is no whole number")
         if image["id"] in found:
             raise ValueError(f"two images have the id {image['id']}")
+        for key in ("height", "width"):
+            if not isinstance(image[key], int) or not 1 <= image[key] <= MAX_SIDE:
+                raise ValueError(f"the {key} of image {image['id']} is {image[key]!r}, not one of 1 to {MAX_SIDE}")
         found[image["id"]] = image
     return found
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> int:
+    """The flag of a COCO annotation, which may be left out.
+
+    Raises:
+        ValueError: it is neither 0 nor 1.
+    """
+    if (value := annotation.get("iscrowd", 0)) not in (0, 1):
+        raise ValueError(f"iscrowd is 0 or 1, got {value!r}")
+    return int(value)
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from openworldsam.data.datasets.coco import Category, Segment, by_id, lack, read_json, warn_of_missing
+from openworldsam.data.datasets.coco import Category, Segment, by_id, is_crowd, lack, read_json, warn_of_missing
 from openworldsam.data.datasets.refcocog import Segmentation, union_mask
 
 
@@ -67,7 +67,7 @@ def load_instances(
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
-            crowd, mask = annotation.get("iscrowd", 0), annotation["segmentation"]
+            crowd, mask = is_crowd(annotation), annotation["segmentation"]
             own = records[annotation["image_id"]]["instances"]
             own.append(Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask))
     except (KeyError, TypeError) as error:

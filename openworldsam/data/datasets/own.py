@@ -122,6 +122,8 @@ def _described(path: Path, content: Any) -> Description:
     if kinds != ["labels"] and "ignore" in content:
         raise ValueError("ignore goes with labels; in a json, pixels that no segment has are of no class")
     name = _text(content, "name")
+    if name in (".", "..") or "/" in name or len(name.splitlines()) > 1:
+        raise ValueError(f"name is that of a folder too, so without slashes and line breaks, got {name!r}")
     return Description(
         path=path,
         name=name,
@@ -156,6 +158,8 @@ def _classes(value: Any) -> dict[int, str]:
     for number, name in classes.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class {number} has no name but {name!r}; put quotes around words such as yes and no")
+        if len(name.strip().splitlines()) > 1:
+            raise ValueError(f"class {number} has a line break in its name: {name!r}")
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"class {name!r} has the value {number!r}, a whole number from 0 is needed")
     plain = {number: name.strip() for number, name in classes.items()}

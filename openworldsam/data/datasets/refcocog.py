@@ -162,9 +162,6 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
             segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
             if not segmentation:
                 raise ValueError("a segmentation without a polygon of three points")
-            far = 10 * max(height, width)  # a length that pycocotools would allocate; NaN is not within it either
-            if not all(abs(number) <= far for polygon in segmentation for number in polygon):
-                raise ValueError(f"a polygon far outside an image of {height} x {width} pixels")
         return rle.decode(to_rle(segmentation, (height, width))).astype(bool)
     except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
         raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
@@ -196,8 +193,10 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
         if isinstance(error, OSError):
             raise
         raise ValueError(f"{path} is not trusted or is damaged: {error}. Fetch refcocog.zip again") from error
-    keys = {"ann_id", "image_id", "split", "sentences"}
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) and keys <= ref.keys() for ref in refs):
+    keys = {"ann_id": int, "image_id": int, "split": str, "sentences": list}
+    if not isinstance(refs, list) or not all(
+        isinstance(ref, dict) and all(isinstance(ref.get(key), kind) for key, kind in keys.items()) for ref in refs
+    ):
         raise ValueError(f"{path} is no list of references with {', '.join(sorted(keys))}; RefCOCOg's refs(umd).p is")
     return refs
 
