@@ -18,8 +18,8 @@ RECORDED = json.loads((SHIPPED / "recorded.json").read_text())
 """What the weights scored on the first scenes of each split when they were made."""
 
 
-MIOU_FLOOR = 20
-"""After 150 steps on 30 scenes; measured 25.0, and 15.4 after one step."""
+PQ_FLOOR = 15
+"""After 150 steps on 30 scenes; measured 22.3, and 7.4 after one step."""
 
 
 def tool(name, *words):
@@ -67,5 +67,5 @@ def test_an_adapter_learns_from_the_encoders(tmp_path):
         words = ["--benchmarks", "shapes_val", "--output", folder, "MODEL.WEIGHTS", folder / "adapter.safetensors"]
         tool("eval_net.py", "--config-file", CONFIGS["openworldsam"], *words, "TEST.MAX_IMAGES", 30)
         found[iterations] = scores(folder)["shapes_val"]
-    assert found[150]["panoptic"]["PQ"] > found[1]["panoptic"]["PQ"] + 1
-    assert found[150]["semantic"]["mIoU"] > MIOU_FLOOR > found[1]["semantic"]["mIoU"]
+    assert found[150]["panoptic"]["PQ"] > PQ_FLOOR > found[1]["panoptic"]["PQ"]
+    assert found[150]["semantic"]["mIoU"] > found[1]["semantic"]["mIoU"] + 5

@@ -27,8 +27,8 @@ from openworldsam.pretraining.loop import Schedule, pretrain
 logger = logging.getLogger(__name__)
 
 SCHEDULES = {
-    "sam2": Schedule(steps=7500, batch_size=8, learning_rate=1e-3),
-    "beit3": Schedule(steps=10_000, batch_size=8, learning_rate=1e-3, warmup=500),
+    "sam2": Schedule(steps=12_000, batch_size=8, learning_rate=1e-3),
+    "beit3": Schedule(steps=16_000, batch_size=8, learning_rate=1e-3, warmup=500),
 }
 TOKENIZER_SCENES = 3000
 """Scenes whose texts the vocabulary is made of."""

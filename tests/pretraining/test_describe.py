@@ -110,6 +110,8 @@ def test_a_perfect_description_costs_nothing_and_the_form_of_stuff_neither():
     told[thing, BOX] += 0.1
     total = truth[:, -1].sum()
     torch.testing.assert_close(description_loss(told, truth), 2 * 0.1 * truth[thing, -1] / total)
+    told[thing, FORM] += 0.1
+    torch.testing.assert_close(description_loss(told, truth), (2 * 0.1 + 50 * 0.1**2) * truth[thing, -1] / total)
 
 
 def test_form_of_a_turned_mask_is_that_of_the_mask():
