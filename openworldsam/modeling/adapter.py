@@ -26,7 +26,7 @@ class DecoderTokens(NamedTuple):
     own: [R, C].
     image_index: [R] on the CPU, whose image each row looks at.
     shared: [R, C] or None.
-    group: [R] on the CPU, ascending; rows of one group interact.
+    group: [R] on the CPU, ascending; rows of one group are of one image, and interact if there is `shared`.
     """
 
     own: Tensor
@@ -35,16 +35,14 @@ class DecoderTokens(NamedTuple):
     shared: Tensor | None = None
 
     def chunks(self, rows: Tensor, size: int) -> list[Tensor]:
-        """Split row numbers [r] into runs of at most `size` whose rows have the same number of tokens.
+        """Split row numbers [r] into runs of at most `size` of one image whose rows have the same number of tokens.
 
         Beyond 512 tokens the runs get shorter, so that memory stays bounded.
         """
-        if not len(rows):
-            return []
-        if self.shared is None:
-            return list(rows.split(size))
         groups, counts = torch.unique_consecutive(self.group[rows], return_counts=True)
-        tokens = torch.bincount(self.group)[groups].tolist()
+        tokens = (
+            torch.ones_like(groups).tolist() if self.shared is None else torch.bincount(self.group)[groups].tolist()
+        )
         runs = zip(rows.split(counts.tolist()), tokens, strict=True)
         return [part for run, t in runs for part in run.split(max(1, size * 512 // max(512, t)))]
 

@@ -5,7 +5,7 @@ Shapes: B images, C = WIDTH = 256 channels, S = IMAGE_SIZE / 16 = 64 feature sid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,17 +29,10 @@ class ImageFeatures(NamedTuple):
     embed: Tensor
     high_res: tuple[Tensor, Tensor]
 
-    def select(self, image_index: Tensor) -> ImageFeatures:
-        """The features of the image of each row: [R] indices -> R > 0 rows. Rows of one image share its memory."""
-        first = int(image_index[0])
-        if bool((image_index == first).all()):
-            one = ImageFeatures(*_map(lambda x: x[first : first + 1], self))
-            return ImageFeatures(*_map(lambda x: x.expand(len(image_index), -1, -1, -1), one))
-        return ImageFeatures(*_map(lambda x: x[image_index.to(x.device)], self))
-
-
-def _map(function: Callable[[Tensor], Tensor], features: ImageFeatures) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return function(features.embed), (function(features.high_res[0]), function(features.high_res[1]))
+    def of_image(self, image: int) -> ImageFeatures:
+        """The features of one image, as a batch of one."""
+        one = slice(image, image + 1)
+        return ImageFeatures(self.embed[one], (self.high_res[0][one], self.high_res[1][one]))
 
 
 class SAM2ImageEncoder(nn.Module):

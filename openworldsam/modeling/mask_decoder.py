@@ -6,7 +6,7 @@ Shapes: B images, R query rows, r rows of a chunk, T tokens of a row, C width, S
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures
+from openworldsam.modeling.two_way import SharedImage, decode_masks, shared_image
 
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
@@ -122,16 +123,16 @@ class SAM2MaskDecoder(nn.Module):
             rows = torch.arange(len(tokens.own))
         no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         dynamic = self.dynamic_multimask and not single_mask
-        positions = self.positions()
-        return self._join(
-            len(rows),
-            (
-                self._decode(
-                    features.select(tokens.image_index[part]), positions, tokens.gather(part), no_mask, dynamic
-                )
-                for part in tokens.chunks(rows, self.chunk)
-            ),
-        )
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            image, shared = -1, None
+            for part in tokens.chunks(rows, self.chunk):
+                own = int(tokens.image_index[part[0]])
+                if own != image or shared is None:
+                    image, shared = own, self._shared(features, own, no_mask)
+                yield self._decode(shared, tokens.gather(part), None, dynamic)
+
+        return self._join(len(rows), chunks())
 
     def refine(self, features: ImageFeatures, image_index: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Decode once more with masks as the only prompt (paper Sec. 3, two-stage inference).
@@ -145,35 +146,26 @@ class SAM2MaskDecoder(nn.Module):
             mask logits [n, 4S, 4S] and predicted IoU [n].
         """
         no_tokens = mask_logits.new_zeros(1, 0, features.embed.shape[1])
-        positions = self.positions()
-        chunks = zip(image_index.split(self.chunk), mask_logits.split(self.chunk), strict=True)
-        return self._join(
-            len(mask_logits),
-            (
-                self._decode(
-                    features.select(index),
-                    positions,
-                    no_tokens.expand(len(index), -1, -1),
-                    self.prompt_encoder.mask_downscaling(logits[:, None]),
-                    self.dynamic_multimask,
-                )
-                for index, logits in chunks
-                if len(index)
-            ),
-        )
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            images, counts = torch.unique_consecutive(image_index, return_counts=True)
+            for image, own in zip(images.tolist(), mask_logits.split(counts.tolist()), strict=True):
+                shared = self._shared(features, image, None)
+                for logits in own.split(self.chunk):
+                    dense = self.prompt_encoder.mask_downscaling(logits[:, None])
+                    yield self._decode(shared, no_tokens.expand(len(logits), -1, -1), dense, self.dynamic_multimask)
+
+        return self._join(len(mask_logits), chunks())
+
+    def _shared(self, features: ImageFeatures, image: int, dense: Tensor | None) -> SharedImage:
+        """What the rows of one image share; see `shared_image`."""
+        return shared_image(self.decoder, features.of_image(image), self.positions(), dense)
 
     def _decode(
-        self, features: ImageFeatures, positions: Tensor, tokens: Tensor, dense: Tensor, dynamic_multimask: bool
+        self, image: SharedImage, tokens: Tensor, dense: Tensor | None, dynamic_multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """features of r rows, tokens [r, T, C], dense prompt [1 or r, C, S, S] -> logits [r, 4S, 4S], IoU [r]."""
-        logits, iou, _, _ = self.decoder.predict_masks(
-            image_embeddings=features.embed,
-            image_pe=positions,
-            sparse_prompt_embeddings=tokens,
-            dense_prompt_embeddings=dense,
-            repeat_image=False,
-            high_res_features=list(features.high_res),
-        )
+        """r rows of one image, tokens [r, T, C], dense prompt [r, C, S, S] -> logits [r, 4S, 4S], IoU [r]."""
+        logits, iou = decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
         return select_mask(logits, iou, dynamic_multimask)
 
     def _join(self, num_rows: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

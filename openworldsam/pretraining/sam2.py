@@ -161,14 +161,14 @@ class TinySAM2(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [N, 4, M, M] and predicted IoU [N, 4] for tokens [N, T, C] and, if given, logits [N, 1, M, M]."""
         _, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
-        chosen = features.select(image_index)
+        image_index = image_index.to(features.embed.device)
         logits, iou, _, _ = self.mask_decoder.decoder.predict_masks(
-            image_embeddings=chosen.embed,
+            image_embeddings=features.embed[image_index],
             image_pe=self.mask_decoder.positions(),
             sparse_prompt_embeddings=tokens,
             dense_prompt_embeddings=dense,
             repeat_image=False,
-            high_res_features=list(chosen.high_res),
+            high_res_features=[level[image_index] for level in features.high_res],
         )
         return logits.float(), iou.float()
 

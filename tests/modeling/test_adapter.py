@@ -92,10 +92,10 @@ def test_chunks_cover_every_row_once_and_keep_groups_apart():
     group = torch.tensor([0] * 5 + [1] * 2 + [3] * 4)
     own = torch.zeros(11, C)
     rows = torch.tensor([0, 1, 2, 3, 4, 6, 7, 10])
-    mixed = DecoderTokens(own, group, group).chunks(rows, 3)
-    assert [c.tolist() for c in mixed] == [[0, 1, 2], [3, 4, 6], [7, 10]]
-    apart = DecoderTokens(own, group, group, shared=own).chunks(rows, 3)
-    assert [c.tolist() for c in apart] == [[0, 1, 2], [3, 4], [6], [7, 10]]
+    for shared in (None, own):
+        chunks = DecoderTokens(own, group, group, shared=shared).chunks(rows, 3)
+        assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4], [6], [7, 10]]
+    assert DecoderTokens(own, group, group).chunks(rows[:0], 3) == []
 
 
 def test_many_tokens_make_shorter_chunks():

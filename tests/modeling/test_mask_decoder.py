@@ -132,11 +132,3 @@ def test_refinement_equals_the_sam2_package_with_a_mask_prompt():
         )
         torch.testing.assert_close(logits[row], expected[0, 0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(iou[row], expected_iou[0, 0], rtol=1e-4, atol=1e-5)
-
-
-def test_rows_of_one_image_share_its_memory():
-    f = features()
-    selected = f.select(torch.tensor([1, 1, 1]))
-    assert selected.embed.shape[0] == 3 and selected.embed.data_ptr() == f.embed[1].data_ptr()
-    mixed = f.select(torch.tensor([1, 0, 1]))
-    assert torch.equal(mixed.high_res[0], f.high_res[0][[1, 0, 1]])
