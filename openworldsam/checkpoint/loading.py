@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworldsam.checkpoint.layouts import Source, StateDict, WeightFile, read_weights, renamed
+from openworldsam.modeling.openworldsam import OpenWorldSAM
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ SAM2_BLOCKS = {12: "tiny", 16: "small", 24: "base_plus", 48: "large"}
 BEIT3_WIDTHS = {768: "base", 1024: "large"}
 
 
-def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -> dict[str, Source]:
+def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True) -> dict[str, Source]:
     """Fill a model from MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
 
     A full checkpoint in MODEL.WEIGHTS brings everything; the other two are then not read. On an error the frozen
@@ -94,6 +95,7 @@ def load_weights(model: nn.Module, cfg: CfgNode, *, need_adapter: bool = True) -
                 sources[component] = file.source(component)
                 logger.info("%s weights from %s (%s)", component, path, file.layout)
     _check_complete([c for c in needed if c != "adapter" or need_adapter], sources)
+    model.store_frozen_weights()
     model.to(device)
     if cfg.MODEL.WEIGHTS:
         _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)

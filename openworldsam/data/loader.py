@@ -124,6 +124,7 @@ def training_batches(
             collate_fn=list,
             generator=torch.Generator(),  # else starting the loader would draw from the one that dropout uses
             persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
     )
 

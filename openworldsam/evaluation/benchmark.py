@@ -233,6 +233,7 @@ def _run(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         generator=torch.Generator(),  # starting the loader must not touch the generator of a training
+        pin_memory=torch.cuda.is_available(),
     )
     progress = Progress(len(sampler))
     chunk = chunk_of(cfg, "referring" in benchmark.accumulators)

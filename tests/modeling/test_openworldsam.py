@@ -5,6 +5,7 @@ import torch
 
 from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.openworldsam import PRECISIONS
 
 
 def inputs(pictures, prompts):
@@ -347,3 +348,21 @@ def test_full_size_counts():
     model.prompt_encoder.requires_grad_(False)
     assert trainable(model) == 4_477_440
     assert sum(1 for p in model.parameters() if p.requires_grad) == 59
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@torch.no_grad()
+def test_frozen_matrices_kept_in_half_precision_change_no_bit(build, precision):
+    kept = build("MODEL.PRECISION", precision)
+    rounded_each_time = build()
+    rounded_each_time.precision = precision
+    matrices = [kept.image_encoder.conv_s0.weight, kept.mask_decoder.decoder.iou_prediction_head.layers[0].weight]
+    matrices.append(kept.prompt_encoder.beit3.vision_embed.proj.weight)
+    assert {matrix.dtype for matrix in matrices} == {PRECISIONS[precision]}
+    assert {p.dtype for p in kept.adapter.parameters()} == {torch.float32}
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = [{"image": image, "prompts": ["zebra", "grass"], "is_thing": [True, False]}]
+    found, expected = kept(batch)[0], rounded_each_time(batch)[0]
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+    assert torch.equal(found["instances"].pred_masks, expected["instances"].pred_masks)
+    assert torch.equal(found["semantic"], expected["semantic"])
