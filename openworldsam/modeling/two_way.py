@@ -26,11 +26,12 @@ from openworldsam.modeling.image_encoder import ImageFeatures
 class SharedImage(NamedTuple):
     """What all rows of one image have in common.
 
-    keys: [1, N, C] image tokens.
+    keys: [1, N, C] image tokens, like all here in the number format of the arithmetic.
     positions: [1, N, C].
     projected: keys, values [1, h, N, d] of the first layer's token-to-image attention and queries [1, h, N, d] of its
         image-to-token attention; None if the rows differ from the start.
-    high_res: [N, 4, 4, C/8] and [N, 4, C/4], the pixels of each position together.
+    high_res: [N, 4, 4, C/8] and [N, 4, C/4], the pixels of each position together, plus the biases that the
+        upscaling adds at the same place.
     """
 
     keys: Tensor
@@ -48,9 +49,10 @@ def shared_image(decoder: MaskDecoder, features: ImageFeatures, positions: Tenso
         positions: [1, C, S, S].
         dense: [1, C, S, S], added to the image for every row; None if every row brings its own (`decode_masks`).
     """
-    side = features.embed.shape[-1]
-    places = _flat(positions)
-    keys = _flat(features.embed if dense is None else features.embed + dense)
+    device = features.embed.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.embed.dtype
+    places = _flat(positions).to(dtype)
+    keys = _flat(features.embed if dense is None else features.embed + dense).to(dtype)
     projected = None
     if dense is not None:
         layer = decoder.transformer.layers[0]
@@ -62,10 +64,13 @@ def shared_image(decoder: MaskDecoder, features: ImageFeatures, positions: Tenso
             _heads(to_image, to_image.v_proj(keys)),
             _heads(to_token, to_token.q_proj(positioned)),
         )
+    first, _, _, second, _ = decoder.output_upscaling
+    side = features.embed.shape[-1]
     finest, middle = features.high_res
     finest = finest[0].view(-1, side, 2, 2, side, 2, 2).permute(1, 4, 2, 5, 3, 6, 0).reshape(side**2, 4, 4, -1)
     middle = middle[0].view(-1, side, 2, side, 2).permute(1, 3, 2, 4, 0).reshape(side**2, 4, -1)
-    return SharedImage(keys, places, projected, (finest, middle))
+    high_res = (finest + second.bias).to(dtype), (middle + first.bias).to(dtype)
+    return SharedImage(keys, places, projected, high_res)
 
 
 def decode_masks(
@@ -99,7 +104,7 @@ def _two_way(
 ) -> tuple[Tensor, Tensor]:
     """Tokens [r, T, C] and image look at each other: -> queries [r, T, C], keys [r, N, C]."""
     queries, projected = tokens, image.projected
-    keys = image.keys if dense is None else image.keys + dense
+    keys = image.keys if dense is None else image.keys + dense.to(image.keys.dtype)
     for layer in transformer.layers:
         assert isinstance(layer, TwoWayAttentionBlock)
         positioned = keys + image.positions
@@ -155,13 +160,14 @@ def _image_to_token(
         attended = F.scaled_dot_product_attention(q.expand(rows, -1, -1, -1), keys, values)
         return image + attention.out_proj(attended.transpose(1, 2).flatten(2))
     keys = keys * keys.shape[-1] ** -0.5
+    # softmax over few tokens is slow where they are the last dimension, so the image's tokens are that
     if projected:
-        scores = (projected[2] @ keys.mT).transpose(1, 2)  # [r, N, h, T]
+        scores = keys @ projected[2].mT  # [r, h, T, N]
     else:
         absorbed = torch.einsum("rhtd,hdc->rhtc", keys, _by_head(attention.q_proj.weight, attention)).flatten(1, 2)
         offset = torch.einsum("rhtd,hd->rht", keys, attention.q_proj.bias.view(attention.num_heads, -1)).flatten(1)
-        scores = torch.baddbmm(offset[:, None], positioned, absorbed.mT).unflatten(2, (-1, length))
-    weights = scores.softmax(dim=-1).flatten(2)  # [r, N, h * T]
+        scores = torch.baddbmm(offset[..., None], absorbed, positioned.mT).unflatten(1, (-1, length))
+    weights = scores.softmax(dim=2).flatten(1, 2).mT  # [r, N, h * T]
     out = _by_head(attention.out_proj.weight.T, attention)  # [h, d, C]
     contributions = torch.einsum("rhtd,hdc->rhtc", values, out)
     # every head's weights add up to 1, so what one head contributes may carry the bias
@@ -188,10 +194,8 @@ def _upscaled_masks(upscaling: nn.Sequential, keys: Tensor, high_res: tuple[Tens
 
 
 def _pixels(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A transposed 2 x 2 convolution of stride 2 as a matrix product: [..., in] -> [..., 4, out]."""
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4 * out, in]
-    assert convolution.bias is not None
-    return F.linear(x, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    """A transposed 2 x 2 convolution of stride 2, without bias, as a matrix product: [..., in] -> [..., 4, out]."""
+    return F.linear(x, convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)).unflatten(-1, (4, -1))
 
 
 def _few(attention: Attention, length: int) -> bool:
