@@ -38,6 +38,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         use_image: False encodes the text alone (Table 4, row 3).
         chunk: prompts encoded at a time.
         antialias: antialias when the image shrinks.
+        compiled: run a chunk through torch.compile.
     """
 
     component = "beit3"
@@ -58,6 +59,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         use_image: bool = True,
         chunk: int = 32,
         antialias: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not 3 <= max_tokens <= POSITIONS - 2:
@@ -71,6 +73,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         self.patch_size = patch_size
         self.use_image = use_image
         self.chunk = chunk
+        self._first_token = torch.compile(first_token, dynamic=True) if compiled else first_token
         self.antialias = antialias
         self.max_tokens = max_tokens
         self.tokenizer_file = tokenizer
@@ -108,6 +111,7 @@ class BEiT3PromptEncoder(PromptEncoder):
             "max_tokens": encoder.MAX_TOKENS,
             "use_image": encoder.USE_IMAGE,
             "chunk": encoder.CHUNK,
+            "compiled": cfg.MODEL.COMPILE,
             "antialias": cfg.INPUT.ANTIALIAS,
         }
 
@@ -161,4 +165,4 @@ class BEiT3PromptEncoder(PromptEncoder):
         device = self.beit3.text_embed.weight.device
         own_vision = None if vision is None else vision[image_index.to(device)]
         padding = ids == PAD_ID
-        return first_token(self.beit3, own_vision, ids.to(device), padding.to(device) if padding.any() else None)
+        return self._first_token(self.beit3, own_vision, ids.to(device), padding.to(device) if padding.any() else None)
