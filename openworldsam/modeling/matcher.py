@@ -14,7 +14,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-
 CHUNK_BYTES = 16 * 2**20
 """Logits whose costs are computed at a time, at most (those of one prompt at least)."""
 
