@@ -123,8 +123,8 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """benchmark.json and benchmark.md."""
-    for name, text in (("json", json.dumps(content, indent=1)), ("md", markdown(content))):
-        save_atomically(folder / f"benchmark.{name}", lambda p, text=text: p.write_text(text, encoding="utf-8"))
+    save_atomically(folder / "benchmark.json", lambda p: p.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+    save_atomically(folder / "benchmark.md", lambda p: p.write_text(markdown(content), encoding="utf-8"))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

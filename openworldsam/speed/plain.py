@@ -97,8 +97,10 @@ class PlainPipeline(Pipeline):
 
     def _embed(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
         """[1, 3, s, s] and P texts -> [P, D]: the image once for each text, all padded to the longest."""
-        ids = self.model.prompt_encoder.tokenizer(prompts).to(image.device)
-        output = self.model.prompt_encoder.beit3(
+        encoder = self.model.prompt_encoder
+        assert isinstance(encoder, BEiT3PromptEncoder)
+        ids = encoder.tokenizer(prompts).to(image.device)
+        output = encoder.beit3(
             textual_tokens=ids,
             visual_tokens=image.repeat(len(ids), 1, 1, 1),
             text_padding_position=ids == PAD_ID,
