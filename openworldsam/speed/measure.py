@@ -73,7 +73,7 @@ def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, rep
     """
     costs = {name: Cost([]) for name in calls}
     for turn in range(warmup + repeats):
-        for name in list(calls)[:: 1 if turn % 2 else -1]:
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
             cost = costs[name]
             if cost.error:
                 continue
@@ -85,8 +85,13 @@ def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, rep
                 else:
                     cost.seconds.append(seconds(calls[name], device))
             except OUT_OF_MEMORY as error:
-                cost.error = str(error).split(". ")[0]
+                cost.error = first_sentence(error)
     return costs
+
+
+def first_sentence(error: Exception) -> str:
+    """CUDA's go on for a paragraph."""
+    return str(error).split(". ")[0]
 
 
 def seconds(call: Call, device: torch.device) -> float:

@@ -6,7 +6,6 @@ one image.
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -122,13 +121,6 @@ class Pipeline:
         """
         self.prompts, self.is_thing = coco_prompts(count)
 
-    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
-        """No gradient, and the model's precision."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(self.model.autocast())
-        return stack
-
     def pixels(self) -> Tensor:
         """The image, uint8 [3, H, W]."""
         return to_tensor(read_image(Image.open(io.BytesIO(self.image)))).to(self.model.device)
@@ -145,20 +137,20 @@ class Pipeline:
         s.prompt_input = model.prompt_inputs([pixels])
 
     def encode_image(self, s: State) -> None:
-        with self.arithmetic():
+        with torch.no_grad(), self.model.autocast():
             s.features = self.networks["image_encoder"](s.sam2_input)
 
     def encode_prompts(self, s: State) -> None:
-        with self.arithmetic():
+        with torch.no_grad(), self.model.autocast():
             s.embeddings = self.networks["prompt_encoder"](s.prompt_input, self.prompts, self.image_index)
 
     def adapt(self, s: State) -> None:
-        with self.arithmetic():
+        with torch.no_grad(), self.model.autocast():
             positions = self.model.mask_decoder.positions()
             s.tokens = self.networks["adapter"](s.embeddings, s.features.embed, self.image_index, positions)
 
     def decode(self, s: State) -> None:
-        with self.arithmetic():
+        with torch.no_grad(), self.model.autocast():
             self.set_rows(s, *self.networks["mask_decoder"](s.features, s.tokens))
 
     def set_rows(self, s: State, logits: Tensor, scores: Tensor) -> None:

@@ -25,28 +25,16 @@ from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
 from openworldsam.speed.machine import available_memory
 from openworldsam.speed.pipeline import Pipeline, State
 
-MAPS = 6
-"""Maps [R, C, S, S] that live at once while masks are upscaled: the image's tokens and positions, the first upscaling
-(1), the second before and after its activation (2 + 2)."""
-
-
-RELEASED = [
-    "MODEL.ADAPTER.FUSION",
-    "broadcast",
-    "MODEL.ADAPTER.INTERACTION",
-    "image",
-    "MODEL.CRITERION.DIVISOR",
-    "targets",
-]
-RELEASED += ["MODEL.INFERENCE.INSTANCE_NMS", "box", "MODEL.INFERENCE.SEMANTIC_WEIGHT", "softmax"]
-"""What configs/presets/released.yaml says of the model."""
+MAPS, TRAINING_MAPS = 8, 24
+"""Memory of a row in maps [C, S, S], as measured at full size: 7.6 while it is upscaled, 21.5 with its graph; and a
+little more, as a process that the system ends for its memory reports nothing."""
 
 
 class PlainPipeline(Pipeline):
     """The released forward pass, in fp32.
 
     Args:
-        cfg: of the model; `RELEASED` overrides it.
+        cfg: of the model; overridden by what configs/presets/released.yaml says of it.
         model: whose other modules are shared and whose adapter is copied.
         image, random: as for `Pipeline`.
 
@@ -58,19 +46,18 @@ class PlainPipeline(Pipeline):
         if not isinstance(model.prompt_encoder, BEiT3PromptEncoder):
             raise ValueError(f"--against plain needs BEiT-3, not {cfg.MODEL.PROMPT_ENCODER.NAME}")
         cfg = cfg.clone()
-        cfg.merge_from_list(RELEASED)
+        cfg.MODEL.ADAPTER.FUSION, cfg.MODEL.ADAPTER.INTERACTION = "broadcast", "image"
+        cfg.MODEL.INFERENCE.INSTANCE_NMS, cfg.MODEL.INFERENCE.SEMANTIC_WEIGHT = "box", "softmax"
+        cfg.MODEL.CRITERION.DIVISOR = "targets"
         adapter = Adapter(cfg, embed_dim=model.prompt_encoder.embed_dim)
         adapter.load_state_dict(model.adapter.state_dict())
+        shared = ("image_encoder", "prompt_encoder", "mask_decoder", "antialias", "tasks")
         released = OpenWorldSAM(
-            image_encoder=model.image_encoder,
-            prompt_encoder=model.prompt_encoder,
+            **{name: getattr(model, name) for name in shared},
             adapter=adapter,
-            mask_decoder=model.mask_decoder,
             criterion=Criterion(cfg),
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
             pixel_std=cfg.MODEL.PIXEL_STD,
-            antialias=cfg.INPUT.ANTIALIAS,
-            tasks=cfg.MODEL.INFERENCE.TASKS,
             inference=InferenceOptions.from_config(cfg),
         )
         super().__init__("plain", released.to(model.device).eval(), image, random=random)
@@ -80,20 +67,23 @@ class PlainPipeline(Pipeline):
 
     def ask(self, count: int) -> None:
         super().ask(count)
-        rows = count * self.model.adapter.num_queries
+        self._check_memory(1, MAPS)
+
+    def _check_memory(self, images: int, maps: int) -> None:
+        """Raise MemoryError if the rows of so many images, and their tokens, alone and joined to others, do not fit."""
+        rows = len(self.prompts) * self.model.adapter.num_queries
         width, side = self.model.image_encoder.width, self.model.image_encoder.feature_side
-        # the tokens [R, R, C], and again joined to the decoder's own; and MAPS
-        needed = 4 * rows * width * (2 * rows + MAPS * side**2)
-        if needed > available_memory(self.model.device):
-            raise MemoryError(f"needs more than {needed / 2**30:.1f} GiB")
+        needed, free = 4 * images * rows * width * (2 * rows + maps * side**2), available_memory(self.model.device)
+        if needed > free:
+            raise MemoryError(f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
 
+    @torch.no_grad()
     def encode_prompts(self, s: State) -> None:
-        with self.arithmetic():
-            s.embeddings = self._embed(s.prompt_input, self.prompts)
+        s.embeddings = self._embed(s.prompt_input, self.prompts)
 
+    @torch.no_grad()
     def decode(self, s: State) -> None:
-        with self.arithmetic():
-            self.set_rows(s, *self._decode(s.features, s.tokens, dynamic_multimask=True))
+        self.set_rows(s, *self._decode(s.features, s.tokens, dynamic_multimask=True))
 
     def _embed(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
         """[1, 3, s, s] and P texts -> [P, D]: the image once for each text, all padded to the longest."""
@@ -130,6 +120,7 @@ class PlainPipeline(Pipeline):
 
         In fp32, where the released training has fp16; its losses of weight 0 are left out.
         """
+        self._check_memory(len(batch), TRAINING_MAPS)
         losses = []
         for x in batch:
             image, prompts = [x["image"].to(self.model.device)], x["prompts"]

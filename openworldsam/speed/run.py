@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from openworldsam.evaluation.benchmark import evaluate
-from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, count_operations, measure
+from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, count_operations, first_sentence, measure
 from openworldsam.speed.pipeline import PER_IMAGE, STAGES, Pipeline, State
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.training import CACHES, training_step
@@ -90,7 +89,7 @@ class Run:
         states = {name: State() for name in self.pipelines}
         asked = dict(self.pipelines)
         for count in sorted(set(counts)):
-            asked = self._asked(asked, count)
+            asked = self._asked(asked, count, "whole")
             for work, stage in STAGES.items():
                 if work in PER_IMAGE and count != min(counts):
                     continue
@@ -109,7 +108,7 @@ class Run:
         for cache in CACHES:
             work = f"training step, {cache}"
             caching = {n: p for n, p in self.pipelines.items() if not isinstance(p, PlainPipeline)}
-            asked = self._asked(self.pipelines if cache == CACHES[0] else caching, count)
+            asked = self._asked(self.pipelines if cache == CACHES[0] else caching, count, work)
             images = {name: self.cfgs[name].SOLVER.IMS_PER_BATCH for name in asked}
             calls = {name: training_step(self.cfgs[name], p, images[name], cache) for name, p in asked.items()}
             for name, cost in self._costs(work, calls, count).items():
@@ -127,7 +126,7 @@ class Run:
         for name, cost in self._measured(calls).items():
             self._record(name, f"evaluation on {EVALUATED}", cost, images=images)
 
-    def _asked(self, pipelines: Mapping[str, Pipeline], count: int) -> dict[str, Pipeline]:
+    def _asked(self, pipelines: Mapping[str, Pipeline], count: int, work: str) -> dict[str, Pipeline]:
         """Those that can hold so many prompts; it is recorded why the others cannot."""
         asked = {}
         for name, pipeline in pipelines.items():
@@ -135,16 +134,19 @@ class Run:
                 pipeline.ask(count)
                 asked[name] = pipeline
             except MemoryError as error:
-                self._record(name, "whole", Cost([], error=str(error)), prompts=count)
+                self._record(name, work, Cost([], error=str(error)), prompts=count)
         return asked
 
     def _costs(self, work: str, calls: Mapping[str, Call], prompts: int) -> dict[str, Cost]:
         """Measure; count operations first, if only once: neither precision nor compilation changes them."""
+        failed: dict[str, Cost] = {}
         for name, call in calls.items():
             if (name, work, prompts) not in self.operations:
-                with contextlib.suppress(*OUT_OF_MEMORY):  # which the measurement will meet again
+                try:
                     self.operations[name, work, prompts] = count_operations(call)
-        return self._measured(calls)
+                except OUT_OF_MEMORY as error:
+                    failed[name] = Cost([], error=first_sentence(error))
+        return failed | self._measured({name: call for name, call in calls.items() if name not in failed})
 
     def _measured(self, calls: Mapping[str, Call]) -> dict[str, Cost]:
         return measure(calls, self.device, warmup=self.warmup, repeats=self.repeats)

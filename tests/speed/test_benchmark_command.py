@@ -1,7 +1,7 @@
 """The benchmark from end to end on the tiny model, and what it is made of."""
 
 import json
-import subprocess
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -191,9 +191,9 @@ def test_a_step_updates_the_adapter_alone(build):
 
 def test_plain_refuses_what_the_memory_cannot_hold(build, monkeypatch):
     _, plain = pipelines(build, "paper")
-    monkeypatch.setattr("openworldsam.speed.plain.available_memory", lambda device: 2**30)
+    monkeypatch.setattr("openworldsam.speed.plain.available_memory", lambda device: 2**28)
     plain.ask(10)
-    with pytest.raises(MemoryError, match="needs more than 1"):
+    with pytest.raises(MemoryError, match="needs about 0"):
         plain.ask(400)
 
 
@@ -229,7 +229,7 @@ def test_time_and_memory_are_those_of_the_call():
     costs = measure({"sleep": lambda: time.sleep(0.02)}, CPU, warmup=1, repeats=2)
     assert all(0.02 <= s < 2 for s in costs["sleep"].seconds)
     for _ in range(2):  # what the first call freed does not hide the second
-        assert 40e6 <= peak_memory(lambda: np.ones(40_000_000, dtype=np.uint8).sum(), CPU) < 60e6
+        assert 39e6 < peak_memory(lambda: np.ones(40_000_000, dtype=np.uint8).sum(), CPU) < 60e6
 
 
 def test_prompts_are_coco_classes_of_both_kinds_and_begin_again():
@@ -238,9 +238,11 @@ def test_prompts_are_coco_classes_of_both_kinds_and_begin_again():
     assert coco_prompts(6) == (names[:6], [True, False] * 3) and is_thing[:6] == [True, False] * 3
 
 
-def test_the_tool_has_help():
-    done = subprocess.run([sys.executable, ROOT / "tools/benchmark.py", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "--against" in done.stdout
+def test_the_tool_has_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
+    with pytest.raises(SystemExit) as exited:
+        runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+    assert not exited.value.code and "--against" in capsys.readouterr().out
 
 
 def test_random_weights_pass_one_query_of_each_prompt(build):
