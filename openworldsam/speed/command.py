@@ -71,7 +71,7 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
         "weights": "random" if random else "of the config",
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    return Contender(cfg, Pipeline(name, model.to(device).eval(), image, random=random), about)
+    return Contender(cfg, Pipeline(name, cfg, model.to(device).eval(), image, random=random), about)
 
 
 def contenders(args: argparse.Namespace, image: bytes, scratch: Path) -> list[Contender]:

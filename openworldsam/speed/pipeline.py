@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
 
@@ -59,7 +60,6 @@ STAGES = {
     "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("rows",)),
     "post-processing": Stage("post_process", None, ("rows",), ()),
 }
-NETWORKS = tuple(stage.module for stage in STAGES.values() if stage.module)
 PER_IMAGE = ("decode and resize", "image encoder")
 """The stages that do not depend on the prompts."""
 
@@ -93,7 +93,7 @@ class Pipeline:
 
     Args:
         name: in the results.
-        model: on its device, in eval mode.
+        cfg, model: the latter built of the former, on its device, in eval mode.
         image: bytes of an image file.
         random: the weights are, so the scores mean nothing; one query of each prompt passes every threshold instead.
 
@@ -101,17 +101,20 @@ class Pipeline:
         ValueError: two-stage inference, which has no stage here.
     """
 
-    def __init__(self, name: str, model: OpenWorldSAM, image: bytes, *, random: bool) -> None:
+    def __init__(self, name: str, cfg: CfgNode, model: OpenWorldSAM, image: bytes, *, random: bool) -> None:
         if model.inference.two_stage:
             raise ValueError("MODEL.INFERENCE.TWO_STAGE is not measured; the benchmark needs it False")
-        self.name, self.model, self.image, self.random = name, model, image, random
-        self.networks: dict[str, Callable[..., Any]] = {n: getattr(model, n) for n in NETWORKS}
+        self.name, self.cfg, self.model, self.image, self.random = name, cfg, model, image, random
+        self._weights = model.state_dict()
 
     def use(self, precision: str, compiled: bool) -> None:
-        """Compute in this precision from now on, the networks by torch.compile or not."""
-        self.model.precision = precision
-        networks = {name: getattr(self.model, name) for name in NETWORKS}
-        self.networks = {n: torch.compile(network) for n, network in networks.items()} if compiled else networks
+        """From now on the model is as its config with this MODEL.PRECISION and MODEL.COMPILE builds it."""
+        cfg, device = self.cfg.clone(), self.model.device
+        cfg.MODEL.PRECISION, cfg.MODEL.COMPILE = precision, compiled
+        self.model = OpenWorldSAM(cfg)
+        self.model.load_state_dict(self._weights, assign=True)
+        self.model.store_frozen_weights()
+        self.model.to(device).eval()
 
     def ask(self, count: int) -> None:
         """Ask for so many prompts from now on.
@@ -138,20 +141,20 @@ class Pipeline:
 
     def encode_image(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            s.features = self.networks["image_encoder"](s.sam2_input)
+            s.features = self.model.image_encoder(s.sam2_input)
 
     def encode_prompts(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            s.embeddings = self.networks["prompt_encoder"](s.prompt_input, self.prompts, self.image_index)
+            s.embeddings = self.model.prompt_encoder(s.prompt_input, self.prompts, self.image_index)
 
     def adapt(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
             positions = self.model.mask_decoder.positions()
-            s.tokens = self.networks["adapter"](s.embeddings, s.features.embed, self.image_index, positions)
+            s.tokens = self.model.adapter(s.embeddings, s.features.embed, self.image_index, positions)
 
     def decode(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            self.set_rows(s, *self.networks["mask_decoder"](s.features, s.tokens))
+            self.set_rows(s, *self.model.mask_decoder(s.features, s.tokens))
 
     def set_rows(self, s: State, logits: Tensor, scores: Tensor) -> None:
         """Label the decoded rows, logits [R, h, w] and scores [R], by prompt."""

@@ -60,7 +60,7 @@ class PlainPipeline(Pipeline):
             pixel_std=cfg.MODEL.PIXEL_STD,
             inference=InferenceOptions.from_config(cfg),
         )
-        super().__init__("plain", released.to(model.device).eval(), image, random=random)
+        super().__init__("plain", cfg, released.to(model.device).eval(), image, random=random)
 
     def use(self, precision: str, compiled: bool) -> None:
         """Nothing: the released code runs in fp32, not compiled."""

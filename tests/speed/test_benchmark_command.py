@@ -48,7 +48,7 @@ def pipelines(build, preset, **options):
     model = build(*opts)
     image = encoded_image(options.get("image"))
     tiny = load_config(TINY, opts)
-    return Pipeline("ours", model, image, random=False), PlainPipeline(tiny, model, image, random=False)
+    return Pipeline("ours", tiny, model, image, random=False), PlainPipeline(tiny, model, image, random=False)
 
 
 def cfg_value(cfg, key):
@@ -95,13 +95,11 @@ def test_a_config_against_itself_takes_the_same_operations(tmp_path):
 
 def test_half_precision_and_compilation_are_runs_of_their_own(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f.__name__) or f)
     content = command(tmp_path, "--precision", "fp32", "bf16", "--compile", "--parts", "stages", "--prompts", "2")
     runs = {(r["precision"], r["compiled"]) for r in content["records"]}
     assert runs == {("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)}
-    assert {type(module).__name__ for module in compiled} == {
-        "SAM2ImageEncoder", "BEiT3PromptEncoder", "Adapter", "SAM2MaskDecoder",
-    }  # fmt: skip
+    assert sorted(compiled) == sorted(2 * ["_call_impl", "first_token", "decode_masks"])  # the first: a module's own
 
 
 @pytest.mark.parametrize(
@@ -248,6 +246,6 @@ def test_the_tool_has_help(monkeypatch, capsys):
 def test_random_weights_pass_one_query_of_each_prompt(build):
     model = build(weights=False)
     assert isinstance(model, OpenWorldSAM)
-    pipeline = Pipeline("random", model, encoded_image(None), random=True)
+    pipeline = Pipeline("random", load_config(TINY), model, encoded_image(None), random=True)
     pipeline.ask(3)
     assert pipeline.whole().rows.scores.tolist() == [1, 0, 0, 0] * 3
