@@ -45,7 +45,7 @@ lint: install
 # IMAGE="'my images/a.jpg'" has a space.
 IMAGE ?=
 PROMPTS ?=
-SCENE ?= 4
+SCENE ?= 38
 TASK ?= all
 SHAPES = --config-file configs/shapes/openworldsam.yaml --scene $(SCENE)
 PHOTOGRAPHS = --config-file configs/presets/released.yaml --opts MODEL.WEIGHTS weights/model_final.pth --input $(IMAGE)
