@@ -49,7 +49,7 @@ class Clicks(NamedTuple):
         places = _numbers(points, "points", "a list of pairs x, y")
         places = places.reshape(0, 2) if not places.size else places
         if places.ndim != 2 or places.shape[1] != 2:
-            raise ValueError(f"points are a list of pairs x, y; got the shape {places.shape}")
+            raise ValueError(f"points must be a list of pairs x, y; got the shape {places.shape}")
         for x, y in places.tolist():
             if not (0 <= x < width and 0 <= y < height):
                 raise ValueError(f"the click ({x:g}, {y:g}) is outside the image of {width} x {height} pixels")
@@ -62,7 +62,7 @@ class Clicks(NamedTuple):
             return cls(places, kinds.astype(np.int64), None, size)
         corners = _numbers(box, "box", "x0, y0, x1, y1")
         if corners.shape != (4,):
-            raise ValueError(f"box is x0, y0, x1, y1; got the shape {corners.shape}")
+            raise ValueError(f"box must be x0, y0, x1, y1; got the shape {corners.shape}")
         x0, y0, x1, y1 = corners.tolist()
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             got = ", ".join(f"{value:g}" for value in (x0, y0, x1, y1))
@@ -70,7 +70,7 @@ class Clicks(NamedTuple):
         return cls(places, kinds.astype(np.int64), corners, size)
 
     def pick(self, found: Prediction) -> tuple[np.ndarray, str, bool] | None:
-        """The mask that is meant: with most positive clicks in it, less negative ones, plus the IoU of the boxes.
+        """The mask that is meant: with most positive clicks in it, minus negative ones, plus the IoU of the boxes.
 
         Args:
             found: N masks; of equal ones the one of the best score is taken.
@@ -153,6 +153,6 @@ def checked_mask(mask: ArrayLike, side: int) -> np.ndarray:
 def _numbers(values: Any, name: str, meaning: str) -> np.ndarray:
     """float32, or ValueError."""
     try:
-        return np.asarray(values, dtype=np.float32)
+        return np.array(values, dtype=np.float32)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} is {meaning}; got {values!r:.80}") from None
+        raise ValueError(f"{name} must be {meaning}; got {values!r:.80}") from None
