@@ -130,7 +130,7 @@ def segment_file(
         _save_picture(panels[-1:], target, columns=1)
         content = json.dumps(coco_json(prediction, path.name, provenance))
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
-        print(f"{target}.png  {summary(prediction, predictor.model.inference.score_threshold)}")
+        print(f"{target}.png  {prediction.summary}")
     if len(tasks) > 1:
         _save_picture(panels, args.output / f"{path.stem}_sheet", columns=3)
         print(args.output / f"{path.stem}_sheet.png")
@@ -143,14 +143,6 @@ def _save_picture(panels: list[tuple[str, np.ndarray]], target: Path, columns: i
 
 def _write_text(content: str, path: Path) -> None:
     path.write_text(content)
-
-
-def summary(prediction: Prediction, threshold: float) -> str:
-    """A line such as "zebra 3, grass 1"; without any mask, why."""
-    if not len(prediction.masks) and prediction.task in ("instance", "panoptic"):
-        return f"no mask passed the threshold {threshold:g} (best {prediction.best_score:.2f})"
-    counts = Counter(prediction.prompt_index.tolist())
-    return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(prediction.prompts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

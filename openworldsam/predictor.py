@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from openworldsam.asked_image import AskedImage, EncodedImage, encoder_identity
 from openworldsam.checkpoint import load_weights
+from openworldsam.clicks import Clicks
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
@@ -30,37 +30,12 @@ from openworldsam.inference import (
     referring_inference,
     semantic_inference,
 )
-from openworldsam.inference.nms import mask_boxes
 from openworldsam.modeling import TASKS, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.prediction import Found, Prediction
+from openworldsam.pretrained import folder_config, save_folder
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The N masks found in an image of H x W pixels.
-
-    task: "semantic", "instance", "panoptic" or "referring".
-    prompts: the P texts, as given.
-    masks: bool [N, H, W]; disjoint for semantic and panoptic.
-    scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
-    boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
-    prompt_index: int64 [N], which of the prompts each mask answers.
-    is_thing: bool [N]; False where the prompt names stuff.
-    label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
-    best_score: highest predicted IoU of any query, found or not; 0 without prompts.
-    """
-
-    task: str
-    prompts: tuple[str, ...]
-    masks: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-    prompt_index: np.ndarray
-    is_thing: np.ndarray
-    label_map: np.ndarray
-    best_score: float
 
 
 class OpenWorldSAMPredictor:
@@ -181,31 +156,86 @@ class OpenWorldSAMPredictor:
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
         size = image.encoded.size
+        own_threshold = {"semantic": 0.0, "referring": options.get("score_threshold", 0.0)}
+        threshold = own_threshold.get(task, inference.score_threshold)
         if len(rows.scores):
-            found = _found(task, rows, size, is_thing, inference, options.get("score_threshold", 0.0))
+            found = _found(task, rows, size, is_thing, inference, threshold)
         else:
-            found = _Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels)
-        masks, scores = found.masks.cpu().numpy(), found.scores.cpu().numpy()
-        labels = found.labels.cpu().numpy()
-        return Prediction(
-            task=task,
-            prompts=tuple(prompts),
-            masks=masks,
-            scores=scores,
-            boxes=mask_boxes(found.masks).cpu().numpy(),
-            prompt_index=labels,
-            is_thing=np.array(is_thing, dtype=bool)[labels],
-            label_map=_label_map(masks, scores),
-            best_score=float(rows.scores.max()) if len(rows.scores) else 0.0,
-        )
+            found = Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels, rows.logits)
+        best = float(rows.scores.max()) if len(rows.scores) else 0.0
+        return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
 
+    @torch.no_grad()
+    def click(
+        self,
+        points: ArrayLike = (),
+        labels: Sequence[int] | None = None,
+        *,
+        box: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        among: Prediction | None = None,
+    ) -> Prediction:
+        """Segment what clicks or a box point at, or correct a mask (paper Table 3, "Inter Seg").
 
-class _Found(NamedTuple):
-    """masks bool [N, H, W], scores [N], labels [N] indices of prompts."""
+        By themselves they give what SAM2's image predictor gives: for a single click the best of its three masks.
+        The answer depends on the arguments alone, so fewer clicks undo the last.
 
-    masks: Tensor
-    scores: Tensor
-    labels: Tensor
+        Args:
+            points: [t, 2], the clicks, x y in pixels.
+            labels: for each click 1 if it is on what is meant, 0 if beside it; all 1 by default.
+            box: x0 y0 x1 y1 in pixels, around what is meant.
+            mask: [4S, 4S], the mask to correct: one of the logits of an earlier result.
+            among: what `predict` found, as "instance" or "referring", about this image. The mask that the positive
+                clicks and the box hit best is corrected; if they hit none, they stand by themselves.
+
+        Returns:
+            at most one mask, of task "interactive"; its prompt is that of the mask of `among`, else "object".
+
+        Raises:
+            ValueError: no image set, nothing to go by, a click outside the image, labels of another number, a mask or
+                result that does not fit.
+        """
+        encoded = self._asked().encoded
+        if mask is not None and among is not None:
+            raise ValueError("give mask or among, not both")
+        clicks = Clicks.checked(points, labels, box, encoded.size)
+        name, is_thing = "object", True
+        if among is not None and (picked := clicks.pick(among)):
+            mask, name, is_thing = picked
+        rows = clicks.decode(self.model, encoded.features, mask)
+        found = _found("referring", rows, encoded.size, [is_thing], self.model.inference, 0.0)
+        best = float(rows.scores)
+        return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all that `from_pretrained` needs, on this machine or another: config, weights, tokenizer.
+
+        The weights are those of the configured files, each component as a .safetensors file of its own. An interrupted
+        save leaves a folder that does not load.
+
+        Args:
+            folder: is made; what an earlier save wrote there is replaced.
+
+        Raises:
+            FileNotFoundError: a weight file is gone since it was loaded.
+            ValueError: a weight file has changed since it was loaded; the prompt encoder is not BEiT-3.
+            OSError: it cannot be written.
+        """
+        save_folder(self.cfg, self.sources, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> OpenWorldSAMPredictor:
+        """The predictor that `save_pretrained` wrote.
+
+        Args:
+            folder: of config, weights and tokenizer.
+            device: "cpu", "cuda", "mps"; by default the GPU, or the CPU where there is none.
+
+        Raises:
+            FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.
+            ValueError: it is damaged or not of `save_pretrained`, or there is no such device.
+        """
+        return cls(folder_config(Path(folder)), device=device)
 
 
 def _found(
@@ -215,25 +245,25 @@ def _found(
     is_thing: list[bool],
     inference: InferenceOptions,
     smallest: float,
-) -> _Found:
+) -> Found:
     """Apply one task's inference to the query rows, labelled by prompt."""
     if task == "instance":
         instances = instance_inference(rows, size, inference)
-        return _Found(instances.masks, instances.scores, instances.labels)
+        return Found(instances.masks, instances.scores, instances.labels, instances.logits)
     if task == "panoptic":
         result = panoptic_inference(rows, size, dict(enumerate(is_thing)), inference)
         ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
         scores = torch.tensor([s.score for s in result.segments])
         labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
-        return _Found(result.map == ids[:, None, None], scores, labels)
+        return Found(result.map == ids[:, None, None], scores, labels)
     if task == "referring":
         best = referring_inference(rows.select(rows.scores >= smallest), size)
         found = best.masks.flatten(1).any(dim=1)
-        return _Found(best.masks[found], best.scores[found], best.labels[found])
+        return Found(best.masks[found], best.scores[found], best.labels[found], best.logits[found])
     label_map = semantic_inference(rows, size, len(is_thing), inference)
     labels = label_map.unique()
     scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
-    return _Found(label_map == labels[:, None, None], scores, labels)
+    return Found(label_map == labels[:, None, None], scores, labels)
 
 
 def _as_list(texts: str | Sequence[str]) -> list[str]:
@@ -248,11 +278,3 @@ def _as_list(texts: str | Sequence[str]) -> list[str]:
 
 def _normal(name: str) -> str:
     return name.strip().lower()
-
-
-def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Number the masks from 1, better scores over worse: bool [N, H, W] and [N] -> int32 [H, W]."""
-    label_map = np.zeros(masks.shape[1:], dtype=np.int32)
-    for index in np.argsort(scores, kind="stable"):
-        label_map[masks[index]] = index + 1
-    return label_map

@@ -1,12 +1,19 @@
 """The public weight layouts in and out: strict, and with advice when something does not fit."""
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
-from openworldsam.checkpoint.loading import find_source, load_component, load_weights
-from openworldsam.checkpoint.writing import convert_released, convert_to_released, save_adapter, save_component
+from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights
+from openworldsam.checkpoint.writing import (
+    convert_released,
+    convert_to_released,
+    save_adapter,
+    save_component,
+    save_components,
+)
 
 __all__ = [
     "Source",
     "WeightFile",
+    "component_files",
     "convert_released",
     "convert_to_released",
     "find_source",
@@ -16,4 +23,5 @@ __all__ = [
     "read_weights",
     "save_adapter",
     "save_component",
+    "save_components",
 ]

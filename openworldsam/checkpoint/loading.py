@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -75,32 +76,53 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         for module in map(model.get_submodule, MODULES[component]):
             if _is_frozen(module):
                 module.to("meta")  # gives its memory back before the files take theirs
+    files = component_files(cfg, needed)
+    _check_complete([c for c in needed if c != "adapter" or need_adapter], files)
     sources: dict[str, Source] = {}
-    files: dict[str, WeightFile] = {}
+    for component, file in files.items():
+        load_component(model, component, file, fewer_tie_breakers=not need_adapter)
+        sources[component] = file.source(component)
+        logger.info("%s weights from %s (%s)", component, file.path, file.layout)
+    model.store_frozen_weights()
+    model.to(device)
+    if "adapter" in files:
+        _warn_of_other_training(files["adapter"], sources, cfg)
+    return sources
+
+
+def component_files(cfg: CfgNode, needed: Sequence[str]) -> dict[str, WeightFile]:
+    """Read the configured weight files.
+
+    Args:
+        cfg: with MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
+        needed: components.
+
+    Returns:
+        the file of each component that one of them brings.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or holds nothing of what its key is for.
+    """
+    found: dict[str, WeightFile] = {}
+    read: dict[str, WeightFile] = {}
     for key, path, holds in (
         ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, ("sam2", "beit3", "adapter")),
         ("MODEL.SAM2.WEIGHTS", cfg.MODEL.SAM2.WEIGHTS, ("sam2",)),
         ("MODEL.PROMPT_ENCODER.WEIGHTS", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, ("beit3",)),
     ):
         components = [component for component in holds if component in needed]
-        if not path or sources.keys() >= set(components):
+        if not path or found.keys() >= set(components):
             continue
-        if path not in files:
-            files[path] = read_weights(path)
-        file = files[path]
+        if path not in read:
+            read[path] = read_weights(path)
+        file = read[path]
         if not set(components) & file.components.keys():
             raise ValueError(f"{path} ({file.layout}) holds no {' or '.join(components)} weights; {key} needs them")
         for component in components:
-            if component in file.components and component not in sources:
-                load_component(model, component, file, fewer_tie_breakers=not need_adapter)
-                sources[component] = file.source(component)
-                logger.info("%s weights from %s (%s)", component, path, file.layout)
-    _check_complete([c for c in needed if c != "adapter" or need_adapter], sources)
-    model.store_frozen_weights()
-    model.to(device)
-    if cfg.MODEL.WEIGHTS:
-        _warn_of_other_training(files[cfg.MODEL.WEIGHTS], sources, cfg)
-    return sources
+            if component in file.components:
+                found.setdefault(component, file)
+    return found
 
 
 def find_source(component: str, cfg: CfgNode) -> Source | None:
@@ -217,11 +239,11 @@ def training_record(cfg: CfgNode) -> dict[str, str]:
     return {"preset": cfg.PRESET, **{key: str(cfg.MODEL[room][name]) for key, (room, name) in values.items()}}
 
 
-def _check_complete(needed: list[str], sources: dict[str, Source]) -> None:
-    missing = [component for component in needed if component not in sources]
+def _check_complete(needed: Sequence[str], files: Mapping[str, WeightFile]) -> None:
+    missing = [component for component in needed if component not in files]
     if not missing:
         return
-    if not sources:
+    if not files:
         raise ValueError(
             "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
             "openworldsam_coco), or give adapter and encoders one by one, see weights/README.md"

@@ -98,14 +98,32 @@ def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
     file = read_weights(path)
     if file.layout != "released":
         raise ValueError(f"{path} is of the layout {file.layout}; only a full OpenWorldSAM checkpoint is converted")
-    folder = Path(folder)
-    written = {component: folder / f"{component}.safetensors" for component in file.components}
-    encoders = {component: file.source(component) for component in RELEASED_PREFIX}
-    # in a file of its own, a fine-tuned encoder looks like the public one
-    note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
+    return save_components(dict.fromkeys(file.components, file), Path(folder))
+
+
+def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, Path]:
+    """Write a model's components, as they were read, to adapter.safetensors, sam2.safetensors, beit3.safetensors.
+
+    Args:
+        files: the file that each of the three components is in.
+        folder: of the three files; the encoders' keep their public names, video modules included.
+
+    Returns:
+        the path written for each component.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    written = {component: folder / f"{component}.safetensors" for component in files}
     for component in RELEASED_PREFIX:
+        file = files[component]
+        # in a file of its own, a fine-tuned encoder looks like the public one
+        note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
         _save_tensors(file.components[component], written[component], note)
-    _save_adapter_state(file.components["adapter"], written["adapter"], _carried_over(file), encoders)
+    trained = files["adapter"]
+    recorded = {c: json.loads(trained.metadata[c]) for c in RELEASED_PREFIX if c in trained.metadata}
+    encoders = {c: Source(**recorded[c]) if c in recorded else files[c].source(c) for c in RELEASED_PREFIX}
+    _save_adapter_state(trained.components["adapter"], written["adapter"], _carried_over(trained), encoders)
     return written
 
 

@@ -93,7 +93,7 @@ def _results(
     """The results of the tasks, each from its rows."""
     results: dict[str, Any] = {}
     if "instance" in rows:
-        masks, scores, labels, boxes = instance_inference(rows["instance"], size, options)
+        masks, scores, labels, boxes, _ = instance_inference(rows["instance"], size, options)
         found = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores, "pred_classes": labels}
         results["instances"] = Instances(size, **found)
     if "panoptic" in rows:

@@ -15,13 +15,15 @@ from openworldsam.inference.rows import MaskRows, binary_masks, positive, upsamp
 class InstanceResult(NamedTuple):
     """N instances in descending order of score.
 
-    masks: bool [N, H, W]; scores: [N]; labels: int64 [N]; boxes: [N, 4], x0 y0 x1 y1, right and bottom exclusive.
+    masks: bool [N, H, W]; scores: [N]; labels: int64 [N]; boxes: [N, 4], x0 y0 x1 y1, right and bottom exclusive;
+    logits: [N, h, w].
     """
 
     masks: Tensor
     scores: Tensor
     labels: Tensor
     boxes: Tensor
+    logits: Tensor
 
 
 def instance_inference(rows: MaskRows, size: tuple[int, int], options: InferenceOptions) -> InstanceResult:
@@ -42,8 +44,8 @@ def instance_inference(rows: MaskRows, size: tuple[int, int], options: Inference
         kept = mask_nms(rows, size, options.nms_threshold, positive)
     masks = binary_masks(rows.logits[kept], size, positive)
     covered = masks.flatten(1).any(dim=1)
-    kept, masks = kept[covered], masks[covered]
-    return InstanceResult(masks, rows.scores[kept], rows.labels[kept], mask_boxes(masks))
+    rows, masks = rows.select(kept[covered]), masks[covered]
+    return InstanceResult(masks, rows.scores, rows.labels, mask_boxes(masks), rows.logits)
 
 
 def _boxes(rows: MaskRows, size: tuple[int, int]) -> Tensor:

@@ -11,11 +11,12 @@ from openworldsam.inference.rows import MaskRows, binary_masks, positive
 
 
 class ReferringResult(NamedTuple):
-    """labels: int64 [L], ascending; masks: bool [L, H, W]; scores: [L] predicted IoU."""
+    """labels: int64 [L], ascending; masks: bool [L, H, W]; scores: [L] predicted IoU; logits: [L, h, w]."""
 
     labels: Tensor
     masks: Tensor
     scores: Tensor
+    logits: Tensor
 
 
 def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResult:
@@ -31,4 +32,4 @@ def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResul
         for candidates in (torch.nonzero(rows.labels == label)[:, 0] for label in labels)
     ]
     chosen = rows.select(torch.stack(best) if best else labels)
-    return ReferringResult(labels, binary_masks(chosen.logits, size, positive), chosen.scores)
+    return ReferringResult(labels, binary_masks(chosen.logits, size, positive), chosen.scores, chosen.logits)

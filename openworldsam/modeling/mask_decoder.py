@@ -167,6 +167,33 @@ class SAM2MaskDecoder(nn.Module):
 
         return self._join(len(mask_logits), chunks())
 
+    def decode_clicks(
+        self, features: ImageFeatures, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode SAM2's own prompts to one mask, as its image predictor does.
+
+        Args:
+            features: of one image.
+            points: [t, 2], x y in pixels of SAM2's input; t may be 0.
+            labels: [t], 1 for a positive click, 0 for a negative one, 2 and 3 for the corners of a box.
+            mask_logits: [4S, 4S], a mask as prompt.
+
+        Returns:
+            mask logits [1, 4S, 4S] and predicted IoU [1]. A single click alone may mean a thing or a part of it: it
+            gets the best of the three multimask outputs, anything else what `select_mask` chooses.
+        """
+        clicks = (points[None], labels[None]) if len(points) else None
+        with torch.autocast(points.device.type, enabled=False):  # as in `positions`
+            tokens, dense = self.prompt_encoder(points=clicks, boxes=None, masks=None)
+        if mask_logits is not None:
+            dense = self.prompt_encoder.mask_downscaling(mask_logits[None, None])
+        logits, iou = self._decode_masks(self.decoder, self._shared(features, 0, dense), tokens, 4)
+        if len(points) == 1 and mask_logits is None:
+            best = iou[0, 1:].argmax() + 1
+            return logits[:, best].float(), iou[:, best].float()
+        chosen, score = select_mask(logits, iou, self.dynamic_multimask)
+        return chosen.float(), score.float()
+
     def _shared(self, features: ImageFeatures, image: int, dense: Tensor | None) -> SharedImage:
         """What the rows of one image share; see `shared_image`."""
         return shared_image(self.decoder, features.of_image(image), self.positions(), dense)

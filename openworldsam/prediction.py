@@ -1,0 +1,109 @@
+"""What the predictor answers.
+
+Shapes: P prompts, N masks found, H, W size of the image, h = w = 4S side of the mask decoder's masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from openworldsam.inference.nms import mask_boxes
+
+
+class Found(NamedTuple):
+    """What a task's inference found: masks bool [N, H, W], scores [N], labels [N] indices of prompts, logits [N, h, w].
+
+    logits: None where a mask is not a single query's.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    labels: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The N masks found in an image of H x W pixels.
+
+    task: "semantic", "instance", "panoptic", "referring", or "interactive" (clicks).
+    prompts: the P texts, as given; ("object",) for clicks that no text goes with.
+    masks: bool [N, H, W]; disjoint for semantic and panoptic.
+    scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
+    boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
+    prompt_index: int64 [N], which of the prompts each mask answers.
+    is_thing: bool [N]; False where the prompt names stuff.
+    label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
+    threshold: the score that a mask had to reach; 0 if any would do.
+    best_score: highest predicted IoU of any query, found or not; 0 without prompts.
+    logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
+        semantic and panoptic, where a mask is not a single query's.
+    """
+
+    task: str
+    prompts: tuple[str, ...]
+    masks: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    prompt_index: np.ndarray
+    is_thing: np.ndarray
+    label_map: np.ndarray
+    threshold: float
+    best_score: float
+    logits: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls,
+        found: Found,
+        task: str,
+        prompts: Sequence[str],
+        *,
+        is_thing: Sequence[bool],
+        threshold: float,
+        best_score: float,
+    ) -> Prediction:
+        """Bring what was found to NumPy; is_thing is that of the P prompts, the others are as in the class."""
+        masks, scores, labels = (part.cpu().numpy() for part in found[:3])
+        return cls(
+            task=task,
+            prompts=tuple(prompts),
+            masks=masks,
+            scores=scores,
+            boxes=mask_boxes(found.masks).cpu().numpy(),
+            prompt_index=labels,
+            is_thing=np.array(is_thing, dtype=bool)[labels],
+            label_map=_label_map(masks, scores),
+            threshold=threshold,
+            best_score=best_score,
+            logits=None if found.logits is None else found.logits.float().clamp(-32, 32).cpu().numpy(),
+        )
+
+    @property
+    def summary(self) -> str:
+        """What was found in a line, such as "zebra 3, grass 1"; if nothing was, why."""
+        if len(self.masks):
+            counts = Counter(self.prompt_index.tolist())
+            return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(self.prompts))
+        if not self.prompts:
+            return "nothing was asked for"
+        best = math.floor(100 * self.best_score) / 100  # down, or a best of 0.699 would seem to reach 0.7
+        passed = self.best_score > self.threshold if self.task == "panoptic" else self.best_score >= self.threshold
+        if passed:
+            return f"no mask has a pixel (best score {best:.2f})"
+        return f"no mask passed the threshold {self.threshold:g} (best {best:.2f})"
+
+
+def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Number the masks from 1, better scores over worse: bool [N, H, W] and [N] -> int32 [H, W]."""
+    label_map = np.zeros(masks.shape[1:], dtype=np.int32)
+    for index in np.argsort(scores, kind="stable"):
+        label_map[masks[index]] = index + 1
+    return label_map

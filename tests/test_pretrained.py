@@ -1,0 +1,158 @@
+"""A model's folder: what is saved answers the same elsewhere, and what is not whole does not load."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openworldsam import OpenWorldSAMPredictor, pretrained
+from openworldsam.checkpoint import read_weights
+
+PROMPTS = ["cat", "grass", "a blue ball"]
+FILES = {"config.json", "adapter.safetensors", "sam2.safetensors", "beit3.safetensors", "beit3.spm"}
+
+
+@pytest.fixture
+def own(tiny_cfg, tiny_weights, tmp_path):
+    """Config of a model whose files may be changed."""
+    folder = shutil.copytree(tiny_weights, tmp_path / "own")
+    cfg = tiny_cfg.clone()
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(folder / "model_final.pth")])
+    cfg.merge_from_list(["MODEL.PROMPT_ENCODER.TOKENIZER", str(folder / "beit3.spm")])
+    return cfg
+
+
+@pytest.fixture
+def saved(predictor, tmp_path):
+    folder = tmp_path / "saved"
+    predictor.save_pretrained(folder)
+    return folder
+
+
+def assert_same_answers(ours, theirs, photograph):
+    for predictor in (ours, theirs):
+        predictor.set_image(photograph)
+    for task in ("instance", "panoptic"):
+        expected, found = (predictor.predict(PROMPTS, task) for predictor in (ours, theirs))
+        assert len(expected.masks)
+        assert np.array_equal(expected.masks, found.masks) and np.array_equal(expected.scores, found.scores)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_folder_alone_is_enough(own, tmp_path, photograph, monkeypatch, precision, caplog):
+    opts = ["MODEL.PRECISION", precision, "MODEL.INFERENCE.NMS_THRESHOLD", "0.9", "MODEL.ADAPTER.FUSION", "add"]
+    predictor = OpenWorldSAMPredictor(own, opts=opts)
+    predictor.save_pretrained(tmp_path / "deep/saved")
+    shutil.rmtree(tmp_path / "own")
+    shutil.move(tmp_path / "deep/saved", tmp_path / "elsewhere")
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == FILES
+    assert str(tmp_path) not in (tmp_path / "elsewhere/config.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    caplog.clear()
+    loaded = OpenWorldSAMPredictor.from_pretrained("elsewhere", device="cpu")
+    assert_same_answers(predictor, loaded, photograph)
+    # the adapter's own record goes along: it was trained otherwise, but with these encoders
+    assert [record.getMessage().split(" was trained with ")[1][:22] for record in caplog.records] == [
+        "MODEL.ADAPTER.FUSION r"
+    ]
+    assert {name: source.note for name, source in loaded.sources.items()} == dict.fromkeys(
+        ("sam2", "beit3", "adapter"), "rule-made, not trained, seed 0"
+    )
+    for component, source in predictor.sources.items():
+        assert loaded.sources[component].fingerprint == source.fingerprint
+
+
+def test_every_tensor_is_saved_as_it_was(predictor, saved, tiny_weights):
+    components = read_weights(tiny_weights / "model_final.pth").components
+    for component, expected in components.items():
+        found = load_file(saved / f"{component}.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_saving_what_was_loaded_into_its_own_folder(saved, photograph):
+    components = ("sam2", "beit3", "adapter")
+    before = [read_weights(saved / f"{component}.safetensors").metadata for component in components]
+    loaded = OpenWorldSAMPredictor.from_pretrained(saved)
+    loaded.save_pretrained(saved)
+    assert [read_weights(saved / f"{component}.safetensors").metadata for component in components] == before
+    assert_same_answers(loaded, OpenWorldSAMPredictor.from_pretrained(saved), photograph)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("stage", range(1, 6))
+def test_an_interrupted_save_does_not_load(predictor, tmp_path, monkeypatch, stage, earlier):
+    folder, written = tmp_path / "saved", []
+    if earlier:
+        predictor.save_pretrained(folder)
+
+    def interrupted(path, write):
+        written.append(path.name)
+        if len(written) == stage:
+            raise KeyboardInterrupt
+        save(path, write)
+
+    save = pretrained.save_atomically
+    monkeypatch.setattr(pretrained, "save_atomically", interrupted)
+    monkeypatch.setattr("openworldsam.checkpoint.writing.save_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.save_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"saved is no folder that save_pretrained wrote to the end"):
+        OpenWorldSAMPredictor.from_pretrained(folder)
+
+
+def test_weights_that_changed_since_they_were_loaded_are_not_saved(own, tmp_path):
+    predictor = OpenWorldSAMPredictor(own)
+    content = torch.load(own.MODEL.WEIGHTS)
+    content["model"]["positional_tokens"] += 1
+    torch.save(content, own.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match=r"model_final\.pth has changed since its adapter weights were loaded"):
+        predictor.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+def test_a_damaged_or_missing_file_is_named(saved, name):
+    whole = (saved / name).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (whole[:-3], bytes(flipped), b""):
+        (saved / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} is damaged or of another model"):
+            OpenWorldSAMPredictor.from_pretrained(saved)
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        OpenWorldSAMPredictor.from_pretrained(saved)
+
+
+def test_a_foreign_folder_or_config_is_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder that save_pretrained wrote"):
+        OpenWorldSAMPredictor.from_pretrained(tmp_path / "nowhere")
+    path = saved / "config.json"
+    content = json.loads(path.read_text())
+    renamed = {**content["config"], "MODEL": {**content["config"]["MODEL"], "NEW_KEY": 1}}
+    mistyped = {**content["config"], "PRESET": 5}
+    foreign = [
+        "",
+        path.read_text()[:-9],
+        "[1]",
+        '{"architectures": ["Sam2Model"]}',
+        json.dumps({**content, "config": 5}),
+        json.dumps({**content, "config": renamed}),
+        json.dumps({**content, "config": mistyped}),
+        json.dumps({**content, "crc32": {}}),
+    ]
+    for text in foreign:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is damaged, or not what save_pretrained wrote") as caught:
+            OpenWorldSAMPredictor.from_pretrained(saved)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(predictor, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        predictor.save_pretrained(tmp_path / "file")
