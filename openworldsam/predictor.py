@@ -58,6 +58,36 @@ class Prediction:
     label_map: np.ndarray
     best_score: float
 
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        prompts: Sequence[str],
+        is_thing: Sequence[bool],
+        masks: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        best_score: float,
+    ) -> Prediction:
+        """Masks bool [N, H, W] with scores [N] and labels [N], indices of P prompts, on any device.
+
+        Args:
+            is_thing: of each prompt.
+            task, prompts, best_score: as above.
+        """
+        found, found_scores, index = masks.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy()
+        return cls(
+            task=task,
+            prompts=tuple(prompts),
+            masks=found,
+            scores=found_scores,
+            boxes=mask_boxes(masks).cpu().numpy(),
+            prompt_index=index,
+            is_thing=np.array(is_thing, dtype=bool)[index],
+            label_map=_label_map(found, found_scores),
+            best_score=best_score,
+        )
+
 
 class OpenWorldSAMPredictor:
     """Segments what texts name in one image at a time.
@@ -155,19 +185,8 @@ class OpenWorldSAMPredictor:
             found = self._found(task, rows, is_thing, inference, options.get("score_threshold", 0.0))
         else:
             found = _Found(rows.labels.new_zeros(0, *self._size, dtype=torch.bool), rows.scores, rows.labels)
-        masks, scores = found.masks.cpu().numpy(), found.scores.cpu().numpy()
-        labels = found.labels.cpu().numpy()
-        return Prediction(
-            task=task,
-            prompts=tuple(prompts),
-            masks=masks,
-            scores=scores,
-            boxes=mask_boxes(found.masks).cpu().numpy(),
-            prompt_index=labels,
-            is_thing=np.array(is_thing, dtype=bool)[labels],
-            label_map=_label_map(masks, scores),
-            best_score=float(rows.scores.max()) if len(rows.scores) else 0.0,
-        )
+        best_score = float(rows.scores.max()) if len(rows.scores) else 0.0
+        return Prediction.of(task, prompts, is_thing, *found, best_score)
 
     def _query_rows(self, prompts: list[str], inference: InferenceOptions) -> MaskRows:
         """Decode the prompts about the image that is set; labels are indices of prompts.
