@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable.txt"
 LISTED = 20
-"""Unreadable pictures that the summary names; the file has all."""
+"""Prompts and unreadable pictures that the summary names; the files have all."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         parts = comm.gather(unreadable)  # waits for all
         if not first:
             return
-        unreadable = {name: reason for part in parts for name, reason in sorted(part.items())}
+        unreadable = dict(sorted(item for part in parts for item in part.items()))
         weights = {component: asdict(source) for component, source in sources.items()}
         written = write_files(args, results, names, {"task": args.task, "preset": cfg.PRESET, "weights": weights})
         listed = "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items())
@@ -158,8 +158,9 @@ def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str
         found.update(annotation["category_id"] for annotation in record["annotations"])
         if not record["annotations"]:
             empty, best = empty + 1, max(best, record["best_score"])
-    counts = ", ".join(f"{text} {found[i]}" for i, text in enumerate(results.prompts.texts, start=1))
-    lines = [f"{pictures:,} pictures: {counts}"]
+    texts = results.prompts.texts
+    counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:LISTED], start=1)]
+    lines = [f"{pictures:,} pictures: {', '.join(counts)}{', ...' if len(texts) > LISTED else ''}"]
     if empty:
         threshold = cfg.MODEL.INFERENCE.SCORE_THRESHOLD
         lines.append(f"in {empty:,} of them no mask passed the threshold {threshold:g} (best {best:.2f})")

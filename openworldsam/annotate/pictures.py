@@ -12,10 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from openworldsam.data.datasets.coco import MAX_SIDE
+from openworldsam.data.datasets.own import IMAGE_SUFFIXES
 from openworldsam.data.preprocessing import read_image
 from openworldsam.evaluation.examples import Unreadable
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 _NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -45,20 +45,24 @@ def find_pictures(folder: Path, output: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such folder, or no picture in it.
-        ValueError: two pictures differ in their suffix alone, so that their results would overwrite each other.
+        ValueError: the output is that very folder, or two pictures differ in their suffix alone, so that their results
+            would overwrite each other.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    within = [path.relative_to(folder) for path in folder.rglob("*") if output not in path.parents]
+    root, left_out = folder.resolve(), output.resolve()
+    if root == left_out:
+        raise ValueError(f"{output} is the folder of the pictures; use another --output")
+    within = [path.relative_to(root) for path in root.rglob("*") if left_out not in path.parents]
     names = sorted(
         path.as_posix()
         for path in within
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.parts)
-        and (folder / path).is_file()
+        and (root / path).is_file()
     )
     if not names:
-        raise FileNotFoundError(f"{folder} has no picture ({' '.join(sorted(SUFFIXES))})")
+        raise FileNotFoundError(f"{folder} has no picture ({' '.join(IMAGE_SUFFIXES)})")
     stem, count = Counter(Path(name).with_suffix("") for name in names).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{folder} has {count} pictures named {stem}; their results would overwrite each other")

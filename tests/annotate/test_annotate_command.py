@@ -1,6 +1,5 @@
 """The command, end to end with the Shapes weights."""
 
-import json
 import os
 import signal
 import subprocess

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,12 +13,15 @@ def picture(path, size=(8, 6)):
     Image.fromarray(np.full((*size, 3), 7, dtype=np.uint8)).save(path)
 
 
-def test_what_is_found(tmp_path):
+def test_what_is_found(tmp_path, monkeypatch):
     for name in ("b.png", "a/c.JPG", "a/b.png", ".hidden.png", ".cache/d.png", "out/e.png", "output/f.png"):
         picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "folder.png").mkdir()
-    assert find_pictures(tmp_path, tmp_path / "out") == ["a/b.png", "a/c.JPG", "b.png", "output/f.png"]
+    expected = ["a/b.png", "a/c.JPG", "b.png", "output/f.png"]
+    assert find_pictures(tmp_path, tmp_path / "out") == expected
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures(tmp_path, Path("out")) == expected
 
 
 def test_folders_that_cannot_be_annotated(tmp_path):
@@ -24,6 +29,8 @@ def test_folders_that_cannot_be_annotated(tmp_path):
         find_pictures(tmp_path / "none", tmp_path)
     with pytest.raises(FileNotFoundError, match="has no picture"):
         find_pictures(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="use another --output"):
+        find_pictures(tmp_path, tmp_path / "out/..")
     for name in ("a.png", "b.png", "b.jpg"):
         picture(tmp_path / name)
     with pytest.raises(ValueError, match="2 pictures named b;"):
@@ -44,7 +51,7 @@ def test_damaged_pictures_are_told_apart(tmp_path):
     assert all(reason in other.reason for reason, other in zip(reasons, bad, strict=True))
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".tif", ".bmp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp"])
 def test_no_damage_stops_the_reading(tmp_path, suffix):
     """Bytes changed at random: every decoder, and what it makes of that."""
     generator = np.random.default_rng(0)

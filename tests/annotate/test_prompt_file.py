@@ -14,7 +14,16 @@ def written(tmp_path):
 
 
 def test_comments_marks_and_what_coco_calls_stuff(written):
-    lines = ["\ufeff# animals", "zebra", "", "  jersey\u00a0 #10 ", "Grass", "sky", "stuff: wet sand", "Thing:window blind"]
+    lines = [
+        "\ufeff# animals",
+        "zebra",
+        "",
+        "  jersey\u00a0 #10 ",
+        "Grass",
+        "sky",
+        "stuff: wet sand",
+        "Thing:window blind",
+    ]
     prompts = read_prompts(written("\r\n".join(lines)))
     assert prompts.texts == ("zebra", "jersey #10", "Grass", "sky", "wet sand", "window blind")
     assert prompts.is_thing == (True, True, False, False, False, True)
