@@ -1,6 +1,7 @@
 """What is written, read back by others' tools and by decoders written from the formats' documentation."""
 
 import json
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from urllib.parse import unquote
 
@@ -211,3 +212,22 @@ def test_nothing_found(made, prompts, tmp_path):
     (task,) = json.loads(write_label_studio(results, [picture.name], tmp_path)[0].read_text())
     assert task["predictions"][0]["result"] == []
     assert ElementTree.parse(write_cvat(results, [picture.name])[0]).find("image/mask") is None
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(made, prompts, tmp_path):
+    results, peaks = Results(tmp_path, prompts, "panoptic"), []
+    picture, prediction = made("0.png", (12, 16), "panoptic")
+    results.save(picture, prediction)
+    record = (tmp_path / "records/0.json").read_bytes()
+    names = [f"{n}.png" for n in range(600)]
+    for name in names[1:]:
+        (tmp_path / "records" / name).with_suffix(".json").write_bytes(record)
+    for part in (names[:60], names):
+        tracemalloc.start()
+        write_coco(results, part, {})
+        write_label_studio(results, part, tmp_path)
+        write_cvat(results, part)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(COCO(tmp_path / "instances.json").imgs) == 600
+    assert peaks[1] < 1.2 * peaks[0]
