@@ -44,6 +44,16 @@ setup(
         "pycocotools",
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
-    extras_require={"test": ["pytest", "scikit-image", "h5py"], "lint": ["ruff", "mypy"]},
-    entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
+    extras_require={
+        "test": ["pytest", "scikit-image", "h5py"],
+        "lint": ["ruff", "mypy"],
+        "supervision": ["supervision"],
+        "fiftyone": ["fiftyone"],
+    },
+    entry_points={
+        "console_scripts": [
+            "openworldsam-demo = openworldsam.demo:main",
+            "openworldsam-annotate = openworldsam.annotate.command:main",
+        ]
+    },
 )

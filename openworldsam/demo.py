@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
-from pycocotools import mask as rle
 
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
+from openworldsam.convert import coco_annotations
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions, render
 from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
-from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+from openworldsam.prediction import Prediction
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.rule_weights import NOTE
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
@@ -83,23 +84,10 @@ def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]
         provenance: preset and sources of the weights; goes into "info".
     """
     height, width = prediction.label_map.shape
-    annotations = []
-    for index, mask in enumerate(prediction.masks):
-        code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-        x0, y0, x1, y1 = prediction.boxes[index].tolist()
-        annotations.append(
-            {
-                "id": index + 1,
-                "image_id": 1,
-                "category_id": int(prediction.prompt_index[index]) + 1,
-                "segmentation": {"size": [height, width], "counts": code["counts"].decode()},
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "score": float(prediction.scores[index]),
-                "isthing": bool(prediction.is_thing[index]),
-            }
-        )
+    annotations = [
+        {"id": index, "image_id": 1, **annotation}
+        for index, annotation in enumerate(coco_annotations(prediction), start=1)
+    ]
     return {
         "info": {"task": prediction.task, "best_score": prediction.best_score, **provenance},
         "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],

@@ -1,13 +1,27 @@
-"""COCO's segmentations, checked: pycocotools reads a damaged one without a word, or never comes back."""
+"""Masks as run lengths. COCO's are checked: pycocotools reads a damaged one without a word, or never comes back."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as mask_util
 
 RLE = dict[str, Any]
 """{"size": [H, W], "counts": text}, as pycocotools compresses it."""
+
+
+def encode_mask(mask: np.ndarray) -> RLE:
+    """COCO's compressed RLE of a mask, bool [H, W], as json can hold it."""
+    code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """The runs of a mask, bool [H, W], row by row: the first is of False, maybe 0 long, then they alternate."""
+    values = np.concatenate([[False], mask.ravel()])
+    ends = np.flatnonzero(values[1:] != values[:-1])
+    return np.diff(ends, prepend=0, append=mask.size).tolist()
 
 
 def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:

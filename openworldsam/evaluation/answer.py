@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_util
 
+from openworldsam.data.rle import encode_mask
 from openworldsam.evaluation.examples import Truth
 
 NO_CLASS = -1
@@ -78,9 +79,3 @@ def semantic_map(truth: Truth) -> np.ndarray:
     ids, inverse = np.unique(truth.segment_map, return_inverse=True)
     table = np.array([classes.get(i, NO_CLASS) for i in ids.tolist()], dtype=np.int64)
     return table[inverse].reshape(truth.segment_map.shape)
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed RLE of a mask, bool [H, W], as json can hold it."""
-    code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": code["counts"].decode()}

@@ -32,7 +32,7 @@ from openworldsam.evaluation.instance import MasksAndBoxes
 from openworldsam.evaluation.panoptic import PanopticQuality
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.referring import ReferringScores
-from openworldsam.evaluation.saved import SavedPredictions, Saving
+from openworldsam.evaluation.saved import SavedPredictions, Saving, claim_folder
 from openworldsam.evaluation.semantic import SemanticScores
 from openworldsam.evaluation.streaming import chunk_of, predict
 from openworldsam.evaluation.summary import Results
@@ -211,7 +211,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         saved = SavedPredictions(
             saving.folder / name, **classes, category_ids=sorted(own_ids, key=lambda own_id: own_ids[own_id])
         )
-        saved.check_run(saving.identity)
+        claim_folder(saved.folder, saving.identity)
     with inference_context(model), torch.no_grad():
         _run(cfg, model, dataset, benchmark, saved)
     if saved:

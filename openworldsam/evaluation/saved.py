@@ -32,8 +32,9 @@ from openworldsam.data.datasets.coco import lack
 from openworldsam.data.datasets.labels import read_labels
 from openworldsam.data.datasets.prepare import save_json
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.rle import encode_mask
 from openworldsam.evaluation.accumulator import named
-from openworldsam.evaluation.answer import NO_CLASS, Answer, encode_mask
+from openworldsam.evaluation.answer import NO_CLASS, Answer
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
@@ -56,6 +57,29 @@ class SavedImage(NamedTuple):
     prompts: list[str]
 
 
+def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Have a folder for predictions of one model and config; several processes may do so at a time.
+
+    Args:
+        folder: gets run.json.
+        identity: what predictions depend on, as json can hold it.
+
+    Raises:
+        ValueError: it has predictions that depend on something else.
+    """
+    path, own = folder / "run.json", json.loads(json.dumps(identity))
+    if not path.exists():
+        save_json(path, own)
+    elif (there := _read(path)) != own:
+        other = ", ".join(key for key in own if own[key] != there.get(key)) or "keys"
+        raise ValueError(f"{folder} has predictions made with other {other}; use another --output")
+
+
+def void_label(num_classes: int) -> int:
+    """The label of pixels without a class in a PNG of contiguous class ids: 255, or 65535 from 256 classes on."""
+    return 255 if num_classes < 256 else 65_535
+
+
 class SavedPredictions:
     """The files of one benchmark.
 
@@ -74,7 +98,7 @@ class SavedPredictions:
     ) -> None:
         self.folder, self.class_names, self.is_thing = folder, class_names, is_thing
         self.category_ids = list(category_ids or range(len(class_names)))
-        self.void = 255 if len(class_names) < 256 else 65_535
+        self.void = void_label(len(class_names))
 
     @classmethod
     def written(cls, folder: Path) -> SavedPredictions:
@@ -118,18 +142,6 @@ class SavedPredictions:
         with _marked(self._marker(image_id)) as content:
             prediction, truth = (self._load_answer(kind, image_id, content[kind]) for kind in KINDS)
         return prediction, truth
-
-    def check_run(self, identity: Mapping[str, Any]) -> None:
-        """Claim the folder for a model and config; several processes may do so at a time.
-
-        Raises:
-            ValueError: it has predictions of another one.
-        """
-        path, own = self.folder / "run.json", json.loads(json.dumps(identity))
-        if not path.exists():
-            save_json(path, own)
-        elif _read(path) != own:
-            raise ValueError(f"{self.folder} has predictions of another model or config; use another --output")
 
     def load(self, inputs: Mapping[str, Any]) -> Answer | None:
         """The saved prediction of an image; None if it is not done.
@@ -183,7 +195,7 @@ class SavedPredictions:
             there = loaded and kind == KINDS[0]
             content[kind] = self._save_answer(kind, inputs["image_id"], answer, pictures=not there)
         if not Path(inputs["file_name"]).exists():
-            _save_png(self._picture(inputs["image_id"]), picture)
+            save_png(self._picture(inputs["image_id"]), picture)
         # the last file: it says that the others are complete
         save_json(self._marker(inputs["image_id"]), content)
 
@@ -192,7 +204,7 @@ class SavedPredictions:
         content: dict[str, Any] = {}
         if answer.panoptic is not None:
             if pictures:
-                _save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
+                save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
             content["panoptic"] = answer.panoptic[1]
         if answer.instance is not None:
             content["instance"] = [{k: v for k, v in each.items() if k != "image_id"} for each in answer.instance]
@@ -200,7 +212,7 @@ class SavedPredictions:
             classless = (answer.semantic < 0) | (answer.semantic >= len(self.class_names))
             labels = np.where(classless, self.void, answer.semantic).astype(np.min_scalar_type(self.void))
             if pictures:
-                _save_png(self._png(kind, "semantic", image_id), labels)
+                save_png(self._png(kind, "semantic", image_id), labels)
             content["semantic"] = True
         if answer.referring is not None:
             content["referring"] = [encode_mask(mask) for mask in answer.referring]
@@ -287,7 +299,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _save_png(path: Path, pixels: np.ndarray) -> None:
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write a PNG, whole or not at all: uint8 [H, W, 3], or uint8 or uint16 [H, W]."""
     save_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
 
 

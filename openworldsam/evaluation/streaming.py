@@ -71,9 +71,11 @@ def stream(model: Any, inputs: Mapping[str, Any], tasks: Collection[str], chunk:
     embeddings = model.encode_prompts(model.prompt_inputs(image), prompts, image_index)
     merge = SemanticMerge(size, inputs.get("num_classes", len(prompts)), model.inference, model.device)
     useful: dict[str, list[MaskRows]] = {task: [] for task in tasks if task != "semantic"}
+    best_scores = []
     for start in range(0, len(prompts), chunk):
         part = slice(start, start + chunk)
         (rows,) = model.query_rows(features, embeddings[part], image_index[part], model.inference)
+        best_scores.append(rows.best_scores(len(embeddings[part])))
         asked = rows.labels + start
         by_class = rows._replace(labels=class_ids[asked])
         if "semantic" in tasks:
@@ -83,8 +85,8 @@ def stream(model: Any, inputs: Mapping[str, Any], tasks: Collection[str], chunk:
             kept.append(useful_rows(task, own, size, model.inference))
     things = dict(zip(class_ids.tolist(), is_thing.tolist(), strict=True))
     joined = {task: join_rows(kept) for task, kept in useful.items()}
-    semantic = {"semantic": merge.labels} if "semantic" in tasks else {}
-    return semantic | _results(joined, size, things, model.inference)
+    whole = {"best_scores": torch.cat(best_scores)} | ({"semantic": merge.labels} if "semantic" in tasks else {})
+    return whole | _results(joined, size, things, model.inference)
 
 
 def _results(

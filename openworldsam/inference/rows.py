@@ -35,6 +35,10 @@ class MaskRows(NamedTuple):
         """Some of the rows: bool [R] or indices [n]."""
         return MaskRows(self.logits[rows], self.scores[rows], self.labels[rows])
 
+    def best_scores(self, count: int) -> Tensor:
+        """The best score of each label below `count`, 0 without a row: [count]."""
+        return self.scores.new_zeros(count).scatter_reduce(0, self.labels, self.scores, "amax")
+
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """Resize masks bilinearly, a bounded number at a time.

@@ -169,6 +169,7 @@ class OpenWorldSAM(nn.Module):
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
                 referring: masks bool [P, H, W] and scores [P] in the order of the prompts; nothing and 0 for one of
                     which two-stage inference kept no row.
+                best_scores: (whatever the tasks) [P], the highest predicted IoU of each prompt's queries.
         """
         _check_inputs(batched_inputs, need_targets=self.training)
         prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
@@ -307,7 +308,7 @@ class OpenWorldSAM(nn.Module):
         class_ids = torch.as_tensor(x.get("class_ids", range(len(prompts))), device=rows.labels.device)
         is_thing = torch.as_tensor(x.get("is_thing", [True] * len(prompts)), device=rows.labels.device)
         by_class = rows._replace(labels=class_ids.long()[rows.labels])
-        results: dict[str, Any] = {}
+        results: dict[str, Any] = {"best_scores": rows.best_scores(len(prompts))}
         if "semantic" in tasks:
             classes = x.get("num_classes", len(prompts))
             results["semantic"] = semantic_inference(by_class, size, classes, self.inference)

@@ -118,7 +118,7 @@ def test_unreadable_images_and_images_without_prompts(cfg, model, saving, pictur
 def test_predictions_of_another_run_are_refused(cfg, model, saving):  # noqa: F811
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1])
     evaluate(cfg, model, saving)
-    with pytest.raises(ValueError, match="of another model or config; use another --output"):
+    with pytest.raises(ValueError, match="made with other weights; use another --output"):
         evaluate(cfg, model, saving._replace(identity={"weights": {"adapter": "2"}}))
     cfg.TEST.PROTOCOL = "global"
     with pytest.raises(ValueError, match="asked for other classes"):

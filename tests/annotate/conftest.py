@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+import torch
+
+from openworldsam.annotate.pictures import Picture, Stamp
+from openworldsam.annotate.prompts import Prompts
+from openworldsam.prediction import Found, Prediction
+
+
+@pytest.fixture
+def prompts():
+    """With what must be escaped in XML."""
+    return Prompts(("a cat", 'grass & "sand" <1>', "dog"), (True, False, True))
+
+
+@pytest.fixture
+def made(prompts):
+    """A random picture and prediction: masks with holes and parts, of which some overlap where they may."""
+
+    def make(name="a.png", size=(37, 53), task="instance", count=5, seed=0):
+        generator = np.random.default_rng(seed)
+        masks = generator.random((count, *size)) < 0.4
+        if task in ("panoptic", "semantic"):
+            owner = generator.integers(0, count + 1, size)
+            masks = owner == np.arange(1, count + 1)[:, None, None]
+        elif count > 1:  # all pixels, one pixel
+            masks[0], masks[1] = True, False
+            masks[1, 3, -1] = True
+        scores, labels = generator.random(count, dtype=np.float32), np.arange(count) % len(prompts.texts)
+        found = Found(*map(torch.from_numpy, (masks, scores, labels)))
+        about = {"is_thing": prompts.is_thing, "threshold": 0.0, "best_score": 0.9}
+        prediction = Prediction.of(found, task, prompts.texts, **about)
+        return Picture(name, generator.integers(0, 256, (*size, 3), dtype=np.uint8), Stamp(1, 2)), prediction
+
+    return make

@@ -1,0 +1,49 @@
+import pytest
+
+from openworldsam.annotate.prompts import read_prompts
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "prompts.txt"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def test_comments_marks_and_what_coco_calls_stuff(written):
+    lines = [
+        "\ufeff# animals",
+        "zebra",
+        "",
+        "  jersey\u00a0 #10 ",
+        "Grass",
+        "sky",
+        "stuff: wet sand",
+        "Thing:window blind",
+    ]
+    prompts = read_prompts(written("\r\n".join(lines)))
+    assert prompts.texts == ("zebra", "jersey #10", "Grass", "sky", "wet sand", "window blind")
+    assert prompts.is_thing == (True, True, False, False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("# nothing\n\n", "has no prompt"),
+        ("cat\nstuff:\n", r"line 2: 'stuff:' is no prompt"),
+        ("cat\nstuff: cat", r"line 2: 'cat' is there already"),
+        (b"caf\xe9", "is not a UTF-8 text"),
+        ("cat\x07", "is no prompt"),
+    ],
+)
+def test_bad_files_are_named(written, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_prompts(written(content))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one prompt a line"):
+        read_prompts(tmp_path / "none.txt")
