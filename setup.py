@@ -1,4 +1,4 @@
-"""Installs the one package `openworldsam` and its console command."""
+"""Installs the one package `openworldsam` and its console commands."""
 
 import re
 from pathlib import Path
@@ -45,5 +45,10 @@ setup(
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
     extras_require={"test": ["pytest", "scikit-image", "h5py"], "lint": ["ruff", "mypy"]},
-    entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
+    entry_points={
+        "console_scripts": [
+            "openworldsam-demo = openworldsam.demo:main",
+            "openworldsam-video = openworldsam.video.command:main",
+        ]
+    },
 )

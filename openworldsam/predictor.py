@@ -113,6 +113,11 @@ class OpenWorldSAMPredictor:
         self._size = (pixels.shape[1], pixels.shape[2])
         self._asked = None
 
+    @property
+    def features(self) -> ImageFeatures | None:
+        """What SAM2 sees of the image that is set, B = 1; None before the first."""
+        return self._features
+
     @torch.no_grad()
     def predict(
         self,
