@@ -95,6 +95,7 @@ class SAM2Memory(SAM2Base):
         self.to(model.device)
         self._fill(model, {name: tensor.to(model.device) for name, tensor in weights.items()}, file)
         self._autocast = model.autocast
+        self._kept = torch.float16 if model.precision == "fp16" else torch.bfloat16
         empty = torch.empty(1, self.mem_dim, side, side, device=model.device)
         self._memory_positions = [self.memory_encoder.position_encoding(empty)]
         self.requires_grad_(False).eval()
@@ -187,9 +188,9 @@ class SAM2Memory(SAM2Base):
         }
 
     def _compact(self, out: dict[str, Any]) -> dict[str, Any]:
-        """What is kept of a frame; the memory in bf16, as SAM2's predictor keeps it."""
+        """What is kept of a frame; the memory in half precision, as SAM2's predictor keeps it."""
         return {
-            "maskmem_features": out["maskmem_features"].to(torch.bfloat16),
+            "maskmem_features": out["maskmem_features"].to(self._kept),
             "maskmem_pos_enc": self._memory_positions,
             "obj_ptr": out["obj_ptr"],
         }

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hydra import compose
+from hydra.utils import instantiate
 from PIL import Image
 from torch.nn import functional as F
 
 from openworldsam.checkpoint import read_weights
 from openworldsam.data.preprocessing import resize_for_sam2, to_tensor
-from openworldsam.video.memory import SAM2Memory, read_video_weights
+from openworldsam.video.memory import SAM2Memory, _memory_attention, _memory_encoder, read_video_weights
 
 SIZE = (96, 160)
 ABSENT = range(8, 11)
@@ -30,6 +32,7 @@ def bias_of_presence(sam2):
     return sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
 
 
+@pytest.mark.parametrize("sam2_video", ["sam2/sam2_hiera_t", "sam2.1/sam2.1_hiera_t"], indirect=True)
 @torch.no_grad()
 def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
     """Longer than any memory, with an absence: the same logits of masks, though we forget what SAM2 keeps."""
@@ -70,6 +73,16 @@ def test_what_is_remembered_counts(video_predictor):
     features = video_predictor.features
     (one, _), (other, _) = (ours.carry_on(1, features, ours.begin(0, features, mask)) for mask in (left, right))
     assert (one - other).abs().max() > 1e-3
+
+
+def test_full_size_is_that_of_sam2s_configs():
+    config = compose("configs/sam2.1/sam2.1_hiera_l.yaml").model
+    for ours, theirs in (
+        (_memory_attention(256, 64), config.memory_attention),
+        (_memory_encoder(256), config.memory_encoder),
+    ):
+        shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in instantiate(theirs).state_dict().items()}
 
 
 def test_the_image_model_is_shared_and_untouched(video_predictor):

@@ -76,7 +76,7 @@ def test_where_objects_overlap_the_better_score_is_on_top(tracker):
 def test_a_lost_object_comes_back_near_by_and_not_from_afar(tracker):
     assert locate(tracker).masks == {}
     assert locate(tracker, box(75)).masks == {}, "an object of text a, far from where that was lost"
-    assert locate(tracker, box(40)).masks.keys() == {1}
+    assert locate(tracker, box(35)).masks.keys() == {1}
 
 
 def test_the_object_in_front_is_not_the_lost_one(tracker):
