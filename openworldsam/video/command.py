@@ -60,7 +60,7 @@ def segment_clip(args: argparse.Namespace) -> str:
     prompts = [prompt.strip() for prompt in args.prompts]
     video = VideoPredictor(predictor, prompts, task=args.task, every=args.every, tracker=args.tracker)
     with writer:
-        for number, image in enumerate(tqdm(clip.frames, total=clip.length, unit="frame", disable=None)):
+        for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
             frame = video.step(image)
             writer.write(number, image, frame, video.tracks)
     about = {
