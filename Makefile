@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,\
     $(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 
-.PHONY: install test test-slow lint demo clean
+.PHONY: install test test-slow lint demo benchmark clean
 
 # The stamp is written last, so an install that was cut short is taken up again.
 STAMP := $(VENV)/.openworldsam-installed
@@ -45,7 +45,7 @@ lint: install
 # IMAGE="'my images/a.jpg'" has a space.
 IMAGE ?=
 PROMPTS ?=
-SCENE ?= 4
+SCENE ?= 38
 TASK ?= all
 SHAPES = --config-file configs/shapes/openworldsam.yaml --scene $(SCENE)
 PHOTOGRAPHS = --config-file configs/presets/released.yaml --opts MODEL.WEIGHTS weights/model_final.pth --input $(IMAGE)
@@ -55,6 +55,14 @@ demo: export PROMPT_TEXTS = $(value PROMPTS)
 demo: install
 	@IFS=';'; set -f; set -- $$PROMPT_TEXTS; unset IFS; \
 	$(PY) tools/demo.py $(if $(IMAGE),$(PHOTOGRAPHS),$(SHAPES)) $${1:+--prompts "$$@"} --task $(TASK) --output output/demo
+
+# make benchmark DEVICE=cuda: on a GPU. docs/performance.md says what is measured.
+DEVICE ?= cpu
+BENCHMARK_cpu = --repeats 3 --images 1 SOLVER.IMS_PER_BATCH 1
+BENCHMARK_cuda = --precision fp32 bf16 fp16 --compile --warmup 3 --repeats 20 --images 20
+benchmark: install
+	$(PY) tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --device $(DEVICE) \
+	    --output output/benchmark/$(DEVICE) $(BENCHMARK_$(DEVICE))
 
 # The environment stays: it is several gigabytes to fetch again.
 clean:

@@ -29,9 +29,12 @@ def add_openworldsam_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "OpenWorldSAM"
     # A full checkpoint in the released layout, or an adapter file of ours (then give both encoder files too).
     cfg.MODEL.WEIGHTS = ""
-    # Arithmetic of the networks: fp32, bf16 or fp16 (autocast; weights stay fp32). Scores come out rounded in half
-    # precision (bf16 near 0.7: steps of 0.004), so that thresholds and ties may fall otherwise than in fp32.
+    # Arithmetic of the networks: fp32, bf16 or fp16 (autocast; the frozen matrices are kept in it, the adapter in
+    # fp32). Scores come out rounded in half precision (bf16 near 0.7: steps of 0.004), so that thresholds and ties may
+    # fall otherwise than in fp32.
     cfg.MODEL.PRECISION = "fp32"
+    # torch.compile the networks: the first image of a size takes minutes, later ones less time. Needs a C++ compiler.
+    cfg.MODEL.COMPILE = False
     # SAM2's mean and standard deviation per RGB channel, on the scale 0..255.
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]

@@ -1,4 +1,7 @@
-"""Masks from an image and texts: encode the image once, ask as often as you like."""
+"""Masks from an image and texts: encode the image once, ask as often as you like.
+
+What a question shares with earlier ones about the image is not computed again; see `AskedImage`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from openworldsam.asked_image import AskedImage, EncodedImage, encoder_identity
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
@@ -89,12 +93,7 @@ class OpenWorldSAMPredictor:
         self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
         self.model.to(target).eval()
-        self._features: ImageFeatures | None = None
-        self._prompt_inputs: Tensor
-        self._size = (0, 0)
-        # the last question about this image, and its answer before any threshold
-        self._asked: tuple[tuple[str, ...], InferenceOptions | None] | None = None
-        self._rows: MaskRows
+        self._image: AskedImage | None = None
 
     def set_image(self, image: ImageLike) -> None:
         """Encode an image; later predictions are about it.
@@ -108,15 +107,50 @@ class OpenWorldSAMPredictor:
             ValueError: it is not a readable image.
         """
         pixels = to_tensor(read_image(image)).to(self.model.device)
-        self._features = self.model.encode_images([pixels])
-        self._prompt_inputs = self.model.prompt_inputs([pixels])
-        self._size = (pixels.shape[1], pixels.shape[2])
-        self._asked = None
+        encoded = EncodedImage(
+            self.model.encode_images([pixels]), self.model.prompt_inputs([pixels]), (pixels.shape[1], pixels.shape[2])
+        )
+        self._image = AskedImage(self.model, encoded)
+
+    def save_image(self, path: str | Path) -> None:
+        """Write the encoded image, for `load_image` of a later process; 17 MB for the full-size model.
+
+        Args:
+            path: the .safetensors file; one that is there is replaced.
+
+        Raises:
+            ValueError: no image set.
+            OSError: it cannot be written.
+        """
+        self._asked().encoded.save(Path(path), encoder_identity(self.cfg, self.sources))
+
+    def load_image(self, path: str | Path) -> None:
+        """Set the image that `save_image` wrote, without encoding it. Its prompts are encoded anew.
+
+        Args:
+            path: the file. Any adapter and prompt weights may ask about it; SAM2's weights, the sizes and the
+                precision must be those that made it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or another image encoder made it.
+        """
+        identity = encoder_identity(self.cfg, self.sources)
+        self._image = AskedImage(self.model, EncodedImage.load(Path(path), identity, self.model.device))
+
+    def _asked(self) -> AskedImage:
+        if self._image is None:
+            raise ValueError("no image: call set_image first")
+        return self._image
 
     @property
-    def features(self) -> ImageFeatures | None:
-        """What SAM2 sees of the image that is set, B = 1; None before the first."""
-        return self._features
+    def features(self) -> ImageFeatures:
+        """What SAM2 sees of the image that is set, B = 1.
+
+        Raises:
+            ValueError: no image set.
+        """
+        return self._asked().encoded.features
 
     @torch.no_grad()
     def predict(
@@ -144,8 +178,7 @@ class OpenWorldSAMPredictor:
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
-        if self._features is None:
-            raise ValueError("no image: call set_image first")
+        image = self._asked()
         if task not in TASKS:
             raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
@@ -155,11 +188,12 @@ class OpenWorldSAMPredictor:
         inference = replace(self.model.inference, **options)
         stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff)}
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
-        rows = self._query_rows(prompts, inference)
+        rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
+        size = image.encoded.size
         if len(rows.scores):
-            found = self._found(task, rows, is_thing, inference, options.get("score_threshold", 0.0))
+            found = _found(task, rows, size, is_thing, inference, options.get("score_threshold", 0.0))
         else:
-            found = _Found(rows.labels.new_zeros(0, *self._size, dtype=torch.bool), rows.scores, rows.labels)
+            found = _Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels)
         masks, scores = found.masks.cpu().numpy(), found.scores.cpu().numpy()
         labels = found.labels.cpu().numpy()
         return Prediction(
@@ -174,44 +208,6 @@ class OpenWorldSAMPredictor:
             best_score=float(rows.scores.max()) if len(rows.scores) else 0.0,
         )
 
-    def _query_rows(self, prompts: list[str], inference: InferenceOptions) -> MaskRows:
-        """Decode the prompts about the image that is set; labels are indices of prompts.
-
-        The same prompts again, for another task or threshold, are not decoded again.
-        """
-        if not prompts:
-            return self.model.no_rows()
-        question = (tuple(prompts), inference if inference.two_stage else None)
-        if self._asked == question:
-            return self._rows
-        image_index = torch.zeros(len(prompts), dtype=torch.long)
-        embeddings = self.model.encode_prompts(self._prompt_inputs, prompts, image_index)
-        (self._rows,) = self.model.query_rows(self._features, embeddings, image_index, inference)
-        self._asked = question
-        return self._rows
-
-    def _found(
-        self, task: str, rows: MaskRows, is_thing: list[bool], inference: InferenceOptions, smallest: float
-    ) -> _Found:
-        """Apply one task's inference to the query rows, labelled by prompt."""
-        if task == "instance":
-            instances = instance_inference(rows, self._size, inference)
-            return _Found(instances.masks, instances.scores, instances.labels)
-        if task == "panoptic":
-            result = panoptic_inference(rows, self._size, dict(enumerate(is_thing)), inference)
-            ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
-            scores = torch.tensor([s.score for s in result.segments])
-            labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
-            return _Found(result.map == ids[:, None, None], scores, labels)
-        if task == "referring":
-            best = referring_inference(rows, self._size)
-            found = best.masks.flatten(1).any(dim=1) & (best.scores >= smallest)
-            return _Found(best.masks[found], best.scores[found], best.labels[found])
-        label_map = semantic_inference(rows, self._size, len(is_thing), inference)
-        labels = label_map.unique()
-        scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
-        return _Found(label_map == labels[:, None, None], scores, labels)
-
 
 class _Found(NamedTuple):
     """masks bool [N, H, W], scores [N], labels [N] indices of prompts."""
@@ -219,6 +215,34 @@ class _Found(NamedTuple):
     masks: Tensor
     scores: Tensor
     labels: Tensor
+
+
+def _found(
+    task: str,
+    rows: MaskRows,
+    size: tuple[int, int],
+    is_thing: list[bool],
+    inference: InferenceOptions,
+    smallest: float,
+) -> _Found:
+    """Apply one task's inference to the query rows, labelled by prompt."""
+    if task == "instance":
+        instances = instance_inference(rows, size, inference)
+        return _Found(instances.masks, instances.scores, instances.labels)
+    if task == "panoptic":
+        result = panoptic_inference(rows, size, dict(enumerate(is_thing)), inference)
+        ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
+        scores = torch.tensor([s.score for s in result.segments])
+        labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
+        return _Found(result.map == ids[:, None, None], scores, labels)
+    if task == "referring":
+        best = referring_inference(rows.select(rows.scores >= smallest), size)
+        found = best.masks.flatten(1).any(dim=1)
+        return _Found(best.masks[found], best.scores[found], best.labels[found])
+    label_map = semantic_inference(rows, size, len(is_thing), inference)
+    labels = label_map.unique()
+    scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
+    return _Found(label_map == labels[:, None, None], scores, labels)
 
 
 def _as_list(texts: str | Sequence[str]) -> list[str]:

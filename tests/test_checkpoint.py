@@ -644,6 +644,19 @@ def test_an_adapter_of_another_size_gets_the_keys_to_set(queries: int, layers: i
     assert torch.equal(model.adapter.tie_breakers, state["adapter.tie_breakers"])
 
 
+def test_a_training_may_begin_with_the_first_tie_breakers_of_an_adapter(refusal: Refusal) -> None:
+    state = our_adapter(released_adapter(queries=20))
+    refusal("adapter", state)  # but nothing else may
+    model = make_model()
+    wanted = model.adapter.num_queries
+    load_component(model, "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
+    assert wanted < 20 and torch.equal(model.adapter.tie_breakers, state["adapter.tie_breakers"][:wanted])
+    for queries in (0, wanted - 1):  # no more than there are
+        state = our_adapter(released_adapter(queries=queries))
+        with pytest.raises(ValueError, match="NUM_TIE_BREAKERS"):
+            load_component(model, "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
+
+
 @pytest.mark.parametrize(("queries", "layers"), [(0, 3), (4, 0), (0, 0)])
 def test_an_adapter_without_tie_breakers_or_transformer_gets_the_keys_to_set(
     queries: int, layers: int, refusal: Refusal

@@ -58,7 +58,8 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     Args:
         model: an `OpenWorldSAM`.
         cfg: its config.
-        need_adapter: False leaves a missing adapter as it was initialised, for training from scratch.
+        need_adapter: False, where a training begins, leaves a missing adapter as it was initialised, and of one with
+            more tie-breakers than the model takes the first.
 
     Returns:
         the source of each component.
@@ -91,7 +92,7 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
             raise ValueError(f"{path} ({file.layout}) holds no {' or '.join(components)} weights; {key} needs them")
         for component in components:
             if component in file.components and component not in sources:
-                load_component(model, component, file)
+                load_component(model, component, file, fewer_tie_breakers=not need_adapter)
                 sources[component] = file.source(component)
                 logger.info("%s weights from %s (%s)", component, path, file.layout)
     _check_complete([c for c in needed if c != "adapter" or need_adapter], sources)
@@ -112,10 +113,16 @@ def find_source(component: str, cfg: CfgNode) -> Source | None:
     return None
 
 
-def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
+def load_component(model: nn.Module, component: str, file: WeightFile, *, fewer_tie_breakers: bool = False) -> None:
     """Fill one component's modules; every tensor must be there, fit, and be known.
 
     Frozen tensors stay in the memory-mapped file, so that a 3.6 GB checkpoint takes its memory once.
+
+    Args:
+        model: an `OpenWorldSAM`.
+        component: "sam2", "beit3" or "adapter".
+        file: that holds it.
+        fewer_tie_breakers: the model may have fewer than the file; it gets the first.
 
     Raises:
         ValueError: a missing, unexpected or wrongly shaped tensor; says which and what to do.
@@ -130,6 +137,11 @@ def load_component(model: nn.Module, component: str, file: WeightFile) -> None:
     positions = "prompt_encoder.beit3.encoder.embed_positions.A.weight"
     if component == "beit3" and positions in state and positions in expected:
         state[positions] = resize_positions(state[positions], len(expected[positions]))
+    ties = "adapter.tie_breakers"
+    if fewer_tie_breakers and ties in state and 0 < len(expected.get(ties, ())) < len(state[ties]):
+        wanted = len(expected[ties])
+        logger.info("the first %d of the %d tie-breakers of %s", wanted, len(state[ties]), file.path)
+        state[ties] = state[ties][:wanted]
     if problems := misfits(state, expected):
         raise ValueError(
             f"{file.path} ({file.layout}) does not fit the configured {component}: {problems}. "

@@ -94,7 +94,7 @@ class Trainer(TrainerBase):
                 self.model,
                 device_ids=device_ids,
                 broadcast_buffers=False,
-                find_unused_parameters=self.model.train_prompt_encoder,  # BEiT-3 has a mask token that nothing reads
+                find_unused_parameters=self.model.train_prompt_encoder,  # nothing reads BEiT-3's mask token, for one
             )
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)

@@ -214,6 +214,11 @@ class Adapter(nn.Module):
         """K, queries of a prompt."""
         return 1 if self.tie_breakers is None else len(self.tie_breakers)
 
+    @property
+    def prompts_interact(self) -> bool:
+        """Whether a prompt's tokens depend on the other prompts of its image."""
+        return self.soft_prompt is not None and self.soft_prompt.interaction == "image"
+
     def forward(
         self, prompt_embeddings: Tensor, embed: Tensor, image_index: Tensor, positions: Tensor
     ) -> DecoderTokens:

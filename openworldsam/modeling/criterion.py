@@ -5,6 +5,7 @@ Shapes: n matched pairs of one image, h = w = 4S mask side, H, W size of its gro
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,21 +14,25 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from openworldsam.modeling.matcher import Matches, focal_terms, match, matching_costs
+from openworldsam.modeling.matcher import Matches, focal, match, matching_costs
 
 DIVISORS = ("targets", "matched")
+CHUNK_BYTES = 8 * 2**20
+"""Logits at the size of the ground truth that exist at a time, at most (one mask at least)."""
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss, averaged over pixels: [n, H, W] logits and 0/1 targets -> [n]."""
-    positive, negative = focal_terms(logits, alpha, gamma)
-    return torch.where(targets.bool(), positive, negative).flatten(1).mean(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    weights = torch.where(targets.bool(), alpha, 1 - alpha)
+    return (weights * focal(cross_entropy, gamma)).flatten(1).mean(1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """1 - dice of probabilities, smoothed by 1: [n, H, W] logits and 0/1 targets -> [n]."""
-    probability, target = logits.sigmoid().flatten(1), targets.float().flatten(1)
+    probability, target = logits.sigmoid().flatten(1), targets.flatten(1).to(logits.dtype)
     overlap = 2 * (probability * target).sum(1) + 1
     return 1 - overlap / (probability.sum(1) + target.sum(1) + 1)
 
@@ -96,6 +101,8 @@ class Criterion(nn.Module):
     def forward(self, logits: Tensor, targets: list[Tensor], matches: Matches) -> dict[str, Tensor]:
         """Weighted losses of the matched pairs.
 
+        Full-size masks exist a chunk at a time, in the backward pass too, which computes them again.
+
         Args:
             logits: [pairs, h, w], the matched queries in the order of `matches`.
             targets: P times bool [N_p, H, W], all on one device.
@@ -104,14 +111,39 @@ class Criterion(nn.Module):
         Returns:
             scalars by name: "loss_mask" and "loss_dice", each if it has a weight.
         """
-        nothing = logits.float().sum() * 0  # keeps the graph where nothing is matched
-        losses = dict.fromkeys(self.terms, nothing)
-        for prompt in matches.prompt.unique().tolist():
-            pairs = torch.nonzero(matches.prompt == prompt)[:, 0]
-            target = targets[prompt][matches.target[pairs].to(logits.device)]
-            low_res = logits[pairs.to(logits.device), None].float()
-            upsampled = F.interpolate(low_res, target.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-            count = len(targets[prompt]) if self.divisor == "targets" else len(pairs)
-            for name, (weight, loss) in self.terms.items():
-                losses[name] = losses[name] + weight / (count * len(targets)) * loss(upsampled, target).sum()
-        return losses
+        masks = [targets[p][t] for p, t in zip(matches.prompt.tolist(), matches.target.tolist(), strict=True)]
+        matched = torch.bincount(matches.prompt, minlength=len(targets))
+        counts = torch.tensor([len(t) for t in targets]) if self.divisor == "targets" else matched
+        shares = (1 / (counts[matches.prompt] * len(targets))).to(logits.device)
+        total = logits.new_zeros(len(self.terms), dtype=torch.float32)
+        total = total + logits.float().sum() * 0  # keeps the graph where nothing is matched
+        for pairs in _chunks(masks):
+            low_res = logits[pairs].float()
+            total = total + checkpoint(
+                self._losses,
+                low_res,
+                [masks[pair] for pair in pairs],
+                shares[pairs],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return dict(zip(self.terms, total, strict=True))
+
+    def _losses(self, logits: Tensor, masks: list[Tensor], shares: Tensor) -> Tensor:
+        """Weighted losses [terms] of n pairs: logits [n, h, w], n times bool [H, W], their shares [n] in the batch."""
+        target = torch.stack(masks)
+        full = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+        return torch.stack([weight * (shares * loss(full, target)).sum() for weight, loss in self.terms.values()])
+
+
+def _chunks(masks: list[Tensor]) -> list[list[int]]:
+    """Numbers of masks [H, W] of one size, as many in a list as `CHUNK_BYTES` allows."""
+    by_size: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, mask in enumerate(masks):
+        by_size[mask.shape].append(number)
+    steps = {size: max(1, CHUNK_BYTES // (4 * size.numel())) for size in by_size}
+    return [
+        numbers[start : start + steps[size]]
+        for size, numbers in by_size.items()
+        for start in range(0, len(numbers), steps[size])
+    ]

@@ -43,6 +43,7 @@ class SAM2ImageEncoder(nn.Module):
         embed_dim, num_heads, stages, global_att_blocks, window_spec, pos_embed_size: the Hiera trunk; the
             defaults are Hiera-L.
         width: channels C of the features.
+        compiled: run it through torch.compile.
 
     Raises:
         ValueError: a size that SAM2 cannot have.
@@ -60,6 +61,7 @@ class SAM2ImageEncoder(nn.Module):
         window_spec: Sequence[int] = (8, 4, 16, 8),
         pos_embed_size: Sequence[int] = (7, 7),
         width: int = 256,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if image_size % 32:
@@ -92,6 +94,8 @@ class SAM2ImageEncoder(nn.Module):
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.conv_s0 = nn.Conv2d(width, width // 8, kernel_size=1)
         self.conv_s1 = nn.Conv2d(width, width // 4, kernel_size=1)
+        if compiled:
+            self.compile()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -105,6 +109,7 @@ class SAM2ImageEncoder(nn.Module):
             "window_spec": sam2.WINDOW_SPEC,
             "pos_embed_size": sam2.POS_EMBED_SIZE,
             "width": sam2.WIDTH,
+            "compiled": cfg.MODEL.COMPILE,
         }
 
     @property

@@ -56,17 +56,26 @@ class SAM2MaskDecoder(nn.Module):
         width: C.
         dynamic_multimask: fall back from unstable masks (`select_mask`).
         chunk: rows decoded at a time.
+        compiled: run the decoding of a chunk through torch.compile.
     """
 
     @configurable
     def __init__(
-        self, *, image_size: int = 1024, width: int = 256, dynamic_multimask: bool = True, chunk: int = 32
+        self,
+        *,
+        image_size: int = 1024,
+        width: int = 256,
+        dynamic_multimask: bool = True,
+        chunk: int = 32,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if chunk < 1:
             raise ValueError(f"MODEL.MASK_DECODER.CHUNK must be at least 1, got {chunk}")
         self.dynamic_multimask = dynamic_multimask
         self.chunk = chunk
+        # numbers of rows and tokens differ from call to call: one dynamic graph, rather than one for each
+        self._decode_masks = torch.compile(decode_masks, dynamic=True) if compiled else decode_masks
         side = image_size // STRIDE
         self.prompt_encoder = PromptEncoder(
             embed_dim=width,
@@ -93,6 +102,7 @@ class SAM2MaskDecoder(nn.Module):
             "width": cfg.MODEL.SAM2.WIDTH,
             "dynamic_multimask": cfg.MODEL.MASK_DECODER.DYNAMIC_MULTIMASK,
             "chunk": cfg.MODEL.MASK_DECODER.CHUNK,
+            "compiled": cfg.MODEL.COMPILE,
         }
 
     def positions(self) -> Tensor:
@@ -165,7 +175,7 @@ class SAM2MaskDecoder(nn.Module):
         self, image: SharedImage, tokens: Tensor, dense: Tensor | None, dynamic_multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """r rows of one image, tokens [r, T, C], dense prompt [r, C, S, S] -> logits [r, 4S, 4S], IoU [r]."""
-        logits, iou = decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
+        logits, iou = self._decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
         return select_mask(logits, iou, dynamic_multimask)
 
     def _join(self, num_rows: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

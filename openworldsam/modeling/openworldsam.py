@@ -7,7 +7,6 @@ D width of a prompt embedding, C width and S side of the image features, H, W si
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import Any
 
 import torch
@@ -281,14 +280,19 @@ class OpenWorldSAM(nn.Module):
             labels = torch.arange(counts[image], device=logits.device) // self.adapter.num_queries
             image_rows = MaskRows(*own, labels)
             if options.two_stage:
-                image_rows = refine(image_rows, options, partial(self._decode_masks, features, image))
+                image_rows = self.second_pass(features, image, image_rows, options)
             rows.append(image_rows)
         return rows
 
-    def _decode_masks(self, features: ImageFeatures, image: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The second pass over one image's masks; see `SAM2MaskDecoder.refine`."""
-        with self.autocast():
-            return self.mask_decoder.refine(features, torch.full((len(logits),), image), logits)
+    @torch.no_grad()
+    def second_pass(self, features: ImageFeatures, image: int, rows: MaskRows, options: InferenceOptions) -> MaskRows:
+        """Two-stage inference: one image's first-pass rows to those of a second; see `refine`."""
+
+        def decode(logits: Tensor) -> tuple[Tensor, Tensor]:
+            with self.autocast():
+                return self.mask_decoder.refine(features, torch.full((len(logits),), image), logits)
+
+        return refine(rows, options, decode)
 
     def no_rows(self) -> MaskRows:
         """The query rows of an image about which nothing was asked."""

@@ -103,7 +103,6 @@ class VideoPredictor:
             raise ValueError(f"frame {frame} is {size[1]} x {size[0]} pixels, those before are {width} x {height}")
         self.predictor.set_image(image)
         features = self.predictor.features
-        assert features is not None
         looks = frame == 0 or (self.every > 0 and frame % self.every == 0)
         found = self.predictor.predict(self.prompts, self.task) if looks or self._tracker.needs_text else None
         located = self._tracker.locate(frame, features, found, size)

@@ -220,3 +220,34 @@ def test_the_config_sets_everything():
         cfg.MODEL.CRITERION[key] = value
     changed = vars(Criterion(cfg))
     assert {key.upper(): changed[key.lower()] for key in changes} == changes
+
+
+@pytest.mark.parametrize("chunk", [1, 2**20])
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch, chunk):
+    monkeypatch.setattr(criterion_module, "CHUNK_BYTES", chunk)
+    targets = [random_masks(2, 8, 6), random_masks(0, 5, 5), random_masks(4, 8, 6, seed=1), random_masks(1, 16, 4)]
+    matches = matches_of((0, 0, 1), (0, 2, 0), (2, 0, 3), (2, 1, 0), (2, 2, 2), (3, 1, 0))
+    ours, plain = random_logits(6, 4, 4).requires_grad_(), random_logits(6, 4, 4).requires_grad_()
+    losses = Criterion(dice_weight=3.0)(ours, targets, matches)
+    expected = sum(
+        (20 * one_focal(x, targets[p][t]) + 3 * one_dice(x, targets[p][t])) / (len(targets[p]) * 4)
+        for x, p, t in zip(plain, matches.prompt, matches.target, strict=True)
+    )
+    total = losses["loss_mask"] + losses["loss_dice"]
+    total.backward()
+    expected.backward()
+    assert torch.allclose(total, expected, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(ours.grad, plain.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_full_size_masks_exist_a_chunk_at_a_time(monkeypatch):
+    monkeypatch.setattr(criterion_module, "CHUNK_BYTES", 2 * 4 * 8 * 6)
+    sizes = []
+    focal_loss = criterion_module.focal_loss
+    counted = lambda logits, *rest, **options: sizes.append(len(logits)) or focal_loss(logits, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(criterion_module, "focal_loss", counted)
+    logits, targets = random_logits(5, 4, 4).requires_grad_(), [random_masks(5, 8, 6)]
+    loss = Criterion()(logits, targets, matches_of(*((0, q, q) for q in range(5))))["loss_mask"]
+    assert sizes == [2, 2, 1]
+    loss.backward()
+    assert sorted(sizes) == [1, 1, 2, 2, 2, 2]  # the backward pass makes them again

@@ -12,7 +12,6 @@ from openworldsam.modeling.prompt_encoders import (
     PromptEncoder,
     build_prompt_encoder,
 )
-from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
 
 TINY_TRUNK = {
     "embed_dim": 16,
@@ -54,40 +53,15 @@ def encoder(**options):
     return module
 
 
-IDS = torch.tensor([[0, 7, 2, 1, 1], [0, 8, 9, 10, 2], [0, 50, 60, 2, 1]])
-INDEX = torch.tensor([0, 1, 1])
-
-
-@torch.no_grad()
-def test_the_embedding_is_the_first_output_token_of_torchscale():
-    module, images = encoder(), torch.randn(2, 3, 32, 32)
-    ours = module.encode_tokens(images, IDS, INDEX)
-    for row in range(3):
-        ids = IDS[row : row + 1]
-        out = module.beit3(
-            textual_tokens=ids, visual_tokens=images[INDEX[row]][None], text_padding_position=ids == PAD_ID
-        )
-        torch.testing.assert_close(ours[row], out["encoder_out"][0, 0], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_padding_chunks_and_other_prompts_change_nothing():
-    images = torch.randn(2, 3, 32, 32)
-    whole = encoder().encode_tokens(images, IDS, INDEX)
-    torch.testing.assert_close(encoder(chunk=1).encode_tokens(images, IDS, INDEX), whole, rtol=1e-4, atol=1e-5)
-    short = encoder().encode_tokens(images[:1], IDS[:1, :3], INDEX[:1])
-    torch.testing.assert_close(short[0], whole[0], rtol=1e-4, atol=1e-5)
-
-
 @torch.no_grad()
 def test_the_embedding_depends_on_text_and_image_but_text_alone_does_not_see_the_image():
     images = torch.randn(2, 3, 32, 32)
-    same_text = IDS[:1].repeat(2, 1)
+    same_text = torch.tensor([[0, 7, 2], [0, 7, 2]])
     joint = encoder().encode_tokens(images, same_text, torch.tensor([0, 1]))
     assert (joint[0] - joint[1]).abs().max() > 1e-3
     text_only = encoder(use_image=False).encode_tokens(images, same_text, torch.tensor([0, 1]))
     torch.testing.assert_close(text_only[0], text_only[1])
-    other = encoder(use_image=False).encode_tokens(images, IDS[1:2], torch.tensor([0]))
+    other = encoder(use_image=False).encode_tokens(images, torch.tensor([[0, 8, 2]]), torch.tensor([0]))
     assert (text_only[0] - other[0]).abs().max() > 1e-3
 
 

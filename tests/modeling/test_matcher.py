@@ -7,6 +7,7 @@ import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
 
+from openworldsam.modeling import matcher
 from openworldsam.modeling.matcher import focal_terms, match, matching_costs
 
 ALPHA, GAMMA = 0.25, 2.0
@@ -185,3 +186,14 @@ def test_ground_truth_of_any_size_is_seen_as_interpolate_sees_it():
     logits = random_logits(1, 2, 16, 16)
     small = F.interpolate(masks[None].float(), (16, 16), mode="nearest")[0].bool()
     assert torch.equal(costs_of(logits, [masks])[0], costs_of(logits, [small])[0])
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 9])
+def test_prompts_computed_together_cost_what_they_cost_alone(monkeypatch, prompts):
+    monkeypatch.setattr(matcher, "CHUNK_BYTES", prompts * 4 * 3 * 8 * 8)
+    logits = random_logits(6, 3, 8, 8)
+    targets = [
+        random_masks(n, *size, seed=n) for n, size in zip((2, 0, 5, 1, 1, 2), 3 * ((9, 12), (20, 7)), strict=True)
+    ]
+    for cost, query_logits, masks in zip(costs_of(logits, targets, 20.0, 2.0), logits, targets, strict=True):
+        assert torch.allclose(cost, loop_costs(query_logits, masks, 20.0, 2.0), rtol=1e-6, atol=1e-6)

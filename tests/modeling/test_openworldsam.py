@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -366,3 +367,25 @@ def test_frozen_matrices_kept_in_half_precision_change_no_bit(build, precision):
     assert torch.equal(found["instances"].scores, expected["instances"].scores)
     assert torch.equal(found["instances"].pred_masks, expected["instances"].pred_masks)
     assert torch.equal(found["semantic"], expected["semantic"])
+
+
+@torch.no_grad()
+def test_compiled_equals_eager_and_is_not_compiled_anew_for_each_number_of_prompts(build, monkeypatch):
+    # traced, but run by PyTorch: a C++ compiler would take minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    eager, compiled = build(), build("MODEL.COMPILE", "True")
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    graphs = []
+    for prompts in (["a zebra", "grass"], ["a zebra on the left", "grass", "sky"], ["zebra"] * 5, ["sky above"] * 9):
+        index = torch.zeros(len(prompts), dtype=torch.long)
+        rows = []
+        for model in (eager, compiled):
+            embeddings = model.encode_prompts(model.prompt_inputs([image]), prompts, index)
+            rows += model.query_rows(model.encode_images([image]), embeddings, index, model.inference)
+        torch.testing.assert_close(rows[1].logits, rows[0].logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rows[1].scores, rows[0].scores, rtol=1e-4, atol=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] >= 3 and graphs[2] == graphs[3] <= 8

@@ -17,6 +17,7 @@ from torchscale.model.BEiT3 import BEiT3
 
 from openworldsam.data.preprocessing import resize_for_beit3
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
+from openworldsam.modeling.prompt_encoders.beit3_forward import embed_images, first_token
 from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID, BEiT3Tokenizer
 
 POSITIONS = 1024
@@ -37,6 +38,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         use_image: False encodes the text alone (Table 4, row 3).
         chunk: prompts encoded at a time.
         antialias: antialias when the image shrinks.
+        compiled: run a chunk through torch.compile.
     """
 
     component = "beit3"
@@ -57,6 +59,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         use_image: bool = True,
         chunk: int = 32,
         antialias: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not 3 <= max_tokens <= POSITIONS - 2:
@@ -70,6 +73,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         self.patch_size = patch_size
         self.use_image = use_image
         self.chunk = chunk
+        self._first_token = torch.compile(first_token, dynamic=True) if compiled else first_token
         self.antialias = antialias
         self.max_tokens = max_tokens
         self.tokenizer_file = tokenizer
@@ -107,6 +111,7 @@ class BEiT3PromptEncoder(PromptEncoder):
             "max_tokens": encoder.MAX_TOKENS,
             "use_image": encoder.USE_IMAGE,
             "chunk": encoder.CHUNK,
+            "compiled": cfg.MODEL.COMPILE,
             "antialias": cfg.INPUT.ANTIALIAS,
         }
 
@@ -131,8 +136,8 @@ class BEiT3PromptEncoder(PromptEncoder):
 
         Args:
             images: [B, 3, S, S] from `preprocess`.
-            ids: [P, L], padded with 1.
-            image_index: [P], whose image each prompt asks about.
+            ids: [P, L] on the CPU, padded with 1 on the right.
+            image_index: [P] on the CPU, whose image each prompt asks about.
 
         Returns:
             [P, D].
@@ -146,15 +151,18 @@ class BEiT3PromptEncoder(PromptEncoder):
                 f"token id {int(ids.max())} is beyond the {rows} rows of the text embedding: "
                 "tokenizer and BEiT-3 weights do not belong together"
             )
-        chunks = zip(ids.split(self.chunk), image_index.split(self.chunk), strict=True)
-        return torch.cat([self._encode_chunk(images, part, index) for part, index in chunks])
+        vision = embed_images(self.beit3, images) if self.use_image else None
+        lengths = (ids != PAD_ID).sum(dim=1)
+        order = lengths.argsort(descending=True, stable=True)  # so that a chunk has little padding
+        embeddings = [
+            self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
+            for chunk in order.split(self.chunk)
+        ]
+        return torch.cat(embeddings)[order.argsort().to(images.device)]
 
-    def _encode_chunk(self, images: Tensor, ids: Tensor, image_index: Tensor) -> Tensor:
-        longest = int((ids != PAD_ID).sum(dim=1).max())  # of this chunk, not of the batch
-        ids = ids[:, :longest].to(images.device)
-        output = self.beit3(
-            textual_tokens=ids,
-            visual_tokens=images[image_index.to(images.device)] if self.use_image else None,
-            text_padding_position=ids == PAD_ID,
-        )
-        return output["encoder_out"][:, 0]
+    def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
+        """vision [B, V, D], ids [N, L] with L the longest text's length, image_index [N] to [N, D]."""
+        device = self.beit3.text_embed.weight.device
+        own_vision = None if vision is None else vision[image_index.to(device)]
+        padding = ids == PAD_ID
+        return self._first_token(self.beit3, own_vision, ids.to(device), padding.to(device) if padding.any() else None)

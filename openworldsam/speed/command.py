@@ -1,0 +1,154 @@
+"""How long each stage takes and what it costs: time, operations, memory, and the least that this machine needs.
+
+Measures the forward pass stage by stage, a training step with and without caches, and an evaluation. `--against`
+measures a second configuration in turn with the first: a config file, or "plain", the forward pass as the released
+code does it on the same weights. Where the config names no weights they are random, and one query of each prompt
+passes the thresholds. Writes DIR/benchmark.json, and its tables as DIR/benchmark.md, after every kind of work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.config import load_config
+from openworldsam.device import checked_device, usable_device
+from openworldsam.engine.launch import user_errors
+from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.openworldsam import PRECISIONS
+from openworldsam.rule_weights import save_tokenizer
+from openworldsam.speed import machine
+from openworldsam.speed.pipeline import Pipeline, encoded_image
+from openworldsam.speed.plain import PlainPipeline
+from openworldsam.speed.report import markdown
+from openworldsam.speed.run import Run
+
+PLAIN = "plain"
+TRAINING_PROMPTS = 6
+"""Of an image, where INPUT.MAX_PROMPTS has no limit."""
+PARTS = ("stages", "training", "evaluation")
+
+
+class Contender(NamedTuple):
+    """A configuration: its config, its pipeline, and what the report says of it."""
+
+    cfg: CfgNode
+    pipeline: Pipeline
+    about: dict[str, Any]
+
+
+def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch: Path) -> Contender:
+    """The model of a config file, in eval mode, on the device.
+
+    A tokenizer that is missing is replaced by a small one of COCO's class names, made in `scratch`.
+    """
+    cfg = load_config(path, args.opts)
+    device = checked_device(args.device) if args.device else usable_device(cfg.MODEL.DEVICE)
+    tokenizer = cfg.MODEL.PROMPT_ENCODER.TOKENIZER
+    if not Path(tokenizer).is_file():
+        tokenizer = "a stand-in made of COCO's class names"
+        cfg.MODEL.PROMPT_ENCODER.TOKENIZER = str(scratch / "beit3.spm")
+        save_tokenizer(scratch / "beit3.spm")
+    torch.manual_seed(cfg.SEED)
+    model = OpenWorldSAM(cfg)
+    random = not any((cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS))
+    if not random:
+        load_weights(model, cfg, need_adapter=False)
+    model.prompt_encoder.prepare()
+    about = {"name": name, "config": path, "preset": cfg.PRESET, "tokenizer": tokenizer}
+    about |= {
+        "weights": "random" if random else "of the config",
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    return Contender(cfg, Pipeline(name, cfg, model.to(device).eval(), image, random=random), about)
+
+
+def contenders(args: argparse.Namespace, image: bytes, scratch: Path) -> list[Contender]:
+    """--config-file, and --against if there is one."""
+    first = build(args, args.config_file, Path(args.config_file).stem, image, scratch)
+    if not args.against:
+        return [first]
+    if args.against != PLAIN:
+        name = Path(args.against).stem
+        return [first, build(args, args.against, name + " (2)" * (name == first.pipeline.name), image, scratch)]
+    plain = PlainPipeline(first.cfg, first.pipeline.model, image, random=first.pipeline.random)
+    about = {**first.about, "name": PLAIN, "preset": "released, always fp32 and not compiled"}
+    return [first, Contender(first.cfg, plain, about)]
+
+
+def benchmark(args: argparse.Namespace, scratch: Path) -> None:
+    """Measure, print and write; see the command line.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: an argument, a config or a file is wrong.
+    """
+    if min(*args.prompts, args.warmup, args.repeats, args.images) < 1:
+        raise ValueError("--prompts, --warmup, --repeats and --images are 1 or more")
+    both = contenders(args, encoded_image(args.image), scratch)
+    device, load = both[0].pipeline.model.device, [os.getloadavg()[0]]
+    content: dict[str, Any] = machine.describe(device)
+    content["machine"]["load"] = load
+    content["peaks"] = machine.peaks(device, sorted({"fp32", *args.precision}))
+    content |= {"configurations": [c.about for c in both], "image": args.image or "a random one of 640 x 480 pixels"}
+    content |= {"warmup": args.warmup, "repeats": args.repeats}
+    pipelines, cfgs = [c.pipeline for c in both], {c.pipeline.name: c.cfg for c in both}
+    run = Run(pipelines, cfgs, content["peaks"], warmup=args.warmup, repeats=args.repeats)
+    for compiled in (False, True) if args.compile else (False,):
+        for precision in args.precision:
+            run.use(precision, compiled)
+            for part in args.parts:
+                if part == "stages":
+                    run.stages(args.prompts)
+                elif compiled:  # the model's own forward pass is not
+                    continue
+                elif part == "training":
+                    run.training(both[0].cfg.INPUT.MAX_PROMPTS or TRAINING_PROMPTS)
+                else:
+                    run.evaluation(args.images)
+                content["machine"]["load"] = [*load, os.getloadavg()[0]]
+                write(args.output, {**content, "records": list(map(asdict, run.records))})
+    print((args.output / "benchmark.md").read_text(encoding="utf-8"))
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """benchmark.json and benchmark.md."""
+    save_atomically(folder / "benchmark.json", lambda p: p.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+    save_atomically(folder / "benchmark.md", lambda p: p.write_text(markdown(content), encoding="utf-8"))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="YAML", help="the full size: a preset; the smallest: configs/tiny.yaml")
+    add("--against", metavar="YAML", help='a second config, or "plain"')
+    add("--image", metavar="IMG", help="default: a random one of 640 x 480 pixels")
+    add("--device", help="cpu, cuda; default: MODEL.DEVICE, or what there is")
+    add("--prompts", type=int, nargs="+", default=[1, 6, 20, 150], metavar="P", help="numbers of prompts (1 6 20 150)")
+    add("--precision", nargs="+", choices=tuple(PRECISIONS), default=["fp32"], help="of the networks (fp32)")
+    add("--compile", action="store_true", help="the stages once more with torch.compile")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
+    add("--images", type=int, default=4, metavar="N", help="of an evaluation (4); of a step: SOLVER.IMS_PER_BATCH")
+    add("--warmup", type=int, default=1, metavar="N", help="rounds that do not count (1)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds that count (5)")
+    add("--output", required=True, type=Path, metavar="DIR")
+    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of both configs")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; exits with 2 after a user error, with 130 after Ctrl-C."""
+    args = parse_args(argv)
+    with user_errors("stopped"), tempfile.TemporaryDirectory() as scratch:
+        benchmark(args, Path(scratch))

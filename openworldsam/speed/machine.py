@@ -1,0 +1,92 @@
+"""The machine that measures: what it is, and what it can do at most."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openworldsam.modeling.openworldsam import PRECISIONS
+
+PACKAGES = ("torch", "torchvision", "numpy", "sam2", "torchscale", "openworldsam")
+COPY_BYTES = 2**28
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Machine, versions and date of a run."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": platform.platform(),
+            "device": device.type,
+            "gpu": gpu and gpu.name,
+            "gpu_memory_bytes": gpu and gpu.total_memory,
+        },
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+    }
+
+
+def _field(path: str, name: str) -> str:
+    """The first value of a name in a file of lines "name: value"; empty if there is none."""
+    if not Path(path).exists():
+        return ""
+    lines = (line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
+    return next((value.strip() for key, value in lines if key.strip() == name), "")
+
+
+def kibibytes(path: str, name: str) -> int | None:
+    """A size in a file of /proc, in bytes; None where there is no such file."""
+    found = _field(path, name)
+    return int(found.split()[0]) * 1024 if found else None
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that the device has left; all that there is where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return kibibytes("/proc/meminfo", "MemAvailable") or total
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device has been told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
+    """The best of five tries: operations per second of a square matrix product, by precision, and bytes per second
+    (read and written) of a copy."""
+    side = 8192 if device.type == "cuda" else 2048
+    found = {}
+    for precision in precisions:
+        a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+        found[precision] = 2 * side**3 / _fastest(lambda a=a, b=b: a @ b, device)  # type: ignore[misc]
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return {**found, "copy": 2 * COPY_BYTES / _fastest(lambda: target.copy_(source), device)}
+
+
+def _fastest(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds."""
+    best = float("inf")
+    for _ in range(6):  # the first is for warming up, and hardly the best
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,125 @@
+"""Time, memory and operations of calls, one after the other in turn."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from openworldsam.speed.machine import kibibytes, synchronize
+
+Call = Callable[[], Any]
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+RESET_PEAK = "5"
+"""See proc(5), clear_refs."""
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Operations by shapes, of what FlopCounterMode does not know by itself."""
+
+
+@dataclass
+class Cost:
+    """What a call takes.
+
+    seconds: of each repetition.
+    peak_bytes: most memory beyond what was in use before it; None where the system does not say.
+    error: why it could not be measured, if it could not.
+    """
+
+    seconds: list[float]
+    peak_bytes: int | None = None
+    error: str = ""
+
+
+def count_operations(call: Call) -> int:
+    """Operations (a multiply-add is two) of the matrix products and convolutions of a call, forward and backward."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides its products
+    try:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops()
+
+
+def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, repeats: int) -> dict[str, Cost]:
+    """Cost of each call; they take turns, in alternating order, so that a machine's changing load meets all of them.
+
+    Args:
+        calls: by name. One that runs out of memory is not tried again.
+        device: where they compute.
+        warmup: rounds before those that are timed, at least 1; memory is measured in the last.
+        repeats: rounds that are timed.
+    """
+    costs = {name: Cost([]) for name in calls}
+    for turn in range(warmup + repeats):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            cost = costs[name]
+            if cost.error:
+                continue
+            try:
+                if turn < warmup - 1:
+                    calls[name]()
+                elif turn < warmup:
+                    cost.peak_bytes = peak_memory(calls[name], device)
+                else:
+                    cost.seconds.append(seconds(calls[name], device))
+            except OUT_OF_MEMORY as error:
+                cost.error = first_sentence(error)
+    return costs
+
+
+def first_sentence(error: Exception) -> str:
+    """CUDA's go on for a paragraph."""
+    return str(error).split(". ")[0]
+
+
+def seconds(call: Call, device: torch.device) -> float:
+    """Wall time of a call until the device is done with it."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(call: Call, device: torch.device) -> int | None:
+    """Most bytes that a call takes beyond what is in use before it; None where the system does not say.
+
+    On the CPU it is the resident memory of the process, whose high-water mark the Linux kernel keeps.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if device.type != "cpu" or not reset.exists():
+        call()
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back would be used without being seen
+    reset.write_text(RESET_PEAK)
+    before = kibibytes("/proc/self/status", "VmRSS") or 0
+    call()
+    return max(0, (kibibytes("/proc/self/status", "VmHWM") or 0) - before)

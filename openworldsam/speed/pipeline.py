@@ -1,0 +1,201 @@
+"""One image and its prompts through a model, stage by stage.
+
+Shapes: P prompts, K queries per prompt, R = P * K rows, D width of an embedding, H, W size of the image; the batch is
+one image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from PIL import Image
+from torch import Tensor
+
+from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
+from openworldsam.inference import (
+    MaskRows,
+    instance_inference,
+    panoptic_inference,
+    referring_inference,
+    semantic_inference,
+)
+from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.adapter import DecoderTokens
+
+
+class State:
+    """What the stages hand on; each of them sets what it writes.
+
+    sam2_input, prompt_input: [1, 3, s, s]; embeddings: [P, D]; results: by task.
+    """
+
+    sam2_input: Tensor
+    prompt_input: Tensor
+    features: ImageFeatures
+    embeddings: Tensor
+    tokens: DecoderTokens
+    rows: MaskRows
+    results: dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """A stage: name of the `Pipeline` method, module with its weights, what it reads and writes of the state."""
+
+    method: str
+    module: str | None
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+STAGES = {
+    "decode and resize": Stage("read", None, (), ("sam2_input", "prompt_input")),
+    "image encoder": Stage("encode_image", "image_encoder", ("sam2_input",), ("features",)),
+    "prompt encoder": Stage("encode_prompts", "prompt_encoder", ("prompt_input",), ("embeddings",)),
+    "adapter": Stage("adapt", "adapter", ("features", "embeddings"), ("tokens",)),
+    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("rows",)),
+    "post-processing": Stage("post_process", None, ("rows",), ()),
+}
+PER_IMAGE = ("decode and resize", "image encoder")
+"""The stages that do not depend on the prompts."""
+
+
+def encoded_image(path: str | None) -> bytes:
+    """The bytes of an image file; by default a random JPEG of 640 x 480 pixels, as smooth as a photograph.
+
+    Raises:
+        FileNotFoundError, ValueError: the image cannot be read.
+    """
+    buffer = io.BytesIO()
+    if path:
+        read_image(path)
+        with open(path, "rb") as file:
+            return file.read()
+    noise = torch.randint(0, 256, (15, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def coco_prompts(count: int) -> tuple[list[str], list[bool]]:
+    """COCO's class names, things and stuff in turn, from the start again when they end, and which are things."""
+    things, stuff = ([c for c in CATEGORIES if c.is_thing is kind] for kind in (True, False))
+    mixed = [c for pair in zip(things, stuff, strict=False) for c in pair] + things[len(stuff) :]
+    chosen = [mixed[i % len(mixed)] for i in range(count)]
+    return [c.name for c in chosen], [c.is_thing for c in chosen]
+
+
+class Pipeline:
+    """Our forward pass in eval mode, cut into `STAGES`; the calls are those of `OpenWorldSAM.forward`.
+
+    Args:
+        name: in the results.
+        cfg, model: the latter built of the former, on its device, in eval mode.
+        image: bytes of an image file.
+        random: the weights are, so the scores mean nothing; one query of each prompt passes every threshold instead.
+
+    Raises:
+        ValueError: two-stage inference, which has no stage here.
+    """
+
+    def __init__(self, name: str, cfg: CfgNode, model: OpenWorldSAM, image: bytes, *, random: bool) -> None:
+        if model.inference.two_stage:
+            raise ValueError("MODEL.INFERENCE.TWO_STAGE is not measured; the benchmark needs it False")
+        self.name, self.cfg, self.model, self.image, self.random = name, cfg, model, image, random
+        self._weights = model.state_dict()
+
+    def use(self, precision: str, compiled: bool) -> None:
+        """From now on the model is as its config with this MODEL.PRECISION and MODEL.COMPILE builds it."""
+        cfg, device = self.cfg.clone(), self.model.device
+        cfg.MODEL.PRECISION, cfg.MODEL.COMPILE = precision, compiled
+        self.model = OpenWorldSAM(cfg)
+        self.model.load_state_dict(self._weights, assign=True)
+        self.model.store_frozen_weights()
+        self.model.to(device).eval()
+
+    def ask(self, count: int) -> None:
+        """Ask for so many prompts from now on.
+
+        Raises:
+            MemoryError: this machine cannot hold them.
+        """
+        self.prompts, self.is_thing = coco_prompts(count)
+
+    def pixels(self) -> Tensor:
+        """The image, uint8 [3, H, W]."""
+        return to_tensor(read_image(Image.open(io.BytesIO(self.image)))).to(self.model.device)
+
+    @property
+    def image_index(self) -> Tensor:
+        return torch.zeros(len(self.prompts), dtype=torch.long)
+
+    def read(self, s: State) -> None:
+        pixels, model = self.pixels(), self.model
+        self.size = (pixels.shape[1], pixels.shape[2])
+        resized = resize_for_sam2(pixels, model.image_encoder.image_size, model.antialias)
+        s.sam2_input = ((resized - model.pixel_mean) / model.pixel_std)[None]
+        s.prompt_input = model.prompt_inputs([pixels])
+
+    def encode_image(self, s: State) -> None:
+        with torch.no_grad(), self.model.autocast():
+            s.features = self.model.image_encoder(s.sam2_input)
+
+    def encode_prompts(self, s: State) -> None:
+        with torch.no_grad(), self.model.autocast():
+            s.embeddings = self.model.prompt_encoder(s.prompt_input, self.prompts, self.image_index)
+
+    def adapt(self, s: State) -> None:
+        with torch.no_grad(), self.model.autocast():
+            positions = self.model.mask_decoder.positions()
+            s.tokens = self.model.adapter(s.embeddings, s.features.embed, self.image_index, positions)
+
+    def decode(self, s: State) -> None:
+        with torch.no_grad(), self.model.autocast():
+            self.set_rows(s, *self.model.mask_decoder(s.features, s.tokens))
+
+    def set_rows(self, s: State, logits: Tensor, scores: Tensor) -> None:
+        """Label the decoded rows, logits [R, h, w] and scores [R], by prompt."""
+        queries = len(scores) // len(self.prompts)
+        if self.random:
+            scores = scores.new_zeros(len(self.prompts), queries)
+            scores[:, 0] = 1
+        labels = torch.arange(len(self.prompts), device=logits.device).repeat_interleave(queries)
+        s.rows = MaskRows(logits, scores.flatten(), labels)
+
+    @torch.no_grad()
+    def post_process(self, s: State) -> None:
+        options, things = self.model.inference, torch.tensor(self.is_thing, device=s.rows.labels.device)
+        tasks: dict[str, Callable[[], Any]] = {
+            "semantic": lambda: semantic_inference(s.rows, self.size, len(self.prompts), options),
+            "instance": lambda: instance_inference(s.rows.select(things[s.rows.labels]), self.size, options),
+            "panoptic": lambda: panoptic_inference(s.rows, self.size, dict(enumerate(self.is_thing)), options),
+            "referring": lambda: referring_inference(s.rows, self.size),
+        }
+        s.results = {task: tasks[task]() for task in self.model.tasks}
+
+    def whole(self) -> State:
+        """All stages, from the bytes of the image to the results."""
+        state = State()
+        for stage in STAGES.values():
+            getattr(self, stage.method)(state)
+        return state
+
+    def loss(self, batch: Sequence[dict[str, Any]]) -> Tensor:
+        """The training loss of a batch, as for `OpenWorldSAM.forward`."""
+        return torch.stack(list(self.model(batch).values())).sum()
+
+    def bytes_moved(self, stage: Stage, s: State) -> int:
+        """What a stage must at least read and write: weights (embedding tables apart), inputs, outputs; once each."""
+        modules = list(getattr(self.model, stage.module).modules()) if stage.module else []
+        weights = [p for m in modules if not isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)]
+        return tensor_bytes([weights, *(getattr(s, name) for name in (*stage.reads, *stage.writes))])
+
+
+def tensor_bytes(item: Any) -> int:
+    """Bytes of the tensors in nested sequences."""
+    if isinstance(item, Tensor):
+        return item.numel() * item.element_size()
+    return sum(map(tensor_bytes, item)) if isinstance(item, Iterable) else 0

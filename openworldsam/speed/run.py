@@ -1,0 +1,185 @@
+"""A benchmark run: which work is measured on which configurations, and the records that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, count_operations, first_sentence, measure
+from openworldsam.speed.pipeline import PER_IMAGE, STAGES, Pipeline, State
+from openworldsam.speed.plain import PlainPipeline
+from openworldsam.speed.training import CACHES, training_step
+
+EVALUATED = "shapes_val"
+"""The dataset that needs no file; its pictures are drawn as they are read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One kind of work on one configuration.
+
+    work: a stage, "whole", a training step or the evaluation.
+    images, prompts: of a call, the latter of one image; 0 where the time does not depend on it, or is not known.
+    precision, compiled: of the run; "plain" is always fp32 and not compiled.
+    median_s, p90_s: of the repetitions, in seconds.
+    operations: of matrix products and convolutions.
+    bytes: that must at least be read and written.
+    floor_s: seconds that this machine's best rates of operations and copying allow at best.
+    peak_bytes: memory beyond what was in use before.
+    error: why there are no figures.
+    """
+
+    configuration: str
+    work: str
+    images: int
+    prompts: int
+    precision: str
+    compiled: bool
+    median_s: float | None = None
+    p90_s: float | None = None
+    operations: int | None = None
+    bytes: int | None = None
+    floor_s: float | None = None
+    peak_bytes: int | None = None
+    images_per_s: float | None = None
+    prompts_per_s: float | None = None
+    error: str = ""
+
+
+class Run:
+    """Measures configurations side by side.
+
+    Args:
+        pipelines: one or two, of different names, on one device.
+        cfgs: their configs, by name.
+        peaks: rates of the machine, from `machine.peaks`.
+        warmup, repeats: as for `measure`.
+    """
+
+    def __init__(
+        self,
+        pipelines: Sequence[Pipeline],
+        cfgs: Mapping[str, CfgNode],
+        peaks: Mapping[str, float],
+        *,
+        warmup: int,
+        repeats: int,
+    ) -> None:
+        self.pipelines, self.cfgs, self.peaks = {p.name: p for p in pipelines}, cfgs, peaks
+        self.device = pipelines[0].model.device
+        self.warmup, self.repeats = warmup, repeats
+        self.records: list[Record] = []
+        self.operations: dict[tuple[str, str, int], int] = {}
+        self.precision, self.compiled = "fp32", False
+
+    def use(self, precision: str, compiled: bool) -> None:
+        """What follows is measured so."""
+        self.precision, self.compiled = precision, compiled
+        for pipeline in self.pipelines.values():
+            pipeline.use(precision, compiled)
+
+    def stages(self, counts: Sequence[int]) -> None:
+        """Every stage, and the whole, for each number of prompts."""
+        states = {name: State() for name in self.pipelines}
+        asked = dict(self.pipelines)
+        for count in sorted(set(counts)):
+            asked = self._asked(asked, count, "whole")
+            for work, stage in STAGES.items():
+                if work in PER_IMAGE and count != min(counts):
+                    continue
+                calls = {name: partial(getattr(p, stage.method), states[name]) for name, p in asked.items()}
+                prompts = 0 if work in PER_IMAGE else count
+                costs = self._costs(work, calls, prompts)
+                for name, cost in costs.items():
+                    moved = None if cost.error else asked[name].bytes_moved(stage, states[name])
+                    self._record(name, work, cost, prompts=prompts, moved=moved)
+                asked = {name: p for name, p in asked.items() if not costs[name].error}
+            for name, cost in self._measured({name: p.whole for name, p in asked.items()}).items():
+                self._record(name, "whole", cost, prompts=count)
+
+    def training(self, count: int) -> None:
+        """A step of SOLVER.IMS_PER_BATCH images with each cache; "plain" has none."""
+        for cache in CACHES:
+            work = f"training step, {cache}"
+            caching = {n: p for n, p in self.pipelines.items() if not isinstance(p, PlainPipeline)}
+            asked = self._asked(self.pipelines if cache == CACHES[0] else caching, count, work)
+            images = {name: self.cfgs[name].SOLVER.IMS_PER_BATCH for name in asked}
+            calls = {name: training_step(self.cfgs[name], p, images[name], cache) for name, p in asked.items()}
+            for name, cost in self._costs(work, calls, count).items():
+                self._record(name, work, cost, images=images[name], prompts=count)
+
+    def evaluation(self, images: int) -> None:
+        """`evaluate` on so many images of Shapes, drawing, prediction and scoring in one process; "plain" has none."""
+        calls: dict[str, Call] = {}
+        for name, pipeline in self.pipelines.items():
+            if isinstance(pipeline, PlainPipeline):
+                continue
+            cfg = self.cfgs[name].clone()
+            cfg.DATASETS.TEST, cfg.TEST.MAX_IMAGES, cfg.DATALOADER.NUM_WORKERS = [EVALUATED], images, 0
+            calls[name] = partial(evaluate, cfg, pipeline.model)
+        for name, cost in self._measured(calls).items():
+            self._record(name, f"evaluation on {EVALUATED}", cost, images=images)
+
+    def _asked(self, pipelines: Mapping[str, Pipeline], count: int, work: str) -> dict[str, Pipeline]:
+        """Those that can hold so many prompts; it is recorded why the others cannot."""
+        asked = {}
+        for name, pipeline in pipelines.items():
+            try:
+                pipeline.ask(count)
+                asked[name] = pipeline
+            except MemoryError as error:
+                self._record(name, work, Cost([], error=str(error)), prompts=count)
+        return asked
+
+    def _costs(self, work: str, calls: Mapping[str, Call], prompts: int) -> dict[str, Cost]:
+        """Measure; count operations first, if only once: neither precision nor compilation changes them."""
+        failed: dict[str, Cost] = {}
+        for name, call in calls.items():
+            if (name, work, prompts) not in self.operations:
+                try:
+                    self.operations[name, work, prompts] = count_operations(call)
+                except OUT_OF_MEMORY as error:
+                    failed[name] = Cost([], error=first_sentence(error))
+        return failed | self._measured({name: call for name, call in calls.items() if name not in failed})
+
+    def _measured(self, calls: Mapping[str, Call]) -> dict[str, Cost]:
+        return measure(calls, self.device, warmup=self.warmup, repeats=self.repeats)
+
+    def _record(
+        self, name: str, work: str, cost: Cost, *, images: int = 1, prompts: int = 0, moved: int | None = None
+    ) -> None:
+        record = Record(name, work, images, prompts, self.precision, self.compiled, error=cost.error)
+        if not cost.error:
+            median = float(np.median(cost.seconds))
+            record = replace(
+                record,
+                **self._floor(name, work, prompts, moved),
+                median_s=median,
+                p90_s=float(np.quantile(cost.seconds, 0.9)),
+                peak_bytes=cost.peak_bytes,
+                images_per_s=images / median,
+                prompts_per_s=images * prompts / median if prompts else None,
+            )
+        self.records.append(record)
+
+    def _floor(self, name: str, work: str, prompts: int, moved: int | None) -> dict[str, Any]:
+        """operations, bytes and floor_s of a record; those of the whole are the sums of its stages'."""
+        if work == "whole":
+            run = (name, self.precision, self.compiled)
+            parts = [
+                r
+                for r in self.records
+                if (r.configuration, r.precision, r.compiled) == run and r.work in STAGES and r.prompts in (0, prompts)
+            ]
+            return {key: sum(getattr(r, key) for r in parts) for key in ("operations", "bytes", "floor_s")}
+        operations = self.operations.get((name, work, prompts))
+        rate = self.peaks[self.pipelines[name].model.precision]
+        times = [operations / rate] if operations is not None else []
+        times += [moved / self.peaks["copy"]] if moved is not None else []
+        return {"operations": operations, "bytes": moved, "floor_s": max(times, default=None)}
