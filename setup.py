@@ -1,4 +1,4 @@
-"""Installs the one package `openworldsam` and its console command."""
+"""Installs the one package `openworldsam` and its console commands."""
 
 import re
 from pathlib import Path
@@ -54,6 +54,7 @@ setup(
         "console_scripts": [
             "openworldsam-demo = openworldsam.demo:main",
             "openworldsam-annotate = openworldsam.annotate.command:main",
+            "openworldsam-video = openworldsam.video.command:main",
         ]
     },
 )

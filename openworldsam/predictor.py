@@ -30,7 +30,7 @@ from openworldsam.inference import (
     referring_inference,
     semantic_inference,
 )
-from openworldsam.modeling import TASKS, OpenWorldSAM
+from openworldsam.modeling import TASKS, ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.prediction import Found, Prediction
 from openworldsam.pretrained import folder_config, save_folder
@@ -117,6 +117,15 @@ class OpenWorldSAMPredictor:
         if self._image is None:
             raise ValueError("no image: call set_image first")
         return self._image
+
+    @property
+    def features(self) -> ImageFeatures:
+        """What SAM2 sees of the image that is set, B = 1.
+
+        Raises:
+            ValueError: no image set.
+        """
+        return self._asked().encoded.features
 
     @torch.no_grad()
     def predict(

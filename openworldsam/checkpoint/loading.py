@@ -164,6 +164,20 @@ def load_component(model: nn.Module, component: str, file: WeightFile, *, fewer_
         wanted = len(expected[ties])
         logger.info("the first %d of the %d tie-breakers of %s", wanted, len(state[ties]), file.path)
         state[ties] = state[ties][:wanted]
+    if problems := misfits(state, expected):
+        raise ValueError(
+            f"{file.path} ({file.layout}) does not fit the configured {component}: {problems}. "
+            f"{_advice(component, public)}"
+        )
+    for module in MODULES[component]:
+        target = model.get_submodule(module)
+        own = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
+        on_meta = any(p.is_meta for p in target.parameters())  # which has no memory to copy to
+        target.load_state_dict(own, assign=_is_frozen(target) or on_meta)
+
+
+def misfits(state: StateDict, expected: StateDict) -> str:
+    """Which tensors are missing, unexpected or of another shape, in a line; empty if all fit."""
     problems = [
         *(f"missing {name}" for name in expected.keys() - state.keys()),
         *(f"unexpected {name}" for name in state.keys() - expected.keys()),
@@ -173,17 +187,7 @@ def load_component(model: nn.Module, component: str, file: WeightFile, *, fewer_
             if state[name].shape != expected[name].shape
         ),
     ]
-    if problems:
-        listed = "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise ValueError(
-            f"{file.path} ({file.layout}) does not fit the configured {component}: {listed}. "
-            f"{_advice(component, public)}"
-        )
-    for module in MODULES[component]:
-        target = model.get_submodule(module)
-        own = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
-        on_meta = any(p.is_meta for p in target.parameters())  # which has no memory to copy to
-        target.load_state_dict(own, assign=_is_frozen(target) or on_meta)
+    return "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -1,0 +1,91 @@
+"""Segment and track in a clip what texts name: an overlay video, id maps, and who is who."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.video.frames import open_clip
+from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
+from openworldsam.video.results import ResultWriter
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line of openworldsam-video."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
+    parser.add_argument("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
+    parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
+    parser.add_argument("--task", default="instance", choices=TASKS, help="every occurrence of a text, or the best")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=15,
+        metavar="N",
+        help="look for newcomers every N frames (15); 0: in the first",
+    )
+    parser.add_argument(
+        "--tracker",
+        default="memory",
+        choices=TRACKERS,
+        help="SAM2's memory, or the text again in every frame, for weights without video modules",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
+    parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    return parser.parse_args(argv)
+
+
+def segment_clip(args: argparse.Namespace) -> str:
+    """Do what the command line says.
+
+    Returns:
+        a line about the result.
+
+    Raises:
+        ValueError, OSError, KeyError: something of the input is wrong, or the results cannot be written.
+    """
+    clip = open_clip(args.input)
+    writer = ResultWriter(args.output, clip.fps)
+    predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
+    prompts = [prompt.strip() for prompt in args.prompts]
+    video = VideoPredictor(predictor, prompts, task=args.task, every=args.every, tracker=args.tracker)
+    with writer:
+        for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
+            frame = video.step(image)
+            writer.write(number, image, frame, video.tracks)
+    about = {
+        **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
+        **{"prompts": prompts, "task": args.task, "every": args.every, "tracker": args.tracker},
+        "preset": predictor.cfg.PRESET,
+        "weights": {component: asdict(source) for component, source in predictor.sources.items()},
+    }
+    writer.write_tracks(video.tracks, about)
+    if not video.tracks:
+        threshold = predictor.model.inference.score_threshold
+        return f"{args.output}: no mask passed the threshold {threshold:g} (best {video.best_score:.2f})"
+    counts = Counter(track.prompt for track in video.tracks)
+    objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in prompts)
+    return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after an error in one line. What was written before the error stays."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is one line, ours
+    try:
+        print(segment_clip(args))
+    except (ValueError, OSError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    return 0

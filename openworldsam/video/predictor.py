@@ -1,0 +1,139 @@
+"""Masks with identities from a clip and texts, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from openworldsam.inference.nms import greedy_nms, mask_iou
+from openworldsam.modeling import ImageFeatures
+from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+from openworldsam.video.memory import SAM2Memory, read_video_weights
+from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
+
+TASKS = ("instance", "referring")
+"""Tasks whose masks are objects."""
+TRACKERS = ("memory", "detection")
+
+
+@dataclass
+class Track:
+    """An object of a clip: its id (from 1), the text that found it with what predicted IoU, and where it was seen."""
+
+    id: int
+    prompt: str
+    score: float
+    first_frame: int
+    last_frame: int
+
+
+class TrackedFrame(NamedTuple):
+    """id_map: uint16 [H, W], whose each pixel is, 0 nobody's; scores: 0..1 of the objects that are seen, by id.
+
+    A score is the predicted IoU where text found the mask, and SAM2's probability of presence where memory carried it.
+    """
+
+    id_map: np.ndarray
+    scores: dict[int, float]
+
+
+class VideoPredictor:
+    """Text finds objects, tracking keeps their identity; frames come one at a time, and only one is held.
+
+        video = VideoPredictor(OpenWorldSAMPredictor("configs/presets/released.yaml"), ["zebra"])
+        for frame in open_clip("clip.mp4").frames:
+            result = video.step(frame)
+
+    A mask that text finds is a known object if their IoU exceeds 0.5; else it is a new one, with a new id. An object
+    that is out of sight keeps its id.
+
+    Args:
+        predictor: the image model.
+        prompts: texts.
+        task: "instance": every occurrence of a text; "referring": the best one.
+        every: text looks for newcomers in the first frame and in every so manieth after it; 0: in the first alone.
+        tracker: "memory": SAM2's memory carries the masks on; "detection": every frame is asked by text, and masks of
+            one text are joined by their overlap, for weights without SAM2's video modules.
+
+    Raises:
+        ValueError: an option that does not exist, no or a bad prompt, or weights without video modules.
+    """
+
+    def __init__(
+        self,
+        predictor: OpenWorldSAMPredictor,
+        prompts: Sequence[str],
+        *,
+        task: str = "instance",
+        every: int = 15,
+        tracker: str = "memory",
+    ) -> None:
+        check_prompts(prompts)
+        if not prompts:
+            raise ValueError("no prompt: a clip is searched for what texts name")
+        if task not in TASKS or tracker not in TRACKERS or every < 0:
+            raise ValueError(
+                f"task is one of {', '.join(TASKS)}, tracker one of {', '.join(TRACKERS)}, every a number from 0; "
+                f"got {task!r}, {tracker!r}, {every}"
+            )
+        self.predictor, self.prompts, self.task, self.every = predictor, list(prompts), task, every
+        self.tracks: list[Track] = []
+        self.best_score = 0.0
+        """Highest predicted IoU of any query, found or not."""
+        self._num_frames = 0
+        self._size: tuple[int, int] | None = None
+        self._tracker: Tracker = DetectionTracker()
+        if tracker == "memory":
+            self._tracker = MemoryTracker(SAM2Memory(predictor.model, read_video_weights(predictor.cfg)))
+
+    def step(self, image: np.ndarray) -> TrackedFrame:
+        """Take the next frame, uint8 [H, W, 3] in RGB order.
+
+        Raises:
+            ValueError: it is of another size than those before, or no such array.
+        """
+        size, frame = (image.shape[0], image.shape[1]), len(self)
+        if self._size not in (None, size):
+            height, width = self._size or size
+            raise ValueError(f"frame {frame} is {size[1]} x {size[0]} pixels, those before are {width} x {height}")
+        self.predictor.set_image(image)
+        features = self.predictor.features
+        looks = frame == 0 or (self.every > 0 and frame % self.every == 0)
+        found = self.predictor.predict(self.prompts, self.task) if looks or self._tracker.needs_text else None
+        located = self._tracker.locate(frame, features, found, size)
+        for track in located.scores:
+            self.tracks[track - 1].last_frame = frame
+        if found is not None:
+            self.best_score = max(self.best_score, found.best_score)
+            if looks:
+                self._begin(newcomers(found, located), found, located, features)
+        self._num_frames, self._size = frame + 1, size
+        return TrackedFrame(located.id_map, located.scores)
+
+    def __len__(self) -> int:
+        """Number of frames so far."""
+        return self._num_frames
+
+    def _begin(self, chosen: list[int], found: Prediction, located: Located, features: ImageFeatures) -> None:
+        """Give new ids to some of the masks found, best first, and add them to the frame."""
+        first, frame = len(self.tracks) + 1, len(self)
+        for track, index in enumerate(chosen, start=first):
+            prompt, score, mask = int(found.prompt_index[index]), float(found.scores[index]), found.masks[index]
+            self.tracks.append(Track(track, found.prompts[prompt], score, frame, frame))
+            self._tracker.begin(track, prompt, frame, features, mask)
+            located.scores[track] = score
+        for track, index in reversed(list(enumerate(chosen, start=first))):  # the best is on top
+            located.id_map[found.masks[index]] = track
+
+
+def newcomers(found: Prediction, located: Located) -> list[int]:
+    """Which of the masks found are no known object, and none that is found twice: indices, best score first."""
+    known = np.stack([*located.masks.values()]) if located.masks else np.zeros((0, *located.id_map.shape), bool)
+    fresh = np.flatnonzero(~(iou_between(found.masks, known) > SAME_OBJECT).any(axis=1))
+    iou, scores = mask_iou(torch.from_numpy(found.masks[fresh])), torch.from_numpy(found.scores[fresh])
+    return fresh[greedy_nms(iou, scores, SAME_OBJECT).numpy()].tolist()

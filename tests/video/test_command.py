@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworldsam.config import load_config
+from openworldsam.data.datasets.shapes import configured_world
+from openworldsam.data.shapes.clip import Moving, render_clip
+from openworldsam.data.shapes.drawing import Thing
+from openworldsam.video import open_clip
+from openworldsam.video.command import main
+
+ROOT = Path(__file__).parents[2]
+CROSSING = (
+    Moving(Thing("square", "blue", 40, 80, 70), (7.5, 1.5)),
+    Moving(Thing("circle", "green", 152, 110, 80), (-7.5, -1.5)),
+)
+APART = (*range(5), *range(11, 16))
+"""Frames of the crossing in which both can be seen well."""
+
+
+def write_crossing(folder, count):
+    """A clip as pictures; returns whose each pixel is."""
+    world = configured_world(load_config(ROOT / "configs/shapes/refer.yaml"))
+    folder.mkdir()
+    identities = []
+    for number, (image, identity) in enumerate(render_clip(world, 1, CROSSING, count)):
+        Image.fromarray(image).save(folder / f"{number}.png")
+        identities.append(identity)
+    return identities
+
+
+def iou(a, b):
+    return np.count_nonzero(a & b) / np.count_nonzero(a | b)
+
+
+def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
+    """The whole command with the weights that ship; the circle hides nearly all of the square for some frames."""
+    monkeypatch.chdir(ROOT)
+    identities = write_crossing(tmp_path / "clip", 16)
+    assert min(np.count_nonzero(identity == 1) for identity in identities) < 100
+    words = ["--config-file", "configs/shapes/refer.yaml", "--input", tmp_path / "clip", "--output", tmp_path / "out"]
+    words += ["--prompts", "blue square", "green circle", "--task", "referring", "--tracker", "detection"]
+    assert main([*map(str, words), "--every", "1"]) == 0
+    assert "16 frames, blue square 1, green circle 1" in capsys.readouterr().out
+    about = json.loads((tmp_path / "out/tracks.json").read_text())
+    assert about["frames"] == 16 and about["weights"]["sam2"]["file"] == "sam2.safetensors"
+    ids = {track["prompt"]: track["id"] for track in about["tracks"]}
+    lines = [json.loads(line) for line in (tmp_path / "out/frames.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(16))
+    for number in APART:
+        id_map = np.asarray(Image.open(tmp_path / "out" / lines[number]["file"]))
+        assert id_map.dtype == np.uint16 and set(np.unique(id_map)) <= {0, 1, 2}
+        assert iou(id_map == ids["blue square"], identities[number] == 1) > 0.5, number
+        assert iou(id_map == ids["green circle"], identities[number] == 2) > 0.5, number
+        areas = {seen["id"]: seen["area"] for seen in lines[number]["objects"]}
+        assert areas == {track: np.count_nonzero(id_map == track) for track in (1, 2)}
+    overlay = open_clip(tmp_path / "out/overlay.mp4")
+    assert overlay.fps == 25 and len(list(overlay.frames)) == 16
+
+
+def tiny(video_predictor, tmp_path, *words):
+    cfg = video_predictor.cfg
+    opts = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "MODEL.PROMPT_ENCODER.TOKENIZER", cfg.MODEL.PROMPT_ENCODER.TOKENIZER]
+    fixed = ["--config-file", ROOT / "configs/tiny.yaml", "--prompts", "cat", "--output", tmp_path / "out"]
+    return [*map(str, [*fixed, *words]), "--opts", *opts]
+
+
+def test_a_video_by_memory_and_results_are_not_mixed(video_predictor, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (75, 51))
+    for number in range(3):
+        writer.write(np.random.default_rng(number).integers(0, 256, (51, 75, 3), dtype=np.uint8))
+    writer.release()
+    words = tiny(video_predictor, tmp_path, "--input", tmp_path / "clip.mp4")
+    assert main(words) == 0
+    assert len(list((tmp_path / "out/masks").glob("*.png"))) == 3
+    assert json.loads((tmp_path / "out/tracks.json").read_text())["tracker"] == "memory"
+    assert main(words) == 2
+    assert "out holds results already" in capsys.readouterr().err
+
+
+def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
+    write_crossing(tmp_path / "clip", 2)
+    words = tiny(video_predictor, tmp_path, "--input", tmp_path / "clip")
+    assert main([*words, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"]) == 0
+    assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("none.mp4", [], "none.mp4 not found"),
+        ("clip", ["MODEL.WEIGHT", "x"], "MODEL.WEIGHT"),
+        ("clip", ["MODEL.WEIGHTS", "none.pth"], "none.pth not found"),
+    ],
+)
+def test_errors_are_one_readable_line(video_predictor, tmp_path, capsys, name, extra, message):
+    write_crossing(tmp_path / "clip", 1)
+    assert main([*tiny(video_predictor, tmp_path, "--input", tmp_path / name), *extra]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_video_modules_are_one_readable_line(tiny_cfg, tmp_path, capsys):
+    write_crossing(tmp_path / "clip", 1)
+    opts = ["MODEL.WEIGHTS", tiny_cfg.MODEL.WEIGHTS]
+    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_cfg.MODEL.PROMPT_ENCODER.TOKENIZER]
+    words = ["--config-file", ROOT / "configs/tiny.yaml", "--input", tmp_path / "clip", "--prompts", "cat"]
+    assert main([*map(str, [*words, "--output", tmp_path / "out"]), "--opts", *opts]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and "holds no video memory" in errors[0] and "--tracker detection" in errors[0]

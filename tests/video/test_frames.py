@@ -1,0 +1,53 @@
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworldsam.video import open_clip
+
+
+def write_video(path, count, size=(64, 48)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, size)
+    for number in range(count):
+        writer.write(np.full((size[1], size[0], 3), (20 * number, 0, 200), np.uint8))  # BGR
+    writer.release()
+
+
+def test_a_video_comes_frame_by_frame_in_rgb(tmp_path):
+    write_video(tmp_path / "clip.mp4", 8)
+    clip = open_clip(tmp_path / "clip.mp4")
+    frames = list(clip.frames)
+    assert clip.fps == 12.5 and clip.length == len(frames) == 8
+    assert frames[0].shape == (48, 64, 3) and frames[0].dtype == np.uint8
+    np.testing.assert_allclose(frames[5].mean(axis=(0, 1)), (200, 0, 100), atol=6)
+
+
+def test_a_folder_is_read_in_the_order_of_its_numbers_as_it_is_asked_for(tmp_path):
+    for number in (10, 9, 1):
+        Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "frame11.png").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    clip = open_clip(tmp_path)
+    assert clip.length == 4
+    assert [next(clip.frames)[0, 0, 0] for _ in range(3)] == [1, 9, 10]
+    with pytest.raises(ValueError, match=r"frame11\.png is not a readable image"):
+        next(clip.frames)
+
+
+def test_what_is_no_clip_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.mp4 not found"):
+        open_clip(tmp_path / "none.mp4")
+    with pytest.raises(ValueError, match="holds no picture"):
+        open_clip(tmp_path)
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(ValueError, match=r"text\.mp4 is not a readable video"):
+        open_clip(tmp_path / "text.mp4")
+
+
+def test_a_video_that_ends_early_is_told_of(tmp_path, caplog):
+    write_video(tmp_path / "whole.avi", 40, (320, 240))
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "part.avi").write_bytes(content[: len(content) // 2])
+    clip = open_clip(tmp_path / "part.avi")
+    assert 0 < len(list(clip.frames)) < 40
+    assert "part.avi ends after" in caplog.text

@@ -1,0 +1,130 @@
+"""Identities, with a predictor that finds colours instead of texts."""
+
+import numpy as np
+import pytest
+import torch
+
+from openworldsam import Prediction
+from openworldsam.checkpoint import convert_released
+from openworldsam.inference.nms import mask_boxes
+from openworldsam.video import VideoPredictor
+from openworldsam.video.memory import read_video_weights
+
+SIZE = (40, 100)
+COLOURS = {"red": 200, "green": 100, "grey or green": 100}
+
+
+class ColourPredictor:
+    """Finds all pixels of a colour; counts its images."""
+
+    def set_image(self, image):
+        self.image, self.features, self.asked = image, object(), False
+
+    def predict(self, prompts, task):
+        self.asked = True
+        masks = [self.image[..., 0] == COLOURS[prompt] for prompt in prompts]
+        kept = [n for n, mask in enumerate(masks) if mask.any()]
+        stacked = np.stack(masks)[kept]
+        return Prediction(
+            task=task,
+            prompts=tuple(prompts),
+            masks=stacked,
+            scores=np.array([0.9 - 0.1 * n for n in kept], np.float32),
+            boxes=mask_boxes(torch.from_numpy(stacked)).numpy(),
+            prompt_index=np.array(kept, int),
+            is_thing=np.ones(len(kept), bool),
+            label_map=np.zeros(SIZE, np.int32),
+            best_score=0.95,
+        )
+
+
+def picture(**places):
+    """A picture with a square of each colour at x."""
+    image = np.zeros((*SIZE, 3), np.uint8)
+    for colour, x in places.items():
+        image[10:30, x : x + 20] = COLOURS[colour]
+    return image
+
+
+def video(*prompts, **options):
+    return VideoPredictor(ColourPredictor(), prompts, tracker="detection", **options)
+
+
+def test_newcomers_are_looked_for_every_so_many_frames():
+    clip = video("red", "green", every=3)
+    seen = [set(clip.step(picture(red=5 * n, **({"green": 60} if n else {}))).scores) for n in range(5)]
+    assert seen == [{1}, {1}, {1}, {1, 2}, {1, 2}]
+    assert [(t.id, t.prompt, t.first_frame, t.last_frame) for t in clip.tracks] == [
+        (1, "red", 0, 4),
+        (2, "green", 3, 4),
+    ]
+    assert clip.tracks[1].score == pytest.approx(0.8) and clip.best_score == 0.95
+
+
+def test_every_0_looks_in_the_first_frame_alone():
+    clip = video("red", "green", every=0)
+    for n in range(4):
+        clip.step(picture(red=10, **({"green": 60} if n else {})))
+    assert len(clip.tracks) == 1
+
+
+def test_an_object_that_is_gone_for_a_while_keeps_its_id():
+    clip = video("red", every=1)
+    seen = [set(clip.step(picture(**places)).scores) for places in ({"red": 10}, {}, {"red": 25}, {"red": 80})]
+    assert seen == [{1}, set(), {1}, {2}], "what turns up far away is another"
+
+
+def test_an_object_of_two_names_has_one_id():
+    clip = video("green", "grey or green", every=1)
+    for x in (10, 14):
+        frame = clip.step(picture(green=x))
+    assert list(frame.scores) == [1] and clip.tracks[0].prompt == "green"
+    assert np.array_equal(frame.id_map > 0, picture(green=14)[..., 0] > 0)
+
+
+def test_a_crossing_of_two_colours():
+    """The nearer one hides the other for a while; each comes out as itself."""
+    clip = video("red", "green", every=1)
+    for n in range(13):
+        frame = clip.step(picture(green=5 * n, red=60 - 5 * n))  # red is drawn over green
+        assert frame.id_map[20, 60 - 5 * n] == {"red": 1, "green": 2}["red"]
+    assert len(clip.tracks) == 2 and frame.id_map[20, 65] == 2
+
+
+def test_the_memory_carries_on_between_the_questions(video_predictor):
+    clip = VideoPredictor(video_predictor, ["cat", "grass"], every=2)
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    counts = []
+    for _ in range(4):
+        frame = clip.step(image)
+        assert set(np.unique(frame.id_map)) - {0} <= frame.scores.keys()
+        counts.append(len(clip.tracks))
+    assert counts[0] > 0 and counts[0] == counts[1] and counts[2] == counts[3]
+    assert [track.id for track in clip.tracks] == list(range(1, counts[-1] + 1))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompt"),
+        (["red", " "], {}, "prompt 1 is empty"),
+        (["red"], {"task": "semantic"}, "task is one of instance, referring"),
+        (["red"], {"every": -1}, "every a number from 0"),
+    ],
+)
+def test_a_bad_argument_is_named(prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        video(*prompts, **options)
+
+
+def test_frames_of_another_size_are_refused():
+    clip = video("red")
+    clip.step(picture(red=3))
+    with pytest.raises(ValueError, match="frame 1 is 50 x 40 pixels, those before are 100 x 40"):
+        clip.step(picture(red=3)[:, :50])
+
+
+def test_the_sam2_of_a_file_of_its_own_is_read(tiny_cfg, tmp_path):
+    written = convert_released(tiny_cfg.MODEL.WEIGHTS, tmp_path)
+    tiny_cfg.MODEL.WEIGHTS, tiny_cfg.MODEL.SAM2.WEIGHTS = str(written["adapter"]), str(written["sam2"])
+    assert read_video_weights(tiny_cfg).path == written["sam2"]

@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Segment and track in a clip what texts name.
+
+python tools/video.py --config-file configs/presets/released.yaml --input clip.mp4 --prompts "zebra" \
+    --output output/video --opts MODEL.WEIGHTS weights/model_final.pth
+"""
+
+import sys
+
+from openworldsam.video.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
