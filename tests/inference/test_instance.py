@@ -111,7 +111,7 @@ def test_top_k_takes_the_earlier_of_equal_rows():
 def test_nothing_found(rule, scores):
     rows = MaskRows(torch.ones(len(scores), 2, 2), torch.tensor(scores), torch.zeros(len(scores), dtype=torch.long))
     found = instance_inference(rows, (3, 5), InferenceOptions(instance_nms=rule))
-    assert [tuple(part.shape) for part in found] == [(0, 3, 5), (0,), (0,), (0, 4)]
+    assert [tuple(part.shape) for part in found] == [(0, 3, 5), (0,), (0,), (0, 4), (0, 2, 2)]
     assert (found.masks.dtype, found.labels.dtype) == (torch.bool, torch.int64)
 
 

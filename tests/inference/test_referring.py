@@ -47,7 +47,7 @@ def test_logits_are_resized_before_they_are_thresholded():
 
 def test_no_rows():
     best = referring_inference(MaskRows(torch.zeros(0, 4, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)), (3, 2))
-    assert [tuple(part.shape) for part in best] == [(0,), (0, 3, 2), (0,)]
+    assert [tuple(part.shape) for part in best] == [(0,), (0, 3, 2), (0,), (0, 4, 4)]
     assert (best.labels.dtype, best.masks.dtype) == (torch.int64, torch.bool)
 
 
