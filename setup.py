@@ -44,6 +44,15 @@ setup(
         "pycocotools",
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
-    extras_require={"test": ["pytest", "scikit-image", "h5py"], "lint": ["ruff", "mypy"]},
-    entry_points={"console_scripts": ["openworldsam-demo = openworldsam.demo:main"]},
+    extras_require={
+        "test": ["pytest", "scikit-image", "h5py"],
+        "lint": ["ruff", "mypy"],
+        "app": ["gradio>=6.31,<7"],
+    },
+    entry_points={
+        "console_scripts": [
+            "openworldsam-demo = openworldsam.demo:main",
+            "openworldsam-app = openworldsam.app.command:main",
+        ]
+    },
 )
