@@ -37,12 +37,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def serve(predictor: OpenWorldSAMPredictor, host: str, port: int, folder: Path) -> gradio.Blocks:
+def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder: Path) -> gradio.Blocks:
     """Begin to serve the page.
 
     Args:
         predictor: the model.
-        host, port: to listen on.
+        host, port: to listen on; None takes a free port.
         folder: for uploads, until they are read; nobody else's.
 
     Returns:
