@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -20,7 +19,7 @@ import numpy as np
 from openworldsam.app.download import results_zip
 from openworldsam.app.examples import examples
 from openworldsam.app.session import Session
-from openworldsam.app.uploads import read_upload
+from openworldsam.app.uploads import discard, read_upload
 from openworldsam.demo import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 
@@ -70,7 +69,7 @@ class Actions:
         try:
             session, message = self._begin(lambda: read_upload(path), path.name, session)
         finally:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            discard(path)
         return [None, *view(session, message or "now type what to look for")]
 
     def open_example(self, event: gr.SelectData, session: Session | None) -> View:

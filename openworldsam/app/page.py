@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import ImageData
+from gradio.data_classes import FileData, ImageData
 from PIL import Image
 
 from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, TAKE_AWAY, Actions
@@ -42,7 +42,7 @@ def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
         gr.Markdown(_heading(predictor))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                upload = gr.File(label=_limits(), height=160, elem_id="upload")
+                upload = _drop_zone()
                 prompts = gr.Dropdown(
                     [], value=[], multiselect=True, allow_custom_value=True, elem_id="prompts",
                     label="Prompts", info="a noun or a sentence, then Enter; as many as you like",
@@ -100,8 +100,16 @@ def _heading(predictor: OpenWorldSAMPredictor) -> str:
     return f"# OpenWorldSAM\nPreset {predictor.cfg.PRESET}; weights: {files}.{warning}"
 
 
-def _limits() -> str:
-    return f"Picture, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
+def _drop_zone() -> gr.File:
+    """Where a picture is given; its path goes on as it is, where Gradio would leave an empty file beside it."""
+    limits = f"Picture, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
+    zone = gr.File(label=limits, height=160, elem_id="upload")
+
+    def path_of(upload: FileData | None) -> str | None:
+        return upload.path if upload else None
+
+    zone.preprocess = path_of  # type: ignore[method-assign,assignment]  # a subclass would make Gradio write a .pyi
+    return zone
 
 
 def _sliders(predictor: OpenWorldSAMPredictor) -> list[gr.Slider]:

@@ -59,6 +59,13 @@ def check_pixels(name: str, width: int, height: int) -> None:
         )
 
 
+def discard(path: Path) -> None:
+    """Delete an upload and the folder that was its own; nothing else, whatever path a request names."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()
+
+
 def sweep(folder: Path, keep: Container[Path], seconds: float) -> None:
     """Delete uploads that no request took away, as when they were too large or their browser was closed.
 
