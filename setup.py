@@ -49,12 +49,14 @@ setup(
         "lint": ["ruff", "mypy"],
         "supervision": ["supervision"],
         "fiftyone": ["fiftyone"],
+        "app": ["gradio>=6.31,<7"],
     },
     entry_points={
         "console_scripts": [
             "openworldsam-demo = openworldsam.demo:main",
             "openworldsam-annotate = openworldsam.annotate.command:main",
             "openworldsam-video = openworldsam.video.command:main",
+            "openworldsam-app = openworldsam.app.command:main",
         ]
     },
 )

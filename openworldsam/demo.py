@@ -75,13 +75,13 @@ def render_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
         args.sentences = [texts[-1] for texts in expressions(scene).values()]
 
 
-def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]) -> dict[str, Any]:
+def coco_json(prediction: Prediction, file_name: str, info: dict[str, Any]) -> dict[str, Any]:
     """A prediction as a COCO dataset of one image: prompts are its categories, masks its annotations (RLE).
 
     Args:
         prediction: of an image.
         file_name: of that image.
-        provenance: preset and sources of the weights; goes into "info".
+        info: goes into "info", such as the `provenance`.
     """
     height, width = prediction.label_map.shape
     annotations = [
@@ -89,11 +89,17 @@ def coco_json(prediction: Prediction, file_name: str, provenance: dict[str, Any]
         for index, annotation in enumerate(coco_annotations(prediction), start=1)
     ]
     return {
-        "info": {"task": prediction.task, "best_score": prediction.best_score, **provenance},
+        "info": {"task": prediction.task, "best_score": prediction.best_score, **info},
         "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
         "categories": [{"id": i + 1, "name": prompt} for i, prompt in enumerate(prediction.prompts)],
         "annotations": annotations,
     }
+
+
+def provenance(predictor: OpenWorldSAMPredictor) -> dict[str, Any]:
+    """What a result comes from: the preset, and the files of the weights."""
+    weights = {component: asdict(source) for component, source in predictor.sources.items()}
+    return {"preset": predictor.cfg.PRESET, "weights": weights}
 
 
 def segment_file(
@@ -105,10 +111,6 @@ def segment_file(
     """
     image = read_image(path)
     predictor.set_image(image)
-    provenance = {
-        "preset": predictor.cfg.PRESET,
-        "weights": {component: asdict(source) for component, source in predictor.sources.items()},
-    }
     panels = [(path.name, at_drawn_size(image))]
     for task in tasks:
         prompts = args.sentences if task == "referring" and args.sentences else args.prompts
@@ -116,7 +118,7 @@ def segment_file(
         panels.append((f"{task}{note}", draw_prediction(image, prediction)))
         target = args.output / f"{path.stem}_{task}"
         _save_picture(panels[-1:], target, columns=1)
-        content = json.dumps(coco_json(prediction, path.name, provenance))
+        content = json.dumps(coco_json(prediction, path.name, provenance(predictor)))
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
         print(f"{target}.png  {prediction.summary}")
     if len(tasks) > 1:

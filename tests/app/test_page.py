@@ -1,0 +1,123 @@
+"""The page's actions, and what its server does; test_browser.py touches the page itself."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+gradio = pytest.importorskip("gradio")
+
+from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, Actions  # noqa: E402
+from openworldsam.app.command import main  # noqa: E402
+from openworldsam.app.page import build  # noqa: E402
+from openworldsam.app.session import THRESHOLDS  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+USUAL = (0.7, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def actions(shapes):
+    return Actions(shapes)
+
+
+@pytest.fixture
+def upload(scenes, tmp_path):
+    """A file where Gradio puts it, in a folder of its own."""
+    path = tmp_path / "hash/mine.png"
+    path.parent.mkdir()
+    Image.fromarray(scenes["instance"].image).save(path)
+    return path
+
+
+def select(index, row_value=None):
+    """The event of a click."""
+    return gradio.SelectData(None, {"index": index, "value": None, "row_value": row_value})
+
+
+def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
+    cleared, session, picture, table, message = actions.open(str(upload), None)
+    assert cleared is None and table == [] and message == "now type what to look for"
+    assert session.name == "mine.png" and np.array_equal(session.image, scenes["instance"].image)
+    assert picture.shape == (448, 448, 3)
+    assert not upload.parent.exists()
+
+
+def test_a_wrong_file_is_deleted_and_the_picture_before_stays(actions, session, tmp_path):
+    path = tmp_path / "hash/<b>notes.txt"
+    path.parent.mkdir()
+    path.write_text("no picture")
+    with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a picture"):
+        _, kept, _, _, message = actions.open(str(path), session)
+    assert kept is session and message.startswith("<b>notes.txt is not a picture that can be read")
+    assert not path.parent.exists()
+    with pytest.warns(UserWarning, match="got lost on its way"):
+        assert actions.open(str(path), None)[1] is None
+
+
+def test_a_question_and_what_is_clicked(actions, upload, scenes):
+    session = actions.open(str(upload), None)[1]
+    _, picture, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
+    assert len(table) == 3 and message == session.shown.summary
+    shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
+    assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, score {table[2][2]}"
+    assert np.array_equal(actions.show_all(session)[1], picture)
+    y, x = (place.mean() for place in session.shown.masks[0].nonzero())
+    drawn = [448 * x / 192, 448 * y / 192]
+    actions.picture_click(select(drawn), session, SINGLE_OUT)
+    assert session.selected == session.mask_at(int(x), int(y)) is not None
+    actions.show_all(session)
+    assert len(actions.picture_click(select([7, 7]), session, ADD)[2]) == 4
+    assert actions.undo(session)[2] == table
+    assert len(actions.ask_again(session, scenes["instance"].prompts, "instance", 1.0, 0.5, 0.5)[2]) == 0
+
+
+def test_examples_are_opened_with_their_question(actions):
+    for index, example in enumerate(actions.examples):
+        session, _, _, _, prompts, task = actions.open_example(select(index), None)
+        assert np.array_equal(session.image, example.image)
+        assert (prompts, task) == (example.prompts, example.task)
+        session.ask(prompts, task, dict(zip(SLIDERS, USUAL, strict=True)))
+        assert len(session.shown.masks)
+    assert {example.task for example in actions.examples} == THRESHOLDS.keys()
+
+
+def test_controls_before_there_is_a_picture(actions):
+    assert actions.ask_again(None, ["cat"], "instance", *USUAL) == [None, None, [], ""]
+    for act in (lambda: actions.ask(None, ["cat"], "instance", *USUAL)[3], lambda: actions.save(None)[1]):
+        with pytest.warns(UserWarning, match="there is no picture"):
+            assert act() == "there is no picture: drop one, or choose an example"
+
+
+def test_what_nobody_foresaw_has_a_message_too(actions, session, monkeypatch, caplog):
+    monkeypatch.setattr(session, "_predictor", None)
+    with pytest.warns(UserWarning, match="went wrong on the server"):
+        assert "went wrong on the server" in actions.ask(session, ["cat"], "instance", *USUAL)[3]
+    assert "AttributeError" in caplog.text
+
+
+def test_thresholds_begin_where_the_config_has_them(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    sliders = {block.elem_id: block for block in build(shapes).blocks.values() if isinstance(block, gradio.Slider)}
+    assert sliders.keys() == SLIDERS.keys()
+    assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
+
+
+def test_errors_of_the_command_are_one_line(capsys):
+    assert main(["--config-file", "none.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
+
+
+def test_a_port_that_is_taken(tiny_weights, monkeypatch, capsys):
+    opts = ["MODEL.WEIGHTS", str(tiny_weights / "model_final.pth")]
+    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        config = str(ROOT / "configs/tiny.yaml")
+        assert main(["--config-file", config, "--port", port, "--opts", *opts]) == 2
+    assert port in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""What one person does on the page, without the page."""
+
+import io
+import json
+import zipfile
+from threading import Lock, Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from openworldsam.app.download import results_zip
+from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, THRESHOLDS, Session
+from openworldsam.demo import provenance
+
+USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
+
+
+@pytest.fixture
+def asked(session, scenes):
+    """A session with an answer of three instances."""
+    session.ask(scenes["instance"].prompts, "instance", USUAL)
+    assert len(session.shown.masks) == 3
+    return session
+
+
+def middle(mask):
+    """x, y of a pixel of a mask."""
+    places = np.argwhere(mask)
+    y, x = places[len(places) // 2].tolist()
+    return x, y
+
+
+def same(a, b):
+    return a.prompts == b.prompts and np.array_equal(a.masks, b.masks) and np.array_equal(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("task", THRESHOLDS)
+def test_the_answer_is_the_predictors(shapes, scenes, task):
+    example = scenes[task]
+    session = Session(shapes, Lock(), example.image, example.name)
+    session.ask([example.prompts[0], *(f" {prompt} " for prompt in example.prompts)], task, USUAL)
+    shapes.set_image(example.image)
+    options = {name: USUAL[name] for name in THRESHOLDS[task]}
+    alone = shapes.predict(example.prompts, task, stuff=["sand", "water", "stone", "sky", "grass"], **options)
+    assert len(alone.masks) and same(session.shown, alone)
+    assert np.array_equal(session.shown.is_thing, alone.is_thing)
+
+
+def test_thresholds_move_without_the_model(asked, monkeypatch):
+    """What passes is chosen among masks that there are."""
+    scores = asked.shown.scores
+    for name in ("encode_images", "encode_prompts", "query_rows"):
+        monkeypatch.setattr(asked._predictor.model, name, None)
+    asked.ask(asked.found.prompts, "instance", {**USUAL, "score_threshold": float(scores[1])})
+    assert np.array_equal(asked.shown.scores, scores[:2])
+
+
+def test_a_mask_is_singled_out(asked):
+    everything, (x, y) = asked.picture(), middle(asked.shown.masks[1])
+    asked.selected = asked.mask_at(x, y)
+    alone = asked.picture()
+    assert asked.selected == 1 and everything.shape == alone.shape == (448, 448, 3)
+    assert alone[:20, :20].mean() < everything[:20, :20].mean() / 2  # a corner far from it is darkened
+    assert asked.mask_at(0, 0) is None
+
+
+def test_places_of_the_picture_as_drawn(session):
+    """The scene of 192 pixels is drawn at 448."""
+    assert session.pixel(0, 0) == (0, 0)
+    assert session.pixel(224, 112) == (96, 48)
+    assert session.pixel(447.9, 448) == (191, 191)
+
+
+def test_the_table_lists_the_masks(asked):
+    table, shown = asked.table(), asked.shown
+    assert [row[0] for row in table] == [1, 2, 3]
+    assert [row[1] for row in table] == [shown.prompts[index] for index in shown.prompt_index]
+    assert [row[2] for row in table] == pytest.approx(shown.scores.tolist(), abs=6e-4)
+    assert table[0][3] == pytest.approx(100 * shown.masks[0].sum() / 192**2, abs=0.005)
+
+
+def test_a_click_corrects_the_mask_that_is_singled_out(asked):
+    before, inside = asked.shown, middle(asked.shown.masks[1])
+    asked.selected = 1
+    asked.click(*inside, 1)
+    asked.click(3, 4, 0)
+    expected = asked._predictor.click([inside, (3, 4)], [1, 0], mask=before.logits[1])
+    assert np.array_equal(asked.shown.masks[1], expected.masks[0]) and asked.shown.scores[1] == expected.scores[0]
+    assert asked.shown.prompts == before.prompts and asked.selected == 1
+    assert np.array_equal(asked.shown.masks[[0, 2]], before.masks[[0, 2]])
+    assert np.array_equal(asked.shown.boxes[1], expected.boxes[0])
+
+
+def test_a_click_without_a_mask_makes_one(asked):
+    before = asked.shown
+    asked.click(3, 4, 1)
+    asked.click(150, 180, 0)
+    alone = asked._predictor.click([(3, 4), (150, 180)], [1, 0])
+    assert len(asked.shown.masks) == 4 and asked.selected == 3
+    assert np.array_equal(asked.shown.masks[3], alone.masks[0])
+    assert asked.table()[3][1] == "object" and asked.shown.is_thing[3]
+    assert np.array_equal(asked.shown.masks[:3], before.masks)
+
+
+def test_a_mask_where_texts_found_none(session):
+    session.ask(["circle"], "instance", {**USUAL, "score_threshold": 1.0})
+    assert session.shown.summary.startswith("no mask passed the threshold 1 (best 0.")
+    session.click(3, 4, 1)
+    assert session.table()[0][1] == "object"
+    session.undo()
+    assert session.table() == [] and session.selected is None
+
+
+def test_clicks_are_taken_back_one_by_one(asked):
+    states = [asked.shown]
+    for selected, label in ((0, 1), (0, 0), (None, 1), (3, 1)):
+        asked.selected = selected
+        asked.click(20 + 10 * len(states), 100, label)
+        assert not same(asked.shown, states[-1])
+        states.append(asked.shown)
+    for state in reversed(states[:-1]):
+        asked.undo()
+        assert same(asked.shown, state)
+    with pytest.raises(ValueError, match="no click to take back"):
+        asked.undo()
+
+
+def test_another_question_forgets_clicks(asked):
+    before = asked.shown
+    asked.click(3, 4, 1)
+    asked.ask(before.prompts, "instance", USUAL)
+    assert same(asked.shown, before) and asked.selected is None
+    with pytest.raises(ValueError, match="no click to take back"):
+        asked.undo()
+
+
+def test_a_click_that_cannot_be_changes_nothing(asked):
+    before = asked.shown
+    with pytest.raises(ValueError, match="single a mask out first"):
+        asked.click(20, 20, 0)
+    with pytest.raises(ValueError, match="outside the image"):
+        asked.click(2000, 20, 1)
+    assert same(asked.shown, before)
+    asked.click(3, 4, 1)
+    assert len(asked.shown.masks) == 4
+    asked.ask(["sky", "sand"], "semantic", {})
+    asked.selected = 0
+    with pytest.raises(ValueError, match="semantic segmentation cannot be corrected"):
+        asked.click(20, 20, 1)
+
+
+def test_clicks_and_archives_need_a_question(session):
+    with pytest.raises(ValueError, match="ask something first"):
+        session.click(1, 1, 1)
+    with pytest.raises(ValueError, match="ask something first"):
+        results_zip(session, {})
+    assert session.table() == [] and session.mask_at(0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "task", "message"),
+    [
+        ([], "instance", "no prompt"),
+        ([" "], "instance", "no prompt"),
+        (["cat", " "], "instance", "prompt 1 is empty"),
+        (["cat"], "colour", "task is one of"),
+        ([str(n) for n in range(MAX_PROMPTS + 1)], "instance", "at most 100 prompts"),
+        (["c" * (MAX_CHARACTERS + 1)], "instance", "at most 100 prompts of 300 characters"),
+    ],
+)
+def test_bad_questions(session, prompts, task, message):
+    with pytest.raises(ValueError, match=message):
+        session.ask(prompts, task, USUAL)
+    assert session.shown is None
+
+
+def test_two_people_at_once_get_their_own(shapes, scenes):
+    """Each has the answers of a person alone, whatever the order of the threads."""
+    lock, names = Lock(), ("instance", "panoptic")
+    alone = {name: Session(shapes, Lock(), scenes[name].image, name) for name in names}
+    for session in alone.values():
+        session.ask(["square", "circle"], "instance", USUAL)
+    visits = {}
+
+    def visit(name):
+        visits[name] = Session(shapes, lock, scenes[name].image, name)
+        visits[name].ask(["square", "circle"], "instance", USUAL)
+
+    threads = [Thread(target=visit, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(visits[name].shown, alone[name].shown) for name in names)
+    assert not same(alone["instance"].shown, alone["panoptic"].shown)
+
+
+def test_the_archive_holds_what_is_shown(asked, tmp_path):
+    asked.click(3, 4, 1)
+    content = results_zip(asked, provenance(asked._predictor))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["scene.json", "scene_ids.png", "scene_overlay.png"]
+        archive.extractall(tmp_path)
+    coco = COCO(tmp_path / "scene.json")
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == [*asked.found.prompts, "object"]
+    masks = np.stack([coco.annToMask(annotation) for annotation in coco.loadAnns(coco.getAnnIds())])
+    assert np.array_equal(masks, asked.shown.masks)
+    with Image.open(tmp_path / "scene_ids.png") as ids:
+        assert np.array_equal(np.asarray(ids), asked.shown.label_map)
+    with Image.open(tmp_path / "scene_overlay.png") as overlay:
+        assert overlay.height >= 448 and overlay.width > 448
+    assert json.loads((tmp_path / "scene.json").read_text())["info"]["preset"] == "paper"

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworldsam.app import uploads
+from openworldsam.app.uploads import discard, read_upload, sweep
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture of 30 x 20 pixels."""
+    path = tmp_path / "mine.png"
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(path)
+    return path
+
+
+def test_a_picture_is_read(picture):
+    assert np.array_equal(read_upload(picture), np.full((20, 30, 3), (1, 2, 3), np.uint8))
+
+
+def test_pixels_are_limited(picture, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 600)
+    read_upload(picture)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 599)
+    with pytest.raises(ValueError, match=r"^mine.png has 30 x 20 pixels; at most 0.000599 million"):
+        read_upload(picture)
+
+
+def test_bytes_are_limited(picture, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size)
+    read_upload(picture)
+    monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"^mine.png has .* MB; at most"):
+        read_upload(picture)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(ValueError, match=r"^bomb.png has too many pixels"):
+        read_upload(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
+)
+def test_no_picture(tmp_path, content):
+    path = tmp_path / "notes.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^notes.png is not a picture that can be read \(PNG, JPEG"):
+        read_upload(path)
+
+
+def test_a_truncated_picture_is_told_without_where_it_lies(photograph, tmp_path):
+    path = tmp_path / "half.png"
+    path.write_bytes(photograph.read_bytes()[:10_000])
+    with pytest.raises(ValueError, match=r"^half.png is not a readable image") as caught:
+        read_upload(path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_uploads_that_no_request_took_away_are_deleted(tmp_path):
+    (tmp_path / "hash").mkdir()
+    example, left = tmp_path / "hash/example.png", tmp_path / "hash/left.png"
+    for path in (example, left):
+        path.touch()
+    sweep(tmp_path, {example}, seconds=60)
+    assert left.exists()
+    sweep(tmp_path, {example}, seconds=0)
+    assert example.exists() and not left.exists()
+
+
+def test_only_the_upload_itself_is_deleted(tmp_path):
+    """A request may name any path below the folder of uploads."""
+    mine, other = tmp_path / "a/mine.png", tmp_path / "b/other.png"
+    for path in (mine, other):
+        path.parent.mkdir()
+        path.touch()
+    discard(mine)
+    assert not mine.parent.exists()
+    for path in (mine, other.parent, tmp_path, tmp_path / "none"):
+        discard(path)
+    assert other.exists()
