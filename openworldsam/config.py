@@ -234,7 +234,7 @@ def _add_shapes_config(cfg: CfgNode) -> None:
     # Fewest and most things, and regions of stuff, of a scene.
     cfg.DATASETS.SHAPES.NUM_THINGS = [1, 10]
     cfg.DATASETS.SHAPES.NUM_STUFF = [2, 5]
-    # What there is. Hearts, hourglasses and some pairs of colour and shape are in shapes_novel_val alone.
+    # What there is. Of the splits, only shapes_novel_val has hearts, hourglasses and some pairs of colour and shape.
     cfg.DATASETS.SHAPES.SHAPES = ["circle", "ellipse", "square", "triangle", "star", "ring", "cross", "arrow"]
     cfg.DATASETS.SHAPES.SHAPES += ["crescent", "drop", "heart", "hourglass"]
     cfg.DATASETS.SHAPES.COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"]

@@ -14,7 +14,7 @@ COLOURS = tuple(RGB)
 TEXTURES = tuple(_TEXTURES)
 
 NOVEL_SHAPES = ("heart", "hourglass")
-"""Shapes that no training scene holds, in any colour."""
+"""Shapes that no scene of an adapter's training holds, in any colour; the encoders were trained on all."""
 
 NOVEL_PAIRS = frozenset(
     (colour, shape)
@@ -32,7 +32,7 @@ NOVEL_PAIRS = frozenset(
     }.items()
     for colour in colours
 )
-"""Colours that no training scene gives to a shape; each colour stays with 8 of the 10 familiar shapes."""
+"""Colours that no scene of an adapter's training gives to a shape; each stays with 8 of the 10 familiar shapes."""
 
 Kinds = Literal["familiar", "novel", "all"]
 """Things of a split: none of a novel shape or pair (training), only such, or any."""
