@@ -58,7 +58,7 @@ demo: install
 
 # make benchmark DEVICE=cuda: on a GPU. docs/performance.md says what is measured.
 DEVICE ?= cpu
-BENCHMARK_cpu = --repeats 3 --images 1 SOLVER.IMS_PER_BATCH 1
+BENCHMARK_cpu = --precision fp32 bf16 --repeats 3 --images 1 SOLVER.IMS_PER_BATCH 1
 BENCHMARK_cuda = --precision fp32 bf16 fp16 --compile --warmup 3 --repeats 20 --images 20
 benchmark: install
 	$(PY) tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --device $(DEVICE) \

@@ -71,7 +71,8 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
     if alone.exists():
         single = load_model(load_config(experiment.config_file, experiment.options("E1", cfg.SEED)), alone)
     cfg.OUTPUT_DIR = str(experiment.folder)
-    draw_figures(load_model(cfg, adapter), single, cfg, experiment.benchmarks[0], folder)
+    called = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
+    draw_figures(load_model(cfg, adapter), single, cfg, experiment.benchmarks[0], folder, called)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

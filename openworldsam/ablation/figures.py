@@ -71,7 +71,9 @@ def load_model(cfg: CfgNode, adapter: Path) -> OpenWorldSAM:
     return model.to(cfg.MODEL.DEVICE).eval()
 
 
-def draw_figures(model: OpenWorldSAM, single: OpenWorldSAM | None, cfg: CfgNode, name: str, folder: Path) -> None:
+def draw_figures(
+    model: OpenWorldSAM, single: OpenWorldSAM | None, cfg: CfgNode, name: str, folder: Path, adapter: str = "E5"
+) -> None:
     """Draw equal_shapes.png, tie_breakers.png and two_stage.png; write `FIGURES` into OUTPUT_DIR for the report.
 
     Args:
@@ -80,6 +82,7 @@ def draw_figures(model: OpenWorldSAM, single: OpenWorldSAM | None, cfg: CfgNode,
         cfg: of the model; its OUTPUT_DIR is the experiment's folder.
         name: of the dataset; its first TEST.MAX_IMAGES are looked at.
         folder: gets the pictures.
+        adapter: what the pictures call the model's.
 
     Raises:
         ValueError: no image of the dataset has as many equal things as the figure needs.
@@ -88,9 +91,9 @@ def draw_figures(model: OpenWorldSAM, single: OpenWorldSAM | None, cfg: CfgNode,
     metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)
     dataset = EvaluationDataset(records, class_names=metadata.vocabulary, is_thing=metadata.is_thing)
     images = cfg.TEST.MAX_IMAGES or len(records)
-    figures = [_equal_shapes(model, single, dataset, folder / "equal_shapes.png")]
+    figures = [_equal_shapes(model, adapter, single, dataset, folder / "equal_shapes.png")]
     seen = observe(model, dataset, images)
-    about = f"the first {images:,} images of {name}"
+    about = f"the first {images:,} images of {name}, by {adapter},"
     figures.append(_tie_breakers(seen, model.inference.score_threshold, about, folder / "tie_breakers.png"))
     if seen.found:
         figures.append(_two_stage(seen, about, folder / "two_stage.png"))
@@ -98,7 +101,9 @@ def draw_figures(model: OpenWorldSAM, single: OpenWorldSAM | None, cfg: CfgNode,
     save_atomically(Path(cfg.OUTPUT_DIR) / FIGURES, lambda partial: partial.write_text(json.dumps(content, indent=1)))
 
 
-def _equal_shapes(model: OpenWorldSAM, single: OpenWorldSAM | None, dataset: EvaluationDataset, path: Path) -> Figure:
+def _equal_shapes(
+    model: OpenWorldSAM, adapter: str, single: OpenWorldSAM | None, dataset: EvaluationDataset, path: Path
+) -> Figure:
     """Fig. 3b and c: one image with several equal things, asked about with one query and with K."""
     example, class_id = _equal_scene(dataset)
     prompt, size = dataset.class_names[class_id], (example.inputs["height"], example.inputs["width"])
@@ -109,7 +114,7 @@ def _equal_shapes(model: OpenWorldSAM, single: OpenWorldSAM | None, dataset: Eva
     panels = [(f'Ground truth of "{prompt}"', draw_prediction(picture, truth))]
     words = [f'{example.inputs["file_name"]} has {len(true)} things of the class "{prompt}".']
     asked = [("One query (E1)", single)] if single else []
-    for who, one in [*asked, (f"{model.adapter.num_queries} tie-breakers (E5)", model)]:
+    for who, one in [*asked, (f"{model.adapter.num_queries} tie-breakers ({adapter})", model)]:
         _, rows = query_rows(one, example.inputs["image"], [prompt])
         kept = distinct(one, rows, size)
         masks = full_size(rows.select(kept), size) > 0

@@ -50,7 +50,7 @@ def describe(cfg: CfgNode) -> str:
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
         f"schedule     learning rate {solver.BASE_LR:g}, x {solver.GAMMA:g} at {drops}",
         f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
-        f"mask decoder up to {0.045 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
+        f"mask decoder up to {0.05 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
         f"weights      {_weights(cfg, model)}",
     ]
     if cfg.DATASETS.FEATURE_CACHE:

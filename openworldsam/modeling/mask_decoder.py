@@ -66,7 +66,7 @@ class SAM2MaskDecoder(nn.Module):
         image_size: int = 1024,
         width: int = 256,
         dynamic_multimask: bool = True,
-        chunk: int = 32,
+        chunk: int = 16,
         compiled: bool = False,
     ) -> None:
         super().__init__()

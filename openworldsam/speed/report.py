@@ -63,7 +63,8 @@ def _ratios(records: Sequence[Mapping[str, Any]], ours: str, other: str) -> str:
     of_other = {_key(r): r for r in records if r["configuration"] == other}
     rows = []
     for a in (r for r in records if r["configuration"] == ours):
-        b = of_other.get(_key(a))
+        # plain has no cache to train from
+        b = of_other.get(_key(a)) or of_other.get(_key({**a, "work": a["work"].split(",")[0] + ", no cache"}))
         if b is None or a["error"] or b["error"]:
             continue
         ratios = [b[key] / a[key] if a[key] and b[key] else None for key in ("median_s", "operations", "peak_bytes")]

@@ -82,6 +82,8 @@ def test_a_run_writes_figures_machine_and_versions(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "benchmark.md").read_text().strip()
     assert "time x" in printed and "the same image again" in printed
+    ratios = printed.split("time x")[1]
+    assert ratios.count("training step") == len(CACHES)  # plain has no cache: its step without stands against all
 
 
 def test_a_config_against_itself_takes_the_same_operations(tmp_path):
