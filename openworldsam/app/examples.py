@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import expressions, render
 
-SCENES = {4: "panoptic", 21: "instance", 2: "semantic", 11: "referring"}
+SCENES = {38: "panoptic", 97: "instance", 2: "semantic", 11: "referring"}
 """Numbers of scenes, and the task that each is asked."""
 
 
