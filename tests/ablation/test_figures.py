@@ -105,7 +105,7 @@ def test_the_pictures_and_their_words(perfect, cfg, tmp_path):
     equal, tie_breakers, two_stage = (figure["words"] for figure in figures)
     assert "One query (E1): 1 distinct confident masks; 1 of the things are found." in equal
     assert "3 tie-breakers (E5): 3 distinct confident masks; 3 of the things are found." in equal
-    assert "the first 3 images of shapes_val with a score of at least 0.3" in tie_breakers
+    assert "the first 3 images of shapes_val, by E5, with a score of at least 0.3" in tie_breakers
     assert "mean IoU is 100.0 before and" in two_stage and "it rises for 0 %" in two_stage
 
 

@@ -26,7 +26,9 @@ def found(*masks, prompts=None, scores=None):
         prompt_index=np.array(prompts or [0] * count),
         is_thing=np.ones(count, bool),
         label_map=np.zeros(SIZE, np.int32),
+        threshold=0.7,
         best_score=0.9,
+        logits=None,
     )
 
 

@@ -34,7 +34,9 @@ class ColourPredictor:
             prompt_index=np.array(kept, int),
             is_thing=np.ones(len(kept), bool),
             label_map=np.zeros(SIZE, np.int32),
+            threshold=0.7,
             best_score=0.95,
+            logits=None,
         )
 
 
