@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny model with rule-made weights, real pictures, and the test data that is not in the project."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from openworldsam.rule_weights import save_rule_checkpoint, save_tokenizer
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"
 
+# Detectron2 keeps the handler of the first logger set up, whose stream pytest closes after that test
+logging.raiseExceptions = False
 # tiny models gain nothing from more threads, and lose much beside another job
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
