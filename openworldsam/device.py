@@ -35,13 +35,13 @@ def checked_device(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}; cpu always can") from error
-    if name == "cpu":
-        _keep_freed_memory()
     return name
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep up to 2 GiB of freed memory instead of giving every large block back to the system.
+
+    To be called once the weights are loaded: what was freed until then is given back.
 
     An activation of 30 MiB would else be paged in anew, zeroed, by each operation that makes one: several times what
     an addition costs (docs/performance.md).

@@ -7,7 +7,7 @@ from openworldsam.device import checked_device
 
 FAULTS = """
 import resource, torch
-from openworldsam.device import checked_device
+from openworldsam.device import keep_freed_memory
 torch.set_num_threads(1)
 x = torch.ones(8, 1024, 1024)
 def faults():
@@ -16,7 +16,7 @@ def faults():
         x + x
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
-checked_device("cpu")
+keep_freed_memory()
 faults()
 print(before, faults())
 """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworldsam.checkpoint.layouts import Source, StateDict, WeightFile, read_weights, renamed
+from openworldsam.device import keep_freed_memory
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         logger.info("%s weights from %s (%s)", component, file.path, file.layout)
     model.store_frozen_weights()
     model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if "adapter" in files:
         _warn_of_other_training(files["adapter"], sources, cfg)
     return sources

@@ -23,7 +23,7 @@ from detectron2.config import CfgNode
 from openworldsam.checkpoint import load_weights
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
-from openworldsam.device import checked_device, usable_device
+from openworldsam.device import checked_device, keep_freed_memory, usable_device
 from openworldsam.engine.launch import user_errors
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.openworldsam import PRECISIONS
@@ -65,6 +65,8 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
     random = not any((cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS))
     if not random:
         load_weights(model, cfg, need_adapter=False)
+    elif device == "cpu":
+        keep_freed_memory()
     model.prompt_encoder.prepare()
     about = {"name": name, "config": path, "preset": cfg.PRESET, "tokenizer": tokenizer}
     about |= {
