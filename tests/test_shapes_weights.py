@@ -19,7 +19,7 @@ RECORDED = json.loads((SHIPPED / "recorded.json").read_text())
 
 
 PQ_FLOOR = 15
-"""After 150 steps on 30 scenes; measured 22.3, and 7.4 after one step."""
+"""After 300 steps on 30 scenes; measured 20.1 (two threads), and 7.3 after one step."""
 
 
 def tool(name, *words):
@@ -60,12 +60,12 @@ def test_they_score_what_was_recorded(config, tmp_path):
 def test_an_adapter_learns_from_the_encoders(tmp_path):
     """A short training beats the adapter that it began with, and passes the floor that that one is below."""
     found = {}
-    for iterations, steps in ((1, []), (150, [120])):
+    for iterations, steps in ((1, []), (300, [240])):
         folder = tmp_path / str(iterations)
         solver = ["SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", steps, "SOLVER.WARMUP_ITERS", 20]
         tool("train_net.py", "--config-file", CONFIGS["openworldsam"], *solver, "OUTPUT_DIR", folder)
         words = ["--benchmarks", "shapes_val", "--output", folder, "MODEL.WEIGHTS", folder / "adapter.safetensors"]
         tool("eval_net.py", "--config-file", CONFIGS["openworldsam"], *words, "TEST.MAX_IMAGES", 30)
         found[iterations] = scores(folder)["shapes_val"]
-    assert found[150]["panoptic"]["PQ"] > PQ_FLOOR > found[1]["panoptic"]["PQ"]
-    assert found[150]["semantic"]["mIoU"] > found[1]["semantic"]["mIoU"] + 5
+    assert found[300]["panoptic"]["PQ"] > PQ_FLOOR > found[1]["panoptic"]["PQ"]
+    assert found[300]["semantic"]["mIoU"] > found[1]["semantic"]["mIoU"] + 5
