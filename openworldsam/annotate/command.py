@@ -162,7 +162,7 @@ def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str
     lines = [f"{pictures:,} pictures: {', '.join(counts)}{', ...' if len(texts) > LISTED else ''}"]
     if empty:
         threshold = cfg.MODEL.INFERENCE.SCORE_THRESHOLD
-        lines.append(f"in {empty:,} of them no mask passed the threshold {threshold:g} (best {best:.2f})")
+        lines.append(f"{empty:,} of them have no mask (threshold {threshold:g}, best score {best:.2f})")
     if unreadable:
         lines.append(f"{len(unreadable):,} could not be read ({results.folder / UNREADABLE}):")
         lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        print("error: the page needs Gradio: pip install 'openworldsam[app]'", file=sys.stderr)
+        print("error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt", file=sys.stderr)
         return 2
     except (ValueError, OSError, KeyError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
