@@ -161,11 +161,10 @@ class AskedImage:
         k = self.model.adapter.num_queries
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._logits_and_scores]
         parts = dict(self._logits_and_scores)
-        decoded = self._decode(new) if new else self.model.no_rows()
-        parts.update(zip(new, zip(decoded.logits.split(k), decoded.scores.split(k), strict=True), strict=False))
-        if len(new) == len(prompts):
-            rows = decoded
-        else:
+        if new:
+            rows = self._decode(new)
+            parts.update(zip(new, zip(rows.logits.split(k), rows.scores.split(k), strict=True), strict=True))
+        if len(new) < len(prompts):
             logits, scores = (torch.cat(column) for column in zip(*(parts[p] for p in prompts), strict=True))
             rows = MaskRows(logits, scores, torch.arange(len(scores), device=scores.device) // k)
         most = ROW_BYTES // (rows.logits[:k].nbytes)
