@@ -28,6 +28,7 @@ from openworldsam.annotate.results import Results
 from openworldsam.checkpoint import load_weights
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
+from openworldsam.data.workers import end_with_parent
 from openworldsam.device import usable_device
 from openworldsam.engine.evaluate import identity
 from openworldsam.engine.launch import launch_command
@@ -121,6 +122,7 @@ def annotate(cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, 
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS if todo else 0,
         collate_fn=list,
+        worker_init_fn=end_with_parent,
     )
     chunk = chunk_of(cfg, results.task == "referring")
     progress, unreadable = Progress(len(todo)), {}

@@ -20,6 +20,7 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.ground_truth import is_referring
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def training_batches(
             sampler=sampler,
             num_workers=num_workers,
             collate_fn=list,
+            worker_init_fn=end_with_parent,
             generator=torch.Generator(),  # else starting the loader would draw from the one that dropout uses
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from openworldsam.data.datasets import check_registered, register_datasets
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
+from openworldsam.data.workers import end_with_parent
 from openworldsam.evaluation.absent import AbsentPrompts
 from openworldsam.evaluation.accumulator import Scores, merged, named
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
@@ -232,6 +233,7 @@ def _run(
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        worker_init_fn=end_with_parent,
         generator=torch.Generator(),  # starting the loader must not touch the generator of a training
         pin_memory=torch.cuda.is_available(),
     )

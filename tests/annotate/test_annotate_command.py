@@ -102,6 +102,12 @@ def test_a_folder(folder, scenes, capsys):
     assert files(out) == before
 
 
+def running(pid):
+    """Whether there is such a process, one that nobody has waited for apart."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 def test_a_run_that_is_killed_goes_on_and_a_changed_picture_is_predicted_again(folder):
     assert command(folder, "whole") == 1
     arguments = [sys.executable, ROOT / "tools/annotate.py", *words(folder)]
@@ -110,8 +116,11 @@ def test_a_run_that_is_killed_goes_on_and_a_changed_picture_is_predicted_again(f
     while len(list(records.rglob("*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.01)
+    readers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    time.sleep(0.5)
+    assert readers and not [pid for pid in readers if running(pid)]
     assert not (folder / "out/instances.json").exists()
     (folder / "out/records/.a.json.1.part").write_text("of the killed")
     done = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
