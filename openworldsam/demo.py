@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--input", nargs="+", type=Path, metavar="IMG", help="images")
     source.add_argument("--scene", type=int, metavar="N", help="a scene of the Shapes world instead")
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="what to segment; by default what a scene holds")
-    parser.add_argument("--task", default="instance", choices=[*TASKS, "all"])
+    parser.add_argument("--task", default="instance", choices=[*TASKS, "all"], help="instance by default")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
     parser.add_argument(

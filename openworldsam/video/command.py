@@ -25,7 +25,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
     parser.add_argument("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
     parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
-    parser.add_argument("--task", default="instance", choices=TASKS, help="every occurrence of a text, or the best")
+    parser.add_argument(
+        "--task",
+        default="instance",
+        choices=TASKS,
+        help="every occurrence of a text (the default), or the best",
+    )
     parser.add_argument(
         "--every",
         type=int,
@@ -37,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--tracker",
         default="memory",
         choices=TRACKERS,
-        help="SAM2's memory, or the text again in every frame, for weights without video modules",
+        help="SAM2's memory (the default), or the text again in every frame, for weights without video modules",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")

@@ -48,8 +48,9 @@ class BEiT3Tokenizer:
     def __init__(self, model_file: str | Path, max_tokens: int = 512) -> None:
         if not Path(model_file).is_file():
             raise FileNotFoundError(
-                f"tokenizer file {model_file} not found; `python weights/download.py beit3_tokenizer` fetches "
-                "beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it is"
+                f"tokenizer file {model_file} not found; for the public weights `python weights/download.py "
+                "beit3_tokenizer` fetches beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it is, from the folder "
+                "you run in"
             )
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
