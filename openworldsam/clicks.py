@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
 from openworldsam.inference import MaskRows
@@ -20,6 +21,8 @@ from openworldsam.prediction import Prediction
 
 CORNERS = (2, 3)
 """SAM2's labels of a box's top left and bottom right corner; 1 is a positive click, 0 a negative one."""
+CERTAIN = 10.0
+"""SAM2's logit of a pixel that is known to be in a mask; minus it outside."""
 
 
 class Clicks(NamedTuple):
@@ -76,13 +79,12 @@ class Clicks(NamedTuple):
             found: N masks; of equal ones the one of the best score is taken.
 
         Returns:
-            its logits, its prompt and whether that is a thing; None if a positive click or the box hits no mask.
+            its logits (where there are none, itself), its prompt and whether that is a thing; None if neither a
+            positive click nor the box hits a mask.
 
         Raises:
-            ValueError: there is neither a positive click nor a box, or `found` is of another image or task.
+            ValueError: there is neither a positive click nor a box, or `found` is of another image.
         """
-        if found.logits is None:
-            raise ValueError(f"among is a result of instance or referring segmentation, got {found.task}")
         if found.label_map.shape != self.size:
             theirs, ours = (f"{width} x {height}" for height, width in (found.label_map.shape, self.size))
             raise ValueError(f"among is a result about another image: {theirs} pixels, not {ours}")
@@ -98,7 +100,7 @@ class Clicks(NamedTuple):
             return None
         fit = np.where(hits > 0, hits - inside[:, self.labels == 0].sum(axis=1), -np.inf)
         best = np.lexsort((found.scores, fit))[-1]
-        return found.logits[best], found.prompts[found.prompt_index[best]], bool(found.is_thing[best])
+        return found.mask_prompt(best), found.prompts[found.prompt_index[best]], bool(found.is_thing[best])
 
     def tokens(self, side: int) -> tuple[Tensor, Tensor]:
         """Points and labels as SAM2 orders them, the box's corners first.
@@ -115,12 +117,12 @@ class Clicks(NamedTuple):
         return points / torch.tensor(self.size[::-1]) * side, labels
 
     def decode(self, model: OpenWorldSAM, features: ImageFeatures, mask: ArrayLike | None) -> MaskRows:
-        """The one row that clicks, box and mask logits [4S, 4S] give.
+        """The one row that clicks, box and mask give.
 
         Args:
             model: in eval mode.
             features: of one image.
-            mask: to correct.
+            mask: to correct: logits [4S, 4S], or bool [H, W].
 
         Raises:
             ValueError: there is neither click, box nor mask, or the mask is not of this model's size.
@@ -128,26 +130,36 @@ class Clicks(NamedTuple):
         if mask is None and self.box is None and not len(self.points):
             raise ValueError("nothing to segment by: give points, a box or a mask")
         side = 4 * model.image_encoder.feature_side
-        logits = None if mask is None else torch.from_numpy(checked_mask(mask, side)).to(model.device)
+        logits = None if mask is None else mask_logits(mask, side, self.size).to(model.device)
         points, labels = (part.to(model.device) for part in self.tokens(model.image_encoder.image_size))
         with model.autocast():
             decoded, scores = model.mask_decoder.decode_clicks(features, points, labels, logits)
         return MaskRows(decoded, scores, torch.zeros(1, dtype=torch.long, device=model.device))
 
 
-def checked_mask(mask: ArrayLike, side: int) -> np.ndarray:
-    """Mask logits of an earlier result as float32 [side, side].
+def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
+    """A mask as SAM2's prompt encoder takes it, float32 [side, side].
+
+    Args:
+        mask: float [side, side], logits of an earlier result; or bool [H, W], which is reduced as SAM2's video
+            predictor reduces the masks it is given.
+        side: 4S.
+        size: (H, W).
 
     Raises:
-        ValueError: they are none.
+        ValueError: it is neither.
     """
-    logits = _numbers(mask, "mask", "one of the logits of an earlier result")
-    if logits.shape != (side, side) or not np.isfinite(logits).all():
-        raise ValueError(
-            f"mask is one of the logits of an earlier result, finite and of shape ({side}, {side}); got the shape "
-            f"{logits.shape}"
-        )
-    return logits
+    values = _numbers(mask, "mask", "one of the masks or logits of an earlier result")
+    kind = str(getattr(mask, "dtype", values.dtype)).removeprefix("torch.")
+    if kind == "bool" and values.shape == size:
+        logits = CERTAIN * (2 * torch.from_numpy(values) - 1)
+        return interpolate(logits[None, None], (side, side), mode="bilinear", antialias=True)[0, 0]
+    if kind != "bool" and values.shape == (side, side) and np.isfinite(values).all():
+        return torch.from_numpy(values)
+    raise ValueError(
+        f"mask is one of the logits of an earlier result, finite and of shape ({side}, {side}), or bool and of the "
+        f"image's shape {size}; got {kind} of shape {values.shape}"
+    )
 
 
 def _numbers(values: Any, name: str, meaning: str) -> np.ndarray:

@@ -86,6 +86,10 @@ class Prediction:
             logits=None if found.logits is None else found.logits.float().clamp(-32, 32).cpu().numpy(),
         )
 
+    def mask_prompt(self, n: int) -> np.ndarray:
+        """Mask n in the most exact form that `click` takes: its logits, or itself where there are none."""
+        return self.masks[n] if self.logits is None else self.logits[n]
+
     @property
     def summary(self) -> str:
         """What was found in a line, such as "zebra 3, grass 1"; if nothing was, why."""

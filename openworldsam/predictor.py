@@ -193,9 +193,9 @@ class OpenWorldSAMPredictor:
             points: [t, 2], the clicks, x y in pixels.
             labels: for each click 1 if it is on what is meant, 0 if beside it; all 1 by default.
             box: x0 y0 x1 y1 in pixels, around what is meant.
-            mask: [4S, 4S], the mask to correct: one of the logits of an earlier result.
-            among: what `predict` found, as "instance" or "referring", about this image. The mask that the positive
-                clicks and the box hit best is corrected; if they hit none, they stand by themselves.
+            mask: the mask to correct: one of the logits [4S, 4S] of an earlier result, or any bool [H, W].
+            among: what `predict` found in this image. The mask that the positive clicks and the box hit best is
+                corrected; if they hit none, they stand by themselves.
 
         Returns:
             at most one mask, of task "interactive"; its prompt is that of the mask of `among`, else "object".

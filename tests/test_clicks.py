@@ -8,9 +8,11 @@ import pytest
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
 from openworldsam import OpenWorldSAMPredictor
+from openworldsam.clicks import mask_logits
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import render
@@ -237,7 +239,9 @@ def test_half_precision_is_near(asked, tiny_cfg, photograph, precision):
         ({"box": [5, 5, 5, 9]}, "within the image of 451 x 300 pixels, got 5, 5, 5, 9"),
         ({"box": [0, 0, 452, 9]}, "got 0, 0, 452, 9"),
         ({"box": [[0, 0], [5, 9]]}, r"box must be x0, y0, x1, y1; got the shape \(2, 2\)"),
-        ({"mask": np.ones((300, 451), bool)}, r"of shape \(32, 32\); got the shape \(300, 451\)"),
+        ({"mask": np.ones((300, 451), np.uint8)}, r"of shape \(32, 32\), or bool .*; got uint8 of shape \(300, 451\)"),
+        ({"mask": np.ones((451, 300), bool)}, r"the image's shape \(300, 451\); got bool of shape \(451, 300\)"),
+        ({"mask": [[1], [1, 2]]}, "mask must be one of the masks or logits"),
         ({"mask": np.full((32, 32), np.inf)}, "finite"),
         ({"mask": np.zeros((32, 32)), "among": strips((0, 3), scores=[0.6])}, "mask or among, not both"),
         ({"points": [(1, 2)], "among": strips((0, 3), scores=[0.6])}, "another image: 12 x 4 pixels, not 451 x 300"),
@@ -252,9 +256,27 @@ def test_bad_input_is_named(asked, arguments, message):
         asked.click(**arguments)
 
 
-def test_clicks_need_an_image_and_masks_of_single_queries(predictor, photograph):
+def test_clicks_need_an_image(predictor):
     with pytest.raises(ValueError, match="set_image"):
         predictor.click([(1, 2)])
-    predictor.set_image(photograph)
-    with pytest.raises(ValueError, match="instance or referring segmentation, got panoptic"):
-        predictor.click([(1, 2)], among=predictor.predict(PROMPTS, "panoptic"))
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_a_mask_of_several_queries_is_corrected_by_a_click(asked, task):
+    """Its pixels are the prompt, as it has no logits."""
+    among = asked.predict(PROMPTS, task, score_threshold=0.0)
+    y, x = np.argwhere(among.label_map)[0].tolist()
+    hit = int(among.label_map[y, x]) - 1
+    result = asked.click([(x, y)], among=among)
+    expected = asked.click([(x, y)], mask=torch.from_numpy(among.masks[hit]))
+    assert np.array_equal(result.logits, expected.logits) and result.prompts == (PROMPTS[among.prompt_index[hit]],)
+    assert not np.array_equal(result.logits, asked.click([(x, y)]).logits)
+
+
+def test_a_mask_of_pixels_is_reduced_as_sam2_does():
+    """As SAM2's video predictor reduces a mask of its input's size."""
+    mask = np.zeros((128, 128), bool)
+    mask[13:90, 41:42], mask[100:, 7:99] = True, True
+    model = SimpleNamespace(use_obj_ptrs_in_encoder=False, hidden_dim=4, pred_obj_scores=False)
+    expected, *_ = SAM2Base._use_mask_as_output(model, None, None, torch.from_numpy(mask)[None, None])
+    assert torch.equal(mask_logits(mask, 32, mask.shape), expected[0, 0])

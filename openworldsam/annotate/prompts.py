@@ -17,6 +17,12 @@ class Prompts(NamedTuple):
     is_thing: tuple[bool, ...]
 
 
+def split_mark(prompt: str) -> tuple[str, bool | None]:
+    """A prompt without its mark "thing:" or "stuff:", and whether it names things; None if it has no mark."""
+    mark = next((mark for mark in MARKS if prompt.lower().startswith(mark)), "")
+    return prompt[len(mark) :].strip(), MARKS.get(mark)
+
+
 def read_prompts(path: str | Path) -> Prompts:
     """Read a file of prompts.
 
@@ -42,13 +48,12 @@ def read_prompts(path: str | Path) -> Prompts:
         line = " ".join(words)
         if not line or line.startswith("#"):
             continue
-        mark = next((mark for mark in MARKS if line.lower().startswith(mark)), "")
-        text = line[len(mark) :].strip()
+        text, is_thing = split_mark(line)
         if not text or not text.isprintable():
             raise ValueError(f"{path}, line {number}: {line!r} is no prompt")
         if text in found:
             raise ValueError(f"{path}, line {number}: {text!r} is there already")
-        found[text] = MARKS[mark] if mark else text.lower() not in COCO_STUFF
+        found[text] = text.lower() not in COCO_STUFF if is_thing is None else is_thing
     if not found:
         raise ValueError(f"{path} has no prompt; it is to have one a line")
     return Prompts(tuple(found), tuple(found.values()))

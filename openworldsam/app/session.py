@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from openworldsam.annotate.prompts import split_mark
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.prediction import Found, Prediction
 from openworldsam.predictor import OpenWorldSAMPredictor
@@ -25,13 +26,15 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
     "referring": (),
 }
 """The thresholds that each task has."""
+DISJOINT = ("panoptic", "semantic")
+"""The tasks in which a pixel has one mask."""
 MAX_PROMPTS = 100
 MAX_CHARACTERS = 300
 """Of a prompt."""
 
 
 class Click(NamedTuple):
-    """A click on the picture: on which mask (from 0), x y in pixels, label 1 to add there and 0 to take away."""
+    """A click: on which mask, by its row (from 0), x y in pixels, label 1 to add there and 0 to take away."""
 
     row: int
     x: int
@@ -61,6 +64,7 @@ class Session:
         self._lock = lock
         self._clicks: list[Click] = []
         self._answers: dict[int, Prediction] = {}
+        self._rows: list[int] = []  # of the masks that are shown; one that lost all its pixels is not
         with lock:
             self._predictor.set_image(image)
 
@@ -70,7 +74,8 @@ class Session:
         Masks are computed for new prompts alone: other thresholds or tasks choose from those that there are.
 
         Args:
-            prompts: the texts.
+            prompts: the texts. Panoptic segmentation treats as stuff COCO's classes, the Shapes world's, and those
+                marked "stuff: wet sand"; "thing: sand" is a thing all the same.
             task: of `TASKS`.
             thresholds: by name; those that the task does not have are ignored.
 
@@ -83,11 +88,13 @@ class Session:
         if len(prompts) > MAX_PROMPTS or max(map(len, prompts)) > MAX_CHARACTERS:
             raise ValueError(f"at most {MAX_PROMPTS} prompts of {MAX_CHARACTERS} characters are read")
         options = {name: thresholds[name] for name in THRESHOLDS.get(task, ())}
-        textures = self._predictor.cfg.DATASETS.SHAPES.TEXTURES
+        kinds = dict(map(split_mark, prompts))
+        usual = {*COCO_STUFF, *self._predictor.cfg.DATASETS.SHAPES.TEXTURES}
+        stuff = [text for text, thing in kinds.items() if (text.lower() in usual if thing is None else not thing)]
         with self._lock:
-            self.found = self._predictor.predict(prompts, task, stuff=[*COCO_STUFF, *textures], **options)
+            self.found = self._predictor.predict(list(kinds), task, stuff=stuff, **options)
         self.shown, self.selected = self.found, None
-        self._clicks, self._answers = [], {}
+        self._clicks, self._answers, self._rows = [], {}, list(range(len(self.found.masks)))
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
         """The pixel of the picture under a place of `picture()`, which may be enlarged or reduced: x y to x y."""
@@ -108,24 +115,21 @@ class Session:
             label: 1 if the place belongs to the mask, 0 if not.
 
         Raises:
-            ValueError: nothing was asked yet, the task's masks cannot be corrected, a new mask begins with a negative
-                click, or no pixel of the mask is left.
+            ValueError: nothing was asked yet, a new mask begins with a negative click, or no pixel of the mask is left.
         """
         if self.found is None or self.shown is None:
             raise ValueError("ask something first: clicks correct the answer")
-        count = len(self.shown.masks)
-        row = count if self.selected is None else self.selected
-        if row < len(self.found.masks) and self.found.logits is None:
-            raise ValueError(f"masks of {self.found.task} segmentation cannot be corrected; choose instance")
-        if row == count and not label:
+        if self.selected is None and not label:
             raise ValueError("single a mask out first, from which the click takes away")
+        after_last = max(len(self.found.masks), *(row + 1 for row in self._answers), 0)
+        row = after_last if self.selected is None else self._rows[self.selected]
         self._clicks.append(Click(row, x, y, label))
         try:
             self._correct(row)
         except ValueError:
             self._clicks.pop()
             raise
-        self.selected = row
+        self.selected = self._rows.index(row)
 
     def undo(self) -> None:
         """Take the last click back.
@@ -137,15 +141,14 @@ class Session:
             raise ValueError("there is no click to take back")
         row = self._clicks.pop().row
         self._correct(row)
-        self.selected = row if self.shown and row < len(self.shown.masks) else None
+        self.selected = self._rows.index(row) if row in self._rows else None
 
     def _correct(self, row: int) -> None:
         """Answer all clicks on a mask anew: the result does not depend on those that were taken back."""
         assert self.found
         own = [click for click in self._clicks if click.row == row]
         if own:
-            logits = self.found.logits
-            mask = logits[row] if logits is not None and row < len(logits) else None  # else clicks stand alone
+            mask = self.found.mask_prompt(row) if row < len(self.found.masks) else None  # else clicks stand alone
             with self._lock:
                 answer = self._predictor.click([(c.x, c.y) for c in own], [c.label for c in own], mask=mask)
             if not len(answer.masks):
@@ -153,7 +156,8 @@ class Session:
             self._answers[row] = answer
         else:
             del self._answers[row]
-        self.shown = with_clicks(self.found, self._answers)
+        latest_last = dict.fromkeys(click.row for click in reversed(self._clicks))
+        self.shown, self._rows = with_clicks(self.found, {row: self._answers[row] for row in reversed(latest_last)})
 
     def picture(self) -> np.ndarray:
         """The picture with the masks over it, or the one that is singled out on a darkened picture: [h, w, 3]."""
@@ -178,30 +182,31 @@ class Session:
         ]
 
 
-def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> Prediction:
+def with_clicks(found: Prediction, answers: dict[int, Prediction]) -> tuple[Prediction, list[int]]:
     """Masks found by texts, with some replaced and some added by clicks.
 
     Args:
         found: N masks.
-        answers: of one mask each, by the row that they replace; from N on they are added, as "object".
+        answers: of one mask each, by the row that they replace; from N on they are added, as "object". Where masks
+            may not overlap they take pixels from the others, the last from all.
 
     Returns:
-        N + M masks.
+        the masks that still have a pixel, N + M at most, and the row of each.
     """
-    count = len(found.masks)
-    rows = range(max(count, *(row + 1 for row in answers)) if answers else count)
+    rows = sorted({*range(len(found.masks)), *answers})
+    if not rows:
+        return found, rows
     sources = [(answers[row], 0) if row in answers else (found, row) for row in rows]
-    if not sources:
-        return found
-    added = [answers[row].prompts[0] for row in rows[count:]]
+    masks = np.stack([source.masks[n] for source, n in sources])
+    for row in reversed(answers) if found.task in DISJOINT else ():
+        masks[np.array(rows) != row] &= ~masks[rows.index(row)]
+    scores = np.stack([source.scores[n] for source, n in sources])
+    labels = np.array([found.prompt_index[row] if row < len(found.masks) else len(found.prompts) for row in rows])
+    left = masks.any(axis=(1, 2))
+    joined = Found(*(torch.from_numpy(part[left]) for part in (masks, scores, labels)))
     thing = dict(zip(found.prompt_index.tolist(), found.is_thing.tolist(), strict=True))
-    joined = Found(
-        torch.from_numpy(np.stack([source.masks[n] for source, n in sources])),
-        torch.from_numpy(np.stack([source.scores[n] for source, n in sources])),
-        torch.tensor([*found.prompt_index.tolist(), *[len(found.prompts)] * len(added)]),
-    )
-    prompts = [*found.prompts, *dict.fromkeys(added)]
-    return Prediction.of(
+    prompts = [*found.prompts, *dict.fromkeys(answers[row].prompts[0] for row in rows[len(found.masks) :])]
+    prediction = Prediction.of(
         joined,
         found.task,
         prompts,
@@ -209,3 +214,4 @@ def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> Predict
         threshold=found.threshold,
         best_score=found.best_score,
     )
+    return prediction, np.array(rows)[left].tolist()

@@ -3,16 +3,19 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from threading import Lock, Thread
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 from openworldsam.app.download import results_zip
-from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, THRESHOLDS, Session
+from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, THRESHOLDS, Session, with_clicks
 from openworldsam.demo import provenance
+from openworldsam.prediction import Found, Prediction
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 
@@ -148,10 +151,56 @@ def test_a_click_that_cannot_be_changes_nothing(asked):
     assert same(asked.shown, before)
     asked.click(3, 4, 1)
     assert len(asked.shown.masks) == 4
-    asked.ask(["sky", "sand"], "semantic", {})
-    asked.selected = 0
-    with pytest.raises(ValueError, match="semantic segmentation cannot be corrected"):
-        asked.click(20, 20, 1)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_a_corrected_mask_takes_pixels_from_the_others(shapes, scenes, task):
+    """No two masks get a pixel in common; with the click, what it took comes back."""
+    session = Session(shapes, Lock(), scenes["panoptic"].image, "scene.png")
+    session.ask(scenes["panoptic"].prompts, task, {**USUAL, "score_threshold": 0.5})
+    before = session.shown
+    areas = before.masks.sum(axis=(1, 2))
+    large, other = np.argsort(-areas)[:2].tolist()
+    place = middle(before.masks[other])
+    session.selected = large
+    session.click(*place, 1)
+    alone = session._predictor.click([place], mask=before.masks[large])
+    assert np.array_equal(session.shown.masks[session.selected], alone.masks[0])
+    assert session.shown.masks.sum(axis=0).max() == 1
+    assert (session.shown.masks.any(axis=0) >= before.masks[other] & alone.masks[0]).all()
+    session.undo()
+    assert same(session.shown, before) and session.selected == large
+
+
+def test_masks_take_pixels_from_each_other():
+    """By hand: four pixels; the last correction wins, and a mask without pixels goes, until it is undone."""
+    found = four_pixels("panoptic", [[1, 1, 0, 0], [0, 0, 1, 0]])
+    second, first = (four_pixels("interactive", [pixels]) for pixels in ([0, 1, 1, 0], [1, 1, 1, 0]))
+    shown, rows = with_clicks(found, {1: second})
+    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
+    shown, rows = with_clicks(found, {1: second, 0: first})
+    assert rows == [0] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0]]
+    shown, rows = with_clicks(found, {0: first, 1: second})
+    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
+    shown, rows = with_clicks(found, {2: first})
+    assert rows == [2] and shown.prompts == ("cat", "object") and shown.prompt_index.tolist() == [1]
+    shown, rows = with_clicks(replace(found, task="instance"), {0: first})
+    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
+
+
+def four_pixels(task, masks):
+    masks = torch.tensor(masks, dtype=torch.bool)[:, None]
+    found = Found(masks, torch.ones(len(masks)), torch.zeros(len(masks), dtype=torch.long))
+    prompts = ["object" if task == "interactive" else "cat"]
+    return Prediction.of(found, task, prompts, is_thing=[True], threshold=0.0, best_score=1.0)
+
+
+def test_marks_say_what_is_stuff(shapes, scenes):
+    """Unmarked, sky is stuff and a circle is not."""
+    session = Session(shapes, Lock(), scenes["panoptic"].image, "scene.png")
+    session.ask(["stuff: circle", "thing: Sky", "grass"], "panoptic", {**USUAL, "score_threshold": 0.0})
+    things = dict(zip(session.shown.prompt_index.tolist(), session.shown.is_thing.tolist(), strict=True))
+    assert session.shown.prompts == ("circle", "Sky", "grass") and things == {0: False, 1: True, 2: False}
 
 
 def test_clicks_and_archives_need_a_question(session):
