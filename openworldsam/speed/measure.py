@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from openworldsam.speed.machine import kibibytes, synchronize
+from openworldsam.speed.machine import give_back_freed_memory, kibibytes, synchronize
 
 Call = Callable[[], Any]
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -118,7 +117,7 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
     if device.type != "cpu" or not reset.exists():
         call()
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back would be used without being seen
+    give_back_freed_memory()  # it would be used without being seen
     reset.write_text(RESET_PEAK)
     before = kibibytes("/proc/self/status", "VmRSS") or 0
     call()
