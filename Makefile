@@ -29,10 +29,16 @@ $(STAMP): requirements.txt setup.py pyproject.toml $(wildcard tools/detectron2_w
 	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -r requirements.txt -e .
 	@touch $@
 
-test: install
+# What the page and the converters need is tested here, and installed for that alone.
+EXTRAS := $(VENV)/.openworldsam-extras-installed
+$(EXTRAS): $(STAMP)
+	$(PIP) install --no-build-isolation -c requirements.txt -e '.[app,supervision]'
+	@touch $@
+
+test: $(EXTRAS)
 	$(PY) -m pytest -q -rs -m "not slow" tests
 
-test-slow: install
+test-slow: $(EXTRAS)
 	$(PY) -m pytest -q -rs -m slow tests
 
 lint: install

@@ -23,6 +23,7 @@ from openworldsam.convert import coco_annotations
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions, render
+from openworldsam.engine.launch import user_message
 from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.prediction import Prediction
@@ -65,6 +66,8 @@ def render_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         ValueError: no such scene.
     """
+    if args.scene < 0:
+        raise ValueError(f"--scene is 0 or more, got {args.scene}")
     scene = render(configured_world(cfg), split_seed(cfg.DATASETS.SHAPES_SEED, "demo"), args.scene)
     path = args.output / f"scene{args.scene}.png"
     save_atomically(path, partial(Image.fromarray(scene.image).save, format="PNG"))
@@ -155,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_prompts(args.prompts)
         predictor = OpenWorldSAMPredictor(cfg, device=args.device)
     except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"error: {user_message(error)}", file=sys.stderr)
         return 2
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
@@ -166,6 +169,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             segment_file(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {user_message(error)}", file=sys.stderr)
             failed += 1
-    return 1 if failed else 0
+    return (2 if failed == len(args.input) else 1) if failed else 0

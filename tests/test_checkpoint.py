@@ -729,7 +729,9 @@ def test_a_file_of_the_wrong_kind_names_the_key(key: str, name: str, layout: str
 def test_an_encoder_alone_is_no_adapter(name: str, files: dict[str, Path]) -> None:
     cfg = make_cfg(WEIGHTS=files[name], SAM2__WEIGHTS=files["sam2_hiera.pt"])
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = str(files["beit3.pth"])
-    with pytest.raises(ValueError, match=r"no weights for adapter.*MODEL\.WEIGHTS"):
+    with pytest.raises(
+        ValueError, match=r"no weights for adapter \(only sam2 from .*, beit3 from .*\): set MODEL\.WEIGHTS"
+    ):
         load_weights(OpenWorldSAM(cfg), cfg)
 
 

@@ -71,6 +71,11 @@ def test_a_bad_picture_does_not_stop_the_others(command, photograph, tmp_path, c
     assert (tmp_path / "out/chelsea_instance.png").is_file()
 
 
+def test_nothing_done_is_told_from_something_left_out(command, capsys):
+    assert main(command("--input", "missing.png")) == 2
+    assert "missing.png not found" in capsys.readouterr().err
+
+
 def test_nothing_found_says_why(command, photograph, capsys):
     arguments = command("--input", photograph)
     assert main([*arguments, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"]) == 0
@@ -102,8 +107,8 @@ def test_errors_are_one_readable_line(command, tiny_weights, photograph, prompts
 
 def test_an_output_that_cannot_be_written_is_an_error(command, photograph, tmp_path, capsys):
     (tmp_path / "out").write_text("a file where the folder should be")
-    assert main(command("--input", photograph)) == 1
-    assert "error: " in capsys.readouterr().err
+    assert main(command("--input", photograph)) == 2
+    assert capsys.readouterr().err == f"error: cannot use {tmp_path / 'out'}: file exists\n"
 
 
 def test_the_tools_run_as_commands(tmp_path, photograph):
@@ -142,6 +147,6 @@ def test_a_scene_is_asked_for_what_it_holds(command, tmp_path, capsys):
 
 def test_a_scene_that_cannot_be_is_an_error(command, capsys):
     assert main(command("--scene", -1)) == 2
-    assert "index must be at least 0" in capsys.readouterr().err
+    assert "--scene is 0 or more, got -1" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(command("--scene", 1, "--input", "a.png"))

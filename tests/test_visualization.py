@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from openworldsam._legend import legend_rows, mask_colors, prompt_colors
 from openworldsam.visualization import (
+    _layers,
     at_drawn_size,
     contact_sheet,
     draw_masks,
@@ -293,3 +296,28 @@ def test_a_bare_picture_has_the_size_of_one_with_masks():
     assert np.array_equal(at_drawn_size(image), image)
     with pytest.raises(ValueError, match="uint8"):
         at_drawn_size(image / 255)
+
+
+@pytest.mark.parametrize(
+    ("task", "digest"),
+    [
+        ("instance", "30c06533bb42464e"),
+        ("panoptic", "30c06533bb42464e"),
+        ("semantic", "4e440618bdabc1bb"),
+        ("referring", "4e440618bdabc1bb"),
+    ],
+)
+def test_structure_is_as_recorded(task: str, digest: str) -> None:
+    """Owner of each place, colours, label anchors and legend of a scene: what a change of fonts or lines leaves."""
+    masks = discs(320, 240, 6, 45)
+    prediction = predict(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
+    layers = _layers(masks, prediction.scores, (448, 336))
+    structure = {
+        "owner": layers.owner[::8, ::8].tolist(),
+        "outlines": [len(group) for group in layers.contours],
+        "anchors": [pole_of_inaccessibility(layers.owner == n + 1) for n in range(len(masks))],
+        "colors": mask_colors(prediction),
+        "legend": [(row.prompt, row.shades, row.summary) for row in legend_rows(prediction)],
+    }
+    assert draw_masks(picture(320, 240), prediction).shape == (336, 448, 3)
+    assert hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16] == digest

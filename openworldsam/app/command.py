@@ -14,6 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from openworldsam.app.uploads import MAX_BYTES, sweep
+from openworldsam.engine.launch import user_message
 from openworldsam.predictor import OpenWorldSAMPredictor
 
 if TYPE_CHECKING:
@@ -100,6 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt", file=sys.stderr)
         return 2
     except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"error: {user_message(error)}", file=sys.stderr)
         return 2
     return 0

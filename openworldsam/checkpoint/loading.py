@@ -261,7 +261,9 @@ def _check_complete(needed: Sequence[str], files: Mapping[str, WeightFile]) -> N
         "beit3": "MODEL.PROMPT_ENCODER.WEIGHTS (python weights/download.py beit3_large, or evf_sam2_multitask as the "
         "released code uses)",
     }
-    raise ValueError(f"no weights for {' and '.join(missing)}: set {', '.join(advice[c] for c in missing)}")
+    given = ", ".join(f"{component} from {file.path}" for component, file in files.items())
+    wanted = ", ".join(advice[component] for component in missing)
+    raise ValueError(f"no weights for {' and '.join(missing)} (only {given}): set {wanted}")
 
 
 def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:

@@ -103,8 +103,17 @@ def user_errors(stopped: str | None = None) -> Iterator[None]:
         print(stopped, file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
-        message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        if message.startswith("Caught "):  # by a reading process, with its traceback
-            message = message.strip().splitlines()[-1].split(": ", 1)[-1]
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {user_message(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def user_message(error: Exception) -> str:
+    """What an error says to a user, in a line."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
+        return f"cannot use {error.filename}: {error.strerror.lower()}"
+    message = str(error)
+    if message.startswith("Caught "):  # by a reading process, with its traceback
+        return message.strip().splitlines()[-1].split(": ", 1)[-1]
+    return message

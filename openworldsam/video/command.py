@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 from tqdm import tqdm
 
+from openworldsam.engine.launch import user_message
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
@@ -88,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is one line, ours
+    cv2.setLogLevel(2)  # errors
     try:
         print(segment_clip(args))
     except (ValueError, OSError, KeyError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"error: {user_message(error)}", file=sys.stderr)
         return 2
     return 0

@@ -61,7 +61,7 @@ class VideoPredictor:
             one text are joined by their overlap, for weights without SAM2's video modules.
 
     Raises:
-        ValueError: an option that does not exist, no or a bad prompt, or weights without video modules.
+        ValueError: an option that does not exist, no, a bad or a repeated prompt, or weights without video modules.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class VideoPredictor:
         check_prompts(prompts)
         if not prompts:
             raise ValueError("no prompt: a clip is searched for what texts name")
+        if len(set(prompts)) < len(prompts):
+            raise ValueError(f"a prompt is there twice: {', '.join(prompts)}")
         if task not in TASKS or tracker not in TRACKERS or every < 0:
             raise ValueError(
                 f"task is one of {', '.join(TASKS)}, tracker one of {', '.join(TRACKERS)}, every a number from 0; "

@@ -109,6 +109,7 @@ def test_the_memory_carries_on_between_the_questions(video_predictor):
     ("prompts", "options", "message"),
     [
         ([], {}, "no prompt"),
+        (["red", "red"], {}, "twice: red, red"),
         (["red", " "], {}, "prompt 1 is empty"),
         (["red"], {"task": "semantic"}, "task is one of instance, referring"),
         (["red"], {"every": -1}, "every a number from 0"),
