@@ -20,7 +20,7 @@ from openworldsam.inference.nms import mask_boxes
 class Found(NamedTuple):
     """What a task's inference found: masks bool [N, H, W], scores [N], labels [N] indices of prompts, logits [N, h, w].
 
-    logits: None where a mask is not a single query's.
+    logits: None where a mask is not a single query's, or nobody asks for them.
     """
 
     masks: Tensor
@@ -44,7 +44,7 @@ class Prediction:
     threshold: the score that a mask had to reach; 0 if any would do.
     best_score: highest predicted IoU of any query, found or not; 0 without prompts.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
-        semantic and panoptic, where a mask is not a single query's.
+        semantic and panoptic, where a mask is not a single query's, and where they were not kept.
     """
 
     task: str

@@ -148,7 +148,7 @@ class OpenWorldSAMPredictor:
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
         Returns:
-            at most K masks for per prompt, K = 20 tie-breakers in the public weights.
+            at most K masks per prompt, K = 20 tie-breakers in the public weights.
 
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.

@@ -12,7 +12,8 @@ import torch
 from openworldsam.inference.nms import greedy_nms, mask_iou
 from openworldsam.modeling import ImageFeatures
 from openworldsam.modeling.prompt_encoders import check_prompts
-from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+from openworldsam.prediction import Prediction
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
 from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
 
@@ -56,7 +57,7 @@ class VideoPredictor:
         predictor: the image model.
         prompts: texts.
         task: "instance": every occurrence of a text; "referring": the best one.
-        every: text looks for newcomers in the first frame and in every so manieth after it; 0: in the first alone.
+        every: text looks for newcomers in the first frame and every so many frames after it; 0: in the first alone.
         tracker: "memory": SAM2's memory carries the masks on; "detection": every frame is asked by text, and masks of
             one text are joined by their overlap, for weights without SAM2's video modules.
 
