@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
+from openworldsam.checkpoint import Source
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.convert import coco_annotations
@@ -99,10 +100,9 @@ def coco_json(prediction: Prediction, file_name: str, info: dict[str, Any]) -> d
     }
 
 
-def provenance(predictor: OpenWorldSAMPredictor) -> dict[str, Any]:
-    """What a result comes from: the preset, and the files of the weights."""
-    weights = {component: asdict(source) for component, source in predictor.sources.items()}
-    return {"preset": predictor.cfg.PRESET, "weights": weights}
+def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What a result comes from: the preset, and the files of the weights by component."""
+    return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
 
 
 def segment_file(
@@ -121,7 +121,7 @@ def segment_file(
         panels.append((f"{task}{note}", draw_prediction(image, prediction)))
         target = args.output / f"{path.stem}_{task}"
         _save_picture(panels[-1:], target, columns=1)
-        content = json.dumps(coco_json(prediction, path.name, provenance(predictor)))
+        content = json.dumps(coco_json(prediction, path.name, provenance(predictor.cfg, predictor.sources)))
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
         print(f"{target}.png  {prediction.summary}")
     if len(tasks) > 1:

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.data.workers import end_with_parent
+from openworldsam.demo import provenance
 from openworldsam.device import usable_device
 from openworldsam.engine.evaluate import identity
 from openworldsam.engine.launch import launch_command
@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
         if not first:
             return
         unreadable = dict(sorted(item for part in parts for item in part.items()))
-        weights = {component: asdict(source) for component, source in sources.items()}
-        written = write_files(args, results, names, {"task": args.task, "preset": cfg.PRESET, "weights": weights})
+        written = write_files(args, results, names, {"task": args.task, **provenance(cfg, sources)})
         listed = "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items())
         save_atomically(args.output / UNREADABLE, lambda partial: partial.write_bytes(listed.encode(errors="replace")))
         for partial in args.output.rglob(".*.part"):  # of runs that were killed while they wrote

@@ -8,12 +8,12 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
+from openworldsam.demo import provenance
 from openworldsam.engine.launch import user_message
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.frames import open_clip
@@ -73,8 +73,7 @@ def segment_clip(args: argparse.Namespace) -> str:
     about = {
         **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
         **{"prompts": prompts, "task": args.task, "every": args.every, "tracker": args.tracker},
-        "preset": predictor.cfg.PRESET,
-        "weights": {component: asdict(source) for component, source in predictor.sources.items()},
+        **provenance(predictor.cfg, predictor.sources),
     }
     writer.write_tracks(video.tracks, about)
     if not video.tracks:
