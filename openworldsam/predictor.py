@@ -165,8 +165,8 @@ class OpenWorldSAMPredictor:
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
         size = image.encoded.size
-        own_threshold = {"semantic": 0.0, "referring": options.get("score_threshold", 0.0)}
-        threshold = own_threshold.get(task, inference.score_threshold)
+        asked = options.get("score_threshold", 0.0)
+        threshold = asked if task == "referring" else inference.threshold_of(task)
         if len(rows.scores):
             found = _found(task, rows, size, is_thing, inference, threshold)
         else:

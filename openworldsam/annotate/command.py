@@ -36,6 +36,7 @@ from openworldsam.evaluation.saved import claim_folder
 from openworldsam.evaluation.streaming import chunk_of
 from openworldsam.locking import lock
 from openworldsam.modeling import TASKS, OpenWorldSAM
+from openworldsam.prediction import why_nothing
 from openworldsam.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def run(args: argparse.Namespace) -> None:
         save_atomically(args.output / UNREADABLE, lambda partial: partial.write_bytes(listed.encode(errors="replace")))
         for partial in args.output.rglob(".*.part"):  # of runs that were killed while they wrote
             partial.unlink()
-        print("\n".join([*map(str, written), *summary(results, names, unreadable, cfg)]))
+        threshold = model.inference.threshold_of(args.task)
+        print("\n".join([*map(str, written), *summary(results, names, unreadable, threshold)]))
         if unreadable:
             raise SystemExit(1)
 
@@ -150,8 +152,11 @@ def write_files(
     return written
 
 
-def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str], cfg: CfgNode) -> list[str]:
-    """Lines: how many pictures and masks there are, how many pictures without a mask, and what could not be read."""
+def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str], threshold: float) -> list[str]:
+    """Lines: how many pictures and masks there are, how many pictures without a mask, and what could not be read.
+
+    The threshold is that of the task, see `InferenceOptions.threshold_of`.
+    """
     found, pictures, empty, best = Counter[int](), 0, 0, 0.0
     for _, record in results.records(names):
         pictures += 1
@@ -162,8 +167,7 @@ def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str
     counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:LISTED], start=1)]
     lines = [f"{pictures:,} pictures: {', '.join(counts)}{', ...' if len(texts) > LISTED else ''}"]
     if empty:
-        threshold = cfg.MODEL.INFERENCE.SCORE_THRESHOLD
-        lines.append(f"{empty:,} of them have no mask (threshold {threshold:g}, best score {best:.2f})")
+        lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")
     if unreadable:
         lines.append(f"{len(unreadable):,} could not be read ({results.folder / UNREADABLE}):")
         lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]

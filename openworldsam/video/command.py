@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from openworldsam.demo import provenance
 from openworldsam.engine.launch import user_message
+from openworldsam.prediction import why_nothing
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
@@ -77,8 +78,8 @@ def segment_clip(args: argparse.Namespace) -> str:
     }
     writer.write_tracks(video.tracks, about)
     if not video.tracks:
-        threshold = predictor.model.inference.score_threshold
-        return f"{args.output}: no mask passed the threshold {threshold:g} (best {video.best_score:.2f})"
+        threshold = predictor.model.inference.threshold_of(args.task)
+        return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}"
     counts = Counter(track.prompt for track in video.tracks)
     objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in prompts)
     return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
