@@ -47,6 +47,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=TRACKERS,
         help="SAM2's memory (the default), or the text again in every frame, for weights without video modules",
     )
+    parser.add_argument(
+        "--forget",
+        type=int,
+        default=300,
+        metavar="N",
+        help="forget an object that is out of sight for N frames (300)",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
@@ -66,14 +73,15 @@ def segment_clip(args: argparse.Namespace) -> str:
     writer = ResultWriter(args.output, clip.fps)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
     prompts = [prompt.strip() for prompt in args.prompts]
-    video = VideoPredictor(predictor, prompts, task=args.task, every=args.every, tracker=args.tracker)
+    options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
+    video = VideoPredictor(predictor, prompts, **options)
     with writer:
         for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
             frame = video.step(image)
             writer.write(number, image, frame, video.tracks)
     about = {
         **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
-        **{"prompts": prompts, "task": args.task, "every": args.every, "tracker": args.tracker},
+        **{"prompts": prompts, **options},
         **provenance(predictor.cfg, predictor.sources),
     }
     writer.write_tracks(video.tracks, about)

@@ -50,6 +50,9 @@ class Tracker(Protocol):
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """Know one more object: its id, which prompt found it, and its mask bool [H, W] in this frame."""
 
+    def forget(self, track: int) -> None:
+        """Know an object no more."""
+
 
 class MemoryTracker:
     """By SAM2's memory. Scores are the probability that the object is there."""
@@ -79,6 +82,10 @@ class MemoryTracker:
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
         self.memories[track] = self.sam2.begin(frame, features, torch.from_numpy(mask).to(features.embed.device))
+
+    def forget(self, track: int) -> None:
+        """See `Tracker`."""
+        del self.memories[track]
 
 
 class DetectionTracker:
@@ -119,6 +126,10 @@ class DetectionTracker:
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
         self.prompts[track], self.last[track] = prompt, mask
+
+    def forget(self, track: int) -> None:
+        """See `Tracker`."""
+        del self.prompts[track], self.last[track]
 
 
 def iou_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
