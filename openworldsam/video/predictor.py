@@ -97,7 +97,7 @@ class VideoPredictor:
         self._size: tuple[int, int] | None = None
         self._tracker: Tracker = DetectionTracker()
         if tracker == "memory":
-            self._tracker = MemoryTracker(SAM2Memory(predictor.model, read_video_weights(predictor.cfg)))
+            self._tracker = MemoryTracker(SAM2Memory.from_file(predictor.model, read_video_weights(predictor.cfg)))
 
     def step(self, image: np.ndarray) -> TrackedFrame:
         """Take the next frame, uint8 [H, W, 3] in RGB order.

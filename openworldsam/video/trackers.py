@@ -69,8 +69,9 @@ class MemoryTracker:
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
         for track, memory in self.memories.items():
-            logits, presence = self.sam2.carry_on(frame, features, memory)
-            ((_, full),) = upsampled(logits[None], size)
+            with torch.no_grad():
+                logits, presence = self.sam2.carry_on(frame, features, memory)
+            ((_, full),) = upsampled(logits, size)
             mask = full[0] > 0
             if not mask.any():
                 continue
@@ -81,7 +82,9 @@ class MemoryTracker:
 
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
-        self.memories[track] = self.sam2.begin(frame, features, torch.from_numpy(mask).to(features.embed.device))
+        with torch.no_grad():
+            masks = torch.from_numpy(mask)[None].to(features.embed.device)
+            self.memories[track] = self.sam2.begin(frame, features, masks)
 
     def forget(self, track: int) -> None:
         """See `Tracker`."""

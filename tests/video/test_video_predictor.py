@@ -88,7 +88,7 @@ def test_the_memory_of_what_is_gone_is_freed(video_predictor, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     clip.step(image)
     memories, side = clip._tracker.memories, 4 * video_predictor.model.image_encoder.feature_side
-    absent = torch.full((side, side), -1024.0), torch.tensor(-10.0)
+    absent = torch.full((1, side, side), -1024.0), torch.tensor([-10.0])
     monkeypatch.setattr(clip._tracker.sam2, "carry_on", lambda *_: absent)
     assert len(memories) == len(clip.tracks) > 0
     clip.step(image)
