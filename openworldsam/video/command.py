@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import cv2
 from tqdm import tqdm
 
 from openworldsam.demo import provenance
-from openworldsam.engine.launch import user_message
+from openworldsam.engine.launch import user_errors
 from openworldsam.prediction import why_nothing
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.frames import open_clip
@@ -93,15 +92,11 @@ def segment_clip(args: argparse.Namespace) -> str:
     return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after an error in one line. What was written before the error stays."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 2 after a user error, with 130 after Ctrl-C. What was written before it stays."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is one line, ours
     cv2.setLogLevel(2)  # errors
-    try:
+    with user_errors("stopped"):
         print(segment_clip(args))
-    except (ValueError, OSError, KeyError) as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
-        return 2
-    return 0
