@@ -1,6 +1,6 @@
 """What is written, read back by the programs' own libraries; each test is skipped where its library is not installed.
 
-None of them is a dependency: pip install datumaro cvat-sdk label-studio-sdk fiftyone, best into an environment apart.
+None of them is a dependency; pip install datumaro cvat-sdk label-studio-sdk fiftyone, best into an environment apart.
 """
 
 import json
