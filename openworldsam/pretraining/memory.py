@@ -26,6 +26,7 @@ from openworldsam.video.memory import SAM2Memory
 
 SPEED = 16.0
 """Pixels per frame that a thing moves at most, along each axis."""
+LOCAL = 1.5
 HEAD = "sam_mask_decoder.pred_obj_score_head."
 LEAST = 30
 """Visible pixels of a thing that is there."""
@@ -99,6 +100,17 @@ class TinyMemory(nn.Module):
         for name, parameter in self.memory.named_parameters():
             parameter.requires_grad_(name.startswith((*SAM2_VIDEO, HEAD)))
         nn.init.constant_(self.memory.get_parameter(f"{HEAD}layers.2.bias"), PRESENT_AT_FIRST)
+        self._start_local()
+
+    def _start_local(self) -> None:
+        """Let each place of a frame first attend to the same place in memory.
+
+        Positions are rotations of queries and keys, so a constant part in both agrees where the places do. From random
+        projections 600 steps had found things, but not which one was followed.
+        """
+        for layer in self.memory.memory_attention.layers:
+            for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+                nn.init.constant_(projection.bias, LOCAL)
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """Features of uint8 [B, 3, H, W] images that have SAM2's size, without gradient."""
