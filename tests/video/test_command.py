@@ -103,7 +103,7 @@ def test_a_video_by_memory_and_results_are_not_mixed(video_predictor, tmp_path, 
 
 
 def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
-    write_crossing(tmp_path / "clip", 2)
+    write_clip(tmp_path / "clip", CROSSING, 2)
     words = tiny(video_predictor, tmp_path, "--input", tmp_path / "clip")
     main([*words, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"])
     assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
     ],
 )
 def test_errors_are_one_readable_line(video_predictor, tmp_path, capsys, name, extra, message):
-    write_crossing(tmp_path / "clip", 1)
+    write_clip(tmp_path / "clip", CROSSING, 1)
     with pytest.raises(SystemExit, match="2"):
         main([*tiny(video_predictor, tmp_path, "--input", tmp_path / name), *extra])
     errors = capsys.readouterr().err.strip().splitlines()
@@ -128,7 +128,7 @@ def test_errors_are_one_readable_line(video_predictor, tmp_path, capsys, name, e
 
 
 def test_weights_without_video_modules_are_one_readable_line(tiny_cfg, tmp_path, capsys):
-    write_crossing(tmp_path / "clip", 1)
+    write_clip(tmp_path / "clip", CROSSING, 1)
     opts = ["MODEL.WEIGHTS", tiny_cfg.MODEL.WEIGHTS]
     opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_cfg.MODEL.PROMPT_ENCODER.TOKENIZER]
     words = ["--config-file", ROOT / "configs/tiny.yaml", "--input", tmp_path / "clip", "--prompts", "cat"]
