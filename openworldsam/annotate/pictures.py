@@ -64,7 +64,7 @@ def find_pictures(folder: Path, output: Path) -> list[str]:
         for path in within
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.parts)
-        and ((root / path).is_file() or (root / path).is_symlink() and not (root / path).exists())
+        and ((root / path).is_file() or ((root / path).is_symlink() and not (root / path).exists()))
     )
     if not names:
         raise FileNotFoundError(f"{folder} has no picture ({' '.join(IMAGE_SUFFIXES)})")
