@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import fiftyone
     import supervision
 
+NUDGE = 1e-6
+"""Pixels that boxes are moved by for FiftyOne, which cuts their ends down to whole pixels and scales masks into them:
+x / W + w / W is often a bit less than (x + w) / W."""
+
 
 def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
     """The masks as annotations of a COCO dataset whose categories are the prompts, numbered from 1.
@@ -102,7 +106,7 @@ def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predicti
         detections.append(
             fo.Detection(
                 label=prediction.prompts[prediction.prompt_index[n]],
-                bounding_box=[x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height],
+                bounding_box=[(x0 + NUDGE) / width, (y0 + NUDGE) / height, (x1 - x0) / width, (y1 - y0) / height],
                 mask=prediction.masks[n, y0:y1, x0:x1],
                 confidence=float(prediction.scores[n]),
             )

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,14 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
+from openworldsam.checkpoint import Source
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.convert import coco_annotations
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions, render
-from openworldsam.engine.launch import user_message
+from openworldsam.engine.launch import user_errors, user_message
 from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.prediction import Prediction
@@ -99,10 +100,9 @@ def coco_json(prediction: Prediction, file_name: str, info: dict[str, Any]) -> d
     }
 
 
-def provenance(predictor: OpenWorldSAMPredictor) -> dict[str, Any]:
-    """What a result comes from: the preset, and the files of the weights."""
-    weights = {component: asdict(source) for component, source in predictor.sources.items()}
-    return {"preset": predictor.cfg.PRESET, "weights": weights}
+def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What a result comes from: the preset, and the files of the weights by component."""
+    return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
 
 
 def segment_file(
@@ -121,7 +121,7 @@ def segment_file(
         panels.append((f"{task}{note}", draw_prediction(image, prediction)))
         target = args.output / f"{path.stem}_{task}"
         _save_picture(panels[-1:], target, columns=1)
-        content = json.dumps(coco_json(prediction, path.name, provenance(predictor)))
+        content = json.dumps(coco_json(prediction, path.name, provenance(predictor.cfg, predictor.sources)))
         save_atomically(target.with_name(f"{target.name}.json"), partial(_write_text, content))
         print(f"{target}.png  {prediction.summary}")
     if len(tasks) > 1:
@@ -138,28 +138,25 @@ def _write_text(content: str, path: Path) -> None:
     path.write_text(content)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo.
+def run(args: argparse.Namespace) -> int:
+    """What the command line says.
 
     Returns:
         0; 1 if an image could not be read or its results not be written (the others are done); 2 if nothing was done.
+
+    Raises:
+        ValueError, OSError, KeyError: nothing could be begun.
     """
-    args = parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     args.sentences = []
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        if args.scene is not None:
-            render_scene(cfg, args)
-        args.prompts = [prompt.strip() for prompt in args.prompts]
-        repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
-        if repeated:
-            raise ValueError(f"several images are named {repeated[0]}; their results would overwrite each other")
-        check_prompts(args.prompts)
-        predictor = OpenWorldSAMPredictor(cfg, device=args.device)
-    except (ValueError, OSError, KeyError) as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
-        return 2
+    cfg = load_config(args.config_file, args.opts)
+    if args.scene is not None:
+        render_scene(cfg, args)
+    args.prompts = [prompt.strip() for prompt in args.prompts]
+    repeated = [stem for stem, count in Counter(path.stem for path in args.input).items() if count > 1]
+    if repeated:
+        raise ValueError(f"several images are named {repeated[0]}; their results would overwrite each other")
+    check_prompts(args.prompts)
+    predictor = OpenWorldSAMPredictor(cfg, device=args.device)
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
         print(f"These weights are {min(notes)}: the masks mean nothing.")
@@ -172,3 +169,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {user_message(error)}", file=sys.stderr)
             failed += 1
     return (2 if failed == len(args.input) else 1) if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the demo; exits with what `run` returns, with 2 after a user error, with 130 after Ctrl-C."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with user_errors("stopped"):
+        if status := run(args):
+            sys.exit(status)

@@ -20,7 +20,7 @@ from openworldsam.inference.nms import mask_boxes
 class Found(NamedTuple):
     """What a task's inference found: masks bool [N, H, W], scores [N], labels [N] indices of prompts, logits [N, h, w].
 
-    logits: None where a mask is not a single query's.
+    logits: None where a mask is not a single query's, or nobody asks for them.
     """
 
     masks: Tensor
@@ -44,7 +44,7 @@ class Prediction:
     threshold: the score that a mask had to reach; 0 if any would do.
     best_score: highest predicted IoU of any query, found or not; 0 without prompts.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
-        semantic and panoptic, where a mask is not a single query's.
+        semantic and panoptic, where a mask is not a single query's, and where they were not kept.
     """
 
     task: str
@@ -98,11 +98,15 @@ class Prediction:
             return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(self.prompts))
         if not self.prompts:
             return "nothing was asked for"
-        best = math.floor(100 * self.best_score) / 100  # down, or a best of 0.699 would seem to reach 0.7
-        passed = self.best_score > self.threshold if self.task == "panoptic" else self.best_score >= self.threshold
-        if passed:
-            return f"no mask has a pixel (best score {best:.2f})"
-        return f"no mask passed the threshold {self.threshold:g} (best {best:.2f})"
+        return why_nothing(self.task, self.threshold, self.best_score)
+
+
+def why_nothing(task: str, threshold: float, best_score: float) -> str:
+    """Why there is no mask, in words; of what a `Prediction` says, or the best of several."""
+    best = math.floor(100 * best_score) / 100  # down, or a best of 0.699 would seem to reach 0.7
+    if best_score > threshold if task == "panoptic" else best_score >= threshold:
+        return f"no mask has a pixel (best score {best:.2f})"
+    return f"no mask passed the threshold {threshold:g} (best {best:.2f})"
 
 
 def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:

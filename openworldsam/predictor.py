@@ -148,7 +148,7 @@ class OpenWorldSAMPredictor:
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
         Returns:
-            at most K masks for per prompt, K = 20 tie-breakers in the public weights.
+            at most K masks per prompt, K = 20 tie-breakers in the public weights.
 
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
@@ -165,8 +165,8 @@ class OpenWorldSAMPredictor:
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
         size = image.encoded.size
-        own_threshold = {"semantic": 0.0, "referring": options.get("score_threshold", 0.0)}
-        threshold = own_threshold.get(task, inference.score_threshold)
+        asked = options.get("score_threshold", 0.0)
+        threshold = asked if task == "referring" else inference.threshold_of(task)
         if len(rows.scores):
             found = _found(task, rows, size, is_thing, inference, threshold)
         else:

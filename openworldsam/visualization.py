@@ -31,6 +31,7 @@ Picture = NDArray[np.uint8]  # [H, W, 3], RGB
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 _MIN_LONG_SIDE = 448  # pictures below this are enlarged, otherwise a label would be wider than the picture
+_MAX_SIDE = 1600  # larger ones are reduced
 _MIN_SHORT_SIDE = 8  # thinner strips are stretched: a line of one pixel shows nothing
 _REACH = 5  # how far a label may move from home, in label heights, along each axis
 _CROWD = 16  # from this number of masks on labels are smaller
@@ -55,7 +56,7 @@ class _Layers:
 
 
 def draw_prediction(
-    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = 1600
+    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
 ) -> Picture:
     """Draw masks, labels and a legend over a picture.
 
@@ -80,7 +81,7 @@ def draw_prediction(
 
 
 def draw_masks(
-    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = 1600, scores: bool = False
+    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
 ) -> Picture:
     """Draw masks and labels over a picture: `draw_prediction` without its legend.
 
@@ -108,14 +109,14 @@ def draw_masks(
     return np.array(labelled)
 
 
-def at_drawn_size(image: Picture, *, max_side: int = 1600) -> Picture:
-    """A picture without anything over it, at the size at which `draw_prediction` draws it: uint8 ``[h, w, 3]``.
+def at_drawn_size(image: Picture) -> Picture:
+    """A picture without anything over it, as large as `draw_prediction` draws it by default: uint8 ``[h, w, 3]``.
 
     Raises:
         ValueError: if it is not a uint8 ``[H, W, 3]`` picture.
     """
     _check_picture(image)
-    return _resize(image, _canvas_size(image.shape[1], image.shape[0], max_side))
+    return _resize(image, _canvas_size(image.shape[1], image.shape[0], _MAX_SIDE))
 
 
 def contact_sheet(panels: list[tuple[str, Picture]], columns: int) -> Picture:

@@ -5,9 +5,7 @@ python tools/demo.py --config-file configs/presets/released.yaml --input zebra.j
     --task panoptic --output output/demo --opts MODEL.WEIGHTS weights/model_final.pth
 """
 
-import sys
-
 from openworldsam.demo import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Make the two frozen encoders of the Shapes world, as SAM2 and EVF-SAM's BEiT-3 were made.
+"""Make the frozen encoders of the Shapes world, as SAM2 and EVF-SAM's BEiT-3 were made, and the memory for video.
 
 python tools/pretrain_shapes.py sam2
 python tools/pretrain_shapes.py beit3
+python tools/pretrain_shapes.py memory
 """
 
 from openworldsam.pretraining.command import main

@@ -5,9 +5,7 @@ python tools/video.py --config-file configs/presets/released.yaml --input clip.m
     --output output/video --opts MODEL.WEIGHTS weights/model_final.pth
 """
 
-import sys
-
 from openworldsam.video.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

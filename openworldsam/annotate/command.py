@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.data.workers import end_with_parent
+from openworldsam.demo import provenance
 from openworldsam.device import usable_device
 from openworldsam.engine.evaluate import identity
 from openworldsam.engine.launch import launch_command
@@ -36,6 +36,7 @@ from openworldsam.evaluation.saved import claim_folder
 from openworldsam.evaluation.streaming import chunk_of
 from openworldsam.locking import lock
 from openworldsam.modeling import TASKS, OpenWorldSAM
+from openworldsam.prediction import why_nothing
 from openworldsam.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,13 @@ def run(args: argparse.Namespace) -> None:
         if not first:
             return
         unreadable = dict(sorted(item for part in parts for item in part.items()))
-        weights = {component: asdict(source) for component, source in sources.items()}
-        written = write_files(args, results, names, {"task": args.task, "preset": cfg.PRESET, "weights": weights})
+        written = write_files(args, results, names, {"task": args.task, **provenance(cfg, sources)})
         listed = "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items())
         save_atomically(args.output / UNREADABLE, lambda partial: partial.write_text(listed, encoding="utf-8"))
         for partial in args.output.rglob(".*.part"):  # of runs that were killed while they wrote
             partial.unlink()
-        print("\n".join([*map(str, written), *summary(results, names, unreadable, cfg)]))
+        threshold = model.inference.threshold_of(args.task)
+        print("\n".join([*map(str, written), *summary(results, names, unreadable, threshold)]))
         if unreadable:
             raise SystemExit(1)
 
@@ -154,8 +155,11 @@ def write_files(
     return written
 
 
-def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str], cfg: CfgNode) -> list[str]:
-    """Lines: how many pictures and masks there are, how many pictures without a mask, and what could not be read."""
+def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str], threshold: float) -> list[str]:
+    """Lines: how many pictures and masks there are, how many pictures without a mask, and what could not be read.
+
+    The threshold is that of the task, see `InferenceOptions.threshold_of`.
+    """
     found, pictures, empty, best = Counter[int](), 0, 0, 0.0
     for _, record in results.records(names):
         pictures += 1
@@ -166,8 +170,7 @@ def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str
     counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:LISTED], start=1)]
     lines = [f"{pictures:,} pictures: {', '.join(counts)}{', ...' if len(texts) > LISTED else ''}"]
     if empty:
-        threshold = cfg.MODEL.INFERENCE.SCORE_THRESHOLD
-        lines.append(f"{empty:,} of them have no mask (threshold {threshold:g}, best score {best:.2f})")
+        lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")
     if unreadable:
         lines.append(f"{len(unreadable):,} could not be read ({results.folder / UNREADABLE}):")
         lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -41,6 +41,7 @@ def write_cvat(results: Results, names: Sequence[str]) -> list[Path]:
 def _write_annotations(path: Path, results: Results, names: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n')
+        file.write(f"<meta><task><labels>\n{_labels(results.prompts.texts)}</labels></task></meta>\n")
         for number, record in results.records(names):
             size = {key: record[key] for key in ("width", "height")}
             image = {"id": number - 1, "name": record["file_name"], **size}
@@ -52,6 +53,12 @@ def _write_annotations(path: Path, results: Results, names: Sequence[str]) -> No
                 file.write(f"<mask {_attributes(mask)}></mask>\n")
             file.write("</image>\n")
         file.write("</annotations>\n")
+
+
+def _labels(texts: Sequence[str]) -> str:
+    """Of the head, which CVAT itself does not read; other importers of the format, such as Datumaro's, need it."""
+    names = (escape(text) for text in texts)
+    return "".join(f"<label><name>{name}</name><type>mask</type><attributes/></label>\n" for name in names)
 
 
 def _box_and_runs(annotation: Mapping[str, Any]) -> dict[str, Any]:

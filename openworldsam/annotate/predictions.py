@@ -37,7 +37,7 @@ def predict_batch(
     batch = [
         {"image": to_tensor(image), "height": image.shape[0], "width": image.shape[1], **asked} for image in images
     ]
-    threshold = model.inference.score_threshold if task in ("instance", "panoptic") else 0.0
+    threshold = model.inference.threshold_of(task)
     for result in predict(model, batch, (task,), chunk):
         best_score = float(result["best_scores"].max())
         found = Found(*_found(task, result))

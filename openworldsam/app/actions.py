@@ -125,7 +125,8 @@ class Actions:
         files: list[dict[str, str]] = []
 
         def pack(own: Session) -> None:
-            content = base64.b64encode(results_zip(own, provenance(self.predictor))).decode()
+            info = provenance(self.predictor.cfg, self.predictor.sources)
+            content = base64.b64encode(results_zip(own, info)).decode()
             files.append({"name": f"{Path(own.name).stem}.zip", "content": content})
 
         _, message = self._do(pack, session)

@@ -36,27 +36,18 @@ def read_upload(path: Path) -> np.ndarray:
         raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; at most {MAX_BYTES / 2**20:.0f} MB are read")
     try:
         with Image.open(path, formats=FORMATS) as image:
-            check_pixels(path.name, *image.size)
+            width, height = image.size
     except Image.DecompressionBombError:
         raise ValueError(f"{path.name} has too many pixels; at most {MAX_PIXELS / 1e6:g} million are read") from None
     except (OSError, SyntaxError):  # Pillow raises both for damaged files
         raise ValueError(f"{path.name} is not a picture that can be read ({', '.join(FORMATS)} can)") from None
+    if width * height > MAX_PIXELS:
+        most = f"at most {MAX_PIXELS / 1e6:g} million are read: scale it down first"
+        raise ValueError(f"{path.name} has {width} x {height} pixels; {most}")
     try:
         return read_image(path)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-
-
-def check_pixels(name: str, width: int, height: int) -> None:
-    """Refuse a picture of too many pixels.
-
-    Raises:
-        ValueError: it has more than `MAX_PIXELS`.
-    """
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{name} has {width} x {height} pixels; at most {MAX_PIXELS / 1e6:g} million are read: scale it down first"
-        )
 
 
 def discard(path: Path) -> None:

@@ -67,7 +67,12 @@ def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapp
 
 
 def save_component(
-    model: nn.Module, component: str, path: str | Path, note: str, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    component: str,
+    path: str | Path,
+    note: str,
+    dtype: torch.dtype = torch.float32,
+    video: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write one of the encoders under its public names, for MODEL.SAM2.WEIGHTS or MODEL.PROMPT_ENCODER.WEIGHTS.
 
@@ -77,8 +82,10 @@ def save_component(
         path: the .safetensors file.
         note: where the weights come from; stands in every result made with them.
         dtype: of the file.
+        video: tensors of SAM2's video modules, under their public names.
     """
-    state = {name: tensor.to(dtype) for name, tensor in _public_state(model, component).items()}
+    own = {**_public_state(model, component), **(video or {})}
+    state = {name: tensor.to(dtype) for name, tensor in own.items()}
     _save_tensors(state, Path(path), {"openworldsam": openworldsam.__version__, "note": note})
 
 

@@ -42,9 +42,9 @@ def launch(
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         if num_gpus < 1 or num_machines < 1:
-            raise ValueError(f"--num-gpus and --num-machines are at least 1, got {num_gpus} and {num_machines}")
+            raise ValueError(f"need at least one process and one machine, got {num_gpus} and {num_machines}")
         if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-            raise ValueError(f"--num-gpus {num_gpus}, but this machine has {torch.cuda.device_count()}")
+            raise ValueError(f"{num_gpus} processes need a GPU each, but this machine has {torch.cuda.device_count()}")
         if not 0 <= machine_rank < num_machines:
             raise ValueError(f"--machine-rank is 0 to {num_machines - 1}, got {machine_rank}")
         if num_machines > 1 and dist_url == "auto":

@@ -50,3 +50,7 @@ class InferenceOptions:
     def from_config(cls, cfg: CfgNode) -> InferenceOptions:
         """Read MODEL.INFERENCE."""
         return cls(**{key.lower(): value for key, value in cfg.MODEL.INFERENCE.items() if key != "TASKS"})
+
+    def threshold_of(self, task: str) -> float:
+        """The predicted IoU that a mask of a task must reach; 0 for "semantic" and "referring", which have none."""
+        return self.score_threshold if task in ("instance", "panoptic") else 0.0

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from openworldsam.checkpoint import save_component
+from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import World, render
@@ -21,7 +21,7 @@ from openworldsam.device import usable_device
 from openworldsam.engine.launch import launch_command
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
-from openworldsam.pretraining import beit3, sam2
+from openworldsam.pretraining import beit3, memory, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 SCHEDULES = {
     "sam2": Schedule(steps=12_000, batch_size=8, learning_rate=1e-3),
     "beit3": Schedule(steps=16_000, batch_size=8, learning_rate=1e-3, warmup=500),
+    "memory": Schedule(steps=1_000, batch_size=6, learning_rate=5e-4),
 }
+TRAINED_FRAMES, SCORED_FRAMES = 5, 12
+"""Of a clip."""
 TOKENIZER_SCENES = 3000
 """Scenes whose texts the vocabulary is made of."""
 SCORED_SCENES = 200
@@ -38,8 +41,8 @@ SCORED_SCENES = 200
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make the frozen encoders of the Shapes world.")
-    parser.add_argument("encoder", choices=("sam2", "beit3"))
+    parser = argparse.ArgumentParser(description="Make the frozen encoders of the Shapes world, and its video memory.")
+    parser.add_argument("encoder", choices=tuple(SCHEDULES), help="memory: that of a SAM2 that is there")
     parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml")
     parser.add_argument("--output", type=Path, default=Path("output/shapes"), help="folder of the training's state")
     parser.add_argument("--steps", type=int, help="other than the usual number")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     schedule = schedule._replace(steps=args.steps or schedule.steps, batch_size=args.batch_size or schedule.batch_size)
     seed_all_rng(cfg.SEED)
     state = args.output / f"{args.encoder}_state.pth"
-    (_train_sam2 if args.encoder == "sam2" else _train_beit3)(cfg, schedule, state)
+    {"sam2": _train_sam2, "beit3": _train_beit3, "memory": _train_memory}[args.encoder](cfg, schedule, state)
 
 
 def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
@@ -87,6 +90,20 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     scores = beit3.evaluate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
     logger.info("texts that point into their region: %s", scores)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
+
+
+def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
+    world, file = configured_world(cfg), read_weights(cfg.MODEL.SAM2.WEIGHTS)
+    model = OpenWorldSAM(cfg)
+    load_component(model, "sam2", file)
+    tiny = memory.TinyMemory(model.to(cfg.MODEL.DEVICE))
+    data = memory.MovingThings(world, _seed(cfg, "memory_train"), TRAINED_FRAMES)
+    losses = partial(memory.training_losses, tiny)
+    pretrain(tiny, data, memory.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
+    logger.info("a thing followed: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
+    note = f"{file.metadata['note']}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
+    save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, note, torch.float16, tiny.memory.video_state())
 
 
 def _texts(world: World, seed: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The loop that both encoders are trained by: AdamW, warm-up and cosine decay, bf16, states to go on from."""
+"""The loop that encoders and memory are trained by: AdamW, warm-up and cosine decay, bf16, states to go on from."""
 
 from __future__ import annotations
 

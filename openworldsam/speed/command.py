@@ -68,8 +68,11 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
     elif device == "cpu":
         keep_freed_memory()
     model.prompt_encoder.prepare()
-    about = {"name": name, "config": path, "preset": cfg.PRESET, "tokenizer": tokenizer}
-    about |= {
+    about = {
+        "name": name,
+        "config": path,
+        "preset": cfg.PRESET,
+        "tokenizer": tokenizer,
         "weights": "random" if random else "of the config",
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -49,7 +49,7 @@ def _field(path: str, name: str) -> str:
     return next((value.strip() for key, value in lines if key.strip() == name), "")
 
 
-def kibibytes(path: str, name: str) -> int | None:
+def memory_field(path: str, name: str) -> int | None:
     """A size in a file of /proc, in bytes; None where there is no such file."""
     found = _field(path, name)
     return int(found.split()[0]) * 1024 if found else None
@@ -62,7 +62,7 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + cached
     give_back_freed_memory()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return kibibytes("/proc/meminfo", "MemAvailable") or total
+    return memory_field("/proc/meminfo", "MemAvailable") or total
 
 
 def give_back_freed_memory() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from openworldsam.speed.machine import give_back_freed_memory, kibibytes, synchronize
+from openworldsam.speed.machine import give_back_freed_memory, memory_field, synchronize
 
 Call = Callable[[], Any]
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -119,6 +119,6 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
         return None
     give_back_freed_memory()  # it would be used without being seen
     reset.write_text(RESET_PEAK)
-    before = kibibytes("/proc/self/status", "VmRSS") or 0
+    before = memory_field("/proc/self/status", "VmRSS") or 0
     call()
-    return max(0, (kibibytes("/proc/self/status", "VmHWM") or 0) - before)
+    return max(0, (memory_field("/proc/self/status", "VmHWM") or 0) - before)

@@ -68,12 +68,12 @@ def _ratios(records: Sequence[Mapping[str, Any]], ours: str, other: str) -> str:
         if b is None or a["error"] or b["error"]:
             continue
         ratios = [b[key] / a[key] if a[key] and b[key] else None for key in ("median_s", "operations", "peak_bytes")]
-        row = [_variant(a), a["work"], a["prompts"] or ""]
-        rows.append([*row, _number(a["median_s"], 1e3), _number(b["median_s"], 1e3), *map(_number, ratios)])
+        run, prompts, theirs = _variant(a), a["prompts"] or "", _number(b["median_s"], 1e3)
+        rows.append([run, a["work"], prompts, _number(a["median_s"], 1e3), theirs, *map(_number, ratios)])
         if a["work"] == "whole" and other == "plain":
             again = _without_image(records, a)
-            rows.append([*row[:1], "the same image again", row[2], _number(again, 1e3), rows[-1][4]])
-            rows[-1] += [_number(b["median_s"] / again)]
+            times = _number(b["median_s"] / again)
+            rows.append([run, "the same image again", prompts, _number(again, 1e3), theirs, times])
     header = ("run", "work", "prompts", f"{ours} ms", f"{other} ms", "time x", "operations x", "peak memory x")
     return _table(rows, header, text=2)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
-from openworldsam.engine.launch import user_message
+from openworldsam.demo import provenance
+from openworldsam.engine.launch import user_errors
+from openworldsam.prediction import why_nothing
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
@@ -46,6 +46,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=TRACKERS,
         help="SAM2's memory (the default), or the text again in every frame, for weights without video modules",
     )
+    parser.add_argument(
+        "--forget",
+        type=int,
+        default=300,
+        metavar="N",
+        help="forget an object that is out of sight for N frames (300)",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
@@ -65,35 +72,31 @@ def segment_clip(args: argparse.Namespace) -> str:
     writer = ResultWriter(args.output, clip.fps)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
     prompts = [prompt.strip() for prompt in args.prompts]
-    video = VideoPredictor(predictor, prompts, task=args.task, every=args.every, tracker=args.tracker)
+    options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
+    video = VideoPredictor(predictor, prompts, **options)
     with writer:
         for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
             frame = video.step(image)
             writer.write(number, image, frame, video.tracks)
     about = {
         **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
-        **{"prompts": prompts, "task": args.task, "every": args.every, "tracker": args.tracker},
-        "preset": predictor.cfg.PRESET,
-        "weights": {component: asdict(source) for component, source in predictor.sources.items()},
+        **{"prompts": prompts, **options},
+        **provenance(predictor.cfg, predictor.sources),
     }
     writer.write_tracks(video.tracks, about)
     if not video.tracks:
-        threshold = predictor.model.inference.score_threshold
-        return f"{args.output}: no mask passed the threshold {threshold:g} (best {video.best_score:.2f})"
+        threshold = predictor.model.inference.threshold_of(args.task)
+        return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}"
     counts = Counter(track.prompt for track in video.tracks)
     objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in prompts)
     return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after an error in one line. What was written before the error stays."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 2 after a user error, with 130 after Ctrl-C. What was written before it stays."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is one line, ours
     cv2.setLogLevel(2)  # errors
-    try:
+    with user_errors("stopped"):
         print(segment_clip(args))
-    except (ValueError, OSError, KeyError) as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
-        return 2
-    return 0

@@ -1,9 +1,9 @@
 """SAM2's video side (memory attention, memory encoder, object pointers) around an image model's own weights.
 
-The image encoder, prompt encoder and mask decoder share their tensors with the `OpenWorldSAM`. Everything here is of
-one object in one clip: SAM2's masks of an object do not depend on other objects.
+The image encoder, prompt encoder and mask decoder share their tensors with the `OpenWorldSAM`. Each clip has one object
+here: SAM2's masks of an object do not depend on other objects.
 
-Shapes: C width, S feature side, M = 4S mask side, H, W size of the video.
+Shapes: B clips, C width, S feature side, M = 4S mask side, H, W size of the video.
 """
 
 from __future__ import annotations
@@ -53,26 +53,16 @@ OPTIONS: dict[str, Any] = {
 
 
 class SAM2Memory(SAM2Base):
-    """Carries the mask of an object from frame to frame.
+    """Carries the mask of an object from frame to frame; its video modules are random until `from_file` fills them.
 
-    The options are those of the public SAM 2.0 and 2.1 video models; which of the two it is shows in the weights.
+    The options are those of the public SAM 2.0 and 2.1 video models.
 
     Args:
         model: whose encoder and decoder are used, on its final device.
-        file: a weight file with SAM2's video modules.
-
-    Raises:
-        ValueError: the file has no video modules, or they do not fit the model.
+        is_2_1: SAM 2.1, else SAM 2.0.
     """
 
-    def __init__(self, model: OpenWorldSAM, file: WeightFile) -> None:
-        weights = {name: t.float() for name, t in file.components["sam2"].items() if name.startswith(SAM2_VIDEO)}
-        if not weights:
-            raise ValueError(
-                f"{file.path} holds no video memory (memory_attention.*, ...): give SAM2's own checkpoint in "
-                "MODEL.SAM2.WEIGHTS, or track by --tracker detection"
-            )
-        is_2_1 = "no_obj_embed_spatial" in weights
+    def __init__(self, model: OpenWorldSAM, *, is_2_1: bool = True) -> None:
         width, side = model.image_encoder.width, model.image_encoder.feature_side
         super().__init__(
             image_encoder=model.image_encoder.backbone,
@@ -93,38 +83,56 @@ class SAM2Memory(SAM2Base):
         )
         self.sam_prompt_encoder = model.mask_decoder.prompt_encoder
         self.to(model.device)
-        self._fill(model, {name: tensor.to(model.device) for name, tensor in weights.items()}, file)
+        self._share_decoder(model)
         self._autocast = model.autocast
         self._kept = torch.float16 if model.precision == "fp16" else torch.bfloat16
         empty = torch.empty(1, self.mem_dim, side, side, device=model.device)
-        self._memory_positions = [self.memory_encoder.position_encoding(empty)]
+        self._memory_positions = self.memory_encoder.position_encoding(empty)
         self.requires_grad_(False).eval()
 
-    def _fill(self, model: OpenWorldSAM, weights: StateDict, file: WeightFile) -> None:
-        """Take the decoder's tensors from the model, without a copy, and the video modules' from the file."""
+    @classmethod
+    def from_file(cls, model: OpenWorldSAM, file: WeightFile) -> SAM2Memory:
+        """The memory of a SAM2 checkpoint; whether it is of 2.0 or 2.1 shows in the weights.
+
+        Raises:
+            ValueError: the file has no video modules, or they do not fit the model.
+        """
+        weights = {name: t.float() for name, t in file.components["sam2"].items() if name.startswith(SAM2_VIDEO)}
+        if not weights:
+            raise ValueError(
+                f"{file.path} holds no video memory (memory_attention.*, ...): give SAM2's own checkpoint in "
+                "MODEL.SAM2.WEIGHTS, or track by --tracker detection"
+            )
+        memory = cls(model, is_2_1="no_obj_embed_spatial" in weights)
+        if problems := misfits(weights, memory.video_state()):
+            raise ValueError(f"the video memory of {file.path} does not fit the configured sam2: {problems}")
+        memory.load_state_dict(weights, strict=False)
+        return memory
+
+    def video_state(self) -> StateDict:
+        """The tensors that the image model does not have."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(SAM2_VIDEO)}
+
+    def _share_decoder(self, model: OpenWorldSAM) -> None:
+        """Take the decoder's tensors from the model, without a copy."""
         encoder, decoder = model.image_encoder, model.mask_decoder.decoder
-        state = {**weights, "no_mem_embed": encoder.no_mem_embed}
+        state = {"no_mem_embed": encoder.no_mem_embed}
         state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
         for name in ("conv_s0", "conv_s1"):  # which belong to the image, but SAM2's decoder owns them
             own = encoder.get_submodule(name).state_dict()
             state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in own.items()})
-        shared = ("image_encoder.", "sam_prompt_encoder.")
-        expected = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(shared)}
-        if problems := misfits(state, expected):
-            raise ValueError(f"the video memory of {file.path} does not fit the configured sam2: {problems}")
         self.load_state_dict(state, strict=False, assign=True)
 
-    @torch.no_grad()
-    def begin(self, frame: int, features: ImageFeatures, mask: Tensor) -> ObjectMemory:
-        """Remember an object.
+    def begin(self, frame: int, features: ImageFeatures, masks: Tensor) -> ObjectMemory:
+        """Remember an object in each of B clips.
 
         Args:
             frame: number of the frame.
-            features: of that frame, B = 1.
-            mask: bool [H, W], the object.
+            features: of that frame.
+            masks: bool [B, H, W], the objects.
         """
         size = (self.image_size, self.image_size)
-        given = F.interpolate(mask[None, None].float(), size, mode="bilinear", align_corners=False, antialias=True)
+        given = F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False, antialias=True)
         with self._autocast():
             seen = self._seen(features)
             out = self.track_step(
@@ -147,17 +155,16 @@ class SAM2Memory(SAM2Base):
             )
         return {"cond_frame_outputs": {frame: self._compact(out)}, "non_cond_frame_outputs": {}}
 
-    @torch.no_grad()
     def carry_on(self, frame: int, features: ImageFeatures, memory: ObjectMemory) -> tuple[Tensor, Tensor]:
-        """Find a remembered object in the next frame, and remember that.
+        """Find remembered objects in the next frame, and remember that.
 
         Args:
             frame: number of the frame.
-            features: of that frame, B = 1.
-            memory: of the object; the frame is added, and what SAM2 will not look at again is removed.
+            features: of that frame.
+            memory: of the objects; the frame is added, and what SAM2 will not look at again is removed.
 
         Returns:
-            mask logits [M, M], -1024 where the object is absent, and the logit of its presence [].
+            mask logits [B, M, M], -1024 where an object is absent, and the logits of their presence [B].
         """
         with self._autocast():
             out = self.track_step(
@@ -174,7 +181,7 @@ class SAM2Memory(SAM2Base):
         # it will attend to the memories of num_maskmem - 1 frames, and to the pointers of more
         recent.get(frame - self.num_maskmem + 1, {}).pop("maskmem_features", None)
         recent.pop(frame - self.max_obj_ptrs_in_encoder + 1, None)
-        return out["pred_masks"][0, 0].float(), out["object_score_logits"][0, 0].float()
+        return out["pred_masks"][:, 0].float(), out["object_score_logits"][:, 0].float()
 
     def _seen(self, features: ImageFeatures) -> dict[str, Any]:
         """The features of a frame as SAM2's video model wants them, each level [h * w, 1, c]."""
@@ -191,7 +198,7 @@ class SAM2Memory(SAM2Base):
         """What is kept of a frame; the memory in half precision, as SAM2's predictor keeps it."""
         return {
             "maskmem_features": out["maskmem_features"].to(self._kept),
-            "maskmem_pos_enc": self._memory_positions,
+            "maskmem_pos_enc": [self._memory_positions.expand(len(out["obj_ptr"]), -1, -1, -1)],
             "obj_ptr": out["obj_ptr"],
         }
 

@@ -12,7 +12,8 @@ import torch
 from openworldsam.inference.nms import greedy_nms, mask_iou
 from openworldsam.modeling import ImageFeatures
 from openworldsam.modeling.prompt_encoders import check_prompts
-from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+from openworldsam.prediction import Prediction
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
 from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
 
@@ -50,15 +51,17 @@ class VideoPredictor:
             result = video.step(frame)
 
     A mask that text finds is a known object if their IoU exceeds 0.5; else it is a new one, with a new id. An object
-    that is out of sight keeps its id.
+    that is out of sight keeps its id, until it is forgotten.
 
     Args:
         predictor: the image model.
         prompts: texts.
         task: "instance": every occurrence of a text; "referring": the best one.
-        every: text looks for newcomers in the first frame and in every so manieth after it; 0: in the first alone.
+        every: text looks for newcomers in the first frame and every so many frames after it; 0: in the first alone.
         tracker: "memory": SAM2's memory carries the masks on; "detection": every frame is asked by text, and masks of
             one text are joined by their overlap, for weights without SAM2's video modules.
+        forget: frames out of sight after which an object is forgotten, so that memory and time do not grow with the
+            clip; if it comes back it has a new id.
 
     Raises:
         ValueError: an option that does not exist, no, a bad or a repeated prompt, or weights without video modules.
@@ -72,26 +75,29 @@ class VideoPredictor:
         task: str = "instance",
         every: int = 15,
         tracker: str = "memory",
+        forget: int = 300,
     ) -> None:
         check_prompts(prompts)
         if not prompts:
             raise ValueError("no prompt: a clip is searched for what texts name")
         if len(set(prompts)) < len(prompts):
             raise ValueError(f"a prompt is there twice: {', '.join(prompts)}")
-        if task not in TASKS or tracker not in TRACKERS or every < 0:
+        if task not in TASKS or tracker not in TRACKERS or every < 0 or forget < 1:
             raise ValueError(
-                f"task is one of {', '.join(TASKS)}, tracker one of {', '.join(TRACKERS)}, every a number from 0; "
-                f"got {task!r}, {tracker!r}, {every}"
+                f"task is one of {', '.join(TASKS)}, tracker one of {', '.join(TRACKERS)}, every a number from 0, "
+                f"forget one from 1; got {task!r}, {tracker!r}, {every}, {forget}"
             )
-        self.predictor, self.prompts, self.task, self.every = predictor, list(prompts), task, every
+        self.predictor, self.prompts, self.task = predictor, list(prompts), task
+        self.every, self.forget = every, forget
         self.tracks: list[Track] = []
         self.best_score = 0.0
         """Highest predicted IoU of any query, found or not."""
+        self._known: set[int] = set()
         self._num_frames = 0
         self._size: tuple[int, int] | None = None
         self._tracker: Tracker = DetectionTracker()
         if tracker == "memory":
-            self._tracker = MemoryTracker(SAM2Memory(predictor.model, read_video_weights(predictor.cfg)))
+            self._tracker = MemoryTracker(SAM2Memory.from_file(predictor.model, read_video_weights(predictor.cfg)))
 
     def step(self, image: np.ndarray) -> TrackedFrame:
         """Take the next frame, uint8 [H, W, 3] in RGB order.
@@ -110,6 +116,10 @@ class VideoPredictor:
         located = self._tracker.locate(frame, features, found, size)
         for track in located.scores:
             self.tracks[track - 1].last_frame = frame
+        for track in list(self._known):
+            if frame - self.tracks[track - 1].last_frame >= self.forget:
+                self._tracker.forget(track)
+                self._known.remove(track)
         if found is not None:
             self.best_score = max(self.best_score, found.best_score)
             if looks:
@@ -128,6 +138,7 @@ class VideoPredictor:
             prompt, score, mask = int(found.prompt_index[index]), float(found.scores[index]), found.masks[index]
             self.tracks.append(Track(track, found.prompts[prompt], score, frame, frame))
             self._tracker.begin(track, prompt, frame, features, mask)
+            self._known.add(track)
             located.scores[track] = score
         for track, index in reversed(list(enumerate(chosen, start=first))):  # the best is on top
             located.id_map[found.masks[index]] = track

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from openworldsam.inference.nms import mask_boxes, mask_iou
 from openworldsam.inference.rows import upsampled
 from openworldsam.modeling import ImageFeatures
-from openworldsam.predictor import Prediction
+from openworldsam.prediction import Prediction
 from openworldsam.video.memory import ObjectMemory, SAM2Memory
 
 SAME_OBJECT = 0.5
@@ -50,6 +50,9 @@ class Tracker(Protocol):
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """Know one more object: its id, which prompt found it, and its mask bool [H, W] in this frame."""
 
+    def forget(self, track: int) -> None:
+        """Know an object no more."""
+
 
 class MemoryTracker:
     """By SAM2's memory. Scores are the probability that the object is there."""
@@ -66,8 +69,9 @@ class MemoryTracker:
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
         for track, memory in self.memories.items():
-            logits, presence = self.sam2.carry_on(frame, features, memory)
-            ((_, full),) = upsampled(logits[None], size)
+            with torch.no_grad():
+                logits, presence = self.sam2.carry_on(frame, features, memory)
+            ((_, full),) = upsampled(logits, size)
             mask = full[0] > 0
             if not mask.any():
                 continue
@@ -78,7 +82,13 @@ class MemoryTracker:
 
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
-        self.memories[track] = self.sam2.begin(frame, features, torch.from_numpy(mask).to(features.embed.device))
+        with torch.no_grad():
+            masks = torch.from_numpy(mask)[None].to(features.embed.device)
+            self.memories[track] = self.sam2.begin(frame, features, masks)
+
+    def forget(self, track: int) -> None:
+        """See `Tracker`."""
+        del self.memories[track]
 
 
 class DetectionTracker:
@@ -119,6 +129,10 @@ class DetectionTracker:
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
         self.prompts[track], self.last[track] = prompt, mask
+
+    def forget(self, track: int) -> None:
+        """See `Tracker`."""
+        del self.prompts[track], self.last[track]
 
 
 def iou_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:

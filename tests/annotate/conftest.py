@@ -4,6 +4,7 @@ import torch
 
 from openworldsam.annotate.pictures import Picture, Stamp
 from openworldsam.annotate.prompts import Prompts
+from openworldsam.annotate.results import Results
 from openworldsam.prediction import Found, Prediction
 
 
@@ -33,3 +34,23 @@ def made(prompts):
         return Picture(name, generator.integers(0, 256, (*size, 3), dtype=np.uint8), Stamp(1, 2)), prediction
 
     return make
+
+
+@pytest.fixture
+def names():
+    """Of pictures, with what must be escaped in addresses and in XML; there are no results of the second."""
+    return ["b #1.jpg", "lost.jpg", "sub/a & \u00e9.png"]
+
+
+@pytest.fixture
+def saved(made, prompts, names, tmp_path):
+    """Save results of two of the three pictures; gives them, and what was found by name."""
+
+    def save(task):
+        results, found = Results(tmp_path / "out", prompts, task), {}
+        for seed, name in ((1, names[0]), (2, names[2])):
+            picture, found[name] = made(name, (37, 53 + seed), task, 3 if task == "semantic" else 5, seed)
+            results.save(picture, found[name])
+        return results, found
+
+    return save

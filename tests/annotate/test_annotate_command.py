@@ -163,7 +163,7 @@ def test_pictures_that_are_lost(folder, capsys):
 def test_no_mask_passes_and_another_question_is_refused(folder, capsys):
     (folder / "pictures/broken.jpg").unlink()
     main([*words(folder, task="instance"), "MODEL.INFERENCE.SCORE_THRESHOLD", "1.0"])
-    assert "4 of them have no mask (threshold 1, best score 0." in capsys.readouterr().out
+    assert "4 of them have none: no mask passed the threshold 1 (best 0." in capsys.readouterr().out
     assert (folder / "out/unreadable.txt").read_text() == ""
     (folder / "prompts.txt").write_text("cat")
     assert command(folder, task="semantic") == 2

@@ -19,31 +19,16 @@ from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
 from openworldsam.data.rle import run_lengths
 
-NAMES = ["b #1.jpg", "lost.jpg", "sub/a & \u00e9.png"]
 TASKS = ("instance", "panoptic", "semantic", "referring")
 
 
-@pytest.fixture
-def saved(made, prompts, tmp_path):
-    """Save results of two of the three pictures; gives them, and what was found by name."""
-
-    def save(task):
-        results, found = Results(tmp_path / "out", prompts, task), {}
-        for seed, name in ((1, NAMES[0]), (2, NAMES[2])):
-            picture, found[name] = made(name, (37, 53 + seed), task, 3 if task == "semantic" else 5, seed)
-            results.save(picture, found[name])
-        return results, found
-
-    return save
-
-
 @pytest.mark.parametrize("task", TASKS)
-def test_coco_instances_are_the_masks(saved, prompts, task):
+def test_coco_instances_are_the_masks(saved, prompts, task, names):
     results, found = saved(task)
-    assert write_coco(results, NAMES, {"task": task})[0] == results.folder / "instances.json"
+    assert write_coco(results, names, {"task": task})[0] == results.folder / "instances.json"
     coco = COCO(results.folder / "instances.json")
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(prompts.texts)
-    assert {i: image["file_name"] for i, image in coco.imgs.items()} == {1: NAMES[0], 3: NAMES[2]}
+    assert {i: image["file_name"] for i, image in coco.imgs.items()} == {1: names[0], 3: names[2]}
     for number, prediction in zip((1, 3), found.values(), strict=True):
         image = coco.imgs[number]
         assert (image["height"], image["width"]) == prediction.masks.shape[1:]
@@ -59,9 +44,9 @@ def test_coco_instances_are_the_masks(saved, prompts, task):
     assert len(coco.anns) == sum(len(prediction.masks) for prediction in found.values())
 
 
-def test_panoptic_pngs_are_the_segments(saved, capsys):
+def test_panoptic_pngs_are_the_segments(saved, capsys, names):
     results, found = saved("panoptic")
-    write_coco(results, NAMES, {})
+    write_coco(results, names, {})
     content = json.loads((results.folder / "panoptic.json").read_text())
     assert [a["image_id"] for a in content["annotations"]] == [image["id"] for image in content["images"]] == [1, 3]
     for annotation, prediction in zip(content["annotations"], found.values(), strict=True):
@@ -78,9 +63,9 @@ def test_panoptic_pngs_are_the_segments(saved, capsys):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task):
+def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task, names):
     results, found = saved(task)
-    write_coco(results, NAMES, {})
+    write_coco(results, names, {})
     assert (results.folder / "classes.txt").read_text().splitlines() == list(prompts.texts)
     for name, prediction in found.items():
         with Image.open(results.png("semantic", name)) as png:
@@ -135,9 +120,9 @@ def test_long_runs_are_packed_in_parts(size, value):
     assert np.array_equal(unpack(pack_mask(np.full(size, value))), np.full(4 * size[0] * size[1], 255 * value))
 
 
-def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path):
+def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path, names):
     results, found = saved("instance")
-    tasks, config = write_label_studio(results, NAMES, tmp_path / "my pictures")
+    tasks, config = write_label_studio(results, names, tmp_path / "my pictures")
     view = ElementTree.parse(config).getroot()
     assert [label.get("value") for label in view.iter("Label")] == list(prompts.texts)
     tag, image = view.find("BrushLabels"), view.find("Image")
@@ -157,14 +142,15 @@ def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path):
             assert region["score"] == prediction.scores[n]
 
 
-def test_cvat_masks_are_the_masks(saved, prompts):
+def test_cvat_masks_are_the_masks(saved, prompts, names):
     results, found = saved("instance")
-    annotations, labels = write_cvat(results, NAMES)
+    annotations, labels = write_cvat(results, names)
     assert [label["name"] for label in json.loads(labels.read_text())] == list(prompts.texts)
     root = ElementTree.parse(annotations).getroot()
     assert root.tag == "annotations" and root.findtext("version") == "1.1"
+    assert [label.findtext("name") for label in root.findall("meta/task/labels/label")] == list(prompts.texts)
     images = root.findall("image")
-    assert [(image.get("id"), image.get("name")) for image in images] == [("0", NAMES[0]), ("2", NAMES[2])]
+    assert [(image.get("id"), image.get("name")) for image in images] == [("0", names[0]), ("2", names[2])]
     for image, prediction in zip(images, found.values(), strict=True):
         assert (int(image.get("height")), int(image.get("width"))) == prediction.masks.shape[1:]
         worst_first = np.argsort(prediction.scores)

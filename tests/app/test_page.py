@@ -10,7 +10,7 @@ from PIL import Image
 gradio = pytest.importorskip("gradio")
 
 from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, Actions  # noqa: E402
-from openworldsam.app.command import main  # noqa: E402
+from openworldsam.app.command import main, parse_args  # noqa: E402
 from openworldsam.app.page import build  # noqa: E402
 from openworldsam.app.session import THRESHOLDS  # noqa: E402
 
@@ -103,6 +103,10 @@ def test_thresholds_begin_where_the_config_has_them(shapes, tmp_path, monkeypatc
     sliders = {block.elem_id: block for block in build(shapes).blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
+
+
+def test_it_listens_to_this_machine_alone_unless_told_otherwise():
+    assert parse_args([]).host == "127.0.0.1" and parse_args(["--host", "0.0.0.0"]).host == "0.0.0.0"
 
 
 def test_errors_of_the_command_are_one_line(capsys):

@@ -251,7 +251,7 @@ def test_two_people_at_once_get_their_own(shapes, scenes):
 
 def test_the_archive_holds_what_is_shown(asked, tmp_path):
     asked.click(3, 4, 1)
-    content = results_zip(asked, provenance(asked._predictor))
+    content = results_zip(asked, provenance(asked._predictor.cfg, asked._predictor.sources))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.namelist() == ["scene.json", "scene_ids.png", "scene_overlay.png"]
         archive.extractall(tmp_path)

@@ -132,7 +132,7 @@ def test_more_processes_than_gpus_is_an_error(data, tiny_weights, tmp_path, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert command(data, tiny_weights, tmp_path / "out", "--num-gpus=2") == 2
-    assert "--num-gpus 2, but this machine has 1" in capsys.readouterr().err
+    assert "2 processes need a GPU each, but this machine has 1" in capsys.readouterr().err
     assert command(data, tiny_weights, tmp_path / "out", "--num-machines=2") == 2
     assert "need --dist-url" in capsys.readouterr().err
 

@@ -44,7 +44,7 @@ def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
     assert min(np.count_nonzero(identity == 1) for identity in identities) < 100
     words = ["--config-file", "configs/shapes/refer.yaml", "--input", tmp_path / "clip", "--output", tmp_path / "out"]
     words += ["--prompts", "blue square", "green circle", "--task", "referring", "--tracker", "detection"]
-    assert main([*map(str, words), "--every", "1"]) == 0
+    main([*map(str, words), "--every", "1"])
     assert "16 frames, blue square 1, green circle 1" in capsys.readouterr().out
     about = json.loads((tmp_path / "out/tracks.json").read_text())
     assert about["frames"] == 16 and about["weights"]["sam2"]["file"] == "sam2.safetensors"
@@ -75,17 +75,18 @@ def test_a_video_by_memory_and_results_are_not_mixed(video_predictor, tmp_path, 
         writer.write(np.random.default_rng(number).integers(0, 256, (51, 75, 3), dtype=np.uint8))
     writer.release()
     words = tiny(video_predictor, tmp_path, "--input", tmp_path / "clip.mp4")
-    assert main(words) == 0
+    main(words)
     assert len(list((tmp_path / "out/masks").glob("*.png"))) == 3
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracker"] == "memory"
-    assert main(words) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
     assert "out holds results already" in capsys.readouterr().err
 
 
 def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
     write_crossing(tmp_path / "clip", 2)
     words = tiny(video_predictor, tmp_path, "--input", tmp_path / "clip")
-    assert main([*words, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"]) == 0
+    main([*words, "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"])
     assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
 
@@ -100,7 +101,8 @@ def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
 )
 def test_errors_are_one_readable_line(video_predictor, tmp_path, capsys, name, extra, message):
     write_crossing(tmp_path / "clip", 1)
-    assert main([*tiny(video_predictor, tmp_path, "--input", tmp_path / name), *extra]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*tiny(video_predictor, tmp_path, "--input", tmp_path / name), *extra])
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
     assert not (tmp_path / "out").exists()
@@ -111,6 +113,7 @@ def test_weights_without_video_modules_are_one_readable_line(tiny_cfg, tmp_path,
     opts = ["MODEL.WEIGHTS", tiny_cfg.MODEL.WEIGHTS]
     opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_cfg.MODEL.PROMPT_ENCODER.TOKENIZER]
     words = ["--config-file", ROOT / "configs/tiny.yaml", "--input", tmp_path / "clip", "--prompts", "cat"]
-    assert main([*map(str, [*words, "--output", tmp_path / "out"]), "--opts", *opts]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*map(str, [*words, "--output", tmp_path / "out"]), "--opts", *opts])
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and "holds no video memory" in errors[0] and "--tracker detection" in errors[0]

@@ -39,7 +39,7 @@ def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
     model, clip = video_predictor.model, list(frames(20))
     for number, frame in enumerate(clip):
         Image.fromarray(frame).save(tmp_path / f"{number}.jpg")
-    ours = SAM2Memory(model, read_video_weights(video_predictor.cfg))
+    ours = SAM2Memory.from_file(model, read_video_weights(video_predictor.cfg))
     state = sam2_video.init_state(str(tmp_path))
     normalised = [(resize_for_sam2(to_tensor(f), 128) - model.pixel_mean) / model.pixel_std for f in clip]
     state.update(images=torch.stack(normalised), cached_features={})  # as we resize and without JPEG's losses
@@ -48,7 +48,7 @@ def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
     theirs = sam2_video.propagate_in_video(state)
     next(theirs)
     video_predictor.set_image(clip[0])
-    memory = ours.begin(0, video_predictor.features, torch.from_numpy(mask))
+    memory = ours.begin(0, video_predictor.features, torch.from_numpy(mask)[None])
     for number in range(1, len(clip)):
         shift = {ABSENT.start: -5, ABSENT.stop: 5}.get(number, 0)
         for sam2 in (ours, sam2_video):
@@ -56,7 +56,7 @@ def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
         video_predictor.set_image(clip[number])
         logits, presence = ours.carry_on(number, video_predictor.features, memory)
         _, _, expected = next(theirs)
-        full = F.interpolate(logits[None, None], SIZE, mode="bilinear", align_corners=False)
+        full = F.interpolate(logits[:, None], SIZE, mode="bilinear", align_corners=False)
         torch.testing.assert_close(full, expected, rtol=0, atol=1e-4)
         assert torch.equal(full > 0, expected > 0)
         assert (presence > 0) == (number not in ABSENT) == (full > 0).any()
@@ -66,12 +66,12 @@ def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
 
 @torch.no_grad()
 def test_what_is_remembered_counts(video_predictor):
-    ours = SAM2Memory(video_predictor.model, read_video_weights(video_predictor.cfg))
+    ours = SAM2Memory.from_file(video_predictor.model, read_video_weights(video_predictor.cfg))
     left, right = torch.zeros(2, *SIZE, dtype=torch.bool)
     left[:, :40], right[:, -40:] = True, True
     video_predictor.set_image(next(frames(1)))
     features = video_predictor.features
-    (one, _), (other, _) = (ours.carry_on(1, features, ours.begin(0, features, mask)) for mask in (left, right))
+    (one, _), (other, _) = (ours.carry_on(1, features, ours.begin(0, features, mask[None])) for mask in (left, right))
     assert (one - other).abs().max() > 1e-3
 
 
@@ -88,7 +88,7 @@ def test_full_size_is_that_of_sam2s_configs():
 def test_the_image_model_is_shared_and_untouched(video_predictor):
     model = video_predictor.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ours = SAM2Memory(model, read_video_weights(video_predictor.cfg))
+    ours = SAM2Memory.from_file(model, read_video_weights(video_predictor.cfg))
     own = {
         p.data_ptr() for name, p in ours.named_parameters() if name.startswith(("image_enc", "sam_", "no_mem_embed"))
     }
@@ -98,24 +98,25 @@ def test_the_image_model_is_shared_and_untouched(video_predictor):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@torch.no_grad()
 def test_half_precision(video_predictor, precision):
     cfg = video_predictor.cfg
     half = type(video_predictor)(cfg, opts=["MODEL.PRECISION", precision])
     logits = []
     for predictor in (video_predictor, half):
-        ours = SAM2Memory(predictor.model, read_video_weights(cfg))
+        ours = SAM2Memory.from_file(predictor.model, read_video_weights(cfg))
         mask = torch.from_numpy(disk(*np.mgrid[: SIZE[0], : SIZE[1]], 0))
         for number, frame in enumerate(frames(2)):
             predictor.set_image(frame)
             if number == 0:
-                memory = ours.begin(0, predictor.features, mask)
+                memory = ours.begin(0, predictor.features, mask[None])
         logits.append(ours.carry_on(1, predictor.features, memory)[0])
     assert ((logits[0] > 0) == (logits[1] > 0)).float().mean() > 0.9
 
 
 def test_a_file_without_or_with_other_video_modules_is_named(predictor, video_predictor):
     with pytest.raises(ValueError, match=r"model_final\.pth holds no video memory.*--tracker detection"):
-        SAM2Memory(predictor.model, read_video_weights(predictor.cfg))
+        SAM2Memory.from_file(predictor.model, read_video_weights(predictor.cfg))
     file = read_weights(video_predictor.cfg.MODEL.WEIGHTS)
     state = file.components["sam2"]
     del state["memory_encoder.out_proj.bias"]
@@ -123,4 +124,4 @@ def test_a_file_without_or_with_other_video_modules_is_named(predictor, video_pr
     with pytest.raises(
         ValueError, match=r"maskmem_tpos_enc is \(5, 1, 1, 8\).*; missing memory_encoder\.out_proj\.bias"
     ):
-        SAM2Memory(video_predictor.model, file)
+        SAM2Memory.from_file(video_predictor.model, file)

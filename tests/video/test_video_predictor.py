@@ -76,6 +76,27 @@ def test_an_object_that_is_gone_for_a_while_keeps_its_id():
     assert seen == [{1}, set(), {1}, {2}], "what turns up far away is another"
 
 
+def test_an_object_that_is_gone_for_long_is_forgotten():
+    places = ({"red": 10}, {}, {"red": 12}, {}, {}, {"red": 10})
+    clip = video("red", every=1, forget=2)
+    assert [set(clip.step(picture(**x)).scores) for x in places] == [{1}, set(), {1}, set(), set(), {2}]
+    assert [(track.first_frame, track.last_frame) for track in clip.tracks] == [(0, 2), (5, 5)]
+
+
+def test_the_memory_of_what_is_gone_is_freed(video_predictor, monkeypatch):
+    clip = VideoPredictor(video_predictor, ["cat", "grass"], every=0, forget=2)
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    clip.step(image)
+    memories, side = clip._tracker.memories, 4 * video_predictor.model.image_encoder.feature_side
+    absent = torch.full((1, side, side), -1024.0), torch.tensor([-10.0])
+    monkeypatch.setattr(clip._tracker.sam2, "carry_on", lambda *_: absent)
+    assert len(memories) == len(clip.tracks) > 0
+    clip.step(image)
+    assert len(memories) == len(clip.tracks)
+    clip.step(image)
+    assert not memories and not clip.step(image).scores
+
+
 def test_an_object_of_two_names_has_one_id():
     clip = video("green", "grey or green", every=1)
     for x in (10, 14):
@@ -113,6 +134,7 @@ def test_the_memory_carries_on_between_the_questions(video_predictor):
         (["red", " "], {}, "prompt 1 is empty"),
         (["red"], {"task": "semantic"}, "task is one of instance, referring"),
         (["red"], {"every": -1}, "every a number from 0"),
+        (["red"], {"forget": 0}, "forget one from 1"),
     ],
 )
 def test_a_bad_argument_is_named(prompts, options, message):

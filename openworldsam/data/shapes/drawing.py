@@ -145,7 +145,7 @@ def coverage(thing: Thing, size: int) -> tuple[Box, np.ndarray]:
     scale = thing.diameter / 2 / radius
     cos, sin = scale * np.cos(thing.angle), scale * np.sin(thing.angle)
     points = [curve @ np.array([(cos, sin), (-sin, cos)]) + (thing.x, thing.y) for curve in curves]
-    low = np.clip(np.floor(np.min([p.min(0) for p in points], axis=0)) - _MARGIN, 0, size).astype(int)
+    low = np.clip(np.floor(np.min([p.min(0) for p in points], axis=0)) - _MARGIN, 0, size - 1).astype(int)
     high = np.clip(np.ceil(np.max([p.max(0) for p in points], axis=0)) + _MARGIN, 0, size).astype(int)
     w, h = np.maximum(high - low, 1).tolist()
     fine = np.zeros((h * _SUBPIXELS, w * _SUBPIXELS), np.uint8)

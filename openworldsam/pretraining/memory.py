@@ -1,0 +1,161 @@
+"""SAM2's video memory for the tiny SAM2: a thing of the first frame of a clip is found again in the next ones.
+
+Image encoder and mask decoder stay as they are, but for the head that tells whether an object is there, which the image
+model does not use. A frame is what SAM2's tracking makes of it; only the gradient is more.
+
+Shapes: B clips, T frames, H = W = image size, M = 4S mask side.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from openworldsam.checkpoint.loading import SAM2_VIDEO
+from openworldsam.data.shapes import World
+from openworldsam.data.shapes.clip import Moving, render_clip
+from openworldsam.data.shapes.drawing import Thing
+from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.pretraining.sam2 import mask_iou, mask_losses
+from openworldsam.video.memory import SAM2Memory
+
+SPEED = 16.0
+"""Pixels per frame that a thing moves at most, along each axis."""
+LOCAL = 1.5
+HEAD = "sam_mask_decoder.pred_obj_score_head."
+LEAST = 30
+"""Visible pixels of a thing that is there."""
+PRESENT_AT_FIRST = 2.0
+"""Logit of presence that training begins with: a mask of an absent object has no gradient."""
+
+
+class Tracked(NamedTuple):
+    """Clips, and a thing of each: images uint8 [B, T, 3, H, W]; masks bool [B, T, H, W], its visible part."""
+
+    images: Tensor
+    masks: Tensor
+
+
+class MovingThings(Dataset[Tracked]):
+    """Clips of one to three things that move straight on, often behind each other or out of the scene.
+
+    In a third of the clips the thing that is followed is gone for some frames, as if something had hidden it.
+
+    Args:
+        world: of the ground, shapes and colours.
+        seed: of the clips.
+        num_frames: T.
+    """
+
+    def __init__(self, world: World, seed: int, num_frames: int) -> None:
+        self.world, self.seed, self.num_frames = world, seed, num_frames
+
+    def __getitem__(self, index: int) -> Tracked:
+        rng = np.random.default_rng([self.seed, index, 55])
+        while True:
+            moving, seed = [self._thing(rng) for _ in range(rng.integers(1, 4))], int(rng.integers(2**31))
+            images, identities = self._render(moving, seed)
+            areas = np.bincount(identities[0].ravel(), minlength=len(moving) + 1)[1:]
+            if areas.max() >= 4 * LEAST:
+                break
+        chosen = int(rng.choice(np.flatnonzero(areas >= 4 * LEAST)))
+        if rng.random() < 1 / 3:
+            first, end = np.sort(rng.choice(np.arange(1, self.num_frames + 1), 2, replace=False))
+            far = moving[chosen].thing._replace(x=-10.0 * self.world.size)
+            others = self._render([*moving[:chosen], moving[chosen]._replace(thing=far), *moving[chosen + 1 :]], seed)
+            images[first:end], identities[first:end] = (part[first:end] for part in others)
+        return Tracked(torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(identities == chosen + 1))
+
+    def _render(self, moving: list[Moving], seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [T, H, W, 3] and identities [T, H, W]."""
+        images, identities = zip(*render_clip(self.world, seed, moving, self.num_frames), strict=True)
+        return np.stack(images), np.stack(identities)
+
+    def _thing(self, rng: np.random.Generator) -> Moving:
+        size = self.world.size
+        place, step = rng.uniform(0.1, 0.9, 2) * size, rng.uniform(-SPEED, SPEED, 2)
+        step += 0.3 * SPEED * (0.5 - place / size)  # rather inwards, where it meets others
+        shape, colour = str(rng.choice(self.world.shapes)), str(rng.choice(self.world.colours))
+        diameter, angle = float(rng.uniform(*self.world.thing_size)), float(rng.uniform(-np.pi, np.pi))
+        return Moving(Thing(shape, colour, float(place[0]), float(place[1]), diameter, angle), (step[0], step[1]))
+
+
+def collate(examples: list[Tracked]) -> Tracked:
+    """Stack B clips."""
+    images, masks = zip(*examples, strict=True)
+    return Tracked(torch.stack(images), torch.stack(masks))
+
+
+class TinyMemory(nn.Module):
+    """The memory of an `OpenWorldSAM`, whose video modules and head of presence are trained here."""
+
+    def __init__(self, model: OpenWorldSAM) -> None:
+        super().__init__()
+        self.model, self.memory = model.requires_grad_(False).eval(), SAM2Memory(model)
+        for name, parameter in self.memory.named_parameters():
+            parameter.requires_grad_(name.startswith((*SAM2_VIDEO, HEAD)))
+        nn.init.constant_(self.memory.get_parameter(f"{HEAD}layers.2.bias"), PRESENT_AT_FIRST)
+        self._start_local()
+
+    def _start_local(self) -> None:
+        """Let each place of a frame first attend to the same place in memory.
+
+        Positions are rotations of queries and keys, so a constant part in both agrees where the places do. From random
+        projections 600 steps had found things, but not which one was followed.
+        """
+        for layer in self.memory.memory_attention.layers:
+            for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+                nn.init.constant_(projection.bias, LOCAL)
+
+    def encode(self, images: Tensor) -> ImageFeatures:
+        """Features of uint8 [B, 3, H, W] images that have SAM2's size, without gradient."""
+        with torch.no_grad():
+            return self.model.image_encoder((images.float() - self.model.pixel_mean) / self.model.pixel_std)
+
+    def track(self, clips: Tracked) -> tuple[Tensor, Tensor]:
+        """Follow the thing of each clip from its mask in the first frame.
+
+        Returns:
+            mask logits [B, T - 1, M, M] and logits of presence [B, T - 1].
+        """
+        images, device = clips.images, self.model.device
+        memory = self.memory.begin(0, self.encode(images[:, 0].to(device)), clips.masks[:, 0].to(device))
+        found = [
+            self.memory.carry_on(frame, self.encode(images[:, frame].to(device)), memory)
+            for frame in range(1, images.shape[1])
+        ]
+        logits, presence = zip(*found, strict=True)
+        return torch.stack(logits, dim=1), torch.stack(presence, dim=1)
+
+
+def training_losses(tiny: TinyMemory, clips: Tracked, step: int) -> dict[str, Tensor]:
+    """Of masks where the thing is to be seen, and of its presence."""
+    logits, presence = (part.flatten(0, 1) for part in tiny.track(clips))
+    masks = clips.masks[:, 1:].flatten(0, 1).to(logits.device)
+    there = masks.sum(dim=(1, 2)) >= LEAST
+    answered = there & (presence > 0)  # else SAM2 has replaced the mask by a constant
+    of_masks = mask_losses(logits[answered, None], masks[answered, None].float())
+    return {
+        "masks": of_masks.sum() / max(1, int(answered.sum())),
+        "presence": F.binary_cross_entropy_with_logits(presence, there.float()),
+    }
+
+
+@torch.no_grad()
+def evaluate(tiny: TinyMemory, data: MovingThings, clips: int, batch_size: int = 8) -> dict[str, float]:
+    """Mean IoU over the frames in which the thing is to be seen, and how often its presence is told right."""
+    ious, right = [], []
+    for start in range(0, clips, batch_size):
+        batch = collate([data[index] for index in range(start, min(start + batch_size, clips))])
+        logits, presence = (part.flatten(0, 1).cpu() for part in tiny.track(batch))
+        masks = batch.masks[:, 1:].flatten(0, 1)
+        there = masks.sum(dim=(1, 2)) >= LEAST
+        full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
+        ious.append(mask_iou(full, masks)[there])
+        right.append((presence > 0) == there)
+    return {"IoU": torch.cat(ious).mean().item(), "presence": torch.cat(right).float().mean().item()}
