@@ -85,6 +85,8 @@ class Clicks(NamedTuple):
         Raises:
             ValueError: there is neither a positive click nor a box, or `found` is of another image.
         """
+        if not isinstance(found, Prediction):
+            raise ValueError(f"among is what predict gave, got {type(found).__name__}")
         if found.label_map.shape != self.size:
             theirs, ours = (f"{width} x {height}" for height, width in (found.label_map.shape, self.size))
             raise ValueError(f"among is a result about another image: {theirs} pixels, not {ours}")
@@ -150,7 +152,8 @@ def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
         ValueError: it is neither.
     """
     values = _numbers(mask, "mask", "one of the masks or logits of an earlier result")
-    kind = str(getattr(mask, "dtype", values.dtype)).removeprefix("torch.")
+    given = mask if isinstance(mask, Tensor) else np.asarray(mask)
+    kind = str(given.dtype).removeprefix("torch.")
     if kind == "bool" and values.shape == size:
         logits = CERTAIN * (2 * torch.from_numpy(values) - 1)
         return interpolate(logits[None, None], (side, side), mode="bilinear", antialias=True)[0, 0]

@@ -242,7 +242,9 @@ def test_half_precision_is_near(asked, tiny_cfg, photograph, precision):
         ({"mask": np.ones((300, 451), np.uint8)}, r"of shape \(32, 32\), or bool .*; got uint8 of shape \(300, 451\)"),
         ({"mask": np.ones((451, 300), bool)}, r"the image's shape \(300, 451\); got bool of shape \(451, 300\)"),
         ({"mask": [[1], [1, 2]]}, "mask must be one of the masks or logits"),
+        ({"mask": np.ones((5, 5), bool).tolist()}, r"got bool of shape \(5, 5\)"),
         ({"mask": np.full((32, 32), np.inf)}, "finite"),
+        ({"points": [(1, 2)], "among": ["dog"]}, "among is what predict gave, got list"),
         ({"mask": np.zeros((32, 32)), "among": strips((0, 3), scores=[0.6])}, "mask or among, not both"),
         ({"points": [(1, 2)], "among": strips((0, 3), scores=[0.6])}, "another image: 12 x 4 pixels, not 451 x 300"),
         (

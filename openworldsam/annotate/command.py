@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         unreadable = dict(sorted(item for part in parts for item in part.items()))
         written = write_files(args, results, names, {"task": args.task, **provenance(cfg, sources)})
         listed = "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items())
-        save_atomically(args.output / UNREADABLE, lambda partial: partial.write_bytes(listed.encode(errors="replace")))
+        save_atomically(args.output / UNREADABLE, lambda partial: partial.write_text(listed, encoding="utf-8"))
         for partial in args.output.rglob(".*.part"):  # of runs that were killed while they wrote
             partial.unlink()
         threshold = model.inference.threshold_of(args.task)
@@ -114,7 +114,7 @@ def annotate(cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, 
         names: their paths within it.
 
     Returns:
-        the reason of each that cannot be read, by name.
+        the reason of each that cannot be read, by name; both can be printed.
     """
     todo = [name for name in names if not results.is_done(name, Stamp.of(folder / name))]
     logger.info("%s pictures, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
@@ -130,8 +130,11 @@ def annotate(cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, 
     for batch in loader:
         pictures = [picture for picture in batch if isinstance(picture, Picture)]
         for name, reason in (other for other in batch if not isinstance(other, Picture)):
-            logger.warning("left out %s: %s", name, reason)
-            unreadable[name] = reason
+            results.forget(name)
+            # names may hold bytes that no text can
+            shown, why = (text.encode(errors="replace").decode() for text in (name, reason))
+            logger.warning("left out %s: %s", shown, why)
+            unreadable[shown] = why
         images = [picture.image for picture in pictures]
         predictions = predict_batch(model, images, results.prompts, results.task, chunk)
         for picture, prediction in zip(pictures, predictions, strict=True):

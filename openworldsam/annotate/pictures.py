@@ -27,8 +27,11 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """Of a file that exists."""
-        status = path.stat()
+        """Of a file; (0, 0) where there is none, as at the end of a broken link."""
+        try:
+            status = path.stat()
+        except OSError:
+            return cls(0, 0)
         return cls(status.st_size, status.st_mtime_ns)
 
 
@@ -42,6 +45,8 @@ class Picture(NamedTuple):
 
 def find_pictures(folder: Path, output: Path) -> list[str]:
     """The pictures in a folder and those below it, as paths within it, sorted; without hidden ones and the output's.
+
+    Links that lead nowhere are among them, to be listed as unreadable.
 
     Raises:
         FileNotFoundError: there is no such folder, or no picture in it.
@@ -59,7 +64,7 @@ def find_pictures(folder: Path, output: Path) -> list[str]:
         for path in within
         if path.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in path.parts)
-        and (root / path).is_file()
+        and ((root / path).is_file() or ((root / path).is_symlink() and not (root / path).exists()))
     )
     if not names:
         raise FileNotFoundError(f"{folder} has no picture ({' '.join(IMAGE_SUFFIXES)})")

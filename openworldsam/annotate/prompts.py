@@ -8,6 +8,8 @@ from typing import NamedTuple
 from openworldsam.data.datasets.coco import COCO_STUFF
 
 MARKS = {"thing:": True, "stuff:": False}
+JOINERS = {0x200C: None, 0x200D: None}
+"""Invisible characters that belong to the spelling of Persian, Hindi and emoji."""
 
 
 class Prompts(NamedTuple):
@@ -49,8 +51,10 @@ def read_prompts(path: str | Path) -> Prompts:
         if not line or line.startswith("#"):
             continue
         text, is_thing = split_mark(line)
-        if not text or not text.isprintable():
+        if not text:
             raise ValueError(f"{path}, line {number}: {line!r} is no prompt")
+        if not text.translate(JOINERS).isprintable():
+            raise ValueError(f"{path}, line {number}: {line!r} is no prompt, it holds a character without a shape")
         if text in found:
             raise ValueError(f"{path}, line {number}: {text!r} is there already")
         found[text] = text.lower() not in COCO_STUFF if is_thing is None else is_thing

@@ -69,6 +69,11 @@ class Results(NamedTuple):
         }
         save_json(self._record(picture.name), record)
 
+    def forget(self, name: str) -> None:
+        """Delete what was written of a picture that can be read no more."""
+        for path in (self._record(name), *(self.png(kind, name) for kind in self._kinds)):
+            path.unlink(missing_ok=True)
+
     def records(self, names: Iterable[str]) -> Iterator[tuple[int, Record]]:
         """The records of the pictures that are done, one at a time, with the place of each among the names, from 1."""
         for number, name in enumerate(names, start=1):

@@ -75,15 +75,17 @@ def segment_clip(args: argparse.Namespace) -> str:
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, prompts, **options)
     with writer:
-        for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
-            frame = video.step(image)
-            writer.write(number, image, frame, video.tracks)
-    about = {
-        **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
-        **{"prompts": prompts, **options},
-        **provenance(predictor.cfg, predictor.sources),
-    }
-    writer.write_tracks(video.tracks, about)
+        try:
+            for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
+                frame = video.step(image)
+                writer.write(number, image, frame, video.tracks)
+        finally:  # ids of frames that are written must have names, whatever stops the rest
+            about = {
+                **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
+                **{"prompts": prompts, **options},
+                **provenance(predictor.cfg, predictor.sources),
+            }
+            writer.write_tracks(video.tracks, about)
     if not video.tracks:
         threshold = predictor.model.inference.threshold_of(args.task)
         return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}"

@@ -55,6 +55,7 @@ def open_clip(path: str | Path) -> Clip:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise ValueError(f"{path} is not a readable video")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # a telephone's videos lie on their side otherwise
     length = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     return Clip(_video_frames(capture, path, length), capture.get(cv2.CAP_PROP_FPS) or FOLDER_FPS, length)
 

@@ -141,6 +141,25 @@ def test_two_processes_give_the_files_of_one(folder):
     assert len(one) == 3 * SCENES + 5 and one == two
 
 
+def test_pictures_that_are_lost(folder, capsys):
+    """One that is damaged after it was done, a link to nothing, a name that is no text."""
+    (folder / "pictures/broken.jpg").unlink()
+    assert command(folder) == 0
+    (folder / "pictures/scene0.png").write_bytes(b"")
+    (folder / "pictures/link.png").symlink_to("nowhere.png")
+    Path(os.fsdecode(bytes(folder / "pictures") + b"/caf\xe9.png")).write_bytes(b"")
+    capsys.readouterr()
+    assert command(folder) == 1
+    captured = capsys.readouterr()
+    assert "3 pictures: " in captured.out and "3 could not be read" in captured.out
+    assert "Traceback" not in captured.err
+    listed = (folder / "out/unreadable.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["caf?.png", "link.png", "scene0.png"]
+    coco = COCO(folder / "out/instances.json")
+    assert {image["file_name"] for image in coco.imgs.values()} == {"more/scene1.png", "more/scene3.png", "scene2.png"}
+    assert not (folder / "out/semantic/scene0.png").exists()
+
+
 def test_no_mask_passes_and_another_question_is_refused(folder, capsys):
     (folder / "pictures/broken.jpg").unlink()
     main([*words(folder, task="instance"), "MODEL.INFERENCE.SCORE_THRESHOLD", "1.0"])

@@ -18,7 +18,9 @@ def test_what_is_found(tmp_path, monkeypatch):
         picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "folder.png").mkdir()
-    expected = ["a/b.png", "a/c.JPG", "b.png", "output/f.png"]
+    (tmp_path / "lost.png").symlink_to("nowhere.png")
+    (tmp_path / "linked.png").symlink_to("folder.png")
+    expected = ["a/b.png", "a/c.JPG", "b.png", "lost.png", "output/f.png"]
     assert find_pictures(tmp_path, tmp_path / "out") == expected
     monkeypatch.chdir(tmp_path)
     assert find_pictures(tmp_path, Path("out")) == expected

@@ -29,6 +29,11 @@ def test_comments_marks_and_what_coco_calls_stuff(written):
     assert prompts.is_thing == (True, True, False, False, False, True)
 
 
+def test_joiners_belong_to_a_word(written):
+    words = ["\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f468\u200d\U0001f467"]
+    assert list(read_prompts(written("\n".join(words))).texts) == words
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -36,7 +41,8 @@ def test_comments_marks_and_what_coco_calls_stuff(written):
         ("cat\nstuff:\n", r"line 2: 'stuff:' is no prompt"),
         ("cat\nstuff: cat", r"line 2: 'cat' is there already"),
         (b"caf\xe9", "is not a UTF-8 text"),
-        ("cat\x07", "is no prompt"),
+        ("cat\x07", "without a shape"),
+        ("cat\u200b", "without a shape"),
     ],
 )
 def test_bad_files_are_named(written, content, message):

@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
+from openworldsam.app.actions import SLIDERS  # noqa: E402
 from openworldsam.app.command import serve  # noqa: E402
 from openworldsam.app.session import Session  # noqa: E402
 from openworldsam.app.uploads import MAX_BYTES  # noqa: E402
@@ -134,8 +135,8 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
 
     example = scenes["instance"]
     ask(page, example.prompts)
-    says(page, "circle 1, ring 2")
     expected = alone(shapes, example.image, example.prompts)
+    says(page, expected.shown.summary)
     assert np.array_equal(canvas(page), expected.picture())
     page.screenshot(path=tmp_path / "3_result.png", full_page=True)
 
@@ -143,7 +144,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     says(page, "^mask 2: ")
     page.screenshot(path=tmp_path / "4_single.png", full_page=True)
     page.locator("#everything").click()
-    says(page, "circle 1, ring 2")
+    says(page, expected.shown.summary)
     x, y = (int(place.mean()) for place in expected.shown.masks[0].nonzero()[::-1])
     click(page, x, y)
     says(page, f"^mask {expected.mask_at(x, y) + 1}: ")
@@ -162,7 +163,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
         content = json.loads(archive.read("instance.json"))
     assert [category["name"] for category in content["categories"]] == example.prompts
     areas = [annotation["area"] for annotation in content["annotations"]]
-    assert len(areas) == 3 and areas != expected.shown.masks.sum(axis=(1, 2)).tolist()
+    assert len(areas) == len(expected.shown.masks) and areas != expected.shown.masks.sum(axis=(1, 2)).tolist()
 
     source = _source(page)
     page.locator("#undo").click()
@@ -215,9 +216,11 @@ def test_two_at_once_see_their_own(visit, shapes, scenes, pictures, folder, tmp_
     assert files(folder) == before
 
 
-def test_an_example(visit, tmp_path):
-    page = visit()
+def test_an_example(visit, shapes, scenes, tmp_path):
+    page, example = visit(), scenes["panoptic"]
+    expected = Session(shapes, Lock(), example.image, "alone.png")
+    expected.ask(example.prompts, "panoptic", {name: getattr(shapes.model.inference, name) for name in SLIDERS})
     page.locator("#examples button").nth(0).click()
-    says(page, "sand 1, water 1, stone 1, square 2")
+    says(page, expected.shown.summary)
     page.locator("#overlap_threshold").wait_for()
     page.screenshot(path=tmp_path / "example.png", full_page=True)

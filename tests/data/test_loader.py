@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from itertools import chain, islice
@@ -279,3 +280,15 @@ def test_the_real_mapper_in_workers(tmp_path):
             assert own[key] == other[key]
     assert {name for x in there for name in x["skipped"]} == {str(tmp_path / "2.png")}
     assert len({tuple(x["prompts"]) for x in there}) > 4
+
+
+def ignores_ctrl_c(record, generator):
+    return {"ignored": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
+
+
+def test_reading_processes_leave_ctrl_c_to_the_main_one():
+    batches = training_batches(
+        TrainingDataset(records(1), ignores_ctrl_c, seed=0), batch_size=1, start=0, rank=0, world_size=1, num_workers=1
+    )
+    ((example,),) = islice(batches, 1)
+    assert example["ignored"] and signal.getsignal(signal.SIGINT) != signal.SIG_IGN

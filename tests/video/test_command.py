@@ -110,6 +110,18 @@ def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
 
 
+def test_what_was_written_before_an_error_can_be_read(video_predictor, tmp_path, capsys):
+    write_crossing(tmp_path / "clip", 2)
+    Image.new("RGB", (30, 20)).save(tmp_path / "clip/2.png")
+    with pytest.raises(SystemExit, match="2"):
+        main(tiny(video_predictor, tmp_path, "--input", tmp_path / "clip"))
+    assert "frame 2 is 30 x 20 pixels" in capsys.readouterr().err
+    about = json.loads((tmp_path / "out/tracks.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "out/frames.jsonl").read_text().splitlines()]
+    assert about["frames"] == len(lines) == len(list((tmp_path / "out/masks").iterdir())) == 2
+    assert {seen["id"] for line in lines for seen in line["objects"]} <= {track["id"] for track in about["tracks"]}
+
+
 @pytest.mark.parametrize(
     ("name", "extra", "message"),
     [

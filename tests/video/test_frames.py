@@ -1,3 +1,5 @@
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -20,6 +22,24 @@ def test_a_video_comes_frame_by_frame_in_rgb(tmp_path):
     assert clip.fps == 12.5 and clip.length == len(frames) == 8
     assert frames[0].shape == (48, 64, 3) and frames[0].dtype == np.uint8
     np.testing.assert_allclose(frames[5].mean(axis=(0, 1)), (200, 0, 100), atol=6)
+
+
+def test_a_video_that_was_taken_upright_comes_upright(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 48))
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:, :32] = 255
+    for _ in range(3):
+        writer.write(picture)
+    writer.release()
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    matrix = content.find(b"tkhd") + 44  # of the track header, 16.16 and 2.30 fixed point
+    one = 1 << 16
+    assert content[matrix : matrix + 36] == struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
+    (tmp_path / "clip.mp4").write_bytes(content)
+    frame = next(open_clip(tmp_path / "clip.mp4").frames)
+    assert frame.shape == (64, 48, 3)  # turned clockwise: left is up
+    assert frame[:30].min() > 200 and frame[34:].max() < 50
 
 
 def test_a_folder_is_read_in_the_order_of_its_numbers_as_it_is_asked_for(tmp_path):
