@@ -111,7 +111,7 @@ def test_nothing_found_says_why(video_predictor, tmp_path, capsys):
 
 
 def test_what_was_written_before_an_error_can_be_read(video_predictor, tmp_path, capsys):
-    write_crossing(tmp_path / "clip", 2)
+    write_clip(tmp_path / "clip", CROSSING, 2)
     Image.new("RGB", (30, 20)).save(tmp_path / "clip/2.png")
     with pytest.raises(SystemExit, match="2"):
         main(tiny(video_predictor, tmp_path, "--input", tmp_path / "clip"))
