@@ -16,6 +16,9 @@ from torch import Tensor
 
 from openworldsam.inference.nms import mask_boxes
 
+LISTED = 20
+"""Prompts of which a summary also names those that nothing was found for."""
+
 
 class Found(NamedTuple):
     """What a task's inference found: masks bool [N, H, W], scores [N], labels [N] indices of prompts, logits [N, h, w].
@@ -92,10 +95,14 @@ class Prediction:
 
     @property
     def summary(self) -> str:
-        """What was found in a line, such as "zebra 3, grass 1"; if nothing was, why."""
+        """What was found in a line, such as "zebra 3, grass 0"; if nothing was, why.
+
+        Of more than `LISTED` prompts only those that were found.
+        """
         if len(self.masks):
             counts = Counter(self.prompt_index.tolist())
-            return ", ".join(f"{prompt} {counts[i]}" for i, prompt in enumerate(self.prompts))
+            listed = [i for i in range(len(self.prompts)) if counts[i] or len(self.prompts) <= LISTED]
+            return ", ".join(f"{self.prompts[i]} {counts[i]}" for i in listed)
         if not self.prompts:
             return "nothing was asked for"
         return why_nothing(self.task, self.threshold, self.best_score)

@@ -161,7 +161,7 @@ class OpenWorldSAMPredictor:
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
         prompts = _as_list(prompts)
         inference = replace(self.model.inference, **options)
-        stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff)}
+        stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff, "stuff")}
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
         size = image.encoded.size
@@ -170,7 +170,8 @@ class OpenWorldSAMPredictor:
         if len(rows.scores):
             found = _found(task, rows, size, is_thing, inference, threshold)
         else:
-            found = Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels, rows.logits)
+            logits = rows.logits if task in ("instance", "referring") else None
+            found = Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels, logits)
         best = float(rows.scores.max()) if len(rows.scores) else 0.0
         return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
 
@@ -275,12 +276,12 @@ def _found(
     return Found(label_map == labels[:, None, None], scores, labels)
 
 
-def _as_list(texts: str | Sequence[str]) -> list[str]:
+def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:
     """One text or several as a checked list."""
     try:
         listed = [texts] if isinstance(texts, str) else list(texts)
     except TypeError:
-        raise ValueError(f"prompts are a text or a list of texts, got {type(texts).__name__}") from None
+        raise ValueError(f"{name} are a text or a list of texts, got {type(texts).__name__}") from None
     check_prompts(listed)
     return listed
 

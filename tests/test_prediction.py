@@ -19,6 +19,7 @@ def prediction(task, labels=(), prompts=("zebra", "grass"), threshold=0.7, best=
     [
         ({"task": "instance", "labels": (0, 1, 0), "best": 0.9}, "zebra 2, grass 1"),
         ({"task": "panoptic", "labels": (1,), "best": 0.9}, "zebra 0, grass 1"),
+        ({"task": "instance", "labels": (7, 29), "prompts": tuple(map(str, range(30)))}, "7 1, 29 1"),
         ({"task": "instance", "best": 0.62}, "no mask passed the threshold 0.7 (best 0.62)"),
         ({"task": "instance", "best": 0.6999}, "no mask passed the threshold 0.7 (best 0.69)"),
         ({"task": "panoptic", "best": 0.75, "threshold": 0.75}, "no mask passed the threshold 0.75 (best 0.75)"),
@@ -41,6 +42,7 @@ def test_the_predictor_says_which_threshold_a_mask_had_to_pass(predictor, photog
         nothing = predictor.predict(["cat"], task, score_threshold=0.99)
         assert nothing.summary.startswith("no mask passed the threshold 0.99 (best 0.")
     assert predictor.predict([]).summary == "nothing was asked for"
+    assert predictor.predict([], "panoptic").logits is None and predictor.predict([]).logits.shape == (0, 32, 32)
 
 
 def test_the_logits_are_those_of_the_masks(predictor, photograph):

@@ -37,7 +37,7 @@ class ResultWriter:
     """
 
     def __init__(self, folder: Path, fps: float) -> None:
-        if (folder / "frames.jsonl").exists():
+        if (lines := folder / "frames.jsonl").exists() and lines.stat().st_size:
             raise ValueError(f"{folder} holds results already; remove them or choose another folder")
         self.folder, self.fps = folder, fps
         self._video: cv2.VideoWriter | None = None
