@@ -41,14 +41,18 @@ def iou(a, b):
     return np.count_nonzero(a & b) / np.count_nonzero(a | b)
 
 
-def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
-    """The whole command with the weights that ship; the circle hides nearly all of the square for some frames."""
+@pytest.mark.parametrize("options", ["--tracker detection --every 1", "--tracker memory --every 0"])
+def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys, options):
+    """The whole command with the weights that ship; the circle hides nearly all of the square for some frames.
+
+    By text in every frame, and by memory after the first.
+    """
     monkeypatch.chdir(ROOT)
     identities = write_clip(tmp_path / "clip", CROSSING, 16)
     assert min(np.count_nonzero(identity == 1) for identity in identities) < 100
     words = ["--config-file", "configs/shapes/refer.yaml", "--input", tmp_path / "clip", "--output", tmp_path / "out"]
-    words += ["--prompts", "blue square", "green circle", "--task", "referring", "--tracker", "detection"]
-    main([*map(str, words), "--every", "1"])
+    words += ["--prompts", "blue square", "green circle", "--task", "referring"]
+    main([*map(str, words), *options.split()])
     assert "16 frames, blue square 1, green circle 1" in capsys.readouterr().out
     about = json.loads((tmp_path / "out/tracks.json").read_text())
     assert about["frames"] == 16 and about["weights"]["sam2"]["file"] == "sam2.safetensors"
