@@ -261,7 +261,7 @@ def _check_complete(needed: Sequence[str], files: Mapping[str, WeightFile]) -> N
         "beit3": "MODEL.PROMPT_ENCODER.WEIGHTS (python weights/download.py beit3_large, or evf_sam2_multitask as the "
         "released code uses)",
     }
-    given = ", ".join(f"{component} from {file.path}" for component, file in files.items())
+    given = ", ".join(f"{component} from {files[component].path}" for component in MODULES if component in files)
     wanted = ", ".join(advice[component] for component in missing)
     raise ValueError(f"no weights for {' and '.join(missing)} (only {given}): set {wanted}")
 

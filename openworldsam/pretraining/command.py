@@ -33,6 +33,8 @@ SCHEDULES = {
 }
 TRAINED_FRAMES, SCORED_FRAMES = 8, 12
 """Of a clip."""
+VIDEO = "sam2_video.safetensors"
+"""The SAM2 with a memory, in the output folder: the adapters that ship know the one without."""
 TOKENIZER_SCENES = 3000
 """Scenes whose texts the vocabulary is made of."""
 SCORED_SCENES = 200
@@ -52,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train one encoder, and write it where the config looks for it."""
+    """Train one encoder, and write it where the config looks for it; a SAM2 with memory to the output folder."""
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     cfg.MODEL.PRECISION = "bf16"
@@ -103,7 +105,7 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
     logger.info("a thing followed: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
     note = f"{file.metadata['note']}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
-    save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, note, torch.float16, tiny.memory.video_state())
+    save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 
 
 def _texts(world: World, seed: int) -> Iterator[str]:

@@ -94,7 +94,7 @@ def test_the_command_adds_a_memory_and_leaves_the_image_model(opts, monkeypatch,
     before = read_weights(cfg.MODEL.SAM2.WEIGHTS).components["sam2"]
     words = ["memory", "--config-file", str(CONFIG), "--output", str(tmp_path / "out"), "--steps", "2"]
     command.main([*words, "--batch-size", "2", *opts])
-    file = read_weights(cfg.MODEL.SAM2.WEIGHTS)
+    file = read_weights(tmp_path / "out/sam2_video.safetensors")
     assert file.metadata["note"] == "random; memory: 2 steps of 2 clips"
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, file.components["sam2"][name])}
     assert changed and all(name.startswith("sam_mask_decoder.pred_obj_score_head.") for name in changed)
