@@ -25,7 +25,7 @@ from openworldsam.predictor import OpenWorldSAMPredictor
 
 logger = logging.getLogger(__name__)
 
-SINGLE_OUT, ADD, TAKE_AWAY = "singles a mask out", "adds to the mask, or begins one", "takes away from the mask"
+SINGLE_OUT, ADD, TAKE_AWAY = "singles a mask out", "adds, or begins a mask", "takes away"
 LABELS = {ADD: 1, TAKE_AWAY: 0}
 SLIDERS = {
     "score_threshold": "Score, at least",

@@ -150,7 +150,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     says(page, f"^mask {expected.mask_at(x, y) + 1}: ")
 
     single = canvas(page)
-    page.get_by_label("takes away from the mask").check()
+    page.get_by_label("takes away").check()
     click(page, x + 12, y)
     page.wait_for_function("old => document.querySelector('#canvas img').src !== old", arg=_source(page))
     assert not np.array_equal(canvas(page), single)
