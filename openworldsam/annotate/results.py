@@ -71,7 +71,7 @@ class Results(NamedTuple):
 
     def forget(self, name: str) -> None:
         """Delete what was written of a picture that can be read no more."""
-        for path in (self._record(name), *(self.png(kind, name) for kind in self._kinds)):
+        for path in (self._record(name), *(self.png(kind, name) for kind in ("panoptic", "semantic", "overlays"))):
             path.unlink(missing_ok=True)
 
     def records(self, names: Iterable[str]) -> Iterator[tuple[int, Record]]:

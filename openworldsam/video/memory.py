@@ -83,7 +83,7 @@ class SAM2Memory(SAM2Base):
         )
         self.sam_prompt_encoder = model.mask_decoder.prompt_encoder
         self.to(model.device)
-        self._share_decoder(model)
+        self.load_state_dict(_decoder_state(model), strict=False, assign=True)
         self._autocast = model.autocast
         self._kept = torch.float16 if model.precision == "fp16" else torch.bfloat16
         empty = torch.empty(1, self.mem_dim, side, side, device=model.device)
@@ -104,7 +104,9 @@ class SAM2Memory(SAM2Base):
                 "MODEL.SAM2.WEIGHTS, or track by --tracker detection"
             )
         memory = cls(model, is_2_1="no_obj_embed_spatial" in weights)
-        if problems := misfits(weights, memory.video_state()):
+        shared = ("image_encoder.", "sam_prompt_encoder.")  # the very modules of the model
+        expected = {name: tensor for name, tensor in memory.state_dict().items() if not name.startswith(shared)}
+        if problems := misfits({**_decoder_state(model), **weights}, expected):
             raise ValueError(f"the video memory of {file.path} does not fit the configured sam2: {problems}")
         memory.load_state_dict(weights, strict=False)
         return memory
@@ -112,16 +114,6 @@ class SAM2Memory(SAM2Base):
     def video_state(self) -> StateDict:
         """The tensors that the image model does not have."""
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(SAM2_VIDEO)}
-
-    def _share_decoder(self, model: OpenWorldSAM) -> None:
-        """Take the decoder's tensors from the model, without a copy."""
-        encoder, decoder = model.image_encoder, model.mask_decoder.decoder
-        state = {"no_mem_embed": encoder.no_mem_embed}
-        state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
-        for name in ("conv_s0", "conv_s1"):  # which belong to the image, but SAM2's decoder owns them
-            own = encoder.get_submodule(name).state_dict()
-            state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in own.items()})
-        self.load_state_dict(state, strict=False, assign=True)
 
     def begin(self, frame: int, features: ImageFeatures, masks: Tensor) -> ObjectMemory:
         """Remember an object in each of B clips.
@@ -201,6 +193,17 @@ class SAM2Memory(SAM2Base):
             "maskmem_pos_enc": [self._memory_positions.expand(len(out["obj_ptr"]), -1, -1, -1)],
             "obj_ptr": out["obj_ptr"],
         }
+
+
+def _decoder_state(model: OpenWorldSAM) -> StateDict:
+    """What SAM2's video model has of an image model besides its encoders: the tensors themselves, not copies."""
+    encoder, decoder = model.image_encoder, model.mask_decoder.decoder
+    state: StateDict = {"no_mem_embed": encoder.no_mem_embed}
+    state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
+    for name in ("conv_s0", "conv_s1"):  # which belong to the image, but SAM2's decoder owns them
+        own = encoder.get_submodule(name).state_dict()
+        state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in own.items()})
+    return state
 
 
 def read_video_weights(cfg: CfgNode) -> WeightFile:
