@@ -104,7 +104,7 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     pretrain(tiny, data, memory.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
     logger.info("a thing followed: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
-    note = f"{file.metadata['note']}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
+    note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 
 

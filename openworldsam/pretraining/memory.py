@@ -27,7 +27,9 @@ from openworldsam.video.memory import SAM2Memory
 SPEED = 16.0
 """Pixels per frame that a thing moves at most, along each axis."""
 LOCAL = 1.5
+"""Constant part of queries and keys that training begins with."""
 HEAD = "sam_mask_decoder.pred_obj_score_head."
+"""Of the tensors that tell whether an object is there."""
 LEAST = 30
 """Visible pixels of a thing that is there."""
 PRESENT_AT_FIRST = 2.0

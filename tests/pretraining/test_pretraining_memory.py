@@ -88,6 +88,14 @@ def test_the_loss_reaches_the_memory_and_the_head_alone(tiny):
     )
 
 
+def test_a_batch_in_which_nothing_is_to_be_seen_has_a_loss(tiny):
+    clips = collate([MovingThings(WORLD, 5, 3)[0]])
+    clips.masks[:, 1:] = False
+    losses = training_losses(tiny, clips, 1)
+    assert losses["masks"] == 0 and losses["presence"] > 0
+    torch.stack(list(losses.values())).sum().backward()
+
+
 def test_the_command_adds_a_memory_and_leaves_the_image_model(opts, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "SCORED_SCENES", 2)
     cfg = load_config(CONFIG, opts)
