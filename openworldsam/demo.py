@@ -7,8 +7,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
-from openworldsam.checkpoint import Source
+from openworldsam.checkpoint import provenance
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.convert import coco_annotations
@@ -85,7 +84,7 @@ def coco_json(prediction: Prediction, file_name: str, info: dict[str, Any]) -> d
     Args:
         prediction: of an image.
         file_name: of that image.
-        info: goes into "info", such as the `provenance`.
+        info: goes into "info", such as `checkpoint.provenance`.
     """
     height, width = prediction.label_map.shape
     annotations = [
@@ -98,11 +97,6 @@ def coco_json(prediction: Prediction, file_name: str, info: dict[str, Any]) -> d
         "categories": [{"id": i + 1, "name": prompt} for i, prompt in enumerate(prediction.prompts)],
         "annotations": annotations,
     }
-
-
-def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What a result comes from: the preset, and the files of the weights by component."""
-    return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
 
 
 def segment_file(

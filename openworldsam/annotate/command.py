@@ -24,11 +24,10 @@ from openworldsam.annotate.pictures import Picture, Pictures, Stamp, find_pictur
 from openworldsam.annotate.predictions import predict_batch
 from openworldsam.annotate.prompts import read_prompts
 from openworldsam.annotate.results import Results
-from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
 from openworldsam.data.workers import end_with_parent
-from openworldsam.demo import provenance
 from openworldsam.device import usable_device
 from openworldsam.engine.evaluate import identity
 from openworldsam.engine.launch import launch_command

@@ -20,7 +20,7 @@ from openworldsam.app.download import results_zip
 from openworldsam.app.examples import examples
 from openworldsam.app.session import Session
 from openworldsam.app.uploads import discard, read_upload
-from openworldsam.demo import provenance
+from openworldsam.checkpoint import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 
 logger = logging.getLogger(__name__)

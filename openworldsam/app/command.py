@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
 from openworldsam.app.uploads import MAX_BYTES, sweep
-from openworldsam.engine.launch import user_message
+from openworldsam.engine.launch import user_errors
 from openworldsam.predictor import OpenWorldSAMPredictor
 
 if TYPE_CHECKING:
@@ -81,26 +81,15 @@ def _sweep_forever(folder: Path, examples: frozenset[Path]) -> None:
         time.sleep(STALE_SECONDS / 4)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted.
-
-    Returns:
-        0; 2 if it could not begin.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page until interrupted; exits with 2 if it could not begin."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+    with user_errors("stopped"):
+        if find_spec("gradio") is None:
+            raise ValueError("the page needs Gradio: pip install -e '.[app]' -c requirements.txt")
         predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
         with tempfile.TemporaryDirectory(prefix="openworldsam-app-") as folder:
             page = serve(predictor, args.host, args.port, Path(folder))
             print(f"{page.local_url}  (Ctrl-C ends it)", flush=True)
             page.block_thread()
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        print("error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt", file=sys.stderr)
-        return 2
-    except (ValueError, OSError, KeyError) as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
-        return 2
-    return 0

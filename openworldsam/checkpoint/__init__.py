@@ -1,7 +1,7 @@
 """The public weight layouts in and out: strict, and with advice when something does not fit."""
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
-from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights
+from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
 from openworldsam.checkpoint.writing import (
     convert_released,
     convert_to_released,
@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "load_component",
     "load_weights",
+    "provenance",
     "read_weights",
     "save_adapter",
     "save_component",

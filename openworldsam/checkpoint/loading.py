@@ -6,7 +6,9 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -244,6 +246,11 @@ def training_record(cfg: CfgNode) -> dict[str, str]:
     """What the tensors do not show of how an adapter is trained; stands in the metadata of its file."""
     values = {key: key.split(".") for key in TRAINED_WITH}
     return {"preset": cfg.PRESET, **{key: str(cfg.MODEL[room][name]) for key, (room, name) in values.items()}}
+
+
+def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What a result comes from: the preset, and the files of the weights by component."""
+    return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
 
 
 def _check_complete(needed: Sequence[str], files: Mapping[str, WeightFile]) -> None:

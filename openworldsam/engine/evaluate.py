@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import openworldsam
-from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import add_openworldsam_config, load_config
@@ -89,12 +88,11 @@ def run(args: argparse.Namespace, command: str) -> None:
         return
     content = {
         "benchmarks": results,
-        "preset": cfg.PRESET,
+        **provenance(cfg, sources),
         "missing": missing,
         "protocol": cfg.TEST.PROTOCOL,
         **{key.lower(): cfg.TEST[key] for key in ASKED},
         "paper_row": row_of(cfg),
-        "weights": {component: asdict(source) for component, source in sources.items()},
         "versions": versions(),
         "command": command,
         "seconds": round(time.monotonic() - start, 1),

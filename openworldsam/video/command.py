@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from openworldsam.demo import provenance
+from openworldsam.checkpoint import provenance
 from openworldsam.engine.launch import user_errors
 from openworldsam.prediction import why_nothing
 from openworldsam.predictor import OpenWorldSAMPredictor

@@ -110,8 +110,16 @@ def test_it_listens_to_this_machine_alone_unless_told_otherwise():
 
 
 def test_errors_of_the_command_are_one_line(capsys):
-    assert main(["--config-file", "none.yaml"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config-file", "none.yaml"])
     assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("openworldsam.app.command.find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr().err == "error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt\n"
 
 
 def test_a_port_that_is_taken(tiny_weights, monkeypatch, capsys):
@@ -123,5 +131,6 @@ def test_a_port_that_is_taken(tiny_weights, monkeypatch, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         config = str(ROOT / "configs/tiny.yaml")
-        assert main(["--config-file", config, "--port", port, "--opts", *opts]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main(["--config-file", config, "--port", port, "--opts", *opts])
     assert port in capsys.readouterr().err
