@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openworldsam.data.datasets.prepare_command import run
-from openworldsam.data.datasets.prepare_labels import make_ade20k_847
+from openworldsam.data.prepare.command import run
+from openworldsam.data.prepare.labels import make_ade20k_847
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ May be interrupted and repeated. datasets/README.md says what must be there firs
 import sys
 from collections.abc import Sequence
 
-from openworldsam.data.datasets.prepare_command import run
-from openworldsam.data.datasets.prepare_panoptic import make_cityscapes
+from openworldsam.data.prepare.command import run
+from openworldsam.data.prepare.panoptic import make_cityscapes
 
 
 def main(argv: Sequence[str] | None = None) -> int:

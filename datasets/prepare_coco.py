@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openworldsam.data.datasets import prepare
-from openworldsam.data.datasets.coco import dataset_root, read_json
+from openworldsam.data.datasets.coco import dataset_root
+from openworldsam.data.prepare import coco as prepare
+from openworldsam.utils.files import read_json, save_json
 
 SHOWN = 20  # problems; a wrong folder has 118,287
 
@@ -47,7 +48,7 @@ def make_filtered_list(args: argparse.Namespace) -> None:
         removed |= karpathy
     content = read_json(args.root / prepare.SPLITS["train"].json, "datasets/README.md says how to get COCO")
     filtered = prepare.filter_panoptic(content, removed, note)
-    prepare.save_json(target, filtered)
+    save_json(target, filtered)
     print(f"{target}: {len(filtered['annotations'])} of {len(content['annotations'])} images; {note}")
 
 

@@ -9,8 +9,8 @@ May be interrupted and repeated. datasets/README.md says what must be there firs
 import sys
 from collections.abc import Sequence
 
-from openworldsam.data.datasets.prepare_command import run
-from openworldsam.data.datasets.prepare_labels import make_pascal_context
+from openworldsam.data.prepare.command import run
+from openworldsam.data.prepare.labels import make_pascal_context
 
 
 def main(argv: Sequence[str] | None = None) -> int:

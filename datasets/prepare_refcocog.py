@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openworldsam.data.datasets import prepare, refcocog
-from openworldsam.data.datasets.coco import dataset_root, read_json
+from openworldsam.data.datasets import refcocog
+from openworldsam.data.datasets.coco import dataset_root
+from openworldsam.utils.files import read_json, save_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         contents = {split: refcocog.convert(refs, instances, split) for split in refcocog.EXPECTED_COUNTS}
         for split, content in contents.items():
             target = args.root / refcocog.DATASETS[f"refcocog_umd_{split}"]
-            prepare.save_json(target, content)
+            save_json(target, content)
             sentences = sum(len(annotation["sentences"]) for annotation in content["annotations"])
             sizes = f"{len(content['images'])} images, {len(content['annotations'])} objects, {sentences} sentences"
             print(f"{target}: {sizes}")

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openworldsam.data.datasets.prepare_command import Plan, run
-from openworldsam.data.datasets.prepare_labels import make_scannet_labels
-from openworldsam.data.datasets.prepare_panoptic import make_scannet
+from openworldsam.data.prepare.command import Plan, run
+from openworldsam.data.prepare.labels import make_scannet_labels
+from openworldsam.data.prepare.panoptic import make_scannet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ May be interrupted and repeated. datasets/README.md says what must be there firs
 import sys
 from collections.abc import Sequence
 
-from openworldsam.data.datasets.prepare_command import run
-from openworldsam.data.datasets.prepare_sun import make_sun_rgbd
+from openworldsam.data.prepare.command import run
+from openworldsam.data.prepare.sun_rgbd import make_sun_rgbd
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
+    from openworldsam.predictor.predictor import OpenWorldSAMPredictor, Prediction
 
 # Detectron2 and torchscale cause it when they are imported; nobody who runs this can do anything about it
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)

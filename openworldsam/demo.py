@@ -17,18 +17,18 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from openworldsam.checkpoint import provenance
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
-from openworldsam.convert import coco_annotations
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions, render
-from openworldsam.engine.launch import user_errors, user_message
 from openworldsam.modeling import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
-from openworldsam.prediction import Prediction
-from openworldsam.predictor import OpenWorldSAMPredictor
-from openworldsam.rule_weights import NOTE
+from openworldsam.parity.rule_weights import NOTE
+from openworldsam.predictor.export import coco_annotations
+from openworldsam.predictor.prediction import Prediction
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
+from openworldsam.utils.files import save_atomically
+from openworldsam.utils.launch import user_errors, user_message
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
 

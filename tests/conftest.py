@@ -12,7 +12,7 @@ import torch
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.rule_weights import save_rule_checkpoint, save_tokenizer
+from openworldsam.parity.rule_weights import save_rule_checkpoint, save_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openworldsam.rule_weights import save_tokenizer
+from openworldsam.parity.rule_weights import save_tokenizer
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

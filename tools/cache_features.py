@@ -5,7 +5,7 @@ python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --ou
 python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --output DIR --verify
 """
 
-from openworldsam.data.build_cache import main
+from openworldsam.engine.cache_features import main
 
 if __name__ == "__main__":
     main()

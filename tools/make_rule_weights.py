@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.rule_weights import save_rule_checkpoint, save_tokenizer
+from openworldsam.parity.rule_weights import save_rule_checkpoint, save_tokenizer
 
 
 def main() -> None:

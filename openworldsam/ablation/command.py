@@ -17,7 +17,7 @@ from openworldsam.ablation.runs import ADAPTER, VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.data.feature_cache import IMAGE_FEATURES
 from openworldsam.engine.evaluate import RESULTS
-from openworldsam.engine.launch import user_errors
+from openworldsam.utils.launch import user_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,11 +26,11 @@ from openworldsam.ablation.observations import (
 from openworldsam.ablation.plots import contours, heat_maps, save_picture
 from openworldsam.ablation.report import FIGURES
 from openworldsam.checkpoint import load_weights
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.datasets import register_datasets
-from openworldsam.device import usable_device
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.files import save_atomically
 from openworldsam.visualization import contact_sheet, draw_prediction
 
 BINS = 16

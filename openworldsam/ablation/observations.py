@@ -19,7 +19,7 @@ from openworldsam.inference import MaskRows
 from openworldsam.inference.nms import mask_nms
 from openworldsam.inference.rows import positive, upsampled
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.progress import Progress
+from openworldsam.utils.progress import Progress
 
 FOUND = 0.5
 """A mask finds the thing that it overlaps with a larger IoU."""

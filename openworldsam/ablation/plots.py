@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from openworldsam.ablation.observations import Closeup
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import save_atomically
 
 OURS, THEIRS = "#0072b2", "#bbbbbb"
 BEFORE, AFTER, TRUTH = "#d55e00", "#009e73", "white"

@@ -16,8 +16,8 @@ from tabulate import tabulate
 
 from openworldsam.ablation.plots import bar_plot
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_results, read_settings
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.engine.evaluate import RESULTS
+from openworldsam.utils.files import save_atomically
 
 FIGURES = "figures.json"
 """Of the experiment's folder: what `figures` has drawn."""

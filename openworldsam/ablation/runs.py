@@ -15,11 +15,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from openworldsam.config import load_config
-from openworldsam.data import build_cache
 from openworldsam.data.datasets.coco import SEGMENTATION
-from openworldsam.engine import evaluate, train
-from openworldsam.evaluation.accumulator import named
+from openworldsam.engine import cache_features, evaluate, train
 from openworldsam.evaluation.benchmark import check_benchmarks
+from openworldsam.evaluation.metrics.accumulator import named
 
 ADAPTER, CONFIG = "adapter.safetensors", "config.yaml"
 """What a training leaves in its folder."""
@@ -119,7 +118,7 @@ class Experiment:
         waiting = [(name, seed) for name, seed in work if not (self.run_folder(name, seed) / ADAPTER).exists()]
         for cache, run in {self.cache(name): (name, seed) for name, seed in waiting}.items():
             words = ["--output", str(cache), "--image-features", self.features, *self.options(*run)]
-            in_own_process(build_cache.main, ["--config-file", self.config_file, *words])
+            in_own_process(cache_features.main, ["--config-file", self.config_file, *words])
 
     def run(self, name: str, seed: int) -> None:
         """Train and score a variant; what is there of it already is not done again.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from openworldsam.annotate.results import Results
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import save_atomically
 
 
 def write_coco(results: Results, names: Sequence[str], info: Mapping[str, Any]) -> list[Path]:

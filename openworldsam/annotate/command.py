@@ -25,18 +25,18 @@ from openworldsam.annotate.predictions import predict_batch
 from openworldsam.annotate.prompts import read_prompts
 from openworldsam.annotate.results import Results
 from openworldsam.checkpoint import load_weights, provenance
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
-from openworldsam.data.workers import end_with_parent
-from openworldsam.device import usable_device
 from openworldsam.engine.evaluate import identity
-from openworldsam.engine.launch import launch_command
 from openworldsam.evaluation.saved import claim_folder
 from openworldsam.evaluation.streaming import chunk_of
-from openworldsam.locking import lock
 from openworldsam.modeling import TASKS, OpenWorldSAM
-from openworldsam.prediction import why_nothing
-from openworldsam.progress import Progress
+from openworldsam.predictor.prediction import why_nothing
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.files import save_atomically
+from openworldsam.utils.launch import launch_command
+from openworldsam.utils.locking import lock
+from openworldsam.utils.progress import Progress
+from openworldsam.utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from openworldsam.annotate.results import Results
-from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.data.datasets.prepare import save_json
 from openworldsam.data.rle import run_lengths
+from openworldsam.utils.files import save_atomically, save_json
 
 
 def write_cvat(results: Results, names: Sequence[str]) -> list[Path]:

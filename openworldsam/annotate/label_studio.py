@@ -20,8 +20,8 @@ from pycocotools import mask as mask_util
 
 from openworldsam.annotate.coco import write_list
 from openworldsam.annotate.results import Record, Results
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.rle import run_lengths
+from openworldsam.utils.files import save_atomically
 
 TAG, IMAGE = "tag", "image"
 """Names in the labeling configuration that regions refer to."""

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from openworldsam.data.datasets.coco import MAX_SIDE
-from openworldsam.data.datasets.own import IMAGE_SUFFIXES
+from openworldsam.data.datasets.custom import IMAGE_SUFFIXES
 from openworldsam.data.preprocessing import read_image
 from openworldsam.evaluation.examples import Unreadable
 

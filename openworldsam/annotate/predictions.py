@@ -16,7 +16,7 @@ from openworldsam.annotate.prompts import Prompts
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.evaluation.streaming import predict
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.prediction import Found, Prediction
+from openworldsam.predictor.prediction import Found, Prediction
 
 
 def predict_batch(

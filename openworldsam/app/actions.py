@@ -21,7 +21,7 @@ from openworldsam.app.examples import examples
 from openworldsam.app.session import Session
 from openworldsam.app.uploads import discard, read_upload
 from openworldsam.checkpoint import provenance
-from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 
 logger = logging.getLogger(__name__)
 

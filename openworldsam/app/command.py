@@ -14,8 +14,8 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from openworldsam.app.uploads import MAX_BYTES, sweep
-from openworldsam.engine.launch import user_errors
-from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
+from openworldsam.utils.launch import user_errors
 
 if TYPE_CHECKING:
     import gradio

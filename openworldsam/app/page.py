@@ -15,8 +15,8 @@ from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, TAKE_AWAY, Action
 from openworldsam.app.session import THRESHOLDS
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS
 from openworldsam.modeling import TASKS
-from openworldsam.predictor import OpenWorldSAMPredictor
-from openworldsam.rule_weights import NOTE
+from openworldsam.parity.rule_weights import NOTE
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 
 COLUMNS = ["#", "prompt", "score", "% of picture"]
 QUEUE = 32

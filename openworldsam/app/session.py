@@ -15,8 +15,8 @@ import torch
 
 from openworldsam.annotate.prompts import split_mark
 from openworldsam.data.datasets.coco import COCO_STUFF
-from openworldsam.prediction import Found, Prediction
-from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.visualization import Drawing, at_drawn_size, draw_masks
 
 THRESHOLDS: dict[str, tuple[str, ...]] = {

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworldsam.checkpoint.layouts import Source, StateDict, WeightFile, read_weights, renamed
-from openworldsam.device import keep_freed_memory
 from openworldsam.modeling.openworldsam import OpenWorldSAM
+from openworldsam.utils.device import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,30 +25,7 @@ from openworldsam.checkpoint.layouts import (
     renamed,
 )
 from openworldsam.checkpoint.loading import MODULES, PREFIXES, TRAINED_WITH, training_record
-
-
-def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its final place and rename it when it is complete and on the disk.
-
-    It may be read by whom the umask lets, whatever the writer makes of that (safetensors: by the owner alone).
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (SafetensorError, RuntimeError) as error:  # what the writers make of a full disk
-        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+from openworldsam.utils.files import save_atomically
 
 
 def save_adapter(model: nn.Module, path: str | Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:

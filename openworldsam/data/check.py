@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from openworldsam.data.datasets import check_registered, own
+from openworldsam.data.datasets import check_registered, custom
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
-from openworldsam.data.datasets.coco import dataset_root, find_missing
-from openworldsam.data.datasets.prepare import for_each
+from openworldsam.data.datasets.coco import dataset_root
 from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring
+from openworldsam.data.prepare.coco import for_each
+from openworldsam.utils.files import find_missing
 
 _SHOWN = 3
 _FILES = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
@@ -112,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         for path in args.own:
-            own.register(path)
-        names = args.names + [own.read_description(path).name for path in args.own] or list(EXPECTED_IMAGES)
+            custom.register(path)
+        names = args.names + [custom.read_description(path).name for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

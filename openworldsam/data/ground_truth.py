@@ -12,11 +12,11 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.datasets.coco import Segment
-from openworldsam.data.datasets.instances import instance_map, instance_segments
-from openworldsam.data.datasets.labels import label_segments
 from openworldsam.data.datasets.refcocog import union_mask
 from openworldsam.data.datasets.shapes import render_reference, scene_segments
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.instances import instance_map, instance_segments
+from openworldsam.data.records.labels import label_segments
 from openworldsam.data.shapes import expressions
 
 Record = Mapping[str, Any]

@@ -20,7 +20,7 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.ground_truth import is_referring
 from openworldsam.data.mapper import DatasetMapper
-from openworldsam.data.workers import end_with_parent
+from openworldsam.utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Training: the loop, its checkpoints, and starting it on one process or many."""
 
-from openworldsam.engine.launch import launch
 from openworldsam.engine.trainer import Trainer
 
-__all__ = ["Trainer", "launch"]
+__all__ = ["Trainer"]

@@ -23,15 +23,15 @@ from detectron2.utils.logger import setup_logger
 import openworldsam
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.layouts import Source
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import add_openworldsam_config, load_config
-from openworldsam.device import usable_device
-from openworldsam.engine.launch import launch_command
 from openworldsam.evaluation.benchmark import check_benchmarks, evaluate
 from openworldsam.evaluation.paper_tables import paper_numbers, row_of
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.files import save_atomically
+from openworldsam.utils.launch import launch_command
 
 logger = logging.getLogger(__name__)
 

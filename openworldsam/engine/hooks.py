@@ -14,8 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from PIL import Image
 
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.engine.training_state import save_state
+from openworldsam.utils.files import save_atomically
 from openworldsam.visualization import Drawing, contact_sheet, draw_prediction
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from openworldsam.config import load_config
-from openworldsam.device import usable_device
 from openworldsam.engine.dry_run import describe
-from openworldsam.engine.launch import launch_command
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import newest_state
-from openworldsam.locking import lock
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.launch import launch_command
+from openworldsam.utils.locking import lock
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from detectron2.utils import comm
 
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import save_atomically
 
 logger = logging.getLogger(__name__)
 

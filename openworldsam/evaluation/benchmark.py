@@ -24,20 +24,20 @@ from torch.utils.data import DataLoader
 
 from openworldsam.data.datasets import check_registered, register_datasets
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
-from openworldsam.data.workers import end_with_parent
-from openworldsam.evaluation.absent import AbsentPrompts
-from openworldsam.evaluation.accumulator import Scores, merged, named
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, remark
-from openworldsam.evaluation.instance import MasksAndBoxes
-from openworldsam.evaluation.panoptic import PanopticQuality
+from openworldsam.evaluation.metrics.absent import AbsentPrompts
+from openworldsam.evaluation.metrics.accumulator import Scores, merged, named
+from openworldsam.evaluation.metrics.instance import MasksAndBoxes
+from openworldsam.evaluation.metrics.panoptic import PanopticQuality
+from openworldsam.evaluation.metrics.referring import ReferringScores
+from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.prompt_text import PromptText
-from openworldsam.evaluation.referring import ReferringScores
 from openworldsam.evaluation.saved import SavedPredictions, Saving, claim_folder
-from openworldsam.evaluation.semantic import SemanticScores
 from openworldsam.evaluation.streaming import chunk_of, predict
 from openworldsam.evaluation.summary import Results
-from openworldsam.progress import Progress
+from openworldsam.utils.progress import Progress
+from openworldsam.utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 

@@ -27,14 +27,13 @@ from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.datasets.coco import lack
-from openworldsam.data.datasets.labels import read_labels
-from openworldsam.data.datasets.prepare import save_json
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.labels import read_labels
 from openworldsam.data.rle import encode_mask
-from openworldsam.evaluation.accumulator import named
 from openworldsam.evaluation.answer import NO_CLASS, Answer
+from openworldsam.evaluation.metrics.accumulator import named
+from openworldsam.utils.files import save_atomically, save_json
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}

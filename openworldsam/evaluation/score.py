@@ -29,16 +29,16 @@ from panopticapi.utils import rgb2id
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.data.datasets.coco import by_id, find_missing, lack, read_categories, read_json
-from openworldsam.data.datasets.labels import read_labels
+from openworldsam.data.datasets.coco import by_id, lack, read_categories
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.labels import read_labels
 from openworldsam.data.rle import to_rle
-from openworldsam.evaluation.accumulator import Scores, named
-from openworldsam.evaluation.instance import IOU_TYPES, InstanceAP
-from openworldsam.evaluation.panoptic import PanopticQuality
-from openworldsam.evaluation.referring import ReferringScores
-from openworldsam.evaluation.semantic import SemanticScores
+from openworldsam.evaluation.metrics.accumulator import Scores, named
+from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
+from openworldsam.evaluation.metrics.panoptic import PanopticQuality
+from openworldsam.evaluation.metrics.referring import ReferringScores
+from openworldsam.evaluation.metrics.semantic import SemanticScores
+from openworldsam.utils.files import find_missing, read_json, save_atomically
 
 TASKS = ("panoptic", "instance", "semantic", "referring")
 

@@ -40,7 +40,7 @@ from openworldsam.parity.checks import (
     same_areas,
 )
 from openworldsam.parity.postprocess import NUM_CLASSES, NUM_THINGS, released_options
-from openworldsam.rule_weights import rule_stream, save_rule_checkpoint
+from openworldsam.parity.rule_weights import rule_stream, save_rule_checkpoint
 
 logger = logging.getLogger(__name__)
 Golden = np.lib.npyio.NpzFile

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.shapes import Scene, World, expressions, render, thing_name
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
+from openworldsam.utils.files import save_atomically
 
 SEEING_STEPS = 2500
 """Steps of images alone, before the texts come. BEiT-3 began with masked images and texts."""

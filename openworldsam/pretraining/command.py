@@ -17,12 +17,12 @@ from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import World, render
-from openworldsam.device import usable_device
-from openworldsam.engine.launch import launch_command
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.pretraining import beit3, memory, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.launch import launch_command
 
 logger = logging.getLogger(__name__)
 

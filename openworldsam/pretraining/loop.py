@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import save_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.engine.launch import user_errors
 from openworldsam.report import page
 from openworldsam.report.charts import class_bars, confusion_map, sorted_classes
 from openworldsam.report.pictures import TASKS, picture_rows
 from openworldsam.report.runs import Run, class_metrics, confusion, families, read_runs
+from openworldsam.utils.files import save_atomically
+from openworldsam.utils.launch import user_errors
 
 UNSAVED = "<p class='note'>No pictures: none of the runs was evaluated with <code>--save-predictions</code>.</p>"
 

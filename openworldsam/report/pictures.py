@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_util
 
-from openworldsam._legend import prompt_colors
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.runs import Run
 from openworldsam.visualization import Drawing, Picture, draw_masks
+from openworldsam.visualization.legend import prompt_colors
 
 SIDE = 480
 """Longest side of a picture in pixels."""

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from openworldsam.engine.evaluate import PREDICTIONS, RESULTS
 from openworldsam.evaluation.answer import NO_CLASS
+from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.paper_tables import Column, Number, paper_numbers
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.evaluation.semantic import SemanticScores
 from openworldsam.evaluation.summary import HEADLINES, Results
 
 CLASS_METRICS = {"IoU": "semantic", "AP": "instance", "PQ": "panoptic"}

@@ -21,18 +21,18 @@ import torch
 from detectron2.config import CfgNode
 
 from openworldsam.checkpoint import load_weights
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.config import load_config
-from openworldsam.device import checked_device, keep_freed_memory, usable_device
-from openworldsam.engine.launch import user_errors
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.openworldsam import PRECISIONS
-from openworldsam.rule_weights import save_tokenizer
+from openworldsam.parity.rule_weights import save_tokenizer
 from openworldsam.speed import machine
 from openworldsam.speed.pipeline import Pipeline, encoded_image
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.report import markdown
 from openworldsam.speed.run import Run
+from openworldsam.utils.device import checked_device, keep_freed_memory, usable_device
+from openworldsam.utils.files import save_atomically
+from openworldsam.utils.launch import user_errors
 
 PLAIN = "plain"
 TRAINING_PROMPTS = 6

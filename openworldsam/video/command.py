@@ -13,9 +13,9 @@ import cv2
 from tqdm import tqdm
 
 from openworldsam.checkpoint import provenance
-from openworldsam.engine.launch import user_errors
-from openworldsam.prediction import why_nothing
-from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor.prediction import why_nothing
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
+from openworldsam.utils.launch import user_errors
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
 from openworldsam.video.results import ResultWriter

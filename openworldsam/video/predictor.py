@@ -12,8 +12,8 @@ import torch
 from openworldsam.inference.nms import greedy_nms, mask_iou
 from openworldsam.modeling import ImageFeatures
 from openworldsam.modeling.prompt_encoders import check_prompts
-from openworldsam.prediction import Prediction
-from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor.prediction import Prediction
+from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
 from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import save_atomically
 from openworldsam.video.predictor import Track, TrackedFrame
 from openworldsam.visualization import Drawing, draw_masks
 

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from openworldsam.inference.nms import mask_boxes, mask_iou
 from openworldsam.inference.rows import upsampled
 from openworldsam.modeling import ImageFeatures
-from openworldsam.prediction import Prediction
+from openworldsam.predictor.prediction import Prediction
 from openworldsam.video.memory import ObjectMemory, SAM2Memory
 
 SAME_OBJECT = 0.5

@@ -9,7 +9,7 @@ from openworldsam.ablation import runs
 from openworldsam.checkpoint import save_component
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.rule_weights import save_tokenizer
+from openworldsam.parity.rule_weights import save_tokenizer
 
 CONFIG = str(Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml")
 

@@ -5,7 +5,7 @@ import torch
 from openworldsam.annotate.pictures import Picture, Stamp
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
-from openworldsam.prediction import Found, Prediction
+from openworldsam.predictor.prediction import Found, Prediction
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from openworldsam.app.download import results_zip
 from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
-from openworldsam.prediction import Found, Prediction
+from openworldsam.predictor.prediction import Found, Prediction
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 

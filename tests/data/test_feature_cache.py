@@ -17,7 +17,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from openworldsam.config import load_config
-from openworldsam.data.build_cache import _writing, build_cache, image_bytes, main
 from openworldsam.data.feature_cache import (
     CachedImage,
     CacheHeader,
@@ -29,6 +28,7 @@ from openworldsam.data.feature_cache import (
 from openworldsam.data.feature_cache.index import write_index
 from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.engine.cache_features import _writing, build_cache, image_bytes, main
 
 ROOT = Path(__file__).parents[2]
 WIDTH, CHANNELS, SIDE = 32, 32, 8  # of the tiny model
@@ -191,7 +191,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_feature_cache import tiny_training
-from openworldsam.data.build_cache import build_cache
+from openworldsam.engine.cache_features import build_cache
 from openworldsam.data.feature_cache import writer
 
 data, weights, output, file, count = sys.argv[1:]
@@ -563,7 +563,7 @@ def test_ctrl_c_is_one_line(cfg, tmp_path, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("openworldsam.data.build_cache.encode", stop)
+    monkeypatch.setattr("openworldsam.engine.cache_features.encode", stop)
     with pytest.raises(SystemExit, match="130"):
         command_line(cfg, tmp_path / "cache")
     error = capsys.readouterr().err

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from openworldsam.data.datasets.coco import Category, read_categories
-from openworldsam.data.datasets.instances import load_instances
 from openworldsam.data.ground_truth import is_referring, read_panoptic, read_segments
+from openworldsam.data.records.instances import load_instances
 
 CATEGORIES = (Category(5, "fish", True), Category(2, "shark", True))
 

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from openworldsam.data.datasets.coco import Category
-from openworldsam.data.datasets.labels import LabelCoding, load_labels, read_labels
 from openworldsam.data.ground_truth import is_referring, read_panoptic, read_segments
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records.labels import LabelCoding, load_labels, read_labels
 from openworldsam.evaluation.examples import EvaluationDataset, Unreadable
 
 CODING = LabelCoding.of([Category(3, "cat", True), Category(9, "sky", False)], ignored=[0, 255])

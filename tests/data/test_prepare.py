@@ -13,8 +13,8 @@ import pytest
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from openworldsam.data.datasets import prepare
 from openworldsam.data.datasets.coco import CATEGORIES, load_panoptic
+from openworldsam.data.prepare import coco as prepare
 
 ROOT = Path(__file__).parents[2]
 

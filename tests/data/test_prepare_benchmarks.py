@@ -15,10 +15,10 @@ from PIL import Image
 from openworldsam.data.check import read_all
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
-from openworldsam.data.datasets.labels import read_labels
-from openworldsam.data.datasets.prepare_labels import ade20k_classes, read_scannet_table
 from openworldsam.data.ground_truth import read_panoptic
+from openworldsam.data.prepare.labels import ade20k_classes, read_scannet_table
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.labels import read_labels
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,7 +116,7 @@ def test_several_processes_and_an_interruption(root, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("openworldsam.data.datasets.prepare_panoptic.save_json", stop)
+        patch.setattr("openworldsam.data.prepare.panoptic.save_json", stop)
         assert run("ade20k_150", root) == 130
     assert "the same command again" in capsys.readouterr().err
     assert run("ade20k_150", root, "--workers", "2") == 0

@@ -10,13 +10,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from openworldsam.config import load_config
-from openworldsam.data.build_cache import build_cache
 from openworldsam.data.datasets import register_datasets, shapes
 from openworldsam.data.datasets.shapes import SPLITS, configured_world, render_reference
 from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring, read_sentences
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, expressions
 from openworldsam.engine import Trainer
+from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe
 
 SMALL = ["DATASETS.SHAPES.SIZE", 64, "DATASETS.SHAPES.THING_SIZE", [10, 40]]

@@ -7,8 +7,8 @@ import torch
 from test_trainer import make_dataset, run, training_cfg
 
 from openworldsam.checkpoint import read_weights
-from openworldsam.data.build_cache import build_cache
 from openworldsam.engine import Trainer
+from openworldsam.engine.cache_features import build_cache
 
 
 @pytest.fixture(scope="module")

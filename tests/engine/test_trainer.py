@@ -155,7 +155,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_trainer import gradients, run, training_cfg
-from openworldsam.engine import launch
+from openworldsam.utils.launch import launch
 
 def main():
     what, data, weights, output, *opts = sys.argv[2:]

@@ -14,15 +14,15 @@ from test_trainer import make_dataset, register, run, start, training_cfg
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
-from openworldsam.data.build_cache import build_cache
 from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine import Trainer
+from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.train import main
 from openworldsam.engine.training_state import newest_state
 from openworldsam.evaluation.benchmark import evaluate
-from openworldsam.locking import lock
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.locking import lock
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,8 @@ from test_trainer import adapter_of, assert_same_gradients, gradients, make_data
 
 from openworldsam.checkpoint import read_weights
 from openworldsam.data.loader import training_dataset
-from openworldsam.engine import Trainer, launch
+from openworldsam.engine import Trainer
+from openworldsam.utils.launch import launch
 
 ROOT = Path(__file__).parents[2]
 EXACT = {"rtol": 0, "atol": 0}

@@ -13,8 +13,8 @@ from test_training_processes import Losses
 
 from openworldsam.checkpoint import convert_released, read_weights
 from openworldsam.config import load_config
-from openworldsam.data.build_cache import build_cache
 from openworldsam.engine import Trainer
+from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.train import main
 
 ROOT = Path(__file__).parents[2]

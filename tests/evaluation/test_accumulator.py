@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from openworldsam.evaluation import InstanceAP, PanopticQuality, ReferringScores, SemanticScores, merged
-from openworldsam.evaluation.accumulator import named
+from openworldsam.evaluation.metrics import InstanceAP, PanopticQuality, ReferringScores, SemanticScores, merged
+from openworldsam.evaluation.metrics.accumulator import named
 
 IMAGES = 24
 

@@ -17,10 +17,10 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
 from openworldsam.data.datasets.coco import CATEGORIES, SEGMENTATION, PanopticFiles, register_panoptic
 from openworldsam.data.ground_truth import read_sentences
-from openworldsam.evaluation import AbsentPrompts
 from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
 from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
+from openworldsam.evaluation.metrics import AbsentPrompts
 from openworldsam.evaluation.prompt_text import READABLE, PromptText
 from openworldsam.evaluation.summary import remarks, scalars, table
 from openworldsam.inference.nms import mask_boxes

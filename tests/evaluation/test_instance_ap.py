@@ -11,8 +11,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from openworldsam.evaluation import InstanceAP, MasksAndBoxes
-from openworldsam.evaluation.instance import STATISTICS
+from openworldsam.evaluation.metrics import InstanceAP, MasksAndBoxes
+from openworldsam.evaluation.metrics.instance import STATISTICS
 
 PUBLISHED = {  # SOURCES.md of the sample
     "segm": (0.320, 0.562, 0.299, 0.387, 0.310, 0.327, 0.268, 0.415, 0.417, 0.469, 0.377, 0.381),

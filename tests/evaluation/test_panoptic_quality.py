@@ -8,7 +8,7 @@ from panopticapi.evaluation import PQStat, pq_compute_single_core
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 
-from openworldsam.evaluation import PanopticQuality
+from openworldsam.evaluation.metrics import PanopticQuality
 
 CAT, DOG, SKY = 17, 18, 187
 IS_THING = {CAT: True, DOG: True, SKY: False}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openworldsam.evaluation import ReferringScores
+from openworldsam.evaluation.metrics import ReferringScores
 
 
 def scores(*pairs):

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-from openworldsam.evaluation import SemanticScores
+from openworldsam.evaluation.metrics import SemanticScores
 
 CLASSES = 7
 

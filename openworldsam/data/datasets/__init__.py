@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from openworldsam.data.datasets import benchmarks, coco, own, refcocog, shapes
+from openworldsam.data.datasets import benchmarks, coco, custom, refcocog, shapes
 
 coco.register()
 refcocog.register()
@@ -28,7 +28,7 @@ def register_datasets(cfg: CfgNode) -> None:
     if not all(isinstance(path, str) for path in cfg.DATASETS.OWN):
         raise ValueError(f"DATASETS.OWN is a list of names of files, got {cfg.DATASETS.OWN!r}")
     for path in cfg.DATASETS.OWN:
-        own.register(path)
+        custom.register(path)
 
 
 def check_registered(names: Iterable[str]) -> None:

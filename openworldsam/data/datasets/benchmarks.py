@@ -24,8 +24,8 @@ from openworldsam.data.datasets.coco import (
     register_panoptic,
     set_metadata,
 )
-from openworldsam.data.datasets.instances import load_instances
-from openworldsam.data.datasets.labels import LabelCoding, LabelRecord, load_labels
+from openworldsam.data.records.instances import load_instances
+from openworldsam.data.records.labels import LabelCoding, LabelRecord, load_labels
 
 logger = logging.getLogger(__name__)
 

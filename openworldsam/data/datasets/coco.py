@@ -6,7 +6,6 @@ the images' size. The colour of a pixel is the id of its segment, R + 256 G + 65
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple, TypedDict
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+from openworldsam.utils.files import find_missing, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -289,24 +290,6 @@ def dataset_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
-def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
-    """Read a json file that holds an object.
-
-    Raises:
-        FileNotFoundError: no such file; the message ends with the hint.
-        ValueError: it is not json, cut short, or no object.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found. {hint}".rstrip()) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not json ({error}); it may be cut short, fetch or make it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
-    return content
-
-
 def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """The images of a json by their id.
 
@@ -336,19 +319,6 @@ def is_crowd(annotation: Mapping[str, Any]) -> int:
     if (value := annotation.get("iscrowd", 0)) not in (0, 1):
         raise ValueError(f"iscrowd is 0 or 1, got {value!r}")
     return int(value)
-
-
-def find_missing(paths: Iterable[str | Path]) -> list[str]:
-    """Those of the paths that do not exist. Lists each folder once, which is faster than asking for every file."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for path in map(str, paths):
-        folder, name = os.path.split(path)
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listings[folder]:
-            missing.append(path)
-    return missing
 
 
 def warn_of_missing(paths: Iterable[str], json_file: str | Path, hint: str = "") -> None:

@@ -16,16 +16,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from pycocotools import mask as rle
 
-from openworldsam.data.datasets.coco import (
-    CATEGORIES,
-    by_id,
-    dataset_root,
-    lack,
-    read_json,
-    set_metadata,
-    warn_of_missing,
-)
+from openworldsam.data.datasets.coco import CATEGORIES, by_id, dataset_root, lack, set_metadata, warn_of_missing
 from openworldsam.data.rle import to_rle
+from openworldsam.utils.files import read_json
 
 Segmentation = Any  # COCO's: a list of polygons [x0, y0, x1, y1, ...], or an RLE {"size": [H, W], "counts": ...}
 

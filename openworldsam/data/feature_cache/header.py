@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from openworldsam.checkpoint.writing import save_atomically
-from openworldsam.data.feature_cache.index import file_sha256
+from openworldsam.utils.files import file_sha256, save_atomically
 
 VERSION = 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

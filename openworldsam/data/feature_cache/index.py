@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from openworldsam.checkpoint.writing import save_atomically
+from openworldsam.utils.files import file_sha256, save_atomically
 
 ImageId = int | str
 
@@ -95,12 +95,3 @@ def damage(problems: Mapping[Path, str]) -> str:
     found = "; ".join(f"{shard.name}: {what}" for shard, what in problems.items())
     indices = " ".join(str(shard.with_suffix(".json")) for shard in problems)
     return f"{next(iter(problems)).parent}: {found}. Delete {indices} and run tools/cache_features.py again"
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,15 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
-from openworldsam.data.feature_cache.index import (
-    ImageEntry,
-    ImageId,
-    Index,
-    Picture,
-    damage,
-    file_sha256,
-    read_index,
-)
+from openworldsam.data.feature_cache.index import ImageEntry, ImageId, Index, Picture, damage, read_index
+from openworldsam.utils.files import file_sha256
 
 
 class _Place(NamedTuple):

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openworldsam.checkpoint.writing import save_atomically
 from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header, write_header
 from openworldsam.data.feature_cache.index import ImageEntry, write_index
+from openworldsam.utils.files import save_atomically
 
 
 class CachedImage(NamedTuple):

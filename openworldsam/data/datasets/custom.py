@@ -1,0 +1,243 @@
+"""A dataset of your own, described by a small YAML or JSON file; DATASETS.OWN names it. datasets/README.md shows how.
+
+    name: reef_val                # what DATASETS.TRAIN, DATASETS.TEST and --benchmarks call it
+    images: images                # folder
+    labels: labels                # label images; or   instances: FILE.json   or   panoptic: FILE.json
+    panoptic_images: panoptic     # with panoptic: the folder of its PNGs
+    classes: [sand, coral, fish]  # the values 0, 1, 2; or {1: sand, 4: coral}. For a json: other names by category id
+    things: [fish]                # default: none, or what the json says
+    ignore: 255                   # label value, or a list of them, of pixels of no class
+
+Relative paths start from the file's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from openworldsam.data.datasets.benchmarks import put
+from openworldsam.data.datasets.coco import (
+    Category,
+    PanopticFiles,
+    read_categories,
+    register_panoptic,
+    set_metadata,
+)
+from openworldsam.data.records.instances import load_instances
+from openworldsam.data.records.labels import MAX_LABEL, LabelCoding, LabelRecord, load_labels
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")
+
+_KINDS = ("labels", "instances", "panoptic")
+_KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ignore")
+
+
+class Description(NamedTuple):
+    """A checked file: kind is one of `_KINDS`, truth the folder or json that it names."""
+
+    path: Path
+    name: str
+    images: Path
+    kind: str
+    truth: Path
+    panoptic_images: Path | None
+    classes: Mapping[int, str]
+    things: tuple[str, ...] | None
+    ignored: tuple[int, ...]
+
+
+def register(path: str | Path) -> None:
+    """Register the dataset that a file describes; may be called again, after which the file holds as it is then.
+
+    Raises:
+        FileNotFoundError: the file, or a json or folder that it names, is missing.
+        ValueError: says what is wrong in the file.
+    """
+    own = read_description(path)
+    taken = own.name in DatasetCatalog and getattr(MetadataCatalog.get(own.name), "own_file", None) != str(own.path)
+    if taken:
+        raise ValueError(f"{own.path}: there is another dataset named {own.name!r}; give it another name")
+    categories = own_categories(own)
+    hint = f"{own.path} names it"
+    if own.kind == "labels":
+        put(own.name, partial(_load_labels, own, categories), categories, ("semantic",))
+    elif own.kind == "instances":
+        load = partial(load_instances, own.truth, own.images, categories=categories, hint=hint)
+        put(own.name, load, categories, ("instance",))
+    else:
+        files = PanopticFiles(str(own.truth), str(own.images), str(own.panoptic_images))
+        register_panoptic(own.name, files, categories, hint=hint)
+    set_metadata(own.name, own_file=str(own.path))
+
+
+def read_description(path: str | Path) -> Description:
+    """Read and check a file.
+
+    Raises:
+        FileNotFoundError: it, or a json or folder that it names, is missing.
+        ValueError: says what is wrong in it.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found; DATASETS.OWN names it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from None
+    try:
+        return _described(path, content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _described(path: Path, content: Any) -> Description:
+    if not isinstance(content, dict):
+        raise ValueError(f"a description is a list of `key: value`, got {type(content).__name__}")
+    for key in content:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            raise ValueError(f"unknown key {key!r}; " + (f"is it {close[0]!r}?" if close else f"keys are {_KEYS}"))
+    kinds = [kind for kind in _KINDS if kind in content]
+    if len(kinds) != 1:
+        raise ValueError(f"one of the keys {', '.join(_KINDS)} is needed, got {' and '.join(kinds) or 'none'}")
+    panoptic = kinds == ["panoptic"]
+    if panoptic != ("panoptic_images" in content):
+        raise ValueError(
+            "panoptic_images, the folder of the panoptic PNGs, goes with panoptic" + ", got no such key" * panoptic
+        )
+    for key in ("name", "images"):
+        if key not in content:
+            raise ValueError(f"the key {key!r} is missing")
+    if kinds == ["labels"] and "classes" not in content:
+        raise ValueError("the key 'classes' is missing: the names of the label values")
+    if kinds != ["labels"] and "ignore" in content:
+        raise ValueError("ignore goes with labels; in a json, pixels that no segment has are of no class")
+    name = _text(content, "name")
+    if name in (".", "..") or "/" in name or len(name.splitlines()) > 1:
+        raise ValueError(f"name is that of a folder too, so without slashes and line breaks, got {name!r}")
+    return Description(
+        path=path,
+        name=name,
+        images=_there(path, content, "images", folder=True),
+        kind=kinds[0],
+        truth=_there(path, content, kinds[0], folder=kinds == ["labels"]),
+        panoptic_images=_there(path, content, "panoptic_images", folder=True) if panoptic else None,
+        classes=_classes(content.get("classes", {})),
+        things=_things(content["things"]) if "things" in content else None,
+        ignored=_ignored(content.get("ignore", [])),
+    )
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content[key]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{key} is a text, got {value!r}")
+    return value.strip()
+
+
+def _there(path: Path, content: Mapping[str, Any], key: str, *, folder: bool) -> Path:
+    found = path.parent / Path(_text(content, key)).expanduser()
+    if not (found.is_dir() if folder else found.is_file()):
+        raise FileNotFoundError(f"{path}: {key}: there is no {'folder' if folder else 'file'} {found}")
+    return found
+
+
+def _classes(value: Any) -> dict[int, str]:
+    classes = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(classes, dict):
+        raise ValueError(f"classes is a list of names, or names by label value, got {value!r}")
+    for number, name in classes.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class {number} has no name but {name!r}; put quotes around words such as yes and no")
+        if len(name.strip().splitlines()) > 1:
+            raise ValueError(f"class {number} has a line break in its name: {name!r}")
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"class {name!r} has the value {number!r}, a whole number from 0 is needed")
+    plain = {number: name.strip() for number, name in classes.items()}
+    if twice := [name for name, times in Counter(plain.values()).items() if times > 1]:
+        raise ValueError(f"classes have the same name: {', '.join(twice)}")
+    return plain
+
+
+def _things(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"things is a list of names of classes, got {value!r}")
+    return tuple(name.strip() for name in value)
+
+
+def _ignored(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    for each in values:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_LABEL:
+            raise ValueError(f"ignore is a label value from 0 to {MAX_LABEL}, or a list of them, got {value!r}")
+    return tuple(values)
+
+
+def own_categories(own: Description) -> tuple[Category, ...]:
+    """The classes of a dataset in the order of their contiguous ids: those of its json, or of its label values.
+
+    Raises:
+        ValueError: the file and its json do not fit together, or a value is a class and ignored.
+    """
+    if own.kind == "labels":
+        if not own.classes or max(own.classes) > MAX_LABEL:
+            raise ValueError(f"{own.path}: classes have label values from 0 to {MAX_LABEL}, got {dict(own.classes)}")
+        if both := set(own.classes) & set(own.ignored):
+            raise ValueError(f"{own.path}: the label values {sorted(both)} are classes, and ignored")
+        categories = tuple(Category(number, name, False) for number, name in sorted(own.classes.items()))
+    else:
+        categories = _json_categories(own.truth, own.kind, own.truth.stat().st_mtime_ns)
+        if unknown := set(own.classes) - {c.id for c in categories}:
+            raise ValueError(f"{own.path}: classes names the ids {sorted(unknown)}, which {own.truth} does not have")
+        categories = tuple(c._replace(name=own.classes.get(c.id, c.name)) for c in categories)
+    names = [c.name for c in categories]
+    if own.things is None:
+        return categories
+    if unknown_names := set(own.things) - set(names):
+        raise ValueError(f"{own.path}: things has {sorted(unknown_names)}, which are not among the classes {names}")
+    return tuple(c._replace(is_thing=c.name in own.things) for c in categories)
+
+
+@lru_cache(maxsize=16)
+def _json_categories(path: Path, kind: str, changed: int) -> tuple[Category, ...]:
+    """As `read_categories`, but read once, as datasets are registered more than once; `changed` is the file's time."""
+    return read_categories(path, all_things=kind == "instances")
+
+
+def _load_labels(own: Description, categories: tuple[Category, ...]) -> list[LabelRecord]:
+    pairs = pair_by_name(own.images, own.truth)
+    return load_labels(own.name, pairs, LabelCoding.of(categories, own.ignored), own.path)
+
+
+def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Every image with the label image of the same name below the other folder, whatever their suffixes.
+
+    Where there is none, PNG is assumed, so that reading it says so.
+
+    Raises:
+        ValueError: two files differ in nothing but their suffixes, or no label image belongs to an image.
+    """
+    found = {stem: path for path, stem in _stems(images, IMAGE_SUFFIXES)}
+    truth = {stem: path for path, stem in _stems(labels, LABEL_SUFFIXES)}
+    if strangers := truth.keys() - found.keys():
+        raise ValueError(
+            f"{len(strangers)} label images in {labels} have no image in {images}, such as {min(strangers)}"
+        )
+    return [(path, truth.get(stem, labels / f"{stem}.png")) for stem, path in sorted(found.items())]
+
+
+def _stems(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    if twice := [stem for stem, times in Counter(stems).items() if times > 1]:
+        raise ValueError(f"{folder} has several files named {twice[0]}")
+    return list(zip(paths, stems, strict=True))

@@ -1,0 +1,1 @@
+"""Make what a benchmark does not ship: labels, panoptic PNGs and jsons of the classes in the paper."""

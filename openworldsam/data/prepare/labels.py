@@ -1,0 +1,176 @@
+"""Makes label images of what ADE20K-2021, PASCAL Context and ScanNet publish in other forms.
+
+A file under its final name is whole and is not made twice, so everything may be interrupted and repeated.
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+import csv
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from openworldsam.data.datasets.benchmarks import LABELS, class_entries, find_pairs, read_classes
+from openworldsam.data.prepare.command import Plan, require, work_through
+from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.labels import MAX_LABEL, read_labels
+from openworldsam.utils.files import save_atomically
+
+
+def save_labels(labels: np.ndarray, path: Path) -> None:
+    """Write a label image, uint8 or uint16 [H, W], whole or not at all: TIFF if it is called so, otherwise PNG."""
+    kind = {"format": "TIFF", "compression": "tiff_lzw"} if path.suffix == ".tif" else {"format": "PNG"}
+    image = Image.fromarray(labels)
+    save_atomically(path, lambda partial: image.save(partial, **kind))
+
+
+def make_ade20k_847(plan: Plan, *, short_side: int = 512) -> list[str]:
+    """ADE20K-847's images and label images from the 2021 release.
+
+    Args:
+        plan: where, and how.
+        short_side: larger images are scaled down to it, in pixels; 0 keeps their size. 512 is what is published on.
+
+    Raises:
+        OSError, ValueError: an image is missing, damaged or cannot be written, or there are too few.
+    """
+    benchmark = LABELS["ade20k_847_val"]
+    images = sorted((plan.root / "ADE20K_2021_17_01/images/ADE/validation").rglob("ADE_val_*.jpg"))
+    require(len(images), benchmark.expected, plan, "validation images of ADE20K-2021")
+    jobs = [
+        (image, *(plan.root / pattern.replace("*", image.stem) for pattern in (benchmark.images, benchmark.labels)))
+        for image in images
+    ]
+    work_through(partial(_convert_ade20k, short_side=short_side), jobs, plan, "images of ADE20K-847")
+    return [f"{len(jobs)} images of ADE20K-847"]
+
+
+def ade20k_classes(colours: np.ndarray) -> np.ndarray:
+    """Class ids 0..846 from a *_seg.png, uint16 [H, W], 65535 where none of them is.
+
+    Args:
+        colours: uint8 [H, W, 3]; the object's index is 256 (red / 10) + green.
+    """
+    index = colours[..., 0].astype(np.int64) // 10 * 256 + colours[..., 1]
+    return _ade20k_table()[index]
+
+
+@lru_cache
+def _ade20k_table() -> np.ndarray:
+    table = np.full(26 * 256, MAX_LABEL, np.uint16)
+    for entry in class_entries("ade20k_847"):
+        table[entry["index"]] = entry["id"]
+    return table
+
+
+def _convert_ade20k(job: tuple[Path, Path, Path], short_side: int) -> str | None:
+    source, image_path, labels_path = job
+    if labels_path.exists() and image_path.exists():
+        return None
+    try:
+        image = Image.fromarray(read_image(source))
+        labels = ade20k_classes(read_image(source.with_name(f"{source.stem}_seg.png")))
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    if labels.shape != (image.height, image.width):
+        return f"{source} is {image.width} x {image.height}, its labels are {labels.shape[1]} x {labels.shape[0]}"
+    if 0 < short_side < min(image.size):
+        scale = short_side / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    save_atomically(image_path, lambda partial: image.save(partial, format="JPEG", quality=95))
+    save_labels(labels, labels_path)
+    return None
+
+
+def make_pascal_context(plan: Plan) -> list[str]:
+    """Context-59's and Context-459's label images from the LabelMaps of the 459 classes.
+
+    Raises:
+        OSError, ValueError: a LabelMap is missing, damaged or has an unknown value, or there are too few.
+    """
+    few, many = LABELS["pascal_context_59_val"], LABELS["pascal_context_459_val"]
+    advice = "It is in VOC2010's trainval archive; datasets/README.md says where that is"
+    lists = [[labels for _, labels in find_pairs(benchmark, plan.root, advice)] for benchmark in (few, many)]
+    require(len(lists[0]), few.expected, plan, "listed validation images of VOC2010")
+    folder = plan.root / "VOCdevkit/VOC2010/trainval"
+    jobs = [(folder / f"{f.stem}.mat", f, m) for f, m in zip(*lists, strict=True)]
+    work_through(_convert_context, jobs, plan, "LabelMaps of PASCAL Context")
+    return [f"{len(jobs)} LabelMaps of PASCAL Context"]
+
+
+def _convert_context(job: tuple[Path, Path, Path]) -> str | None:
+    source, few, many = job
+    if few.exists() and many.exists():
+        return None
+    names = [c.name for c in read_classes("pascal_context_459")]
+    try:
+        labels = np.asarray(scipy.io.loadmat(str(source))["LabelMap"]).astype(np.int64)
+    except FileNotFoundError:
+        return f"{source} not found"
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        return f"{source} is no LabelMap: {error}"
+    if labels.ndim != 2 or labels.min() < 0 or labels.max() > len(names):
+        return f"{source} has the labels {labels.min()} to {labels.max()}, known are 0 to {len(names)}"
+    kept = np.full(len(names) + 1, 255, np.uint8)
+    for c in read_classes("pascal_context_59"):
+        kept[names.index(c.name) + 1] = c.id
+    save_labels(kept[labels], few)
+    save_labels(np.where(labels > 0, labels - 1, MAX_LABEL).astype(np.uint16), many)
+    return None
+
+
+def make_scannet_labels(plan: Plan, table: Path) -> list[str]:
+    """ScanNet's label/ and instance/ of frames that were extracted from the scans, as scannet_frames_25k has them.
+
+    Args:
+        plan: where; the scenes have color/, label-filt/ (raw ids) and instance-filt/ (numbers of objects).
+        table: scannetv2-labels.combined.tsv, which says the NYU40 class of each raw id.
+
+    Raises:
+        OSError, ValueError: a file is missing, damaged or has an unknown value, or there are too few.
+    """
+    benchmark = LABELS["scannet_20_val"]
+    pairs = find_pairs(benchmark, plan.root, "It is in ScanNet's repository; datasets/README.md says where")
+    require(len(pairs), benchmark.expected, plan, "frames of ScanNet's validation scenes")
+    convert = partial(_convert_scannet, classes=read_scannet_table(table))
+    work_through(convert, [labels for _, labels in pairs], plan, "label images of ScanNet")
+    return [f"{len(pairs)} label and instance images of ScanNet"]
+
+
+def read_scannet_table(path: Path) -> dict[int, int]:
+    """The NYU40 class of each raw id of ScanNet.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is of another format.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return {int(row["id"]): int(row["nyu40id"]) for row in csv.DictReader(file, delimiter="\t")} | {0: 0}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not scannetv2-labels.combined.tsv: {error}") from None
+
+
+def _convert_scannet(target: Path, classes: dict[int, int]) -> str | None:
+    scene, name = target.parents[1], target.name
+    if target.exists() and (scene / "instance" / name).exists():
+        return None
+    try:
+        raw, numbers = read_labels(scene / "label-filt" / name), read_labels(scene / "instance-filt" / name)
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    values, inverse = np.unique(raw, return_inverse=True)
+    if unknown := [value for value in values.tolist() if value not in classes]:
+        return f"{scene / 'label-filt' / name} has the raw ids {unknown}, which the table does not"
+    if raw.shape != numbers.shape:
+        return f"{scene / 'label-filt' / name} and its instance image are of two sizes: {raw.shape}, {numbers.shape}"
+    labels = np.array([classes[value] for value in values.tolist()], np.uint16)[inverse].reshape(raw.shape)
+    save_labels(np.where(numbers > 0, labels * 1000 + numbers, 0).astype(np.uint16), scene / "instance" / name)
+    save_labels(labels.astype(np.uint8), target)
+    return None

@@ -1,0 +1,284 @@
+"""Makes COCO's panoptic format of what ADE20K, ScanNet, Cityscapes and BDD10K publish, and ADE20K's instance json.
+
+Each benchmark has one reader, from an image's own files to its regions; the rest is shared. A json is written last
+and only if every image could be read, so whoever finds one has everything; one that is there is left alone.
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from panopticapi.utils import id2rgb
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
+from openworldsam.data.datasets.coco import Category
+from openworldsam.data.prepare.command import Plan, require, work_through
+from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.labels import read_labels
+from openworldsam.utils.files import save_atomically, save_json
+
+_STEP = 1000  # an instance's value is 1000 times its class's and its number, in Cityscapes and ScanNet
+
+
+class Region(NamedTuple):
+    """What a value of a map of regions is: category id of the dataset's own, and whether a crowd."""
+
+    category_id: int
+    iscrowd: bool = False
+
+
+class Job(NamedTuple):
+    """An image: its path, its names in the json, and the files that its regions are read from."""
+
+    image: Path
+    image_name: str
+    png_name: str
+    sources: tuple[Path, ...]
+
+
+Regions = tuple[np.ndarray, dict[int, Region]]
+"""A value for every pixel, int [H, W], and what the values are; those that it does not name are void."""
+
+
+def read_ade20k(sources: Sequence[Path]) -> Regions:
+    """Things from annotations_instance (red: which of the 100 classes, green: which object), stuff from annotations
+    (class + 1). Pixels of a thing's class that belong to no object are void.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown value.
+    """
+    labels, colours = read_labels(sources[0]).astype(np.int64), read_image(sources[1]).astype(np.int64)
+    _check_same_size(labels, colours, sources)
+    stuff = {c.id + 1: Region(c.id) for c in read_classes("ade20k_150") if not c.is_thing}
+    _check_range(labels, 150, sources[0])
+    objects, regions = _ade20k_objects(colours, sources[1])
+    return np.where(objects > 0, objects, labels), regions | stuff
+
+
+def read_ade20k_instances(sources: Sequence[Path]) -> Regions:
+    """The things of `read_ade20k` alone. Raises as it does."""
+    return _ade20k_objects(read_image(sources[1]).astype(np.int64), sources[1])
+
+
+def _ade20k_objects(colours: np.ndarray, path: Path) -> Regions:
+    """Values from 1000 up, so that they are none of stuff's."""
+    classes = read_classes("ade20k_instance_100")
+    red, green = colours[..., 0], colours[..., 1]
+    _check_range(red, len(classes), path)
+    objects = np.where(red > 0, red * _STEP + green, 0)
+    return objects, {v: Region(classes[v // _STEP - 1].id) for v in np.unique(objects).tolist() if v}
+
+
+def read_cityscapes(sources: Sequence[Path]) -> Regions:
+    """From *_gtFine_instanceIds.png: an object's value is 1000 classes + number, other regions' the class; of a thing's
+    class that is a group of objects, a crowd.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
+    """
+    values = read_labels(sources[0])
+    classes = {c.id: c for c in read_classes("cityscapes_19")}
+    regions = {}
+    for value in np.unique(values).tolist():
+        single = value < _STEP
+        label = value if single else value // _STEP
+        if label > 33:
+            raise ValueError(f"{sources[0]} has the value {value}, whose class {label} is none of 0 to 33")
+        if label in classes:
+            regions[value] = Region(label, iscrowd=single and classes[label].is_thing)
+    return values, regions
+
+
+def read_scannet(sources: Sequence[Path]) -> Regions:
+    """Things from the instance image (1000 NYU40 classes + number), wall and floor from the label image (NYU40).
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown value.
+    """
+    labels, values = read_labels(sources[0]), read_labels(sources[1])
+    _check_same_size(labels, values, sources)
+    _check_range(labels, 40, sources[0])
+    _check_range(values // _STEP, 40, sources[1])
+    classes = {c.id: c for c in read_classes("scannet_20")}
+    regions = {i: Region(i) for i, c in classes.items() if not c.is_thing}
+    for value in np.unique(values).tolist():
+        if (label := value // _STEP) in classes and classes[label].is_thing:
+            regions[value] = Region(label)
+    objects = np.isin(values, [value for value in regions if value >= _STEP])
+    return np.where(objects, values, labels), regions
+
+
+def read_bdd10k(sources: Sequence[Path]) -> Regions:
+    """From a bitmask, RGBA: red the class, green four flags (1 ignored, 2 crowd), blue and alpha the object's number.
+    What is ignored counts as a crowd. Stuff of one class is one region.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
+    """
+    try:
+        with Image.open(sources[0]) as image:
+            pixels = np.asarray(image).astype(np.int64)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"bitmask {sources[0]} not found") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{sources[0]} is not a readable bitmask: {error}") from error
+    if pixels.ndim != 3 or pixels.shape[2] != 4:
+        raise ValueError(f"{sources[0]} is no bitmask: four channels, got {pixels.shape}")
+    red, green, blue, alpha = np.moveaxis(pixels, 2, 0)
+    classes = {c.id: c for c in read_classes("bdd10k_panoptic_40")}
+    _check_range(red, len(classes), sources[0])
+    is_thing = np.array([False, *(c.is_thing for c in classes.values())])[red]
+    crowd = (green & 3) > 0
+    number = np.where(is_thing, blue * 256 + alpha, 0)
+    values = np.where(red > 0, ((red * 2 + crowd) << 16) + number, 0)
+    return values, {v: Region(v >> 17, bool(v >> 16 & 1)) for v in np.unique(values).tolist() if v}
+
+
+def _check_same_size(first: np.ndarray, second: np.ndarray, paths: Sequence[Path]) -> None:
+    if first.shape[:2] != second.shape[:2]:
+        sizes = [f"{paths[i]} is {a.shape[1]} x {a.shape[0]}" for i, a in enumerate((first, second))]
+        raise ValueError(", ".join(sizes))
+
+
+def _check_range(values: np.ndarray, most: int, path: Path) -> None:
+    if values.max(initial=0) > most:
+        raise ValueError(f"{path} has the class {values.max()}, known are 0 to {most}")
+
+
+def write_panoptic(job: Job, read: Callable[[Sequence[Path]], Regions], folder: Path) -> dict[str, Any] | str:
+    """Write an image's panoptic PNG; returns its entry in the json, or what is wrong."""
+    try:
+        ids, segments = _segments(job, read)
+    except (OSError, ValueError) as error:
+        return str(error)
+    picture = Image.fromarray(id2rgb(ids))
+    save_atomically(folder / job.png_name, lambda partial: picture.save(partial, format="PNG"))
+    return {"file_name": job.png_name, "segments_info": segments}
+
+
+def encode_instances(job: Job, read: Callable[[Sequence[Path]], Regions]) -> list[dict[str, Any]] | str:
+    """The objects of an image as COCO's annotations, without ids; or what is wrong."""
+    try:
+        ids, segments = _segments(job, read)
+    except (OSError, ValueError) as error:
+        return str(error)
+    for segment in segments:
+        code = mask_util.encode(np.asfortranarray(ids == segment.pop("id"), dtype=np.uint8))
+        segment["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+    return segments
+
+
+def _segments(job: Job, read: Callable[[Sequence[Path]], Regions]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """The ids 1, 2, ... of the regions, int32 [H, W], and COCO's description of each.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, damaged, of another size than the image, or has an unknown
+            value.
+    """
+    values, regions = read(job.sources)
+    with Image.open(job.image) as image:
+        width, height = image.size
+    if values.shape != (height, width):
+        raise ValueError(f"{job.sources[0]} is {values.shape[1]} x {values.shape[0]}, its image is {width} x {height}")
+    ids = np.zeros(values.shape, np.int32)
+    segments: list[dict[str, Any]] = []
+    for value in np.unique(values).tolist():
+        if (region := regions.get(value)) is None:
+            continue
+        mask = values == value
+        ids[mask] = number = len(segments) + 1
+        segments.append({"id": number, **_describe(mask), **region._asdict()})
+        segments[-1]["iscrowd"] = int(region.iscrowd)
+    return ids, segments
+
+
+def _describe(mask: np.ndarray) -> dict[str, Any]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
+    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    return {"area": int(mask.sum()), "bbox": box}
+
+
+def _images(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    images = []
+    for index, job in enumerate(jobs):
+        with Image.open(job.image) as image:
+            width, height = image.size
+        images.append({"id": index, "file_name": job.image_name, "height": height, "width": width})
+    return images
+
+
+def _categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
+    return [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]
+
+
+def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Callable[[Sequence[Path]], Regions]) -> list[str]:
+    benchmark = PANOPTIC[name]
+    require(len(jobs), benchmark.expected, plan, f"images of {name}")
+    if (target := plan.root / benchmark.files.json).exists():
+        return [f"{target}: already there, left as it is"]
+    work = partial(write_panoptic, read=read, folder=plan.root / benchmark.files.panoptic_root)
+    entries = work_through(work, jobs, plan, f"images of {name}")
+    annotations = [{"image_id": index, **entry} for index, entry in enumerate(entries)]
+    content = {"images": _images(jobs), "annotations": annotations}
+    save_json(target, {**content, "categories": _categories(read_classes(benchmark.classes))})
+    return [f"{target}: {len(jobs)} images, {sum(len(a['segments_info']) for a in annotations)} segments"]
+
+
+def make_ade20k(plan: Plan) -> list[str]:
+    """ADE20K-150's panoptic and instance jsons; returns what was made. Raises as all `make_*` do."""
+    root = plan.root / "ADEChallengeData2016"
+    jobs = []
+    for image in sorted((root / "images/validation").glob("*.jpg")):
+        png = f"{image.stem}.png"
+        sources = tuple(root / kind / "validation" / png for kind in ("annotations", "annotations_instance"))
+        jobs.append(Job(image, image.name, png, sources))
+    made = _make(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
+    if (target := root / "ade20k_instance_val.json").exists():
+        return [*made, f"{target}: already there, left as it is"]
+    work = partial(encode_instances, read=read_ade20k_instances)
+    found = work_through(work, jobs, plan, f"images of {ADE20K_INSTANCE}")
+    objects = [{"image_id": index, **each} for index, listed in enumerate(found) for each in listed]
+    annotations = [{"id": number, **each} for number, each in enumerate(objects, start=1)]
+    content = {"images": _images(jobs), "annotations": annotations}
+    save_json(target, {**content, "categories": _categories(read_classes("ade20k_instance_100"))})
+    return [*made, f"{target}: {len(jobs)} images, {len(annotations)} objects"]
+
+
+def make_cityscapes(plan: Plan) -> list[str]:
+    """Cityscapes' panoptic json from its instanceIds."""
+    root = plan.root / "cityscapes"
+    jobs = []
+    for image in sorted((root / "leftImg8bit/val").glob("*/*_leftImg8bit.png")):
+        stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
+        source = root / "gtFine/val" / city / f"{stem}_gtFine_instanceIds.png"
+        jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
+    return _make(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
+
+
+def make_bdd10k(plan: Plan) -> list[str]:
+    """BDD10K's panoptic json from its bitmasks."""
+    root = plan.root / "bdd100k"
+    jobs = [
+        Job(image, image.name, f"{image.stem}.png", (root / f"labels/pan_seg/bitmasks/val/{image.stem}.png",))
+        for image in sorted((root / "images/10k/val").glob("*.jpg"))
+    ]
+    return _make(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
+
+
+def make_scannet(plan: Plan) -> list[str]:
+    """ScanNet-20's panoptic json from the frames of the validation scenes."""
+    jobs = []
+    advice = "It is in ScanNet's repository; datasets/README.md says where"
+    for image, labels in find_pairs(LABELS["scannet_20_val"], plan.root, advice):
+        scene = image.parents[1]
+        sources = (labels, scene / "instance" / labels.name)
+        jobs.append(Job(image, f"{scene.name}/color/{image.name}", f"{scene.name}__{labels.name}", sources))
+    return _make(plan, "scannet_20_panoptic_val", jobs, read_scannet)

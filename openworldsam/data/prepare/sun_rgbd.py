@@ -1,0 +1,88 @@
+"""Makes SUN RGB-D's test images and label images from the official archives, whose labels are one HDF5 file.
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+
+from openworldsam.data.datasets.benchmarks import LABELS, read_classes
+from openworldsam.data.prepare.command import Plan, require, work_through
+from openworldsam.data.prepare.labels import save_labels
+from openworldsam.utils.files import find_missing, save_atomically
+
+
+class _Job(NamedTuple):
+    """A test image: its folder, its place in the metadata, and the two files that are made of it."""
+
+    folder: Path
+    place: int
+    image: Path
+    labels: Path
+
+
+def make_sun_rgbd(plan: Plan) -> list[str]:
+    """SUN RGB-D's test images and 37-class label images from SUNRGBD.zip and SUNRGBDtoolbox.zip, unpacked.
+
+    Raises:
+        OSError, ValueError: a file is missing, damaged or has an unknown value, or there are too few.
+    """
+    try:
+        import h5py  # noqa: F401 (said before anything is made)
+    except ImportError:
+        raise ValueError("SUNRGBD2Dseg.mat is HDF5; `pip install h5py` reads it") from None
+    benchmark, toolbox = LABELS["sun_rgbd_37_val"], plan.root / "sun_rgbd/SUNRGBDtoolbox"
+    numbers = _sun_test_numbers(toolbox)
+    require(len(numbers), benchmark.expected, plan, "test images of SUN RGB-D")
+    jobs = []
+    for number, (folder, place) in enumerate(numbers, start=1):
+        patterns = (benchmark.images, benchmark.labels)
+        image, labels = (plan.root / pattern.replace("*", f"{number:06d}") for pattern in patterns)
+        jobs.append(_Job(plan.root / "sun_rgbd" / folder, place, image, labels))
+    convert = partial(_convert_sun, metadata=toolbox / "Metadata/SUNRGBD2Dseg.mat")
+    work_through(convert, jobs, plan, "images of SUN RGB-D")
+    return [f"{len(jobs)} images of SUN RGB-D"]
+
+
+def _sun_test_numbers(toolbox: Path) -> list[tuple[str, int]]:
+    """Folder of each test image below sun_rgbd, in the order of the official split, and its place in the metadata."""
+    names = ("traintestSUNRGBD/allsplit.mat", "Metadata/SUNRGBDMeta.mat", "Metadata/SUNRGBD2Dseg.mat")
+    if missing := find_missing(toolbox / name for name in names):
+        raise FileNotFoundError(f"{missing[0]} not found. It is in SUNRGBDtoolbox.zip (datasets/README.md)")
+    try:
+        split = scipy.io.loadmat(toolbox / names[0], squeeze_me=True)["alltest"]
+        meta = scipy.io.loadmat(toolbox / names[1], squeeze_me=True)["SUNRGBDMeta"]
+        places = {_below(path): i for i, path in enumerate(meta["sequenceName"].tolist())}
+        return [(folder, places[folder]) for folder in map(_below, split.tolist())]
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{toolbox} is not the official toolbox: {error}") from error
+
+
+def _below(path: str) -> str:
+    """A folder of the split, SUNRGBD/..., without the publisher's own path in front of it."""
+    return path[path.index("SUNRGBD/") :].rstrip("/")
+
+
+def _convert_sun(job: _Job, metadata: Path) -> str | None:
+    if job.labels.exists() and job.image.exists():
+        return None
+    import h5py
+
+    pictures = sorted((job.folder / "image").glob("*.jpg"))
+    if len(pictures) != 1:
+        return f"{job.folder / 'image'} has {len(pictures)} images, one is expected"
+    with h5py.File(metadata, "r") as file:  # one cell at a time: all of them are 64 GB; MATLAB's columns come first
+        values = np.asarray(file[file["SUNRGBD2Dseg"]["seglabel"][job.place][0]]).T
+    most = len(read_classes("sun_rgbd_37"))
+    if values.min() < 0 or values.max() > most:
+        return f"the labels of {job.folder} are {values.min()} to {values.max()}, known are 0 to {most}"
+    save_atomically(job.image, lambda partial: shutil.copyfile(pictures[0], partial))
+    save_labels(values.astype(np.uint8), job.labels)
+    return None

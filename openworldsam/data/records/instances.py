@@ -1,0 +1,108 @@
+"""Datasets in COCO's instance format: a json of images and their objects' masks. Pixels of no object are void.
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from openworldsam.data.datasets.coco import Category, Segment, by_id, is_crowd, lack, warn_of_missing
+from openworldsam.data.datasets.refcocog import Segmentation, union_mask
+from openworldsam.utils.files import read_json
+
+
+class Instance(TypedDict):
+    """An object: category_id contiguous, segmentation any of COCO's forms."""
+
+    id: int
+    category_id: int
+    iscrowd: int
+    segmentation: Segmentation
+
+
+class InstanceRecord(TypedDict):
+    """An image with its objects, none or more."""
+
+    file_name: str
+    image_id: int
+    height: int
+    width: int
+    instances: list[Instance]
+
+
+def load_instances(
+    json_file: str | Path, image_root: str | Path, *, categories: Sequence[Category], hint: str = ""
+) -> list[InstanceRecord]:
+    """Read a COCO instance json into records, in the order of its images; those without an object are among them, and
+    those whose files are missing, which a warning counts.
+
+    Args:
+        json_file: https://cocodataset.org/#format-data, "Object Detection".
+        image_root: folder of the images.
+        categories: the classes in the order of their contiguous ids.
+        hint: what to do about a missing file; ends the error message.
+
+    Raises:
+        FileNotFoundError: the json, or every single image, is missing.
+        ValueError: the json is damaged or of another format, has a category id that is not in `categories`, or no
+            object.
+    """
+    content = read_json(json_file, hint)
+    contiguous = {category.id: index for index, category in enumerate(categories)}
+    try:
+        records = {
+            i: InstanceRecord(
+                file_name=str(Path(image_root, image["file_name"])),
+                image_id=i,
+                height=image["height"],
+                width=image["width"],
+                instances=[],
+            )
+            for i, image in by_id(content["images"]).items()
+        }
+        for number, annotation in enumerate(content["annotations"], start=1):
+            if (index := contiguous.get(annotation["category_id"])) is None:
+                raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
+            crowd, mask = is_crowd(annotation), annotation["segmentation"]
+            own = records[annotation["image_id"]]["instances"]
+            own.append(Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{json_file} is no COCO instance json: {lack(error)}. {hint}".rstrip()) from error
+    except ValueError as error:
+        raise ValueError(f"{json_file}: {error}") from None
+    if not any(record["instances"] for record in records.values()):
+        raise ValueError(f"{json_file} has no usable image: {len(records)} listed, none with an object")
+    warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
+    return list(records.values())
+
+
+def instance_map(record: Mapping[str, Any]) -> np.ndarray:
+    """The id of the object of an `InstanceRecord` at each pixel, int32 [H, W], 0 where none is.
+
+    Where objects overlap the smaller one is on top, and crowds below all; COCO itself would keep both whole.
+
+    Raises:
+        ValueError: a segmentation is damaged or of another size; names the image.
+    """
+    size = (record["height"], record["width"])
+    try:
+        masks = {i["id"]: union_mask(i["segmentation"], *size) for i in record["instances"]}
+    except ValueError as error:
+        raise ValueError(f"an object of {record['file_name']}: {error}") from None
+    ids = np.zeros(size, np.int32)
+    for instance in sorted(record["instances"], key=lambda i: (not i["iscrowd"], -masks[i["id"]].sum())):
+        ids[masks[instance["id"]]] = instance["id"]
+    return ids
+
+
+def instance_segments(record: Mapping[str, Any]) -> list[Segment]:
+    """The objects of an `InstanceRecord` as segments; areas are 0, as nothing is painted yet."""
+    return [
+        Segment(id=i["id"], category_id=i["category_id"], isthing=True, iscrowd=i["iscrowd"], area=0)
+        for i in record["instances"]
+    ]

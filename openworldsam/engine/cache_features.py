@@ -1,0 +1,275 @@
+"""Fills a feature cache with what training will ask for; the command line of tools/cache_features.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import Tensor
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.config import load_config
+from openworldsam.data.feature_cache import (
+    DTYPES,
+    IMAGE_FEATURES,
+    CachedImage,
+    CacheHeader,
+    FeatureCache,
+    FeatureCacheWriter,
+    ImageEntry,
+    Picture,
+    tokenizer_fingerprint,
+)
+from openworldsam.data.feature_cache.plan import Shard, Work, batches, plan, wanted_prompts
+from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.device import usable_device
+from openworldsam.utils.launch import launch_command
+from openworldsam.utils.locking import lock, share
+from openworldsam.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SHARD_IMAGES = 512
+"""Most images of a shard; it also bounds what a kill can lose."""
+SHARD_BYTES = 2**30
+"""About the largest shard; it is in memory until it is written."""
+
+
+class Summary(NamedTuple):
+    """What a run added, and the files that it could not read."""
+
+    images: int
+    prompts: int
+    skipped: list[str]
+
+
+def build_cache(
+    cfg: CfgNode,
+    folder: str | Path,
+    *,
+    image_features: str = "none",
+    dtype: str = "bf16",
+    part: int = 0,
+    num_parts: int = 1,
+    batch_size: int = 4,
+    shard_images: int = SHARD_IMAGES,
+) -> Summary:
+    """Compute what a cache lacks for all images of DATASETS.TRAIN and all that may be asked about them.
+
+    What is there stays; a run that was stopped goes on after its last complete shard. Images that cannot be read are
+    reported and left out.
+
+    Args:
+        cfg: config of the training.
+        folder: of the cache.
+        image_features: "none" or "all".
+        dtype: number format on the disk: "fp32", "bf16" or "fp16".
+        part, num_parts: which of how many disjoint parts of the work; the parts may run at once.
+        batch_size, shard_images: images encoded at a time, and most images of a shard (the same for all parts).
+
+    Raises:
+        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder holds another cache or
+            another picture, another process fills this part, an augmentation is on, or not one image could be read.
+        OSError: the cache cannot be written.
+    """
+    _check_numbers(part, num_parts, batch_size, shard_images)
+    CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
+    wanted = wanted_prompts(cfg)
+    with _writing(Path(folder), part):
+        model, fingerprints = _encoders(cfg)
+        header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
+        writer, cache = FeatureCacheWriter(folder, header), FeatureCache(folder)
+        if per_image := image_bytes(cfg, header):
+            shard_images = min(shard_images, max(1, SHARD_BYTES // per_image))
+        planned = plan(wanted, cache, shard_images)[part::num_parts]
+        shards = [shard for shard in planned if shard is not None]
+        logger.info("%d of %d shards are there", len(planned) - len(shards), len(planned))
+        images = batches(shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
+        return _fill(model, writer, cache, shards, images)
+
+
+def _check_numbers(part: int, num_parts: int, batch_size: int, shard_images: int) -> None:
+    if not 0 <= part < num_parts:
+        raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {num_parts - 1}")
+    if batch_size < 1 or shard_images < 1:
+        raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, part: int) -> Iterator[None]:
+    """Keep others out of a part. What killed runs left is deleted, unless another part is being filled."""
+
+    def clear() -> None:
+        for leftover in (*folder.glob(".shard-*.part"), *folder.glob(".header.json.*.part")):
+            leftover.unlink()
+
+    busy = f"another process fills part {part} of {folder} just now; wait for its end, or choose another folder"
+    with lock(folder / f".part-{part}.lock", busy), share(folder / ".lock", clear):
+        yield
+
+
+def _encoders(cfg: CfgNode) -> tuple[OpenWorldSAM, dict[str, str]]:
+    """The model, and the fingerprints of its weights and of the tokenizer."""
+    model = OpenWorldSAM(cfg)
+    sources = load_weights(model, cfg, need_adapter=False)
+    model.to(cfg.MODEL.DEVICE).eval()
+    return model, {name: source.fingerprint for name, source in sources.items()} | tokenizer_fingerprint(cfg)
+
+
+def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:
+    """Bytes that the image features of one image take in a cache."""
+    numbers = cfg.MODEL.SAM2.WIDTH * (cfg.MODEL.SAM2.IMAGE_SIZE // 16) ** 2
+    levels = {"none": 0, "all": 4}[header.image_features]  # high-res: 16 / 8 and 4 / 4 times the embedding
+    return levels * numbers * DTYPES[header.dtype].itemsize
+
+
+def _fill(
+    model: OpenWorldSAM,
+    writer: FeatureCacheWriter,
+    cache: FeatureCache,
+    shards: Sequence[Shard],
+    images: Iterator[list[tuple[Work, Tensor | str]]],
+) -> Summary:
+    """Compute and write the shards, one after the other."""
+    total = sum(len(shard.work) for shard in shards)
+    logger.info("%d images to encode", total)
+    progress = Progress(total)
+    skipped: list[str] = []
+    for shard in shards:
+        done: list[CachedImage] = []
+        seen = 0
+        while seen < len(shard.work):
+            batch = next(images)
+            seen += len(batch)
+            readable = _readable(batch, cache, skipped)
+            done += encode(model, readable, writer.header)
+            progress.update(len(batch), sum(len(work.prompts) for work, _ in readable))
+        if done:
+            writer.write(shard.name, done)
+    if skipped and len(skipped) == total and not cache.num_images:
+        raise ValueError(f"not one of {total} images could be read, the last is {skipped[-1]}")
+    return Summary(total - len(skipped), progress.prompts, skipped)
+
+
+def _readable(
+    batch: Sequence[tuple[Work, Tensor | str]], cache: FeatureCache, skipped: list[str]
+) -> list[tuple[Work, Tensor]]:
+    """The images of a batch that could be read; the files of the others join `skipped`.
+
+    Raises:
+        ValueError: features of other pixels are held under the id of one.
+    """
+    readable: list[tuple[Work, Tensor]] = []
+    for work, pixels in batch:
+        file_name = work.record["file_name"]
+        if isinstance(pixels, Tensor):
+            cache.check_picture(work.image_id, file_name, Picture.of(pixels))
+            readable.append((work, pixels))
+        else:
+            logger.warning("skipped: %s", pixels)
+            skipped.append(file_name)
+    return readable
+
+
+@torch.no_grad()
+def encode(model: OpenWorldSAM, batch: Sequence[tuple[Work, Tensor]], header: CacheHeader) -> list[CachedImage]:
+    """Run the frozen encoders over images, uint8 [3, H, W] each, and bring the results to the CPU."""
+    if not batch:
+        return []
+    dtype = DTYPES[header.dtype]
+    images = [pixels.to(model.device) for _, pixels in batch]
+    prompts = [prompt for work, _ in batch for prompt in work.prompts]
+    counts = [len(work.prompts) for work, _ in batch]
+    embeddings = torch.zeros(0, model.prompt_encoder.embed_dim)
+    if prompts:
+        image_index = torch.arange(len(batch)).repeat_interleave(torch.tensor(counts))
+        embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, image_index)
+    features: Iterator[Sequence[Tensor]] = iter(())
+    if chosen := [image for image, (work, _) in zip(images, batch, strict=True) if work.features]:
+        encoded = model.encode_images(chosen)
+        held = (encoded.embed, *encoded.high_res)
+        features = iter(list(zip(*(level.to(dtype).cpu() for level in held), strict=True)))
+    rows = embeddings.to(dtype).cpu().split(counts)
+    return [
+        CachedImage(_entry(work, pixels), own, next(features) if work.features else ())
+        for (work, pixels), own in zip(batch, rows, strict=True)
+    ]
+
+
+def _entry(work: Work, pixels: Tensor) -> ImageEntry:
+    name = Path(work.record["file_name"]).name
+    return ImageEntry(work.image_id, name, Picture.of(pixels), work.prompts, work.features)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Compute once what the frozen encoders make of the training images and prompts."
+    )
+    parser.add_argument("--config-file", required=True, help="config of the training")
+    parser.add_argument("--output", required=True, help="folder of the cache; what is there already stays")
+    parser.add_argument(
+        "--image-features",
+        choices=tuple(IMAGE_FEATURES),
+        default="none",
+        help="SAM2's output too: 8 MiB per image at 1024 pixels in half precision",
+    )
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format on the disk")
+    parser.add_argument("--part", type=int, default=0, help="which of the parts, from 0")
+    parser.add_argument("--num-parts", type=int, default=1, help="parts of the work, for several machines or jobs")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine; they share this part")
+    parser.add_argument("--batch-size", type=int, default=4, help="images encoded at a time")
+    parser.add_argument("--verify", action="store_true", help="compare an existing cache with its checksums and stop")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    args = parser.parse_args(argv)
+    if not args.output.strip():
+        parser.error("--output is the name of a folder, got an empty one")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """What every process runs."""
+    setup_logger(None, comm.get_rank(), name="openworldsam")
+    cfg = load_config(args.config_file, args.opts)
+    print(_verify(cfg, args.output) if args.verify else _build(cfg, args))
+
+
+def _build(cfg: CfgNode, args: argparse.Namespace) -> str:
+    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
+    processes = comm.get_world_size()
+    added = build_cache(
+        cfg,
+        args.output,
+        image_features=args.image_features,
+        dtype=args.dtype,
+        part=args.part * processes + comm.get_rank(),
+        num_parts=args.num_parts * processes,
+        batch_size=args.batch_size,
+    )
+    return f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable"
+
+
+def _verify(cfg: CfgNode, folder: str) -> str:
+    cache = FeatureCache(folder)
+    cache.check(cfg, {})
+    cache.verify()
+    size = sum(path.stat().st_size for path in cache.shards)
+    return (
+        f"{folder} is intact: {cache.num_prompts:,} prompts of {cache.num_images:,} images in {len(cache.shards)} "
+        f"shards, {size / 1e6:,.1f} MB, image features {cache.header.image_features}, {cache.header.dtype}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the processes; exits with 2 after a user error, with 130 after Ctrl-C."""
+    args = parse_args(argv)
+    num_gpus = 1 if args.verify else args.num_gpus
+    launch_command(run, stopped="stopped; the same command goes on", args=(args,), num_gpus=num_gpus)

@@ -1,0 +1,177 @@
+"""Average precision and recall of instances, masks and boxes, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from openworldsam.data.datasets.coco import is_crowd
+from openworldsam.data.rle import to_rle
+from openworldsam.evaluation.metrics.accumulator import Metrics, Scores
+
+IOU_TYPES = ("segm", "bbox")
+STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The twelve numbers of COCO, in the order of COCOeval."""
+
+Annotation = dict[str, Any]
+
+
+class ImageInstances(NamedTuple):
+    """What COCOeval needs of an image of (H, W)."""
+
+    size: tuple[int, int]
+    predicted: list[Annotation]
+    truth: list[Annotation]
+
+
+class InstanceAP:
+    """The twelve numbers of COCO and the AP of every class, for masks or for boxes.
+
+    Equal to COCOeval's on files, but for two of its traps: whether a predicted mask is small, medium or large is
+    decided by its own area even if the prediction comes with a box (as Detectron2 does it), and an object with the
+    annotation id 0 can be found.
+
+    Args:
+        categories: the category ids.
+        iou_type: "segm" compares masks, "bbox" boxes.
+
+    Raises:
+        ValueError: another iou_type.
+    """
+
+    def __init__(self, categories: Iterable[int], iou_type: str = "segm") -> None:
+        if iou_type not in IOU_TYPES:
+            raise ValueError(f"iou_type is one of {IOU_TYPES}, got {iou_type!r}")
+        self.categories = sorted(set(categories))
+        self.iou_type = iou_type
+        self.images: dict[int, ImageInstances] = {}
+
+    def update(
+        self,
+        image_id: int,
+        size: tuple[int, int],
+        predicted: Sequence[Mapping[str, Any]],
+        truth: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Add an image.
+
+        Args:
+            image_id: its own among all images.
+            size: (H, W).
+            predicted: category_id, score, and segmentation or bbox (x, y, width, height), as in COCO's results
+                format; Detectron2's `instances_to_coco_json` makes them. Boxes can be left to the masks.
+            truth: category_id, area, segmentation, bbox, and iscrowd where it is not 0, as in COCO's annotations.
+
+        Raises:
+            ValueError: the image has been there before, or an instance has an unknown category, a mask that is
+                damaged or of another size, or no number where one belongs.
+            KeyError: an instance lacks an entry.
+        """
+        if image_id in self.images:
+            raise ValueError(f"image {image_id} is there twice")
+        found = [self._instance(p, size) | {"score": float(_number("score", p["score"]))} for p in predicted]
+        real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
+        self.images[image_id] = ImageInstances(size, found, real)
+
+    def _instance(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
+        """What COCOeval needs of an instance, its mask as compressed RLE."""
+        category = annotation["category_id"]
+        if category not in self.categories:
+            raise ValueError(f"an instance has the unknown category {category}")
+        if self.iou_type == "segm":
+            code = to_rle(annotation["segmentation"], size)
+            return {"category_id": category, "segmentation": code, "area": float(mask_util.area(code))}
+        box = annotation.get("bbox") or mask_util.toBbox(to_rle(annotation["segmentation"], size)).tolist()
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise ValueError(f"an instance has the bbox {box!r}, x, y, width and height are needed")
+        x, y, width, height = (_number("bbox", value) for value in box)
+        return {"category_id": category, "bbox": [x, y, width, height], "area": width * height}
+
+    def merge(self, other: InstanceAP) -> None:
+        """Add the images of another accumulator.
+
+        Raises:
+            ValueError: both have an image.
+        """
+        assert self.categories == other.categories and self.iou_type == other.iou_type
+        if both := self.images.keys() & other.images.keys():
+            raise ValueError(f"image {min(both)} is there twice")
+        self.images.update(other.images)
+
+    def compute(self) -> Scores:
+        """STATISTICS, and AP per class."""
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation = COCOeval(self._coco("truth"), self._coco("predicted"), self.iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        values = evaluation.stats.tolist()
+        overall = {name: _percent(value) for name, value in zip(STATISTICS, values, strict=True)}
+        # thresholds, recalls, classes, areas (the first is all), most detections (the last is 100)
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        per_class: dict[int, Metrics] = {}
+        for index, category in enumerate(self.categories):
+            known = precision[:, :, index][precision[:, :, index] > -1]
+            per_class[category] = {"AP": _percent(float(np.mean(known)) if known.size else -1.0)}
+        return Scores(overall, per_class)
+
+    def _coco(self, kind: Literal["predicted", "truth"]) -> COCO:
+        """All instances of a kind as pycocotools wants them; copies, since it changes what it is given."""
+        instances = [a | {"image_id": i} for i, image in self.images.items() for a in getattr(image, kind)]
+        sizes = {i: image.size for i, image in self.images.items()}
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": i, "height": height, "width": width} for i, (height, width) in sizes.items()],
+            "categories": [{"id": category} for category in self.categories],
+            "annotations": [a | {"id": index} for index, a in enumerate(instances, start=1)],
+        }
+        coco.createIndex()
+        return coco
+
+
+class MasksAndBoxes:
+    """`InstanceAP` of both: STATISTICS of masks, those of boxes as AP_box and so on, and the mask AP of every class.
+
+    Args:
+        categories: the category ids.
+    """
+
+    def __init__(self, categories: Iterable[int]) -> None:
+        categories = list(categories)
+        self.masks, self.boxes = InstanceAP(categories), InstanceAP(categories, "bbox")
+
+    def update(self, *image: Any) -> None:
+        """Add an image; see `InstanceAP.update`. Instances have masks; their boxes can be left to these."""
+        self.masks.update(*image)
+        self.boxes.update(*image)
+
+    def merge(self, other: MasksAndBoxes) -> None:
+        """Add the images of another accumulator; see `InstanceAP.merge`."""
+        self.masks.merge(other.masks)
+        self.boxes.merge(other.boxes)
+
+    def compute(self) -> Scores:
+        """See the class."""
+        scores = self.masks.compute()
+        boxes = self.boxes.compute().overall
+        return Scores({**scores.overall, **{f"{name}_box": value for name, value in boxes.items()}}, scores.per_class)
+
+
+def _number(key: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"an instance has the {key} {value!r}, a number is needed")
+    return cast(float, value)
+
+
+def _percent(value: float) -> float | None:
+    """COCOeval's -1 says that there is nothing to measure."""
+    return 100 * value if value > -1 else None

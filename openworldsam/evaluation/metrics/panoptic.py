@@ -1,0 +1,157 @@
+"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), by the rules of panopticapi.
+
+Shapes: H, W size of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, mean, percent
+
+VOID = 0
+"""Id of no segment, in both maps; smaller ones mean the same."""
+
+
+@dataclass
+class ClassCounts:
+    """Of one class: the IoU of every matched pair, predictions without a match, ground truth without a match."""
+
+    ious: list[float] = field(default_factory=list)
+    false_positives: int = 0
+    false_negatives: int = 0
+
+    def quality(self) -> Metrics:
+        """PQ, SQ and RQ. A class without any match has an SQ of 0, as in panopticapi."""
+        errors = (self.false_positives + self.false_negatives) / 2
+        segments = len(self.ious) + errors
+        iou = math.fsum(self.ious)
+        sq = (percent(iou, len(self.ious)) or 0.0) if segments else None
+        return {"PQ": percent(iou, segments), "SQ": sq, "RQ": percent(len(self.ious), segments)}
+
+
+class PanopticQuality:
+    """PQ, SQ and RQ of all classes, of things ("_th") and of stuff ("_st").
+
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5; the prediction's pixels on void
+    are left out of the union. A crowd matches nothing and is not missed. A prediction without a match is no error
+    if more than half of it lies on void or on the crowd of its class (the last one, if an image has several). A
+    class without any segment, predicted or true, is not available and counts in no mean.
+
+    Args:
+        is_thing: for every category id; its order is the order of the results.
+    """
+
+    def __init__(self, is_thing: Mapping[int, bool]) -> None:
+        self.is_thing = dict(is_thing)
+        self.counts = {category: ClassCounts() for category in self.is_thing}
+
+    def update(
+        self,
+        predicted_map: np.ndarray,
+        predicted_segments: Iterable[tuple[int, int]],
+        truth_map: np.ndarray,
+        truth_segments: Iterable[tuple[int, int, int]],
+    ) -> None:
+        """Add an image.
+
+        Args:
+            predicted_map: int [H, W], segment ids; 0 and -1 are nothing.
+            predicted_segments: (id, category id) of each.
+            truth_map: int [H, W], segment ids; 0 is void. Pixels of an id that is not among the segments are of
+                no class, and not void.
+            truth_segments: (id, category id, iscrowd) of each.
+
+        Raises:
+            ValueError: the maps differ in size; a segment has an unknown category, an id below 1 or that of another
+                one; a predicted segment is in the map and not listed, or the reverse.
+        """
+        truth_segments = list(truth_segments)
+        predicted = self._categories("predicted", predicted_segments)
+        truth = self._categories("ground-truth", (segment[:2] for segment in truth_segments))
+        overlaps = _overlaps(predicted_map, truth_map)
+        in_map = {predicted_id for predicted_id, _ in overlaps} - {VOID}
+        if unlisted := in_map - predicted.keys():
+            raise ValueError(f"the predicted map has the ids {sorted(unlisted)[:3]}, which no predicted segment has")
+        if absent := predicted.keys() - in_map:
+            raise ValueError(f"the predicted segments {sorted(absent)[:3]} have no pixel in the map")
+        crowds = {category: segment for segment, category, iscrowd in truth_segments if iscrowd}
+        crowd_ids = {segment for segment, _, iscrowd in truth_segments if iscrowd}
+        self._count(overlaps, predicted, truth, crowds, crowd_ids)
+
+    def _categories(self, kind: str, segments: Iterable[tuple[int, ...]]) -> dict[int, int]:
+        """The category of each segment id."""
+        categories: dict[int, int] = {}
+        for segment, category in segments:
+            if category not in self.counts:
+                raise ValueError(f"the {kind} segment {segment} has the unknown category {category}")
+            if segment <= VOID or segment in categories:
+                raise ValueError(f"{kind} segments have ids from 1, each its own; got {segment}")
+            categories[segment] = category
+        return categories
+
+    def _count(
+        self,
+        overlaps: Mapping[tuple[int, int], int],
+        predicted: Mapping[int, int],
+        truth: Mapping[int, int],
+        crowds: Mapping[int, int],
+        crowd_ids: set[int],
+    ) -> None:
+        predicted_area, truth_area = Counter[int](), Counter[int]()
+        for (predicted_id, truth_id), pixels in overlaps.items():
+            predicted_area[predicted_id] += pixels
+            truth_area[truth_id] += pixels
+        unmatched, missed = set(predicted), truth.keys() - crowd_ids
+        for (predicted_id, truth_id), pixels in overlaps.items():
+            category = predicted.get(predicted_id)
+            if category is None or category != truth.get(truth_id) or truth_id in crowd_ids:
+                continue
+            union = predicted_area[predicted_id] + truth_area[truth_id] - pixels
+            iou = pixels / (union - overlaps.get((predicted_id, VOID), 0))
+            if iou > 0.5:
+                self.counts[category].ious.append(iou)
+                unmatched.remove(predicted_id)
+                missed.remove(truth_id)
+        for truth_id in missed:
+            self.counts[truth[truth_id]].false_negatives += 1
+        for predicted_id in unmatched:
+            category = predicted[predicted_id]
+            # a class without a crowd looks itself up at -1, where no overlap is
+            excused = sum(overlaps.get((predicted_id, region), 0) for region in (VOID, crowds.get(category, -1)))
+            if excused / predicted_area[predicted_id] <= 0.5:
+                self.counts[category].false_positives += 1
+
+    def merge(self, other: PanopticQuality) -> None:
+        """Add the counts of another accumulator of the same classes."""
+        assert self.is_thing == other.is_thing
+        for category, counts in other.counts.items():
+            own = self.counts[category]
+            own.ious.extend(counts.ious)
+            own.false_positives += counts.false_positives
+            own.false_negatives += counts.false_negatives
+
+    def compute(self) -> Scores:
+        """PQ, SQ, RQ, PQ_th, ..., RQ_st, and per class PQ, SQ, RQ."""
+        per_class = {category: counts.quality() for category, counts in self.counts.items()}
+        kinds = {"": (True, False), "_th": (True,), "_st": (False,)}
+        overall = {
+            name + suffix: mean(per_class[category][name] for category, thing in self.is_thing.items() if thing in kind)
+            for suffix, kind in kinds.items()
+            for name in ("PQ", "SQ", "RQ")
+        }
+        return Scores(overall, per_class)
+
+
+def _overlaps(predicted_map: np.ndarray, truth_map: np.ndarray) -> dict[tuple[int, int], int]:
+    """For each pair of predicted and true id that meet, the number of pixels; ids below 1 become 0."""
+    if predicted_map.shape != truth_map.shape:
+        raise ValueError(f"the predicted map is {predicted_map.shape}, the ground truth {truth_map.shape}")
+    predicted, truth = (np.maximum(ids, VOID).astype(np.int64) for ids in (predicted_map, truth_map))
+    pairs, pixels = np.unique(predicted << 32 | truth, return_counts=True)
+    return {divmod(pair, 1 << 32): count for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True)}

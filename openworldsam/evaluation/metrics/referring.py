@@ -1,0 +1,52 @@
+"""Referring segmentation: IoU of the one mask of every expression."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from openworldsam.evaluation.metrics.accumulator import Scores, mean, percent
+
+PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class ReferringScores:
+    """cIoU, mIoU and precision.
+
+    cIoU: all intersections over all unions, so that large objects weigh more.
+    mIoU: mean IoU of the expressions, also called gIoU.
+    precision@t: fraction of the expressions of an IoU of t or more.
+    Two empty masks have an IoU of 1: nothing is meant, and nothing found (gRefCOCO's rule).
+    """
+
+    def __init__(self) -> None:
+        self.areas: list[tuple[int, int]] = []
+        """Intersection and union of each expression, in pixels."""
+
+    def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
+        """Add an expression.
+
+        Args:
+            predicted: bool [H, W].
+            truth: bool [H, W].
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        if predicted.shape != truth.shape:
+            raise ValueError(f"the predicted mask is {predicted.shape}, the ground truth {truth.shape}")
+        self.areas.append((int((predicted & truth).sum()), int((predicted | truth).sum())))
+
+    def merge(self, other: ReferringScores) -> None:
+        """Add the expressions of another accumulator."""
+        self.areas.extend(other.areas)
+
+    def compute(self) -> Scores:
+        """cIoU, mIoU, precision@0.5 to precision@0.9; there are no classes."""
+        ious = [intersection / union if union else 1.0 for intersection, union in self.areas]
+        overall = {
+            "cIoU": percent(sum(i for i, _ in self.areas), sum(u for _, u in self.areas)),
+            "mIoU": mean(100 * iou for iou in ious),
+        }
+        for threshold in PRECISION_AT:
+            overall[f"precision@{threshold}"] = percent(sum(iou >= threshold for iou in ious), len(ious))
+        return Scores(overall, {})

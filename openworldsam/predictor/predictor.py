@@ -1,0 +1,290 @@
+"""Masks from an image and texts: encode the image once, ask as often as you like.
+
+What a question shares with earlier ones about the image is not computed again; see `AskedImage`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from numpy.typing import ArrayLike
+
+from openworldsam.checkpoint import load_weights
+from openworldsam.config import load_config, merge_options
+from openworldsam.data.datasets.coco import COCO_STUFF
+from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
+from openworldsam.inference import (
+    InferenceOptions,
+    MaskRows,
+    instance_inference,
+    panoptic_inference,
+    referring_inference,
+    semantic_inference,
+)
+from openworldsam.modeling import TASKS, ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.predictor.clicks import Clicks
+from openworldsam.predictor.image_session import AskedImage, EncodedImage, encoder_identity
+from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.predictor.pretrained import folder_config, save_folder
+from openworldsam.utils.device import checked_device, usable_device
+
+logger = logging.getLogger(__name__)
+
+
+class OpenWorldSAMPredictor:
+    """Segments what texts name in one image at a time.
+
+        predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
+        predictor.set_image("zebra.jpg")
+        result = predictor.predict(["zebra", "grass"], task="panoptic")
+
+    Args:
+        cfg: a config, or the path of one.
+        device: "cpu", "cuda", "mps"; by default MODEL.DEVICE, or the CPU where that does not exist.
+        opts: KEY VALUE pairs that override the config.
+
+    Raises:
+        FileNotFoundError: a config, weight or tokenizer file is missing.
+        KeyError: a config key that does not exist.
+        ValueError: the weights do not fit the config, or there is no such device.
+    """
+
+    def __init__(self, cfg: CfgNode | str | Path, *, device: str | None = None, opts: Sequence[str] = ()) -> None:
+        if isinstance(cfg, (str, Path)):
+            cfg = load_config(cfg, opts)
+        else:
+            cfg = cfg.clone()
+            merge_options(cfg, opts)
+        self.cfg = cfg
+        target = checked_device(device) if device else usable_device(cfg.MODEL.DEVICE)
+        self.model = OpenWorldSAM(cfg)
+        self.model.prompt_encoder.prepare()
+        self.sources = load_weights(self.model, cfg)
+        self.model.to(target).eval()
+        self._image: AskedImage | None = None
+
+    def set_image(self, image: ImageLike) -> None:
+        """Encode an image; later predictions are about it.
+
+        Args:
+            image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
+                applied to files and PIL images.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a readable image.
+        """
+        pixels = to_tensor(read_image(image)).to(self.model.device)
+        encoded = EncodedImage(
+            self.model.encode_images([pixels]), self.model.prompt_inputs([pixels]), (pixels.shape[1], pixels.shape[2])
+        )
+        self._image = AskedImage(self.model, encoded)
+
+    def save_image(self, path: str | Path) -> None:
+        """Write the encoded image, for `load_image` of a later process; 17 MB for the full-size model.
+
+        Args:
+            path: the .safetensors file; one that is there is replaced.
+
+        Raises:
+            ValueError: no image set.
+            OSError: it cannot be written.
+        """
+        self._asked().encoded.save(Path(path), encoder_identity(self.cfg, self.sources))
+
+    def load_image(self, path: str | Path) -> None:
+        """Set the image that `save_image` wrote, without encoding it. Its prompts are encoded anew.
+
+        Args:
+            path: the file. Any adapter and prompt weights may ask about it; SAM2's weights, the sizes and the
+                precision must be those that made it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or another image encoder made it.
+        """
+        identity = encoder_identity(self.cfg, self.sources)
+        self._image = AskedImage(self.model, EncodedImage.load(Path(path), identity, self.model.device))
+
+    def _asked(self) -> AskedImage:
+        if self._image is None:
+            raise ValueError("no image: call set_image first")
+        return self._image
+
+    @property
+    def features(self) -> ImageFeatures:
+        """What SAM2 sees of the image that is set, B = 1.
+
+        Raises:
+            ValueError: no image set.
+        """
+        return self._asked().encoded.features
+
+    @torch.no_grad()
+    def predict(
+        self,
+        prompts: str | Sequence[str],
+        task: str = "instance",
+        *,
+        stuff: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Prediction:
+        """Segment what the prompts name.
+
+        Args:
+            prompts: one text or several. Under `INTERACTION: image` they influence each other.
+            task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
+                without overlap; "referring" gives the one best mask of each prompt.
+            stuff: the prompts that name regions rather than objects, whatever their case; by default those that
+                are stuff classes of COCO, such as "grass" or "sky". Only panoptic segmentation treats them apart.
+            **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
+                "referring" has no threshold unless it is given here; "semantic" has none.
+
+        Returns:
+            at most K masks per prompt, K = 20 tie-breakers in the public weights.
+
+        Raises:
+            ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
+        """
+        image = self._asked()
+        if task not in TASKS:
+            raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
+        if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
+            names = ", ".join(InferenceOptions.__dataclass_fields__)
+            raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
+        prompts = _as_list(prompts)
+        inference = replace(self.model.inference, **options)
+        stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff, "stuff")}
+        is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
+        rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
+        size = image.encoded.size
+        asked = options.get("score_threshold", 0.0)
+        threshold = asked if task == "referring" else inference.threshold_of(task)
+        if len(rows.scores):
+            found = _found(task, rows, size, is_thing, inference, threshold)
+        else:
+            logits = rows.logits if task in ("instance", "referring") else None
+            found = Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels, logits)
+        best = float(rows.scores.max()) if len(rows.scores) else 0.0
+        return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
+
+    @torch.no_grad()
+    def click(
+        self,
+        points: ArrayLike = (),
+        labels: Sequence[int] | None = None,
+        *,
+        box: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        among: Prediction | None = None,
+    ) -> Prediction:
+        """Segment what clicks or a box point at, or correct a mask (paper Table 3, "Inter Seg").
+
+        By themselves they give what SAM2's image predictor gives: for a single click the best of its three masks.
+        The answer depends on the arguments alone, so fewer clicks undo the last.
+
+        Args:
+            points: [t, 2], the clicks, x y in pixels.
+            labels: for each click 1 if it is on what is meant, 0 if beside it; all 1 by default.
+            box: x0 y0 x1 y1 in pixels, around what is meant.
+            mask: the mask to correct: one of the logits [4S, 4S] of an earlier result, or any bool [H, W].
+            among: what `predict` found in this image. The mask that the positive clicks and the box hit best is
+                corrected; if they hit none, they stand by themselves.
+
+        Returns:
+            at most one mask, of task "interactive"; its prompt is that of the mask of `among`, else "object".
+
+        Raises:
+            ValueError: no image set, nothing to go by, a click outside the image, labels of another number, a mask or
+                result that does not fit.
+        """
+        encoded = self._asked().encoded
+        if mask is not None and among is not None:
+            raise ValueError("give mask or among, not both")
+        clicks = Clicks.checked(points, labels, box, encoded.size)
+        name, is_thing = "object", True
+        if among is not None and (picked := clicks.pick(among)):
+            mask, name, is_thing = picked
+        rows = clicks.decode(self.model, encoded.features, mask)
+        found = _found("referring", rows, encoded.size, [is_thing], self.model.inference, 0.0)
+        best = float(rows.scores)
+        return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all that `from_pretrained` needs, on this machine or another: config, weights, tokenizer.
+
+        The weights are those of the configured files, each component as a .safetensors file of its own. An interrupted
+        save leaves a folder that does not load.
+
+        Args:
+            folder: is made; what an earlier save wrote there is replaced.
+
+        Raises:
+            FileNotFoundError: a weight file is gone since it was loaded.
+            ValueError: a weight file has changed since it was loaded; the prompt encoder is not BEiT-3.
+            OSError: it cannot be written.
+        """
+        save_folder(self.cfg, self.sources, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> OpenWorldSAMPredictor:
+        """The predictor that `save_pretrained` wrote.
+
+        Args:
+            folder: of config, weights and tokenizer.
+            device: "cpu", "cuda", "mps"; by default the GPU, or the CPU where there is none.
+
+        Raises:
+            FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.
+            ValueError: it is damaged or not of `save_pretrained`, or there is no such device.
+        """
+        return cls(folder_config(Path(folder)), device=device)
+
+
+def _found(
+    task: str,
+    rows: MaskRows,
+    size: tuple[int, int],
+    is_thing: list[bool],
+    inference: InferenceOptions,
+    smallest: float,
+) -> Found:
+    """Apply one task's inference to the query rows, labelled by prompt."""
+    if task == "instance":
+        instances = instance_inference(rows, size, inference)
+        return Found(instances.masks, instances.scores, instances.labels, instances.logits)
+    if task == "panoptic":
+        result = panoptic_inference(rows, size, dict(enumerate(is_thing)), inference)
+        ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
+        scores = torch.tensor([s.score for s in result.segments])
+        labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
+        return Found(result.map == ids[:, None, None], scores, labels)
+    if task == "referring":
+        best = referring_inference(rows.select(rows.scores >= smallest), size)
+        found = best.masks.flatten(1).any(dim=1)
+        return Found(best.masks[found], best.scores[found], best.labels[found], best.logits[found])
+    label_map = semantic_inference(rows, size, len(is_thing), inference)
+    labels = label_map.unique()
+    scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
+    return Found(label_map == labels[:, None, None], scores, labels)
+
+
+def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:
+    """One text or several as a checked list."""
+    try:
+        listed = [texts] if isinstance(texts, str) else list(texts)
+    except TypeError:
+        raise ValueError(f"{name} are a text or a list of texts, got {type(texts).__name__}") from None
+    check_prompts(listed)
+    return listed
+
+
+def _normal(name: str) -> str:
+    return name.strip().lower()

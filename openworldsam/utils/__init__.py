@@ -1,0 +1,1 @@
+"""Shared helpers: files, processes, devices, locks, progress."""

@@ -1,0 +1,96 @@
+"""Files: written whole or not at all, read as JSON, compared by checksum, looked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its final place and rename it when it is complete and on the disk.
+
+    File permissions follow the umask, also with writers that set their own (safetensors).
+
+    Args:
+        path: the final place; its folder is made.
+        write: writes the whole file to the path it is given.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        write(partial)
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (SafetensorError, RuntimeError) as error:  # what the writers make of a full disk
+        raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_json(path: str | Path, content: object) -> None:
+    """Write a json file, whole or not at all."""
+    text = json.dumps(content)
+    save_atomically(Path(path), lambda partial: partial.write_text(text))
+
+
+def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
+    """Read a json file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file; the message ends with the hint.
+        ValueError: it is not json, cut short, or no object.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found. {hint}".rstrip()) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not json ({error}); it may be cut short, fetch or make it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
+    return content
+
+
+def find_missing(paths: Iterable[str | Path]) -> list[str]:
+    """Those of the paths that do not exist. Lists each folder once, which is faster than asking for every file."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for path in map(str, paths):
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listings[folder]:
+            missing.append(path)
+    return missing
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_crc32(path: Path) -> int:
+    """Of a file's bytes."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value = zlib.crc32(block, value)
+    return value

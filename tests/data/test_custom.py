@@ -1,0 +1,169 @@
+"""Your own data: a description of a few lines, and every mistake in it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from panopticapi.utils import id2rgb
+from PIL import Image
+
+from openworldsam.data.datasets import custom, register_datasets
+from openworldsam.data.ground_truth import read_panoptic
+from openworldsam.data.loader import training_dataset
+from openworldsam.evaluation.benchmark import evaluate
+
+REEF = {"name": "reef", "images": "images", "labels": "labels", "classes": ["sand", "fish"], "ignore": 255}
+PANOPTIC = {"name": "reef", "images": "images", "panoptic": "panoptic.json", "panoptic_images": "panoptic"}
+INSTANCES = {"name": "reef", "images": "images", "instances": "instances.json"}
+
+
+@pytest.fixture
+def reef(tmp_path):
+    """Two pictures of 20 x 16 pixels, sand with a fish in it, annotated in all three ways."""
+    labels = np.zeros((16, 20), np.uint8)
+    labels[4:8, 5:10], labels[0] = 1, 255
+    for folder in ("images", "labels/day", "images/day", "panoptic"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name in ("a", "day/b"):
+        Image.fromarray(generator.integers(0, 256, (16, 20, 3), dtype=np.uint8)).save(tmp_path / f"images/{name}.jpg")
+        Image.fromarray(labels).save(tmp_path / f"labels/{name}.png")
+    Image.fromarray(id2rgb(labels.astype(int) % 255 + 1)).save(tmp_path / "panoptic/a.png")
+    image = {"id": 1, "file_name": "a.jpg", "height": 16, "width": 20}
+    categories = [{"id": 3, "name": "sand", "isthing": 0}, {"id": 8, "name": "fish", "isthing": 1}]
+    segments = [{"id": i, "category_id": c, "area": 1, "iscrowd": 0} for i, c in ((1, 3), (2, 8))]
+    panoptic = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
+    box = [[5, 4, 10, 4, 10, 8, 5, 8]]
+    instances = [{"id": 1, "image_id": 1, "category_id": 8, "segmentation": box, "iscrowd": 0}]
+    for kind, annotations in (("panoptic", panoptic), ("instances", instances)):
+        content = {"images": [image], "annotations": annotations, "categories": categories}
+        (tmp_path / f"{kind}.json").write_text(json.dumps(content))
+    yield tmp_path
+    for name in {"reef", "reef_train"} & set(DatasetCatalog.list()):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+def describe(folder, base=REEF, without=(), **changes):
+    content = {key: value for key, value in {**base, **changes}.items() if key not in without}
+    path = Path(folder, f"{content.get('name', 'reef')}.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("base", "tasks"),
+    [(REEF, {"semantic"}), (PANOPTIC, {"panoptic", "instance", "semantic"}), (INSTANCES, {"instance"})],
+)
+def test_evaluated_by_the_tiny_model(reef, build, tiny_cfg, base, tasks):
+    tiny_cfg.merge_from_list(["DATASETS.OWN", [str(describe(reef, base))], "DATASETS.TEST", ("reef",)])
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    result = evaluate(tiny_cfg, build())["reef"]
+    assert result["images"] == (2 if base is REEF else 1) and not result["skipped"]
+    assert tasks <= result.keys() and "fish" in result[min(tasks)]["per_class"]
+    assert MetadataCatalog.get("reef").vocabulary == ["sand", "fish"]
+
+
+def test_trained_on(reef, tiny_cfg):
+    tiny_cfg.merge_from_list(["DATASETS.OWN", [str(describe(reef))], "DATASETS.TRAIN", ["reef"]])
+    dataset = training_dataset(tiny_cfg)
+    assert set(dataset[0]["prompts"]) == {"sand", "fish"} and dataset[0]["file_name"] != dataset[1]["file_name"]
+
+
+def test_values_names_and_things(reef):
+    path = describe(reef, classes={1: "fish", 0: " sand "}, things=["fish"], ignore=[255, 9])
+    custom.register(path)
+    metadata, record = MetadataCatalog.get("reef"), DatasetCatalog.get("reef")[1]
+    assert metadata.vocabulary == ["sand", "fish"] and metadata.is_thing == [False, True]
+    assert record["file_name"] == str(reef / "images/day/b.jpg")
+    assert [(s["category_id"], s["area"]) for s in read_panoptic(record)[1]] == [(0, 280), (1, 20)]
+
+
+def test_a_json_may_be_renamed(reef):
+    custom.register(describe(reef, PANOPTIC, classes={8: "clown fish"}, things=["clown fish", "sand"]))
+    metadata = MetadataCatalog.get("reef")
+    assert metadata.vocabulary == ["sand", "clown fish"] and metadata.is_thing == [True, True]
+
+
+def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
+    path = reef / "reef.json"
+    path.write_text(json.dumps(REEF))
+    tiny_cfg.DATASETS.OWN = [str(path)]
+    register_datasets(tiny_cfg)
+    path.write_text(json.dumps({**REEF, "classes": ["mud", "fish"]}))
+    register_datasets(tiny_cfg)
+    assert MetadataCatalog.get("reef").vocabulary == ["mud", "fish"]
+    with pytest.raises(ValueError, match="another dataset named 'reef'"):
+        custom.register(describe(reef))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clases": []}, "unknown key 'clases'; is it 'classes'"),
+        ({"x": 1}, "unknown key 'x'; keys are"),
+        ({"without": ["name"]}, "'name' is missing"),
+        ({"without": ["images"]}, "'images' is missing"),
+        ({"without": ["classes"]}, "'classes' is missing: the names"),
+        ({"without": ["labels"]}, "one of the keys labels, instances, panoptic is needed, got none"),
+        ({"instances": "instances.json"}, "got labels and instances"),
+        ({"panoptic_images": "panoptic"}, "goes with panoptic"),
+        ({"base": PANOPTIC, "without": ["panoptic_images"]}, "goes with panoptic, got no such key"),
+        ({"base": INSTANCES, "ignore": 255}, "ignore goes with labels"),
+        ({"name": 3}, "name is a text, got 3"),
+        ({"classes": "fish"}, "classes is a list of names, .* got 'fish'"),
+        ({"classes": ["sand", True]}, "class 1 has no name but True; put quotes"),
+        ({"classes": ["sand", "a\nfish"]}, "class 1 has a line break in its name"),
+        ({"classes": {"fish": "sand"}}, "class 'sand' has the value 'fish'"),
+        ({"classes": {-1: "sand"}}, "class 'sand' has the value -1"),
+        ({"classes": ["fish", "fish "]}, "same name: fish"),
+        ({"classes": []}, "classes have label values from 0 to 65535"),
+        ({"classes": {70_000: "sand"}}, "classes have label values from 0 to 65535"),
+        ({"things": "fish"}, "things is a list of names of classes, got 'fish'"),
+        ({"things": ["shark"]}, r"things has \['shark'\], which are not among the classes"),
+        ({"ignore": "void"}, "ignore is a label value"),
+        ({"ignore": 1}, r"the label values \[1\] are classes, and ignored"),
+        ({"base": PANOPTIC, "classes": {4: "mud"}}, r"classes names the ids \[4\], which .*panoptic.json does not"),
+        ({"name": "../reef"}, "name is that of a folder too, so without slashes and line breaks, got '../reef'"),
+        ({"name": "shapes_val"}, "another dataset named 'shapes_val'"),
+    ],
+)
+def test_mistakes_in_a_description(reef, tiny_cfg, changes, message):
+    tiny_cfg.DATASETS.OWN = [str(describe(reef, **changes))]
+    with pytest.raises(ValueError, match=message) as error:
+        register_datasets(tiny_cfg)
+    assert ".yaml" in str(error.value)
+
+
+def test_files_are_named_by_texts(tiny_cfg):
+    tiny_cfg.DATASETS.OWN = [3]
+    with pytest.raises(ValueError, match=r"DATASETS.OWN is a list of names of files, got \[3\]"):
+        register_datasets(tiny_cfg)
+
+
+def test_missing_files(reef):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml not found; DATASETS.OWN"):
+        custom.register(reef / "nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match=r"reef\.yaml: labels: there is no folder .*/mine"):
+        custom.register(describe(reef, labels="mine"))
+    with pytest.raises(FileNotFoundError, match="instances: there is no file"):
+        custom.register(describe(reef, INSTANCES, instances="mine.json"))
+    for text, message in (("a: [", "neither YAML nor JSON"), ("reef", "got str")):
+        (reef / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            custom.register(reef / "bad.yaml")
+
+
+def test_files_that_do_not_pair_up(reef, caplog):
+    custom.register(describe(reef))
+    (reef / "labels/a.png").rename(reef / "labels/c.png")
+    with pytest.raises(ValueError, match=r"1 label images .* have no image in .*, such as c"):
+        DatasetCatalog.get("reef")
+    (reef / "labels/c.png").unlink()
+    assert len(DatasetCatalog.get("reef")) == 2 and "1 of 2 files" in caplog.text
+    Image.new("RGB", (20, 16)).save(reef / "images/a.png")
+    with pytest.raises(ValueError, match="several files named a"):
+        DatasetCatalog.get("reef")

@@ -1,0 +1,116 @@
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from openworldsam.predictor.export import coco_annotations, to_detectron2, to_fiftyone, to_supervision
+from openworldsam.predictor.prediction import Found, Prediction
+
+
+@pytest.fixture
+def prediction():
+    """Two masks in an image of 4 x 8 pixels, the better one of the second prompt."""
+    masks = torch.zeros(2, 4, 8, dtype=torch.bool)
+    masks[0, 1:3, 2:6] = True
+    masks[0, 1, 2] = False
+    masks[1, 3, 7] = True
+    found = Found(masks, torch.tensor([0.5, 0.75]), torch.tensor([1, 0]))
+    return Prediction.of(found, "instance", ["cat", "dog"], is_thing=[True, True], threshold=0.5, best_score=0.75)
+
+
+@pytest.fixture
+def nothing():
+    masks = torch.zeros(0, 4, 8, dtype=torch.bool)
+    found = Found(masks, torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    return Prediction.of(found, "instance", ["cat"], is_thing=[True], threshold=0.7, best_score=0.1)
+
+
+def test_coco(prediction):
+    first, second = coco_annotations(prediction)
+    assert first["bbox"] == [2, 1, 4, 2] and first["area"] == 7 and first["category_id"] == 2
+    assert second["bbox"] == [7, 3, 1, 1] and second["area"] == 1 and second["score"] == 0.75
+
+
+def test_detectron2(prediction, nothing):
+    instances = to_detectron2(prediction)
+    assert instances.image_size == (4, 8)
+    assert np.array_equal(instances.pred_masks.numpy(), prediction.masks)
+    assert instances.pred_boxes.tensor.tolist() == [[2, 1, 6, 3], [7, 3, 8, 4]]
+    assert instances.pred_classes.tolist() == [1, 0] and instances.scores.tolist() == [0.5, 0.75]
+    assert len(to_detectron2(nothing)) == 0
+
+
+def test_supervision(prediction, nothing):
+    sv = pytest.importorskip("supervision")
+    detections = to_supervision(prediction)
+    assert isinstance(detections, sv.Detections) and len(detections) == 2
+    assert np.array_equal(detections.mask, prediction.masks)
+    assert detections.xyxy.tolist() == [[2, 1, 6, 3], [7, 3, 8, 4]]
+    assert detections["class_name"].tolist() == ["dog", "cat"]
+    best = detections[detections.confidence > 0.6]
+    assert best.class_id.tolist() == [0] and best.area.tolist() == [1]
+    picture = sv.MaskAnnotator().annotate(np.zeros((4, 8, 3), dtype=np.uint8), detections)
+    assert np.array_equal(picture.any(axis=-1), prediction.masks.any(axis=0))
+    assert len(to_supervision(nothing)) == 0
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Of fiftyone, which is large, with the names and arguments of its documentation."""
+    fo = ModuleType("fiftyone")
+    fo.Detection = fo.Detections = SimpleNamespace
+    fo.Sample = type("Sample", (dict,), {"__init__": lambda self, filepath: self.update(filepath=filepath)})
+    monkeypatch.setitem(sys.modules, "fiftyone", fo)
+
+
+def test_fiftyone(prediction, stand_in):
+    sample = to_fiftyone(prediction, "a.jpg", "ours")
+    assert sample["filepath"] == "a.jpg"
+    first, second = sample["ours"].detections
+    assert (first.label, first.confidence) == ("dog", 0.5)
+    assert first.bounding_box == pytest.approx([0.25, 0.25, 0.5, 0.5], abs=1e-6)
+    assert first.mask.tolist() == [[False, True, True, True], [True] * 4]
+    assert second.bounding_box == pytest.approx([0.875, 0.75, 0.125, 0.25], abs=1e-6)
+    assert second.label == "cat" and second.mask.shape == (1, 1)
+
+
+def test_fiftyone_boxes_end_at_their_pixel(stand_in):
+    """45 / 192 + 82 / 192 is less than 127 / 192, so that FiftyOne would cut it down to 126."""
+    masks = torch.zeros(1, 192, 192, dtype=torch.bool)
+    masks[0, 45:127, 45:127] = True
+    found = Found(masks, torch.ones(1), torch.zeros(1, dtype=torch.long))
+    prediction = Prediction.of(found, "instance", ["cat"], is_thing=[True], threshold=0.5, best_score=1)
+    x, y, width, height = to_fiftyone(prediction, "a.jpg")["predictions"].detections[0].bounding_box
+    assert [int(192 * end) for end in (x, y, x + width, y + height)] == [45, 45, 127, 127]
+    assert int(192 * (45 / 192 + 82 / 192)) == 126
+
+
+@pytest.mark.parametrize("size", [(192, 192), (427, 640), (480, 1920)])
+def test_fiftyone_keeps_every_pixel(size):
+    """Of masks in boxes of any place and size, as FiftyOne itself draws them into the image."""
+    pytest.importorskip("fiftyone")
+    generator, count = np.random.default_rng(0), 40
+    masks = np.zeros((count, *size), dtype=bool)
+    for mask in masks:
+        (y0, y1), (x0, x1) = (np.sort(generator.choice(length + 1, 2, replace=False)) for length in size)
+        mask[y0:y1, x0:x1] = generator.random((y1 - y0, x1 - x0)) < 0.5
+    found = Found(torch.from_numpy(masks), torch.linspace(0.5, 1, count), torch.arange(count) % 2)
+    prediction = Prediction.of(found, "instance", ["cat", "dog"], is_thing=[True, True], threshold=0, best_score=1)
+    sample = to_fiftyone(prediction, "a.jpg")
+    assert sample.filepath.endswith("a.jpg") and len(prediction.masks) == count
+    for n, detection in enumerate(sample["predictions"].detections):
+        drawn = detection.to_segmentation(frame_size=size[::-1]).mask
+        assert np.array_equal(drawn > 0, prediction.masks[n])
+        assert detection.label == prediction.prompts[prediction.prompt_index[n]]
+        assert detection.confidence == prediction.scores[n]
+
+
+@pytest.mark.parametrize(
+    ("package", "convert"), [("supervision", to_supervision), ("fiftyone", lambda p: to_fiftyone(p, "a.jpg"))]
+)
+def test_a_missing_package_is_named(prediction, monkeypatch, package, convert):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"{package} is not installed: pip install {package}"):
+        convert(prediction)

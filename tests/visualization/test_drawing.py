@@ -1,0 +1,323 @@
+"""What the pictures of predictions promise: places, colours, counts, edge cases and speed, not pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from openworldsam.visualization.drawing import (
+    _layers,
+    at_drawn_size,
+    contact_sheet,
+    draw_masks,
+    draw_prediction,
+    place_labels,
+    pole_of_inaccessibility,
+)
+from openworldsam.visualization.legend import legend_rows, mask_colors, prompt_colors
+
+
+@dataclass(frozen=True)
+class FakePrediction:
+    task: str
+    prompts: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    prompt_index: NDArray[np.int64]
+
+
+def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def predict(
+    masks: NDArray[np.bool_],
+    prompts: Sequence[str] = ("cat",),
+    index: Sequence[int] | None = None,
+    task: str = "instance",
+) -> FakePrediction:
+    count = len(masks)
+    index = [0] * count if index is None else index
+    scores = np.linspace(0.99, 0.39, count, dtype=np.float32)
+    return FakePrediction(task, tuple(prompts), masks, scores, np.array(index, dtype=np.int64))
+
+
+def discs(width: int, height: int, count: int, radius: int, seed: int = 0) -> NDArray[np.bool_]:
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, height, width), dtype=np.uint8)
+    for mask in masks:
+        cv2.circle(mask, (int(rng.integers(width)), int(rng.integers(height))), radius, (1,), -1)
+    return masks.astype(bool)
+
+
+def test_pixels_away_from_masks_and_labels_stay() -> None:
+    image = picture(640, 480)
+    masks = np.zeros((1, 480, 640), dtype=bool)
+    masks[0, 100:300, 100:400] = True
+    drawn = draw_prediction(image, predict(masks))
+    assert drawn.dtype == np.uint8 and drawn.shape[0] == 480 and drawn.shape[1] > 640
+    touched = cv2.dilate(masks[0].astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+    np.testing.assert_array_equal(drawn[:, :640][~touched], image[~touched])
+    assert (drawn[:, :640][masks[0]] != image[masks[0]]).any(axis=-1).mean() > 0.9
+
+
+def test_masks_alone_are_the_prediction_without_its_legend_and_labels_may_go_without_scores() -> None:
+    image, prediction = picture(640, 480), predict(discs(640, 480, 2, 6))
+    with_scores = draw_masks(image, prediction, scores=True)
+    np.testing.assert_array_equal(draw_prediction(image, prediction)[:, :640], with_scores)
+    without = draw_masks(image, prediction)
+    assert without.shape == with_scores.shape == (480, 640, 3)
+    # the masks are smaller than their labels, which are wider with " 0.99" and " 0.39"
+    changed = [(drawn != image).any(axis=-1).sum() for drawn in (with_scores, without)]
+    assert changed[0] > changed[1]
+    assert draw_masks(image, prediction, max_side=320).shape == (240, 320, 3)
+
+
+def test_inputs_are_not_modified_and_drawing_is_deterministic() -> None:
+    image, prediction = picture(500, 400), predict(discs(500, 400, 5, 60))
+    before = image.copy(), prediction.masks.copy()
+    first, second = draw_prediction(image, prediction), draw_prediction(image, prediction)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(prediction.masks, before[1])
+
+
+def test_the_higher_score_is_on_top() -> None:
+    image = np.zeros((480, 640, 3), dtype=np.uint8)
+    masks = np.ones((2, 480, 640), dtype=bool)
+    masks[0, :, 320:] = False
+    for order in ([0, 1], [1, 0]):
+        prediction = predict(masks[order], ("left", "all"), order, "semantic")
+        drawn = draw_prediction(image, prediction, alpha=1.0)
+        left = 0 if order == [0, 1] else 1  # predict() gives the first mask the higher score
+        np.testing.assert_array_equal(drawn[400, 60], prompt_colors(2)[left])
+        np.testing.assert_array_equal(drawn[400, 580], prompt_colors(2)[1])
+
+
+def test_labels_neither_overlap_nor_leave_the_picture() -> None:
+    rng = np.random.default_rng(0)
+    anchors = [(int(rng.integers(600)), int(rng.integers(400))) for _ in range(150)]
+    sizes = [(int(rng.integers(20, 120)), 18) for _ in anchors]
+    rects = place_labels(anchors, sizes, (600, 400))
+    placed = [(rect, size) for rect, size in zip(rects, sizes, strict=True) if rect is not None]
+    assert len(placed) > 60 and len(rects) == 150
+    for (x0, y0, x1, y1), size in placed:
+        assert x0 >= 0 and y0 >= 0 and x1 <= 600 and y1 <= 400 and (x1 - x0, y1 - y0) == size
+    for (one, _), (two, _) in combinations(placed, 2):
+        assert one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
+
+
+def test_a_lone_label_is_centred_on_its_anchor_and_pushed_inside_at_the_edge() -> None:
+    assert place_labels([(100, 50)], [(40, 10)], (200, 100)) == [(80, 45, 120, 55)]
+    assert place_labels([(199, 0)], [(40, 10)], (200, 100)) == [(160, 0, 200, 10)]
+
+
+def test_a_label_without_room_is_dropped() -> None:
+    assert place_labels([(5, 5)], [(40, 10)], (30, 100)) == [None]
+    first, second = place_labels([(20, 5), (20, 5)], [(40, 10), (40, 10)], (40, 12))
+    assert first is not None and second is None
+    assert place_labels([], [], (30, 100)) == []
+
+
+def test_pole_lies_inside_a_ring_and_in_the_middle_of_a_bar() -> None:
+    ring = np.zeros((101, 101), dtype=np.uint8)
+    cv2.circle(ring, (50, 50), 40, (1,), -1)
+    cv2.circle(ring, (50, 50), 25, (0,), -1)
+    x, y = pole_of_inaccessibility(ring.astype(bool))
+    assert ring[y, x] == 1
+    assert pole_of_inaccessibility(np.ones((11, 101), dtype=bool)) == (50, 5)
+
+
+def test_palette_is_distinct_deterministic_and_stable_under_more_prompts() -> None:
+    assert len(set(prompt_colors(500))) == 500
+    assert prompt_colors(20) == prompt_colors(500)[:20]
+    closest = min(np.abs(np.subtract(a, b)).sum() for a, b in combinations(prompt_colors(7), 2))
+    assert closest > 60
+
+
+@pytest.mark.parametrize("task", ["semantic", "referring"])
+def test_one_colour_per_prompt(task: str) -> None:
+    prediction = predict(np.ones((4, 8, 8), dtype=bool), ("a", "b"), [0, 1, 0, 1], task)
+    assert mask_colors(prediction) == prompt_colors(2) * 2
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_instances_of_a_prompt_get_distinct_shades_near_its_colour(task: str) -> None:
+    prediction = predict(np.ones((30, 8, 8), dtype=bool), ("a", "b"), [0, 1] * 15, task)
+    colors = mask_colors(prediction)
+    assert colors[:2] == prompt_colors(2) and len(set(colors)) == 30
+    blue_minus_red = np.array(colors)[:, 2] - np.array(colors)[:, 0]
+    assert (blue_minus_red[::2] > 0).all() and (blue_minus_red[1::2] < 0).all()
+
+
+def test_legend_counts_masks_and_keeps_prompts_without_any() -> None:
+    prediction = predict(np.ones((3, 8, 8), dtype=bool), ("a", "b", "c"), [2, 0, 2])
+    rows = legend_rows(prediction)
+    assert [(row.prompt, row.count) for row in rows] == [("a", 1), ("b", 0), ("c", 2)]
+    assert [row.summary for row in rows] == ["1 mask, 0.69", "no mask", "2 masks, best 0.99"]
+    assert [len(row.shades) for row in rows] == [1, 1, 2]
+
+
+def test_legend_goes_below_wide_pictures_and_beside_others() -> None:
+    wide = draw_prediction(picture(900, 300), predict(np.zeros((0, 300, 900), dtype=bool)))
+    tall = draw_prediction(picture(300, 900), predict(np.zeros((0, 900, 300), dtype=bool)))
+    assert wide.shape[1] == 900 and wide.shape[0] > 300
+    assert tall.shape[0] == 900 and tall.shape[1] > 300
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 300)])
+def test_legend_of_500_prompts_stays_bounded(width: int, height: int) -> None:
+    masks = np.zeros((1, height, width), dtype=bool)
+    masks[0, 50:99, 50:99] = True
+    prompts = [f"{n} " + "word " * 200 for n in range(500)]
+    drawn = draw_prediction(picture(width, height), predict(masks, prompts, [499]))
+    assert drawn.shape[0] <= 2 * height and drawn.shape[1] <= 2 * width
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(64, 48), (1, 1), (1, 500), (3, 2000), (449, 448), (20000, 10), (10, 20000), (40000, 3), (4000, 3000)],
+)
+def test_any_size_gives_a_picture_of_bounded_size(width: int, height: int) -> None:
+    masks = np.zeros((3, height, width), dtype=bool)
+    masks[0] = True
+    masks[1, : height // 2 + 1, : width // 2 + 1] = True
+    masks[2, -1, -1] = True
+    drawn = draw_prediction(picture(width, height), predict(masks, ("a", "b"), [0, 1, 0]))
+    assert drawn.ndim == 3 and drawn.dtype == np.uint8
+    assert 448 <= max(drawn.shape) <= 1600 + 700 and min(drawn.shape[:2]) >= 8
+
+
+def test_max_side_limits_the_picture() -> None:
+    drawn = draw_prediction(picture(800, 400), predict(discs(800, 400, 2, 50)), max_side=400)
+    assert drawn.shape[1] == 400
+
+
+def test_a_mask_below_a_pixel_of_the_canvas_stays_visible() -> None:
+    image, masks = np.zeros((2000, 2000, 3), dtype=np.uint8), np.zeros((1, 2000, 2000), dtype=bool)
+    masks[0, 1600, 400] = True
+    drawn = draw_prediction(image, predict(masks, ("",)), max_side=500)
+    assert drawn[380:420, 80:120].any() and not drawn[:300, :500].any()
+
+
+def test_no_masks_leave_the_picture_as_it_is() -> None:
+    image = picture(600, 500)
+    drawn = draw_prediction(image, predict(np.zeros((0, 500, 600), dtype=bool), ("a", "b")))
+    np.testing.assert_array_equal(drawn[:, :600], image)
+    no_prompts = draw_prediction(image, predict(np.zeros((0, 500, 600), dtype=bool), ()))
+    np.testing.assert_array_equal(no_prompts[:, :600], image)
+
+
+@pytest.mark.parametrize("prompt", ["", "猫", "кошка", "قطة", "🐈", "a\nb\tc\x00", "\ud800", "x" * 100_000])
+def test_any_prompt_can_be_drawn(prompt: str) -> None:
+    drawn = draw_prediction(picture(500, 400), predict(discs(500, 400, 2, 50), (prompt, "b"), [0, 1]))
+    assert drawn.shape[0] == 400
+
+
+def test_masks_that_cover_everything_and_each_other() -> None:
+    draw_prediction(picture(500, 400), predict(np.ones((200, 400, 500), dtype=bool)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 0, 3), np.uint8),
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+    ],
+)
+def test_bad_pictures_are_refused(image: NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match=r"need a non-empty uint8 \[H, W, 3\] picture, got"):
+        draw_prediction(image, predict(np.zeros((0, 5, 5), dtype=bool)))
+    with pytest.raises(ValueError, match="picture, got"):
+        contact_sheet([("bad", image)], 1)
+
+
+def test_mismatching_predictions_are_refused() -> None:
+    image, masks = picture(7, 5), np.ones((2, 5, 7), dtype=bool)
+    with pytest.raises(ValueError, match=r"bool \[N, 5, 7\].*got bool \[2, 7, 5\]"):
+        draw_prediction(image, predict(masks.swapaxes(1, 2)))
+    with pytest.raises(ValueError, match=r"got uint8 \[2, 5, 7\]"):
+        draw_prediction(image, predict(masks.view(np.uint8).astype(np.uint8)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"each of 2 masks, got \[2\] and \[1\]"):
+        draw_prediction(image, predict(masks, index=[0]))
+    with pytest.raises(ValueError, match="prompt indices below 1, got 0 to 1"):
+        draw_prediction(image, predict(masks, index=[0, 1]))
+
+
+@pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"alpha": float("nan")}, {"max_side": 63}])
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need 0 <= alpha <= 1 and max_side >= 64"):
+        draw_prediction(picture(7, 5), predict(np.ones((1, 5, 7), dtype=bool)), **options)
+
+
+def test_contact_sheet_holds_every_panel_unchanged() -> None:
+    panels = [(f"panel {n}", picture(60 + 10 * n, 40 + 5 * n, seed=n)) for n in range(5)]
+    sheet = contact_sheet(panels, 3)
+    assert sheet.dtype == np.uint8 and sheet.shape[1] > 90 + 100 + 80 and sheet.shape[0] > 50 + 60
+    for _, panel in panels:
+        _, _, (x, y), _ = cv2.minMaxLoc(cv2.matchTemplate(sheet, panel, cv2.TM_SQDIFF))
+        np.testing.assert_array_equal(sheet[y : y + panel.shape[0], x : x + panel.shape[1]], panel)
+    assert contact_sheet(panels[:1], 4).shape[1] < 100
+
+
+def test_contact_sheet_needs_panels_and_columns() -> None:
+    with pytest.raises(ValueError, match="got 0 and 1"):
+        contact_sheet([], 1)
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        contact_sheet([("one", picture(5, 5))], 0)
+
+
+def test_a_crowd_is_drawn_in_time() -> None:
+    image, prediction = picture(1000, 700), predict(discs(1000, 700, 60, 60), ("a", "b"), [0, 1] * 30)
+    draw_prediction(image, prediction)  # loads the fonts
+    start = time.process_time()
+    draw_prediction(image, prediction)
+    assert time.process_time() - start < 1.5
+
+
+def test_a_bare_picture_has_the_size_of_one_with_masks():
+    for width, height in ((60, 30), (500, 400)):
+        image = picture(width, height)
+        nothing = FakePrediction("semantic", (), np.zeros((0, height, width), bool), np.zeros(0), np.zeros(0, int))
+        assert at_drawn_size(image).shape == draw_masks(image, nothing).shape
+    assert np.array_equal(at_drawn_size(image), image)
+    with pytest.raises(ValueError, match="uint8"):
+        at_drawn_size(image / 255)
+
+
+@pytest.mark.parametrize(
+    ("task", "digest"),
+    [
+        ("instance", "30c06533bb42464e"),
+        ("panoptic", "30c06533bb42464e"),
+        ("semantic", "4e440618bdabc1bb"),
+        ("referring", "4e440618bdabc1bb"),
+    ],
+)
+def test_structure_is_as_recorded(task: str, digest: str) -> None:
+    """Owner of each place, colours, label anchors and legend of a scene: what a change of fonts or lines leaves."""
+    masks = discs(320, 240, 6, 45)
+    prediction = predict(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
+    layers = _layers(masks, prediction.scores, (448, 336))
+    structure = {
+        "owner": layers.owner[::8, ::8].tolist(),
+        "outlines": [len(group) for group in layers.contours],
+        "anchors": [pole_of_inaccessibility(layers.owner == n + 1) for n in range(len(masks))],
+        "colors": mask_colors(prediction),
+        "legend": [(row.prompt, row.shades, row.summary) for row in legend_rows(prediction)],
+    }
+    assert draw_masks(picture(320, 240), prediction).shape == (336, 448, 3)
+    assert hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16] == digest
