@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openworldsam import OpenWorldSAMPredictor, asked_image
+from openworldsam import OpenWorldSAMPredictor
+from openworldsam.predictor import image_session
 
 PROMPTS = ["cat", "grass", "a blue ball"]
 
@@ -57,7 +58,7 @@ def counts(monkeypatch):
 
 
 def rows_of(predictor, prompts, **options):
-    inference = asked_image.replace(predictor.model.inference, **options)
+    inference = image_session.replace(predictor.model.inference, **options)
     return predictor._image.rows(prompts, inference)
 
 
@@ -74,7 +75,7 @@ def test_asked_bit_by_bit_equals_asked_at_once(make, interaction, two_stage, kee
     options = {"two_stage": two_stage, "two_stage_keep": keep}
     for prompts in (["cat"], ["grass", "cat"], ["grass"], PROMPTS, ["cat", "cat", "a dog"]):
         ours = rows_of(bit_by_bit, prompts, **options)
-        fresh._image = asked_image.AskedImage(fresh.model, fresh._image.encoded)
+        fresh._image = image_session.AskedImage(fresh.model, fresh._image.encoded)
         assert_same(ours, rows_of(fresh, prompts, **options))
 
 
@@ -139,7 +140,7 @@ def test_a_file_of_other_weights_is_refused(make, tmp_path):
     predictor = make()
     predictor.save_image(tmp_path / "cat.safetensors")
     sam2 = predictor.sources["sam2"]
-    predictor.sources["sam2"] = asked_image.replace(sam2, fingerprint="0" * 16)
+    predictor.sources["sam2"] = image_session.replace(sam2, fingerprint="0" * 16)
     with pytest.raises(ValueError, match=f"SAM2 fingerprint is {sam2.fingerprint}, not 0000"):
         predictor.load_image(tmp_path / "cat.safetensors")
 

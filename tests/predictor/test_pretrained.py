@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openworldsam import OpenWorldSAMPredictor, pretrained
+from openworldsam import OpenWorldSAMPredictor
 from openworldsam.checkpoint import read_weights
+from openworldsam.predictor import pretrained
 
 PROMPTS = ["cat", "grass", "a blue ball"]
 FILES = {"config.json", "adapter.safetensors", "sam2.safetensors", "beit3.safetensors", "beit3.spm"}
