@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from openworldsam.data.datasets import refcocog
 from openworldsam.data.datasets.coco import dataset_root
+from openworldsam.data.datasets.refcocog import DATASETS
+from openworldsam.data.prepare import refcocog
 from openworldsam.utils.files import read_json, save_json
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         instances = read_json(args.instances or refs_file.parent / "instances.json", hint)
         contents = {split: refcocog.convert(refs, instances, split) for split in refcocog.EXPECTED_COUNTS}
         for split, content in contents.items():
-            target = args.root / refcocog.DATASETS[f"refcocog_umd_{split}"]
+            target = args.root / DATASETS[f"refcocog_umd_{split}"]
             save_json(target, content)
             sentences = sum(len(annotation["sentences"]) for annotation in content["annotations"])
             sizes = f"{len(content['images'])} images, {len(content['annotations'])} objects, {sentences} sentences"

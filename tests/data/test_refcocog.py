@@ -11,8 +11,9 @@ import pytest
 from detectron2.data import DatasetCatalog
 from pycocotools import mask as rle
 
-from openworldsam.data.datasets import refcocog
-from openworldsam.data.datasets.refcocog import Counts, convert, count, load_referring, read_refs, union_mask
+from openworldsam.data.datasets.refcocog import load_referring, union_mask
+from openworldsam.data.prepare import refcocog
+from openworldsam.data.prepare.refcocog import Counts, convert, count, read_refs
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,16 +1,15 @@
 """RefCOCOg in the UMD split: objects of COCO images, each with the sentences that refer to it.
 
-Nagaraja et al., "Modeling Context Between Objects for Referring Expression Understanding", ECCV 2016. The published
-files are a pickle of references, `refs(umd).p`, and COCO's `instances.json`; `convert` makes one json of them.
+Nagaraja et al., "Modeling Context Between Objects for Referring Expression Understanding", ECCV 2016.
+`data/prepare/refcocog.py` makes the json of a split from the published files.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -68,7 +67,7 @@ def _load_registered(name: str, json_file: str) -> list[ReferringRecord]:
 
 
 def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str = "") -> list[ReferringRecord]:
-    """Read a json of `convert` into Detectron2's records, one per image, in the order in which they first occur.
+    """Read a json of referring expressions into Detectron2's records, one per image, in order of first occurrence.
 
     X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, is understood as well.
     Missing images are counted in a warning; their records stay.
@@ -114,15 +113,19 @@ def _object(annotation: Mapping[str, Any]) -> ReferringObject:
         raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']!r}, none of COCO's")
     return {
         "id": annotation["id"],
-        "sentences": _texts(annotation["sentences"], annotation["id"]),
+        "sentences": plain_sentences(annotation["sentences"], annotation["id"]),
         "segmentation": annotation["segmentation"],
         "bbox": annotation["bbox"],
         "category_id": index,
     }
 
 
-def _texts(sentences: Any, object_id: int) -> list[str]:
-    """Sentences, texts or objects with a "raw" one, lower-cased, stripped, without blank ones."""
+def plain_sentences(sentences: Any, object_id: int) -> list[str]:
+    """Lower-cased, stripped texts of a list of sentences, each a text or an object with a "raw" text, without blanks.
+
+    Raises:
+        ValueError: it is no list of these.
+    """
     texts: list[Any] = sentences if isinstance(sentences, list) else [None]
     texts = [text.get("raw") if isinstance(text, dict) else text for text in texts]
     if not all(isinstance(text, str) for text in texts):
@@ -158,94 +161,3 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
         return rle.decode(to_rle(segmentation, (height, width))).astype(bool)
     except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
         raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, tuples, dicts, numbers and texts; these need no import, which is how a pickle runs code."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only lists, dicts, numbers and texts are allowed")
-
-
-def read_refs(path: str | Path) -> list[dict[str, Any]]:
-    """Read `refs(umd).p` without running anything that a pickle could make Python run.
-
-    Returns:
-        one dict per reference, with ann_id, image_id, split and sentences.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no pickle, holds other than plain data, or is no list of references.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            refs = _PlainUnpickler(file, encoding="utf-8").load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found. {_PREPARE}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        if isinstance(error, OSError):
-            raise
-        raise ValueError(f"{path} is not trusted or is damaged: {error}. Fetch refcocog.zip again") from error
-    keys = {"ann_id": int, "image_id": int, "split": str, "sentences": list}
-    if not isinstance(refs, list) or not all(
-        isinstance(ref, dict) and all(isinstance(ref.get(key), kind) for key, kind in keys.items()) for ref in refs
-    ):
-        raise ValueError(f"{path} is no list of references with {', '.join(sorted(keys))}; RefCOCOg's refs(umd).p is")
-    return refs
-
-
-class Counts(NamedTuple):
-    """What a split consists of; a reference is an object with all its sentences."""
-
-    images: int
-    references: int
-    sentences: int
-
-
-EXPECTED_COUNTS = {"train": Counts(21_899, 42_226, 80_512), "val": Counts(1_300, 2_573, 4_896)}
-
-
-def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """One split of RefCOCOg as a json, COCO's instances with "sentences" added.
-
-    Each object is there once, with the sentences of all its references, lower-cased; blank ones are left out. Images
-    have their names of 2017.
-
-    Args:
-        refs: from `read_refs`.
-        instances: content of RefCOCOg's instances.json.
-        split: "train", "val" or "test".
-
-    Raises:
-        ValueError: instances.json is of another format or lacks an object or image of the references.
-    """
-    sentences: dict[int, list[str]] = {}
-    try:
-        for ref in refs:
-            if ref["split"] == split:
-                sentences.setdefault(ref["ann_id"], []).extend(_texts(ref["sentences"], ref["ann_id"]))
-        objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
-        sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
-        if lacking := sentences.keys() - objects.keys():
-            raise ValueError(f"instances.json lacks {len(lacking)} objects of {split}, such as {min(lacking)}")
-        kept = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
-        annotations = [{**{key: objects[i][key] for key in kept}, "sentences": texts} for i, texts in sentences.items()]
-        images = [
-            {"id": i, "file_name": image_name(i), "height": sizes[i][0], "width": sizes[i][1]}
-            for i in dict.fromkeys(annotation["image_id"] for annotation in annotations)
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"refs(umd).p and instances.json do not fit together: {lack(error)}") from error
-    return {
-        "info": {"description": f"RefCOCOg, UMD split, {split}: made by datasets/prepare_refcocog.py"},
-        "images": images,
-        "annotations": annotations,
-        "categories": instances.get("categories", []),
-    }
-
-
-def count(refs: Iterable[Mapping[str, Any]], split: str) -> Counts:
-    """Count a split's images, references and sentences, blank ones included."""
-    chosen = [ref for ref in refs if ref["split"] == split]
-    images = {ref["image_id"] for ref in chosen}
-    return Counts(len(images), len(chosen), sum(len(ref["sentences"]) for ref in chosen))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from openworldsam.data.datasets.coco import DATASETS, VOID, PanopticRecord, Segment, lack, load_panoptic
 from openworldsam.data.datasets.refcocog import DATASETS as REFERRING
-from openworldsam.data.datasets.refcocog import read_refs
+from openworldsam.data.prepare.refcocog import read_refs
 from openworldsam.data.preprocessing import read_image
 from openworldsam.utils.files import find_missing, read_json, save_atomically
 
