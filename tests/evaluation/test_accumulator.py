@@ -1,4 +1,4 @@
-"""Several accumulators make one, whatever the order, within a process and over two."""
+"""Merged accumulators equal one accumulator, in any order, within a process and across two."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def accumulators():
 
 
 def filled(images):
-    """Accumulators with images of three segments each, which depend on the number of the image alone."""
+    """Accumulators updated with images of three segments; the content depends on the image number alone."""
     result = accumulators()
     for image in images:
         generator = np.random.default_rng(image)
@@ -52,21 +52,21 @@ def computed(accumulators):
     return {name: accumulator.compute() for name, accumulator in accumulators.items()}
 
 
-def test_parts_in_any_order_equal_the_whole():
+def test_merged_parts_equal_the_whole_in_any_order():
     order = random.Random(0).sample(range(IMAGES), IMAGES)
     parts = [filled(order[:5]), filled(order[5:]), filled([])]
     for name, whole in parts[0].items():
         for part in parts[1:]:
             whole.merge(part[name])
-    assert computed(parts[0]) == computed(filled(range(IMAGES)))  # to the last bit
+    assert computed(parts[0]) == computed(filled(range(IMAGES)))  # bit-exact
 
 
-def test_one_process_merges_nothing():
+def test_merged_on_one_process_returns_its_argument():
     accumulator = filled([0])["panoptic"]
     assert merged(accumulator) is accumulator
 
 
-def run(rank, folder):
+def merge_and_save(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     gathered = {name: merged(accumulator) for name, accumulator in filled(range(rank, IMAGES, 2)).items()}
     if rank == 0:
@@ -77,11 +77,11 @@ def run(rank, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(run, (tmp_path,), nprocs=2)
+    mp.spawn(merge_and_save, (tmp_path,), nprocs=2)
     one = json.loads(json.dumps(computed(filled(range(IMAGES)))))
     assert json.loads((tmp_path / "result.json").read_text()) == one
 
 
-def test_named():
+def test_named_prefixes_the_error():
     with pytest.raises(ValueError, match=r"a\.png: too large"), named("a.png"):
         raise ValueError("too large")

@@ -1,4 +1,4 @@
-"""Instance AP against pycocotools and its published numbers, and by hand."""
+"""Instance AP equals pycocotools and its published numbers; hand-calculated cases; bad input."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ SIZE = (40, 60)
 
 
 def box(x, y, width, height):
-    """An instance: a rectangle with its mask."""
+    """A rectangular instance with its mask."""
     mask = np.zeros(SIZE, dtype=np.uint8, order="F")
     mask[y : y + height, x : x + width] = 1
     return {"bbox": [x, y, width, height], "area": width * height, "segmentation": mask_util.encode(mask)}
@@ -41,8 +41,8 @@ def test_published_numbers_and_equality_with_pycocotools(shared, iou_type):
     predicted = json.loads((folder / f"instances_val2014_fake{iou_type}100_results.json").read_text())
     accumulator = InstanceAP([category["id"] for category in truth["categories"]], iou_type)
     for image in truth["images"]:
-        own = [[a for a in kind if a["image_id"] == image["id"]] for kind in (predicted, truth["annotations"])]
-        accumulator.update(image["id"], (image["height"], image["width"]), *own)
+        found, true = ([a for a in kind if a["image_id"] == image["id"]] for kind in (predicted, truth["annotations"]))
+        accumulator.update(image["id"], (image["height"], image["width"]), found, true)
     overall, per_class = accumulator.compute()
     assert list(overall) == list(STATISTICS)
     assert [round(value, 1) for value in overall.values()] == [round(100 * v, 1) for v in PUBLISHED[iou_type]]
@@ -64,12 +64,12 @@ def test_published_numbers_and_equality_with_pycocotools(shared, iou_type):
 
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_by_hand(iou_type):
-    """The first class is found with an IoU of 0.75, after a wrong one of lower score; the second is missed."""
+    """Class 1 is found with IoU 0.75, next to a false positive of lower score; class 2 is missed."""
     truth = [box(0, 0, 10, 8) | {"category_id": 1}, box(30, 0, 9, 9) | {"category_id": 2}]
     hit = box(0, 0, 10, 6) | {"category_id": 1, "score": 0.9}
     wrong = box(20, 20, 5, 5) | {"category_id": 1, "score": 0.1}
     overall, per_class = scores([hit, wrong], truth, iou_type=iou_type)
-    assert per_class == {1: {"AP": pytest.approx(60)}, 2: {"AP": 0}}  # six of the ten thresholds are 0.75 or less
+    assert per_class == {1: {"AP": pytest.approx(60)}, 2: {"AP": 0}}  # IoU 0.75 passes six of the ten thresholds
     assert overall["AP50"] == overall["AP75"] == pytest.approx(50)
     assert overall["AP"] == overall["APs"] == pytest.approx(30)
     assert overall["APm"] is overall["APl"] is overall["ARl"] is None
@@ -82,7 +82,7 @@ def test_crowds_hide_false_positives():
     assert scores(found, truth[:1]).overall["AP"] == pytest.approx(50)
 
 
-def test_nothing_predicted_nothing_true_no_image():
+def test_no_prediction_no_ground_truth_no_image():
     truth = [box(0, 0, 10, 10) | {"category_id": 1}]
     assert scores([], truth).overall["AP"] == 0
     assert scores([], truth).per_class == {1: {"AP": 0}, 2: {"AP": None}}
@@ -91,8 +91,8 @@ def test_nothing_predicted_nothing_true_no_image():
         assert set(empty.overall.values()) == {None}
 
 
-def test_the_size_of_a_predicted_mask_is_its_own():
-    """A medium box around a small mask, unmatched: a small false positive, as Detectron2 has it."""
+def test_size_class_follows_from_the_mask():
+    """An unmatched small mask with a medium box is a small false positive, as in Detectron2."""
     size = (100, 100)
     mask = np.zeros(size, dtype=np.uint8, order="F")
     np.fill_diagonal(mask, 1)
@@ -103,27 +103,23 @@ def test_the_size_of_a_predicted_mask_is_its_own():
     assert accumulator.compute().overall["APs"] == pytest.approx(50)
 
 
-def test_masks_in_every_form_are_the_same():
+def test_all_mask_formats_are_equal():
     mask = box(5, 5, 20, 10)["segmentation"]
     polygon = [[5, 5, 25, 5, 25, 15, 5, 15]]
     runs = {"size": list(SIZE), "counts": [5 * 40 + 5, *[10, 30] * 19, 10, 40 * 60 - 25 * 40 + 25]}
     for form in (mask, mask | {"counts": mask["counts"].decode()}, polygon, runs):
         truth = {"category_id": 1, "area": 200, "segmentation": form}
-        assert scores([{"category_id": 1, "score": 1, "segmentation": mask}], [truth]).overall["AP"] == pytest.approx(
-            100
-        )
+        overall = scores([{"category_id": 1, "score": 1, "segmentation": mask}], [truth]).overall
+        assert overall["AP"] == pytest.approx(100)
 
 
 def test_masks_and_boxes_of_the_same_objects():
-    """A square of which the prediction lacks 28 of 100 pixels, but not its box: right up to an IoU of 0.7."""
+    """The prediction lacks 28 of 100 pixels inside the correct box: it matches up to IoU 0.7."""
     mask = mask_util.decode(box(3, 4, 10, 10)["segmentation"])
     mask[4:8, 3:10] = 0
-    code = mask_util.encode(np.asfortranarray(mask))
-    both = MasksAndBoxes([1, 2])
-    both.update(
-        7, SIZE, [{"category_id": 1, "score": 1, "segmentation": code}], [box(3, 4, 10, 10) | {"category_id": 1}]
-    )
-    other = MasksAndBoxes([1, 2])
+    prediction = {"category_id": 1, "score": 1, "segmentation": mask_util.encode(np.asfortranarray(mask))}
+    both, other = MasksAndBoxes([1, 2]), MasksAndBoxes([1, 2])
+    both.update(7, SIZE, [prediction], [box(3, 4, 10, 10) | {"category_id": 1}])
     other.update(8, SIZE, [], [])
     other.merge(both)
     overall, per_class = other.compute()
@@ -131,7 +127,7 @@ def test_masks_and_boxes_of_the_same_objects():
     assert len(overall) == 24 and per_class == {1: {"AP": overall["AP"]}, 2: {"AP": None}}
 
 
-def test_boxes_can_be_left_to_the_masks():
+def test_missing_boxes_are_taken_from_the_masks():
     shape = box(3, 4, 20, 10) | {"category_id": 1, "score": 1}
     mask_only = {key: value for key, value in shape.items() if key != "bbox"}
     assert scores([mask_only], [shape], iou_type="bbox").overall["AP"] == pytest.approx(100)
@@ -145,13 +141,13 @@ def test_boxes_can_be_left_to_the_masks():
         ({"segmentation": [[1, 2]]}, "neither polygons nor an RLE"),
         ({"segmentation": {"counts": "abc"}}, "without size and counts"),
         ({"segmentation": {"size": [60, 40], "counts": [2400]}}, r"of the size \[60, 40\], its image \[40, 60\]"),
-        # pycocotools would never come back from comparing these two with a mask
+        # pycocotools would never return from comparing the next two with a mask
         ({"segmentation": {"size": [40, 60], "counts": [500, 30]}}, "have 530 pixels, its image 2400"),
         ({"segmentation": {"size": [40, 60], "counts": "T?"}}, "its image 2400"),
         ({"segmentation": {"size": [40, 60], "counts": [2500, -100]}}, "its image 2400"),
     ],
 )
-def test_bad_input_leaves_the_counts(change, message):
+def test_bad_input_is_refused_and_leaves_the_counts(change, message):
     accumulator = InstanceAP([1, 2])
     good = box(0, 0, 5, 5) | {"category_id": 1, "score": 0.5}
     for images in (([good | change], []), ([], [good | change])):
@@ -164,9 +160,11 @@ def test_an_image_counts_once():
     accumulator, other = InstanceAP([1]), InstanceAP([1])
     for each in (accumulator, other):
         each.update(5, SIZE, [], [])
-    with pytest.raises(ValueError, match="image 5 is there twice"):
-        accumulator.update(5, SIZE, [], [])
-    with pytest.raises(ValueError, match="image 5 is there twice"):
-        accumulator.merge(other)
+    for repeat in (lambda: accumulator.update(5, SIZE, [], []), lambda: accumulator.merge(other)):
+        with pytest.raises(ValueError, match="image 5 was added twice"):
+            repeat()
+
+
+def test_unknown_iou_type():
     with pytest.raises(ValueError, match="one of"):
         InstanceAP([1], "keypoints")

@@ -1,4 +1,4 @@
-"""Panoptic quality against panopticapi, and by hand."""
+"""Panoptic quality equals panopticapi; hand-calculated cases; bad input."""
 
 import json
 
@@ -22,7 +22,7 @@ def scores(*images, is_thing=IS_THING):
 
 
 def panopticapi_scores(folder, images, is_thing):
-    """What panopticapi makes of the same images, 0 to 100."""
+    """panopticapi's metrics of the same images: overall 0 to 100, per class 0 to 1."""
     rows = []
     for index, (predicted_map, predicted, truth_map, truth) in enumerate(images):
         name = f"{index}.png"
@@ -61,7 +61,7 @@ def assert_equal_to_panopticapi(folder, images, is_thing):
 
 
 def disturbed(generator, ids, segments, categories):
-    """A prediction made of the truth: shifted, and some segments merged, dropped, relabelled or of new pixels."""
+    """A prediction made from the ground truth: shifted, with segments dropped, merged, relabelled or grown."""
     ids = np.roll(ids, generator.integers(-4, 5, 2), axis=(0, 1))
     category = {segment: label for segment, label, _ in segments}
     for segment in list(category):
@@ -107,7 +107,7 @@ def test_equals_panopticapi_on_real_images(shared, tmp_path):
 
 
 def test_equals_panopticapi_on_crowded_small_maps(tmp_path):
-    """Maps of a few pixels, where thresholds are met exactly and a class has several crowds."""
+    """Maps of 12 pixels: IoUs hit the thresholds exactly, and a class has several crowd regions."""
     generator = np.random.default_rng(0)
     images = []
     for _ in range(150):
@@ -122,7 +122,7 @@ def test_equals_panopticapi_on_crowded_small_maps(tmp_path):
 def test_by_hand():
     truth = np.array([[1, 1, 1, 1, 2, 2, 2, 2]])
     predicted = np.array([[5, 5, 5, 6, 6, 6, 6, 6]])
-    # the cat: 3 of 4 pixels; the sky: 4 of 5
+    # cat: IoU 3/4; sky: IoU 4/5
     result = scores((predicted, [(5, CAT), (6, SKY)], truth, [(1, CAT, 0), (2, SKY, 0)]))
     assert result.overall["PQ_th"] == result.per_class[CAT]["PQ"] == pytest.approx(75)
     assert result.overall["PQ_st"] == pytest.approx(80)
@@ -131,14 +131,14 @@ def test_by_hand():
     assert result.per_class[DOG] == {"PQ": None, "SQ": None, "RQ": None}
 
 
-def test_half_is_no_match():
+def test_an_iou_of_one_half_is_no_match():
     truth, predicted = np.array([[1, 1]]), np.array([[1, 0]])
     result = scores((predicted, [(1, CAT)], truth, [(1, CAT, 0)]))
     assert result.per_class[CAT] == {"PQ": 0, "SQ": 0, "RQ": 0}
 
 
 @pytest.mark.parametrize(("iscrowd", "label"), [(1, CAT), (0, None)], ids=["crowd", "void"])
-def test_predictions_on_crowds_and_void_are_no_errors(iscrowd, label):
+def test_predictions_on_crowd_regions_and_void_are_no_errors(iscrowd, label):
     truth = np.array([[3, 3, 1, 1]]) if label else np.array([[0, 0, 1, 1]])
     segments = [(1, SKY, 0), *([(3, label, iscrowd)] if label else [])]
     predicted = np.array([[9, 9, 4, 4]])
@@ -151,7 +151,7 @@ def test_predictions_on_crowds_and_void_are_no_errors(iscrowd, label):
 def test_empty_prediction_and_empty_truth(nothing):
     empty, full = np.full((2, 2), nothing, dtype=np.int32), np.ones((2, 2), dtype=np.int32)
     assert scores((empty, [], full, [(1, CAT, 0)])).overall["PQ"] == 0
-    # everything is void: nothing can be wrong, and nothing can be measured
+    # all void: nothing to measure
     assert set(scores((full, [(1, CAT)], empty, [])).overall.values()) == {None}
     assert set(scores().overall.values()) == {None}
 
@@ -164,11 +164,11 @@ def test_empty_prediction_and_empty_truth(nothing):
         ((np.zeros((2, 2), int), [(7, CAT)], np.zeros((2, 2), int), []), r"segments \[7\] have no pixel"),
         ((np.ones((2, 2), int), [(1, 99)], np.zeros((2, 2), int), []), "predicted segment 1 has the unknown"),
         ((np.zeros((2, 2), int), [], np.ones((2, 2), int), [(1, 99, 0)]), "ground-truth segment 1 has the unknown"),
-        ((np.ones((2, 2), int), [(1, CAT), (1, DOG)], np.zeros((2, 2), int), []), "each its own; got 1"),
-        ((np.zeros((2, 2), int), [(0, CAT)], np.zeros((2, 2), int), []), "ids from 1, each its own; got 0"),
+        ((np.ones((2, 2), int), [(1, CAT), (1, DOG)], np.zeros((2, 2), int), []), "unique and at least 1, got 1"),
+        ((np.zeros((2, 2), int), [(0, CAT)], np.zeros((2, 2), int), []), "unique and at least 1, got 0"),
     ],
 )  # fmt: skip
-def test_bad_input_leaves_the_counts(image, message):
+def test_bad_input_is_refused_and_leaves_the_counts(image, message):
     quality = PanopticQuality(IS_THING)
     with pytest.raises(ValueError, match=message):
         quality.update(*image)

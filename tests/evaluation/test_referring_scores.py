@@ -1,4 +1,4 @@
-"""Referring metrics by hand."""
+"""Referring metrics: hand-calculated cases."""
 
 import numpy as np
 import pytest
@@ -27,20 +27,20 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
-def test_a_threshold_that_is_just_met_counts(tenths):
+def test_an_iou_equal_to_the_threshold_counts(tenths):
     overall = scores((first(tenths), first(10)))
     assert [overall[f"precision@{t / 10}"] for t in range(5, 10)] == [100 * (t <= tenths) for t in range(5, 10)]
 
 
-def test_nothing_meant_and_nothing_found():
+def test_two_empty_masks():
     overall = scores((first(0), first(0)))
     assert (overall["cIoU"], overall["mIoU"], overall["precision@0.9"]) == (None, 100, 100)
 
 
-def test_no_expression_is_not_available():
+def test_no_expression_gives_none():
     assert set(scores().values()) == {None}
 
 
-def test_sizes_must_agree():
+def test_sizes_must_match():
     with pytest.raises(ValueError, match=r"\(1, 3\), the ground truth \(3, 1\)"):
         ReferringScores().update(np.zeros((1, 3), bool), np.zeros((3, 1), bool))

@@ -1,4 +1,4 @@
-"""Semantic metrics against Detectron2's evaluator, and by hand."""
+"""Semantic metrics equal Detectron2's evaluator; hand-calculated cases; bad input."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def scores(*images, num_classes=3, ignore=255):
 
 @pytest.fixture
 def detectron2_scores(tmp_path):
-    """Detectron2's metrics of (predicted, truth) pairs."""
+    """A function that returns Detectron2's metrics of (predicted, truth) pairs."""
     name = "semantic_scores_test"
 
     def evaluate(images):
@@ -45,7 +45,7 @@ def detectron2_scores(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_detectron2(seed, detectron2_scores):
-    """Class 6 is never in the truth, class 5 never predicted; a fifth of the pixels is ignored."""
+    """Class 6 is never true, class 5 never predicted; a fifth of the pixels is ignored."""
     generator = np.random.default_rng(seed)
     images = []
     for _ in range(4):
@@ -63,7 +63,7 @@ def test_equals_detectron2(seed, detectron2_scores):
             found = per_class[index][kind]
             value = expected[f"{kind}-class{index}"]
             assert (found is None and np.isnan(value)) or found == pytest.approx(value, rel=1e-13)
-    # X-Decoder's denominator has the class that is predicted and never true
+    # X-Decoder's denominator includes class 6, which is predicted but never true
     assert overall["mIoU_gt_or_pred"] == pytest.approx(overall["mIoU"] * 6 / 7)
 
 
@@ -78,7 +78,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("nothing", [-1, 3, 255, 65535])
-def test_no_prediction_is_missed_and_no_false_positive(nothing):
+def test_no_class_is_a_false_negative_and_no_false_positive(nothing):
     overall, per_class = scores(([[0, nothing, 1, 1]], [[0, 0, 1, 1]]))
     assert (per_class[0]["IoU"], per_class[1]["IoU"]) == (50, 100)
     assert overall["pACC"] == 75
@@ -86,14 +86,14 @@ def test_no_prediction_is_missed_and_no_false_positive(nothing):
 
 
 def test_an_ignored_class():
-    """SUN RGB-D: label 0 is background, which may be predicted but never counts as truth."""
+    """SUN RGB-D: label 0 is background, may be predicted, and is ignored as ground truth."""
     overall, per_class = scores(([[0, 1, 2, 0]], [[0, 1, 2, 2]]), ignore=0)
     assert per_class[0]["IoU"] is None
     assert overall["mIoU"] == 75
     assert overall["mIoU_gt_or_pred"] == 50
 
 
-def test_nothing_to_measure_is_not_available():
+def test_nothing_to_measure_gives_none():
     assert set(scores().overall.values()) == {None}
     overall, per_class = scores(([[0, 1]], [[255, 255]]))
     assert set(overall.values()) == {None}
@@ -108,7 +108,7 @@ def test_small_integer_types_do_not_overflow():
     assert labels.tolist() == [[200, 254]]
 
 
-def test_bad_input_leaves_the_counts():
+def test_bad_input_is_refused_and_leaves_the_counts():
     accumulator = SemanticScores(3)
     with pytest.raises(ValueError, match=r"labels \[3, 200\]; classes are 0..2, 255 is ignored"):
         accumulator.update(np.zeros((1, 3), int), np.array([[200, 3, 255]]))

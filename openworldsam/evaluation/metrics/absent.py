@@ -1,4 +1,4 @@
-"""How often something is found that is not there."""
+"""False-positive rate on absent classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from openworldsam.evaluation.metrics.accumulator import Scores, percent
 
 
 class AbsentPrompts:
-    """The false-positive rate: of all prompts for classes that their image does not have, those that found one."""
+    """Share of the prompts for absent classes that got a prediction."""
 
     def __init__(self) -> None:
         self.asked = self.found = 0
@@ -17,8 +17,8 @@ class AbsentPrompts:
         """Add an image.
 
         Args:
-            absent: the classes that it was asked about and does not have.
-            found: the classes of which there is a prediction.
+            absent: class ids that were prompted and are not in the image.
+            found: class ids with a prediction.
         """
         self.asked += len(absent)
         self.found += len(set(absent) & set(found))
@@ -29,5 +29,5 @@ class AbsentPrompts:
         self.found += other.found
 
     def compute(self) -> Scores:
-        """false_positive_rate; there are no classes."""
+        """Return false_positive_rate; there are no per-class metrics."""
         return Scores({"false_positive_rate": percent(self.found, self.asked)}, {})

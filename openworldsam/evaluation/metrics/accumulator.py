@@ -1,4 +1,4 @@
-"""What the metrics share: the form of their results, and the sum over processes."""
+"""Shared parts of the metrics: the form of the results and the sum over processes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,28 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from detectron2.utils import comm
 
 Metrics = dict[str, float | None]
-"""Values by name, 0 to 100; None is "not available", for there was nothing to measure."""
+"""Values by name, 0 to 100; None if there was nothing to measure."""
 
 
 class Scores(NamedTuple):
-    """overall: metrics of the whole; per_class: metrics of every class by its id, if there are classes."""
+    """overall: metrics over everything; per_class: metrics by class id, empty for tasks without classes."""
 
     overall: Metrics
     per_class: dict[int, Metrics]
 
 
 class Mergeable(Protocol):
-    """Counts of a process's images so far."""
+    """Counts over the images of one process."""
 
     def merge(self, other: Any) -> None:
-        """Add the counts of another one that was made with the same arguments."""
-
-
-class Accumulator(Mergeable, Protocol):
-    """Counts of the images so far.
-
-    Its `update` takes one image and raises ValueError for what cannot be scored, leaving the counts as they were.
-    The counts do not depend on the order of the images, nor on how they are spread over processes.
-    """
-
-    def compute(self) -> Scores:
-        """The metrics of all images so far."""
+        """Add the counts of another object constructed with the same arguments."""
 
 
 MergeableT = TypeVar("MergeableT", bound=Mergeable)
 
 
 def merged(counts: MergeableT) -> MergeableT | None:
-    """The counts of all processes as one, on the first process; None on the others."""
+    """Merge the counts of all processes into those of the first process; return None on the others."""
     parts = comm.gather(counts)
     if not parts:
         return None
@@ -53,20 +42,20 @@ def merged(counts: MergeableT) -> MergeableT | None:
 
 
 @contextmanager
-def named(what: object) -> Iterator[None]:
-    """Put the name of an image or file in front of the ValueErrors that arise within."""
+def named(name: object) -> Iterator[None]:
+    """Prefix the ValueErrors raised inside with the name of an image or file."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def percent(part: float, whole: float) -> float | None:
-    """100 part / whole; None of nothing."""
+    """Return 100 part / whole; None if whole is 0."""
     return 100 * part / whole if whole else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are available, exactly rounded, so that their order does not matter."""
+    """Return the mean of the values that are not None, exactly rounded, so that their order does not matter."""
     available = [value for value in values if value is not None]
     return math.fsum(available) / len(available) if available else None

@@ -1,4 +1,7 @@
-"""Average precision and recall of instances, masks and boxes, by pycocotools."""
+"""Instance segmentation: average precision and recall of masks and boxes, by pycocotools.
+
+Shapes: H, W image size.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ from openworldsam.evaluation.metrics.accumulator import Metrics, Scores
 
 IOU_TYPES = ("segm", "bbox")
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The twelve numbers of COCO, in the order of COCOeval."""
+"""COCO's twelve metrics, in the order of COCOeval."""
 
 Annotation = dict[str, Any]
 
 
 class ImageInstances(NamedTuple):
-    """What COCOeval needs of an image of (H, W)."""
+    """Instances of one image of size (H, W), in the form that COCOeval reads."""
 
     size: tuple[int, int]
     predicted: list[Annotation]
@@ -34,18 +37,18 @@ class ImageInstances(NamedTuple):
 
 
 class InstanceAP:
-    """The twelve numbers of COCO and the AP of every class, for masks or for boxes.
+    """COCO's twelve metrics and the AP of every class, for masks or for boxes.
 
-    Equal to COCOeval's on files, but for two of its traps: whether a predicted mask is small, medium or large is
-    decided by its own area even if the prediction comes with a box (as Detectron2 does it), and an object with the
-    annotation id 0 can be found.
+    The numbers equal those of COCOeval on files, with two of its pitfalls avoided: the size class (small, medium,
+    large) of a predicted mask always follows from the area of the mask, even if the prediction comes with a box (as in
+    Detectron2), and an object with annotation id 0 can be matched.
 
     Args:
         categories: the category ids.
-        iou_type: "segm" compares masks, "bbox" boxes.
+        iou_type: "segm" to compare masks, "bbox" to compare boxes.
 
     Raises:
-        ValueError: another iou_type.
+        ValueError: unknown iou_type.
     """
 
     def __init__(self, categories: Iterable[int], iou_type: str = "segm") -> None:
@@ -65,25 +68,25 @@ class InstanceAP:
         """Add an image.
 
         Args:
-            image_id: its own among all images.
+            image_id: unique among all images.
             size: (H, W).
-            predicted: category_id, score, and segmentation or bbox (x, y, width, height), as in COCO's results
-                format; Detectron2's `instances_to_coco_json` makes them. Boxes can be left to the masks.
-            truth: category_id, area, segmentation, bbox, and iscrowd where it is not 0, as in COCO's annotations.
+            predicted: category_id, score, and segmentation or bbox (x, y, width, height), in COCO's results format;
+                Detectron2's `instances_to_coco_json` returns it. A missing bbox is taken from the mask.
+            truth: category_id, area, segmentation, bbox, and iscrowd if not 0, in COCO's annotation format.
 
         Raises:
-            ValueError: the image has been there before, or an instance has an unknown category, a mask that is
-                damaged or of another size, or no number where one belongs.
+            ValueError: the image was added before, or an instance has an unknown category, a damaged mask, a mask of
+                another size, or a value that is not a number where one is needed.
             KeyError: an instance lacks an entry.
         """
         if image_id in self.images:
-            raise ValueError(f"image {image_id} is there twice")
+            raise ValueError(f"image {image_id} was added twice")
         found = [self._instance(p, size) | {"score": float(_number("score", p["score"]))} for p in predicted]
         real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
         self.images[image_id] = ImageInstances(size, found, real)
 
     def _instance(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
-        """What COCOeval needs of an instance, its mask as compressed RLE."""
+        """Convert an instance to the form that COCOeval reads, with the mask as compressed RLE."""
         category = annotation["category_id"]
         if category not in self.categories:
             raise ValueError(f"an instance has the unknown category {category}")
@@ -92,7 +95,7 @@ class InstanceAP:
             return {"category_id": category, "segmentation": code, "area": float(mask_util.area(code))}
         box = annotation.get("bbox") or mask_util.toBbox(to_rle(annotation["segmentation"], size)).tolist()
         if not isinstance(box, (list, tuple)) or len(box) != 4:
-            raise ValueError(f"an instance has the bbox {box!r}, x, y, width and height are needed")
+            raise ValueError(f"bbox must be x, y, width and height, got {box!r}")
         x, y, width, height = (_number("bbox", value) for value in box)
         return {"category_id": category, "bbox": [x, y, width, height], "area": width * height}
 
@@ -100,15 +103,15 @@ class InstanceAP:
         """Add the images of another accumulator.
 
         Raises:
-            ValueError: both have an image.
+            ValueError: an image is in both.
         """
         assert self.categories == other.categories and self.iou_type == other.iou_type
         if both := self.images.keys() & other.images.keys():
-            raise ValueError(f"image {min(both)} is there twice")
+            raise ValueError(f"image {min(both)} was added twice")
         self.images.update(other.images)
 
     def compute(self) -> Scores:
-        """STATISTICS, and AP per class."""
+        """Return STATISTICS, and AP per class."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(self._coco("truth"), self._coco("predicted"), self.iou_type)
             evaluation.evaluate()
@@ -116,7 +119,7 @@ class InstanceAP:
             evaluation.summarize()
         values = evaluation.stats.tolist()
         overall = {name: _percent(value) for name, value in zip(STATISTICS, values, strict=True)}
-        # thresholds, recalls, classes, areas (the first is all), most detections (the last is 100)
+        # [thresholds, recalls, classes, areas, max detections]; area 0 is "all", the last maximum is 100
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         per_class: dict[int, Metrics] = {}
         for index, category in enumerate(self.categories):
@@ -125,7 +128,7 @@ class InstanceAP:
         return Scores(overall, per_class)
 
     def _coco(self, kind: Literal["predicted", "truth"]) -> COCO:
-        """All instances of a kind as pycocotools wants them; copies, since it changes what it is given."""
+        """Build a COCO object of all predicted or true instances; copies them, since pycocotools modifies its input."""
         instances = [a | {"image_id": i} for i, image in self.images.items() for a in getattr(image, kind)]
         sizes = {i: image.size for i, image in self.images.items()}
         coco = COCO()
@@ -139,39 +142,34 @@ class InstanceAP:
 
 
 class MasksAndBoxes:
-    """`InstanceAP` of both: STATISTICS of masks, those of boxes as AP_box and so on, and the mask AP of every class.
-
-    Args:
-        categories: the category ids.
-    """
+    """STATISTICS of masks, STATISTICS of boxes (AP_box, ...), and the mask AP of every class; see `InstanceAP`."""
 
     def __init__(self, categories: Iterable[int]) -> None:
         categories = list(categories)
         self.masks, self.boxes = InstanceAP(categories), InstanceAP(categories, "bbox")
 
     def update(self, *image: Any) -> None:
-        """Add an image; see `InstanceAP.update`. Instances have masks; their boxes can be left to these."""
+        """Add an image; see `InstanceAP.update`. Every instance needs a mask."""
         self.masks.update(*image)
         self.boxes.update(*image)
 
     def merge(self, other: MasksAndBoxes) -> None:
-        """Add the images of another accumulator; see `InstanceAP.merge`."""
+        """Add the images of another accumulator."""
         self.masks.merge(other.masks)
         self.boxes.merge(other.boxes)
 
     def compute(self) -> Scores:
-        """See the class."""
-        scores = self.masks.compute()
-        boxes = self.boxes.compute().overall
+        """Return the metrics listed above."""
+        scores, boxes = self.masks.compute(), self.boxes.compute().overall
         return Scores({**scores.overall, **{f"{name}_box": value for name, value in boxes.items()}}, scores.per_class)
 
 
 def _number(key: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"an instance has the {key} {value!r}, a number is needed")
+        raise ValueError(f"{key} must be a finite number, got {value!r}")
     return cast(float, value)
 
 
 def _percent(value: float) -> float | None:
-    """COCOeval's -1 says that there is nothing to measure."""
+    """Scale to 0..100; COCOeval returns -1 if there is nothing to measure."""
     return 100 * value if value > -1 else None

@@ -1,6 +1,6 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), by the rules of panopticapi.
 
-Shapes: H, W size of the image.
+Shapes: H, W image size.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, mean, percent
 
 VOID = 0
-"""Id of no segment, in both maps; smaller ones mean the same."""
+"""Segment id of pixels without a segment, in both maps; negative ids mean the same."""
 
 
 @dataclass
 class ClassCounts:
-    """Of one class: the IoU of every matched pair, predictions without a match, ground truth without a match."""
+    """Counts of one class: IoU of every matched pair, unmatched predictions, unmatched ground truth."""
 
     ious: list[float] = field(default_factory=list)
     false_positives: int = 0
     false_negatives: int = 0
 
     def quality(self) -> Metrics:
-        """PQ, SQ and RQ. A class without any match has an SQ of 0, as in panopticapi."""
+        """Return PQ, SQ and RQ. A class without any match has SQ 0, as in panopticapi."""
         errors = (self.false_positives + self.false_negatives) / 2
         segments = len(self.ious) + errors
         iou = math.fsum(self.ious)
@@ -38,13 +38,13 @@ class ClassCounts:
 class PanopticQuality:
     """PQ, SQ and RQ of all classes, of things ("_th") and of stuff ("_st").
 
-    A predicted and a true segment of the same class match if their IoU exceeds 0.5; the prediction's pixels on void
-    are left out of the union. A crowd matches nothing and is not missed. A prediction without a match is no error
-    if more than half of it lies on void or on the crowd of its class (the last one, if an image has several). A
-    class without any segment, predicted or true, is not available and counts in no mean.
+    A predicted and a true segment of the same class match if their IoU exceeds 0.5; predicted pixels on void are left
+    out of the union. A crowd region is never matched and never counted as missed. An unmatched prediction is no error
+    if more than half of it lies on void or on the crowd region of its class (the last one if an image has several).
+    The metrics of a class without any segment, predicted or true, are None and count in no mean.
 
     Args:
-        is_thing: for every category id; its order is the order of the results.
+        is_thing: by category id; defines the order of the results.
     """
 
     def __init__(self, is_thing: Mapping[int, bool]) -> None:
@@ -61,15 +61,15 @@ class PanopticQuality:
         """Add an image.
 
         Args:
-            predicted_map: int [H, W], segment ids; 0 and -1 are nothing.
-            predicted_segments: (id, category id) of each.
-            truth_map: int [H, W], segment ids; 0 is void. Pixels of an id that is not among the segments are of
-                no class, and not void.
-            truth_segments: (id, category id, iscrowd) of each.
+            predicted_map: int [H, W], segment ids; 0 and -1 mean no segment.
+            predicted_segments: (id, category id) of each segment.
+            truth_map: int [H, W], segment ids; 0 is void. Pixels with an id that is not listed have no class, but are
+                not void.
+            truth_segments: (id, category id, iscrowd) of each segment.
 
         Raises:
-            ValueError: the maps differ in size; a segment has an unknown category, an id below 1 or that of another
-                one; a predicted segment is in the map and not listed, or the reverse.
+            ValueError: the maps differ in size; a segment has an unknown category, an id below 1 or a duplicate id; a
+                predicted segment is in the map but not listed, or listed but not in the map.
         """
         truth_segments = list(truth_segments)
         predicted = self._categories("predicted", predicted_segments)
@@ -85,13 +85,13 @@ class PanopticQuality:
         self._count(overlaps, predicted, truth, crowds, crowd_ids)
 
     def _categories(self, kind: str, segments: Iterable[tuple[int, ...]]) -> dict[int, int]:
-        """The category of each segment id."""
+        """Return the category by segment id, after checking both."""
         categories: dict[int, int] = {}
         for segment, category in segments:
             if category not in self.counts:
                 raise ValueError(f"the {kind} segment {segment} has the unknown category {category}")
             if segment <= VOID or segment in categories:
-                raise ValueError(f"{kind} segments have ids from 1, each its own; got {segment}")
+                raise ValueError(f"{kind} segment ids must be unique and at least 1, got {segment}")
             categories[segment] = category
         return categories
 
@@ -122,22 +122,22 @@ class PanopticQuality:
             self.counts[truth[truth_id]].false_negatives += 1
         for predicted_id in unmatched:
             category = predicted[predicted_id]
-            # a class without a crowd looks itself up at -1, where no overlap is
+            # -1 for a class without a crowd region: no id in the map is negative
             excused = sum(overlaps.get((predicted_id, region), 0) for region in (VOID, crowds.get(category, -1)))
             if excused / predicted_area[predicted_id] <= 0.5:
                 self.counts[category].false_positives += 1
 
     def merge(self, other: PanopticQuality) -> None:
-        """Add the counts of another accumulator of the same classes."""
+        """Add the counts of another accumulator with the same classes."""
         assert self.is_thing == other.is_thing
         for category, counts in other.counts.items():
-            own = self.counts[category]
-            own.ious.extend(counts.ious)
-            own.false_positives += counts.false_positives
-            own.false_negatives += counts.false_negatives
+            ours = self.counts[category]
+            ours.ious.extend(counts.ious)
+            ours.false_positives += counts.false_positives
+            ours.false_negatives += counts.false_negatives
 
     def compute(self) -> Scores:
-        """PQ, SQ, RQ, PQ_th, ..., RQ_st, and per class PQ, SQ, RQ."""
+        """Return PQ, SQ, RQ, PQ_th, ..., RQ_st, and PQ, SQ, RQ per class."""
         per_class = {category: counts.quality() for category, counts in self.counts.items()}
         kinds = {"": (True, False), "_th": (True,), "_st": (False,)}
         overall = {
@@ -149,7 +149,7 @@ class PanopticQuality:
 
 
 def _overlaps(predicted_map: np.ndarray, truth_map: np.ndarray) -> dict[tuple[int, int], int]:
-    """For each pair of predicted and true id that meet, the number of pixels; ids below 1 become 0."""
+    """Count the pixels of each (predicted id, true id) pair that overlaps; ids below 1 become 0."""
     if predicted_map.shape != truth_map.shape:
         raise ValueError(f"the predicted map is {predicted_map.shape}, the ground truth {truth_map.shape}")
     predicted, truth = (np.maximum(ids, VOID).astype(np.int64) for ids in (predicted_map, truth_map))

@@ -1,4 +1,7 @@
-"""Referring segmentation: IoU of the one mask of every expression."""
+"""Referring segmentation: IoU between the one predicted and the one true mask of each expression.
+
+Shapes: H, W image size.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 class ReferringScores:
     """cIoU, mIoU and precision.
 
-    cIoU: all intersections over all unions, so that large objects weigh more.
-    mIoU: mean IoU of the expressions, also called gIoU.
-    precision@t: fraction of the expressions of an IoU of t or more.
-    Two empty masks have an IoU of 1: nothing is meant, and nothing found (gRefCOCO's rule).
+    cIoU: sum of all intersections over sum of all unions, so large objects weigh more.
+    mIoU: mean IoU over expressions, also called gIoU.
+    precision@t: share of expressions with an IoU of at least t.
+    Two empty masks have IoU 1 (gRefCOCO's rule for expressions that refer to nothing).
     """
 
     def __init__(self) -> None:
         self.areas: list[tuple[int, int]] = []
-        """Intersection and union of each expression, in pixels."""
+        """Intersection and union per expression, in pixels."""
 
     def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
         """Add an expression.
@@ -41,7 +44,7 @@ class ReferringScores:
         self.areas.extend(other.areas)
 
     def compute(self) -> Scores:
-        """cIoU, mIoU, precision@0.5 to precision@0.9; there are no classes."""
+        """Return cIoU, mIoU and precision@0.5 to precision@0.9; there are no per-class metrics."""
         ious = [intersection / union if union else 1.0 for intersection, union in self.areas]
         overall = {
             "cIoU": percent(sum(i for i, _ in self.areas), sum(u for _, u in self.areas)),

@@ -1,6 +1,6 @@
 """Semantic segmentation: IoU and accuracy from a confusion matrix.
 
-Shapes: H, W size of the image, C number of classes.
+Shapes: H, W image size, N number of classes.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, mean, p
 
 
 class SemanticScores:
-    """mIoU, fwIoU and accuracies. Pixels that the ground truth ignores count for nothing.
+    """mIoU, fwIoU and accuracies, over the pixels that the ground truth does not ignore.
 
-    A class is present if the ground truth has it. The metrics are those of Detectron2's SemSegEvaluator:
-        mIoU: mean IoU of the present classes.
-        mIoU_gt_or_pred: the same sum divided by the number of classes that are present or predicted, which is what
-            X-Decoder's evaluator, and so the released code, calls mIoU. Equal to mIoU if prompts are the present
-            classes; smaller where others are predicted.
-        fwIoU: mean IoU of the present classes weighted by their pixels.
-        mACC: mean over the present classes of the fraction of their pixels that is right.
-        pACC: fraction of all pixels that is right.
-    A pixel to which no class was predicted is missed by its class, and a false positive of none.
+    A class is present if the ground truth has pixels of it. The metrics are those of Detectron2's SemSegEvaluator:
+        mIoU: mean IoU over the present classes.
+        mIoU_gt_or_pred: the same sum divided by the number of classes that are present or predicted; X-Decoder's
+            evaluator, and therefore the released code, calls this mIoU. Equal to mIoU if only present classes are
+            prompted, smaller if others are predicted.
+        fwIoU: mean IoU over the present classes, weighted by their pixels.
+        mACC: mean accuracy over the present classes, where accuracy is the share of their pixels that is correct.
+        pACC: share of all pixels that is correct.
+    A pixel without a predicted class is a false negative of its true class and a false positive of none.
 
     Args:
-        num_classes: C.
-        ignore: the label of pixels that do not count; it may be one of the classes. None if there is no such label.
+        num_classes: N.
+        ignore: label of pixels to leave out; may be one of the classes. None if there is no such label.
     """
 
     def __init__(self, num_classes: int, ignore: int | None = 255) -> None:
         self.num_classes = num_classes
         self.ignore = ignore
         self.confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
-        """[C, C + 1] pixels by true and predicted class; the last column is of pixels without a predicted class."""
+        """[N, N + 1] pixel counts by true and predicted class; the last column: no predicted class."""
 
     def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
         """Add an image.
 
         Args:
-            predicted: int [H, W], class ids; anything but 0..C-1, such as -1, is no class.
+            predicted: int [H, W], class ids; any value outside 0..N-1, such as -1, means no class.
             truth: int [H, W], class ids, or the ignored label.
 
         Raises:
@@ -60,12 +60,12 @@ class SemanticScores:
         self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
 
     def merge(self, other: SemanticScores) -> None:
-        """Add the counts of another accumulator of the same classes."""
+        """Add the counts of another accumulator with the same classes."""
         assert self.ignore == other.ignore
         self.confusion += other.confusion
 
     def compute(self) -> Scores:
-        """See the class; per class IoU and ACC, which only present classes have."""
+        """Return the metrics listed above; per class IoU and ACC, which are None for absent classes."""
         hit = self.confusion.diagonal().tolist()
         true = self.confusion.sum(axis=1).tolist()
         claimed = self.confusion.sum(axis=0)[:-1].tolist()
