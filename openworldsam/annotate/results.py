@@ -19,10 +19,10 @@ from panopticapi.utils import id2rgb
 
 from openworldsam.annotate.pictures import Picture, Stamp
 from openworldsam.annotate.prompts import Prompts
-from openworldsam.evaluation.saved import save_png, void_label
+from openworldsam.evaluation.saved import void_label
 from openworldsam.predictor.export import coco_annotations
 from openworldsam.predictor.prediction import Prediction
-from openworldsam.utils.files import read_json, save_json
+from openworldsam.utils.files import read_json, save_json, save_png
 from openworldsam.visualization import draw_prediction
 
 Record = dict[str, Any]

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import id2rgb, rgb2id
-from PIL import Image
 from pycocotools import mask as mask_util
 
 from openworldsam.data.datasets.coco import lack
@@ -33,7 +32,7 @@ from openworldsam.data.records.labels import read_labels
 from openworldsam.data.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.metrics.accumulator import named
-from openworldsam.utils.files import save_atomically, save_json
+from openworldsam.utils.files import save_json, save_png, save_text
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
@@ -222,7 +221,7 @@ class SavedPredictions:
         markers = [path for path in map(self._marker, image_ids) if path.exists()]
         images = [_read(path) for path in markers]
         names = "".join(f"{name}\n" for name in self.class_names)
-        save_atomically(self.folder / "classes.txt", lambda partial: partial.write_text(names, encoding="utf-8"))
+        save_text(self.folder / "classes.txt", names)
         makers = {"panoptic": self._panoptic, "instance": self._instances, "referring": self._referring}
         for kind in KINDS:
             for task, make in makers.items():
@@ -296,11 +295,6 @@ def _read(path: Path) -> dict[str, Any]:
     with named(path):
         content: dict[str, Any] = json.loads(path.read_bytes())
     return content
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Write a PNG, whole or not at all: uint8 [H, W, 3], or uint8 or uint16 [H, W]."""
-    save_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
 
 
 def _picture_of(inputs: Mapping[str, Any]) -> np.ndarray:

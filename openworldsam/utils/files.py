@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from safetensors import SafetensorError
 
 
@@ -41,10 +43,19 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def save_json(path: str | Path, content: object) -> None:
-    """Write a json file, whole or not at all."""
-    text = json.dumps(content)
-    save_atomically(Path(path), lambda partial: partial.write_text(text))
+def save_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text atomically."""
+    save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def save_json(path: str | Path, content: object, indent: int | None = None) -> None:
+    """Write a JSON file atomically."""
+    save_text(Path(path), json.dumps(content, indent=indent))
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write a PNG atomically: uint8 [H, W, 3], or uint8 or uint16 [H, W]."""
+    save_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
 
 
 def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
