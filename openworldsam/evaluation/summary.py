@@ -18,6 +18,9 @@ HEADLINES = {
 }
 """Every task, with the metrics that logs and tables show."""
 
+NOTES = {"skipped": "not scored", "remarks": "to be noted"}
+"""Entries of a result that list images with a reason, and what is said of them."""
+
 Results = dict[str, dict[str, Any]]
 """For each benchmark what `Benchmark.content` of benchmark.py returns."""
 
@@ -35,19 +38,31 @@ def scalars(results: Results) -> dict[str, dict[str, float]]:
     }
 
 
+def headlines(
+    results: Results, numbers: Mapping[Column, Number] | None = None
+) -> dict[Column, tuple[float | None, Number | None]]:
+    """Return each headline metric, with the paper's number if it was measured by the paper's protocol (oracle)."""
+    return {
+        (name, task, metric): (
+            content[task].get(metric),
+            (numbers or {}).get((name, task, metric)) if content["protocol"] == "oracle" else None,
+        )
+        for name, content in results.items()
+        for task, metrics in HEADLINES.items()
+        for metric in (metrics if task in content else ())
+    }
+
+
 def table(results: Results, numbers: Mapping[Column, Number] | None = None) -> str:
-    """The headline metrics, one a line, for people; with the paper's numbers where it used the same protocol."""
+    """Tabulate the headline metrics, one per line, beside the paper's numbers; see `headlines`."""
     rows = []
-    for name, content in results.items():
-        for task, metrics in HEADLINES.items():
-            for metric in metrics if task in content else ():
-                value = content[task][metric]
-                row = [name, content["protocol"], content["images"], f"{task} {metric}", number(value, ".2f")]
-                paper = (numbers or {}).get((name, task, metric)) if content["protocol"] == "oracle" else None
-                if paper:
-                    difference = "" if value is None else f"{value - paper.value:+.2f}"
-                    row += [f"{paper.value:.1f}", difference, str(paper.table)]
-                rows.append(row)
+    for (name, task, metric), (value, paper) in headlines(results, numbers).items():
+        content = results[name]
+        row = [name, content["protocol"], content["images"], f"{task} {metric}", number(value, ".2f")]
+        if paper:
+            difference = "" if value is None else f"{value - paper.value:+.2f}"
+            row += [f"{paper.value:.1f}", difference, str(paper.table)]
+        rows.append(row)
     header = ("benchmark", "protocol", "images", "metric", "measured", "paper", "difference", "table")
     return tabulate(rows, header, disable_numparse=True, colalign=("left",) * 2 + ("right", "left") + ("right",) * 4)
 
@@ -56,7 +71,7 @@ def remarks(results: Results) -> list[str]:
     """What people are to know of the figures: images that are not in them, or empty; no line if all is well."""
     lines = []
     for name, content in results.items():
-        for kind, verb in (("skipped", "not scored"), ("remarks", "to be noted")):
+        for kind, verb in NOTES.items():
             if said := content[kind]:
                 file, reason = next(iter(said.items()))
                 lines.append(f"{name}: {len(said)} images {verb}, such as {file}: {reason}")

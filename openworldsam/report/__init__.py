@@ -1,1 +1,1 @@
-"""A page about evaluations: figures per class, what is mistaken for what, and pictures side by side."""
+"""HTML page about one or several evaluations: scores, per-class metrics, confusions and pictures side by side."""

@@ -1,4 +1,4 @@
-"""Charts by matplotlib; none needs a display."""
+"""Charts of the page, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from openworldsam.report.runs import CLASS_METRICS, ClassMetrics, Confusion
+from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Confusion
 
 MOST_BARS = 60
-"""Classes of a chart; of more, the best and the worst halves of this."""
+"""Most classes in a chart; of more classes, the best and the worst half of this number are shown."""
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
-"""Of runs, in turn; Okabe and Ito's."""
+"""Colours of the runs in turn (Okabe and Ito's palette)."""
 
 
 def sorted_classes(runs: Mapping[str, ClassMetrics]) -> list[str]:
-    """All classes that a run has a value of, the best first by the first metric of the first run that has one.
+    """Sort all classes that have a value, best first, by the first metric of the first run that has one.
 
-    A class without this value comes after those with it, by the value that it has.
+    Classes without this value follow, sorted by the first value they do have.
     """
     ranks: dict[str, tuple[int, float]] = {}
     for place, (metric, run) in enumerate((metric, run) for metric in CLASS_METRICS for run in runs.values()):
@@ -27,10 +27,10 @@ def sorted_classes(runs: Mapping[str, ClassMetrics]) -> list[str]:
 
 
 def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
-    """Bars of every class, a panel per metric, in the order of `sorted_classes` (Fig. 9).
+    """Draw a bar per class and run, one panel per metric, in the order of `sorted_classes` (Fig. 9).
 
     Args:
-        runs: metrics by the name of the run; at least one has a value.
+        runs: metrics by name of the run; at least one has a value.
     """
     classes = sorted_classes(runs)
     half = MOST_BARS // 2
@@ -56,7 +56,7 @@ def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
 
 
 def confusion_map(found: Confusion) -> Figure:
-    """Percentages in a grid, the classes' own columns first."""
+    """Draw a confusion table with the percentages in its cells."""
     rows, columns = len(found.rows), len(found.columns)
     figure = Figure(figsize=(2.4 + 0.42 * columns, 1.7 + 0.32 * rows), layout="constrained")
     axis = figure.subplots()
@@ -70,11 +70,11 @@ def confusion_map(found: Confusion) -> Figure:
     axis.axvline(rows - 0.5, color="black", linewidth=0.8)
     axis.set_xticks(range(columns), [_short(c) for c in found.columns], rotation=60, ha="right", fontsize=8)
     axis.set_yticks(range(rows), [_short(c) for c in found.rows], fontsize=8)
-    axis.set(xlabel="taken for", ylabel="pixels of")
+    axis.set(xlabel="predicted class", ylabel="true class")
     return figure
 
 
 def _short(name: str) -> str:
-    """A name, or the first of its synonyms."""
+    """Shorten a class name to its first synonym, and that to 22 characters."""
     first = name.split(",")[0]
     return first if len(first) <= 22 else f"{first[:20]}..."

@@ -1,19 +1,21 @@
-"""The page: one HTML file with all pictures in it, and no script."""
+"""Parts of the page: one HTML file with embedded images and without scripts."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-from openworldsam.evaluation.summary import HEADLINES, number
-from openworldsam.report.pictures import Row
-from openworldsam.report.runs import CLASS_METRICS, ClassMetrics, Run
+from openworldsam.engine.evaluate import ASKED
+from openworldsam.evaluation.paper_tables import Number
+from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, number
+from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
+from openworldsam.report.pictures import PictureRow
 from openworldsam.visualization import Picture
 
 STYLE = """
@@ -31,11 +33,11 @@ nav a { margin-right: 1rem }
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The whole file.
+    """Assemble the document.
 
     Args:
         title: plain text.
-        sections: heading, plain text, and HTML of each.
+        sections: heading (plain text) and body (HTML) of each section.
     """
     links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
     parts = [f'<h2 id="s{i}">{escape(heading)}</h2>\n{body}' for i, (heading, body) in enumerate(sections)]
@@ -45,7 +47,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """A table of HTML cells; the last so many columns are of numbers."""
+    """Build a table of HTML cells; the last `numbers` columns are right-aligned."""
     first = len(header) - numbers
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -57,36 +59,34 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0
 
 
 def figure_html(figure: Figure, alt: str) -> str:
-    """A chart as an image in the page."""
+    """Embed a chart in the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return _embedded(buffer.getvalue(), "png", alt)
+    return _embedded(buffer, "png", alt)
 
 
 def picture_html(picture: Picture, alt: str) -> str:
-    """uint8 [H, W, 3] as an image in the page."""
+    """Embed a picture, uint8 [H, W, 3], in the page."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=80)
-    return _embedded(buffer.getvalue(), "jpeg", alt)
+    return _embedded(buffer, "jpeg", alt)
 
 
-def _embedded(content: bytes, kind: str, alt: str) -> str:
-    text = base64.b64encode(content).decode()
+def _embedded(file: io.BytesIO, kind: str, alt: str) -> str:
+    text = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{text}">'
 
 
-def about_runs(runs: Sequence[Run]) -> str:
-    """What each run was."""
+def about_runs(runs: Sequence[Evaluation]) -> str:
+    """Tabulate preset, protocol, prompt options, weights and command of each run."""
     rows = []
     for run in runs:
         content = run.content
-        asked = {k: content.get(k) for k in ("sentences", "num_absent", "prompt_caps", "template")}
-        asked |= {k: content.get(k) for k in ("first_synonym", "readable_names")}
+        options = {key: content.get(key) for key in map(str.lower, ASKED)}
+        prompts = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
         weights = "<br>".join(f"{escape(name)}: {_source(source)}" for name, source in content["weights"].items())
-        about = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
-        cells = (run.name, content["preset"], content["protocol"], about)
         command = f"<code>{escape(content['command'])}</code><br>{content.get('seconds')} s"
-        rows.append((*map(escape, cells), weights, command))
+        rows.append((*map(escape, (run.name, content["preset"], content["protocol"], prompts)), weights, command))
     return table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
 
 
@@ -95,55 +95,50 @@ def _source(source: dict[str, Any]) -> str:
     return f"{escape(source['layout'])}, <code>{escape(source['fingerprint'][:12])}</code>{note}"
 
 
-def scores(runs: Sequence[Run], benchmarks: Sequence[str]) -> str:
-    """The headline metrics of every run; beside those of oracle prompts the paper's number and the difference."""
+def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
+    """Tabulate the headline metrics of every run, with the paper's number and the difference for oracle prompts."""
+    found = [headlines(run.benchmarks, run.paper) for run in runs]
+    columns = ((name, task, metric) for name in benchmarks for task, ms in HEADLINES.items() for metric in ms)
     rows = []
-    for name in benchmarks:
-        for task, metrics in HEADLINES.items():
-            for metric in metrics:
-                cells = [_score(run, name, task, metric) for run in runs]
-                if any(cells):
-                    rows.append((escape(name), f"{task} {metric}", *cells))
+    for column in columns:
+        cells = [_score(*values[column]) if column in values else "" for values in found]
+        if any(cells):
+            rows.append((escape(column[0]), f"{column[1]} {column[2]}", *cells))
     return table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs))
 
 
-def _score(run: Run, name: str, task: str, metric: str) -> str:
-    content = run.benchmarks.get(name, {})
-    if task not in content:
-        return ""
-    value = content[task].get(metric)
-    paper = run.paper.get((name, task, metric)) if content["protocol"] == "oracle" else None
-    said = number(value, ".2f")
+def _score(value: float | None, paper: Number | None) -> str:
+    text = number(value, ".2f")
     if paper:
         difference = "" if value is None else f", {value - paper.value:+.2f}"
-        said += f" <span class='note'>paper {paper.value:.1f}{difference}</span>"
-    return said
+        text += f" <span class='note'>paper {paper.value:.1f}{difference}</span>"
+    return text
 
 
-def notes(runs: Sequence[Run], benchmarks: Sequence[str]) -> str:
-    """Every image that is not in the figures or is empty, and every benchmark that was missing."""
+def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
+    """Tabulate every missing benchmark, and every image that was not scored or has an empty ground truth."""
     rows = []
     for run in runs:
         rows += [(run.name, name, "missing", reason) for name, reason in run.content.get("missing", {}).items()]
         for name in benchmarks:
-            for kind, what in (("skipped", "not scored"), ("remarks", "to be noted")):
-                said = run.benchmarks.get(name, {}).get(kind, {})
-                rows += [(run.name, name, f"{what}: {file}", reason) for file, reason in said.items()]
+            for kind, verb in NOTES.items():
+                notes = run.benchmarks.get(name, {}).get(kind, {})
+                rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in notes.items()]
     if not rows:
         return "<p>Every image of every benchmark was read and scored.</p>"
-    return table(("run", "benchmark", "what", "why"), [tuple(map(escape, row)) for row in rows])
+    return table(("run", "benchmark", "note", "reason"), [tuple(map(escape, row)) for row in rows])
 
 
-def class_table(runs: dict[str, ClassMetrics], classes: Sequence[str]) -> str:
-    """All classes in numbers, folded."""
+def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> str:
+    """Tabulate the metrics of all classes, folded up."""
     columns = [(run, metric) for metric in CLASS_METRICS for run, metrics in runs.items() if metric in metrics]
     rows = [(escape(c), *(number(runs[r][m].get(c), ".1f") for r, m in columns)) for c in classes]
     header = ("class", *(f"{m}, {escape(r)}" for r, m in columns))
     return f"<details><summary>{len(classes)} classes in numbers</summary>{table(header, rows, len(columns))}</details>"
 
 
-def picture_table(rows: Sequence[Row], task: str) -> str:
-    """Pictures side by side, and below them what their colours mean."""
+def picture_table(rows: Sequence[PictureRow], task: str) -> str:
+    """Show pictures side by side, with a legend of the colours below each row."""
     lines = []
     for row in rows:
         chips = "".join(
@@ -151,8 +146,7 @@ def picture_table(rows: Sequence[Row], task: str) -> str:
             for text, color in row.legend.items()
         )
         lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in row.pictures) + "</tr>")
-        alts = {name: f"{row.file_name}, {task}, {name}" for name in row.pictures}
-        cells = "".join(f"<td>{picture_html(picture, alts[name])}</td>" for name, picture in row.pictures.items())
-        lines.append(f"<tr>{cells}</tr>")
+        images = (picture_html(picture, f"{row.file_name}, {task}, {name}") for name, picture in row.pictures.items())
+        lines.append("<tr>" + "".join(f"<td>{image}</td>" for image in images) + "</tr>")
         lines.append(f'<tr><td colspan="{len(row.pictures)}"><b>{escape(row.file_name)}</b> {chips}</td></tr>')
     return '<div class="wide"><table class="pictures">' + "\n".join(lines) + "</table></div>"

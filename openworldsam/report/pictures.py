@@ -1,6 +1,6 @@
-"""Pictures of answers: image, ground truth and the prediction of every run, side by side (Fig. 5, 7 and 8).
+"""Pictures of image, ground truth and the prediction of every run, side by side (Fig. 5, 7 and 8).
 
-Shapes: H, W size of the image.
+Shapes: N masks, H, W image size.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from pycocotools import mask as mask_util
 
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.report.runs import Run
+from openworldsam.report.evaluations import Evaluation
 from openworldsam.visualization import Drawing, Picture, draw_masks
 from openworldsam.visualization.legend import prompt_colors
 
 SIDE = 480
 """Longest side of a picture in pixels."""
-TASKS = ("panoptic", "instance", "semantic", "referring")
 TRUTH = "ground truth"
 
 
 class Masks(NamedTuple):
-    """What is drawn of an answer: N masks bool [N, H, W], their scores and the text of each."""
+    """Masks of an answer to draw: masks bool [N, H, W], scores float32 [N], and the text of each."""
 
     masks: np.ndarray
     scores: np.ndarray
     texts: list[str]
 
 
-class Row(NamedTuple):
-    """An image: its file's name, its pictures by column, and the colours (RGB, 0..255) of the texts in them."""
+class PictureRow(NamedTuple):
+    """One image of the page: file name, pictures by column, and the colour (RGB, 0..255) of each text in them."""
 
     file_name: str
     pictures: dict[str, Picture]
@@ -40,16 +39,16 @@ class Row(NamedTuple):
 
 
 def spread_out(image_ids: Sequence[int], count: int) -> list[int]:
-    """So many of the images, evenly spaced, the first among them."""
+    """Pick `count` evenly spaced images, starting with the first."""
     step = max(len(image_ids) / count, 1.0) if count else 1.0
     return [image_ids[int(index * step)] for index in range(min(count, len(image_ids)))]
 
 
-def picture_rows(runs: Sequence[Run], benchmark: str, task: str, count: int) -> list[Row]:
-    """Rows of pictures of a task that a benchmark is scored on, for the images that all of the runs have saved.
+def picture_rows(runs: Sequence[Evaluation], benchmark: str, task: str, count: int) -> list[PictureRow]:
+    """Draw `count` of the images that all runs scored on this task have saved; empty if no run has.
 
     Raises:
-        FileNotFoundError: an image is not where the evaluation found it.
+        FileNotFoundError: an image is no longer at its original path.
     """
     scored = [run for run in runs if task in run.benchmarks.get(benchmark, {})]
     found = {run.name: saved for run in scored if (saved := run.saved(benchmark))}
@@ -59,7 +58,7 @@ def picture_rows(runs: Sequence[Run], benchmark: str, task: str, count: int) -> 
     return [_row(found, task, image_id) for image_id in spread_out(sorted(common), count)]
 
 
-def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Row:
+def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> PictureRow:
     columns: dict[str, Masks] = {}
     for run, saved in found.items():
         image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)
@@ -69,21 +68,25 @@ def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Row
             columns[TRUTH] = masks_of(truth, task, (height, width), saved.class_names, image.prompts)
         columns[run] = masks_of(prediction, task, (height, width), saved.class_names, image.prompts)
     texts = tuple(dict.fromkeys(text for column in columns.values() for text in column.texts))
-    pictures = {name: _draw(image.picture, column, task, texts) for name, column in columns.items()}
-    return Row(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
+    pictures = {}
+    for name, column in columns.items():
+        index = np.array([texts.index(text) for text in column.texts], dtype=np.int64)
+        drawing = Drawing(task, texts, column.masks, column.scores, index)
+        pictures[name] = draw_masks(image.picture, drawing, max_side=SIDE)
+    return PictureRow(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
 
 
 def masks_of(
     answer: Answer, task: str, size: tuple[int, int], names: Sequence[str] = (), prompts: Sequence[str] = ()
 ) -> Masks:
-    """What there is to draw of an answer.
+    """Collect the masks of an answer to draw; none if the answer has no such task.
 
     Args:
-        answer: to the task; nothing is drawn of one to others.
-        task: of `TASKS`.
+        answer: prediction or ground truth.
+        task: field of `Answer`.
         size: (H, W).
-        names: of the contiguous class ids.
-        prompts: the expressions, of a referring answer.
+        names: class names by contiguous id.
+        prompts: expressions of a referring answer.
     """
     found: list[tuple[np.ndarray, float, str]] = []
     if task == "panoptic" and answer.panoptic:
@@ -100,8 +103,3 @@ def masks_of(
         found = [(mask, 1.0, text) for mask, text in zip(answer.referring, prompts, strict=True)]
     masks = np.stack([mask for mask, _, _ in found]) if found else np.zeros((0, *size), dtype=bool)
     return Masks(masks, np.array([score for _, score, _ in found], np.float32), [text for _, _, text in found])
-
-
-def _draw(picture: Picture, found: Masks, task: str, texts: tuple[str, ...]) -> Picture:
-    index = np.array([texts.index(text) for text in found.texts], dtype=np.int64)
-    return draw_masks(picture, Drawing(task, texts, found.masks, found.scores, index), max_side=SIDE)

@@ -169,5 +169,5 @@ def test_a_report_of_two_runs_side_by_side(evaluated, evaluate, python, tmp_path
     pictures = [f"<h3>Pictures: {name}, {task}</h3>" for name, own in tasks.items() for task in own]
     assert all(heading in html for heading in pictures) and html.count("<h3>Pictures: ") == len(pictures)
     assert html.count("data:image/jpeg") == 4 * len(pictures)
-    assert html.count("What the worst classes are taken for: ") == 2 * (len(IMAGES) - 1)
+    assert html.count("<h3>Confusions of the worst classes: ") == 2 * (len(IMAGES) - 1)
     assert "sun_rgbd_37_val" in html and "rule-made, not trained" in html

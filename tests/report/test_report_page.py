@@ -1,4 +1,4 @@
-"""The page about evaluations: what it makes of their files, and what it says if they are not there."""
+"""The HTML page about evaluations: its content, and errors for missing or damaged files."""
 
 import base64
 import io
@@ -16,8 +16,8 @@ from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.charts import MOST_BARS, class_bars, sorted_classes
 from openworldsam.report.command import build_report, main
+from openworldsam.report.evaluations import NOTHING, class_metrics, confusion, families, read_evaluations
 from openworldsam.report.pictures import TRUTH, masks_of, picture_rows, spread_out
-from openworldsam.report.runs import NOTHING, class_metrics, confusion, families, read_runs
 
 NAMES = ["sky", "cat <small>", "road, route"]
 TRUE = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, NO_CLASS]])
@@ -26,7 +26,7 @@ IOU = {"sky": 50.0, "cat <small>": 0.0, "road, route": 87.5}
 
 
 def save(folder, count=2):
-    """Predictions of so many equal images."""
+    """Save the same prediction for `count` images."""
     saved = SavedPredictions(folder, NAMES, [False] * 3)
     for image_id in range(count):
         plain = {"image_id": image_id, "file_name": f"{image_id}.jpg", "height": 4, "width": 4, "prompts": NAMES}
@@ -36,7 +36,7 @@ def save(folder, count=2):
 
 
 def write(folder, benchmarks, **more):
-    """A results.json."""
+    """Write a results.json."""
     content = {"preset": "paper", "protocol": "oracle", "sentences": "first", "paper_row": "OpenWorldSAM"}
     weights = {"adapter": {"file": "a", "layout": "adapter", "fingerprint": "0123456789abcdef", "note": "tiny & new"}}
     content |= {"weights": weights, "command": "python tools/eval_net.py <x>", "seconds": 1.5, "missing": {}}
@@ -53,18 +53,18 @@ def semantic(miou=45.8, **per_class):
 
 @pytest.fixture
 def runs(tmp_path):
-    """One run with predictions of two benchmarks, and one without."""
+    """One run with saved predictions, and one without."""
     one = write(tmp_path / "one", {"ade20k_150_val": semantic()})
     save(one / "predictions/ade20k_150_val")
     skipped = {**semantic(33.3, sky=None), "skipped": {"b<.jpg": "it is damaged & cut"}}
     other = write(tmp_path / "other", {"ade20k_150_val": skipped}, missing={"sun_rgbd_37_val": "not found"})
-    return read_runs([one, other])
+    return read_evaluations([one, other])
 
 
 def test_confusion_by_hand(tmp_path):
     save(tmp_path)
     found = confusion(SavedPredictions.written(tmp_path), worst=2, others=1)
-    # IoU: cat 0 of 5; sky 3 of 3 + 1 missed + 2 of cat (the pixel on void does not count); road 7 of 8
+    # IoU: cat 0 of 5; sky 3 of 3 + 1 missed + 2 of cat (the pixel on void is ignored); road 7 of 8
     assert found.rows == ["cat <small>", "sky"]
     assert found.columns == ["cat <small>", "sky", "road, route"]
     assert found.percent.tolist() == [[0, 50, 25], [25, 75, 0]]
@@ -76,7 +76,7 @@ def test_confusion_by_hand(tmp_path):
     assert confusion(saved) is None
 
 
-def test_families_have_the_same_classes():
+def test_families_share_their_classes():
     names = ["cityscapes_19_val", "ade20k_150_val", "cityscapes_19_panoptic_val", "ade20k_100_instance_val", "reef"]
     assert families(names) == {
         "cityscapes_19": ["cityscapes_19_val", "cityscapes_19_panoptic_val"],
@@ -86,11 +86,11 @@ def test_families_have_the_same_classes():
     }
 
 
-def test_metrics_of_a_class_come_from_all_benchmarks_of_its_family(tmp_path):
+def test_class_metrics_come_from_all_benchmarks_of_a_family(tmp_path):
     instance = {"AP": 12.0, "per_class": {"cat <small>": {"AP": 12.0}, "sky": {"AP": None}}}
     contents = {"a_1_val": semantic(), "a_1_panoptic_val": {**semantic(), "instance": instance}}
     del contents["a_1_panoptic_val"]["semantic"]
-    (run,) = read_runs([write(tmp_path / "one", contents)])
+    (run,) = read_evaluations([write(tmp_path / "one", contents)])
     assert class_metrics(run, list(contents)) == {"IoU": IOU, "AP": {"cat <small>": 12.0}}
     assert class_metrics(run, ["b_val"]) == {}
 
@@ -101,7 +101,7 @@ def test_classes_are_sorted_by_the_first_metric_of_the_first_run():
     assert sorted_classes({"one": one, "other": other}) == ["b", "a", "d", "c", "e"]
 
 
-def test_of_many_classes_the_chart_has_the_best_and_the_worst():
+def test_a_chart_of_many_classes_shows_the_best_and_the_worst():
     half = MOST_BARS // 2
     values = {f"class {i:03d}": 100.0 - i / 10 for i in range(200)}
     (axis,) = class_bars({"one": {"IoU": values}}).axes
@@ -116,7 +116,7 @@ def test_images_are_spread_out():
     assert spread_out([4, 5], 3) == [4, 5] and spread_out([4, 5], 0) == spread_out([], 3) == []
 
 
-def test_what_is_drawn_of_each_task():
+def test_masks_of_each_task():
     left, right = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
     left[:, :1], right[:, 1:] = True, True
     ids = np.where(left, 1, 2)
@@ -132,25 +132,26 @@ def test_what_is_drawn_of_each_task():
     assert nothing.masks.shape == (0, 2, 4) and nothing.texts == []
 
 
-def test_pictures_of_the_images_that_all_runs_have(tmp_path):
+def test_pictures_show_the_images_that_all_runs_have_saved(tmp_path):
     folders = [write(tmp_path / name, {"a_val": semantic()}) for name in ("one", "other")]
     save(folders[0] / "predictions/a_val", count=3)
     save(folders[1] / "predictions/a_val", count=2)
-    rows = picture_rows(read_runs(folders), "a_val", "semantic", 5)
+    runs = read_evaluations(folders)
+    rows = picture_rows(runs, "a_val", "semantic", 5)
     assert [row.file_name for row in rows] == ["0.jpg", "1.jpg"]
     assert list(rows[0].pictures) == ["image", TRUTH, "one", "other"]
     assert set(rows[0].legend) == set(NAMES)
     assert (rows[0].pictures["image"] == 0).all() and not (rows[0].pictures[TRUTH] == rows[0].pictures["one"]).all()
     assert (rows[0].pictures["one"] == rows[0].pictures["other"]).all()
-    assert picture_rows(read_runs(folders), "a_val", "panoptic", 5) == []
+    assert picture_rows(runs, "a_val", "panoptic", 5) == []
 
 
-def test_the_page_needs_no_other_file_and_says_all(runs):
+def test_the_page_is_self_contained_and_complete(runs):
     html = build_report(runs)
     assert not re.search(r"<script|<link|@import|url\(", html)
     assert set(re.findall(r'src="([^,"]{0,30})', html)) == {"data:image/png;base64", "data:image/jpeg;base64"}
     pictures = re.findall(r'base64,([^"]+)"', html)
-    assert len(pictures) == 1 + 1 + 2 * 3  # bars, a confusion, and of two images three pictures
+    assert len(pictures) == 1 + 1 + 2 * 3  # bars, one confusion table, three pictures of two images
     sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures]
     assert min(min(size) for size in sizes) >= 100
     for text in ("45.80 <span class='note'>paper 60.4, -14.60</span>", "33.30", "tiny &amp; new", "0123456789ab"):
@@ -160,7 +161,7 @@ def test_the_page_needs_no_other_file_and_says_all(runs):
     assert "No pictures" not in html
 
 
-def test_without_saved_predictions_the_page_says_how_to_get_pictures(runs):
+def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
     html = build_report(runs[1:])
     assert "No pictures" in html and "jpeg" not in html
 
@@ -168,20 +169,20 @@ def test_without_saved_predictions_the_page_says_how_to_get_pictures(runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "nowhere"], "nowhere/results.json not found; tools/eval_net.py --output nowhere writes it"),
-        (["--runs", "one", "broken"], "broken/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "nowhere"], "nowhere/results.json not found. tools/eval_net.py --output nowhere writes it"),
+        (["--runs", "one", "broken"], "broken/results.json is not json"),
         (["--runs", "damaged"], "damaged/results.json is not what tools/eval_net.py writes"),
         (["--runs", "unlike"], "unlike/results.json is not what tools/eval_net.py writes"),
         (["--runs", "cut"], "images/000000000000.json is not what tools/eval_net.py writes: it has no 'prediction'"),
         (["--runs", "lacking"], "lacking/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "one", "one"], "give 2 runs as many names, all different (--names); got one, one"),
-        (["--runs", "one", "other", "--names", "a"], "give 2 runs as many names"),
-        (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; there are ade20k_150_val"),
-        (["--runs", "one", "--images", "-1"], "--images is 0 or more, got -1"),
+        (["--runs", "one", "one"], "--names needs 2 different names, one per run; got one, one"),
+        (["--runs", "one", "other", "--names", "a"], "--names needs 2 different names"),
+        (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; available: ade20k_150_val"),
+        (["--runs", "one", "--images", "-1"], "--images must be at least 0, got -1"),
         (["--runs", "lost"], "0.jpg"),
     ],
 )
-def test_errors_of_the_user_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments, message):
+def test_user_errors_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("broken").mkdir()
     Path("broken/results.json").write_text('{"benchmarks": ')
