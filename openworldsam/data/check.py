@@ -24,8 +24,8 @@ from openworldsam.data.datasets import check_registered, custom
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
 from openworldsam.data.datasets.coco import dataset_root
 from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring
-from openworldsam.data.prepare.coco import for_each
 from openworldsam.utils.files import find_missing
+from openworldsam.utils.workers import for_each
 
 _SHOWN = 3
 _FILES = ("file_name", "pan_seg_file_name", "sem_seg_file_name")

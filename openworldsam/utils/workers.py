@@ -1,10 +1,19 @@
-"""Reading processes."""
+"""Worker processes: what a DataLoader's set up first, and a pool that works through a list of images."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 def end_with_parent(worker: int) -> None:
@@ -20,3 +29,29 @@ def end_with_parent(worker: int) -> None:
     if sys.platform == "linux":
         parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+
+def for_each(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, title: str) -> Iterator[_Result]:
+    """Apply the work to all jobs, one per image, under a progress bar; yields the results in order.
+
+    Args:
+        work: picklable where `workers` > 1.
+        jobs: its arguments.
+        workers: processes; at most 1 works in this one.
+        title: of the progress bar.
+
+    Raises:
+        OSError: a process was killed.
+    """
+    bar = {"desc": title, "total": len(jobs), "unit": "image", "disable": None}  # None: only on a terminal
+    if workers <= 1:
+        yield from tqdm(map(work, jobs), **bar)
+        return
+    # Ctrl-C reaches the whole group: this process stops the others, which would end in a traceback each
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield from tqdm(pool.map(work, jobs, chunksize=8), **bar)
+    except BrokenProcessPool as error:
+        raise OSError("a worker process was killed, perhaps for want of memory; try fewer workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -92,7 +92,7 @@ def test_metadata_and_commands():
         assert metadata.tasks and len(metadata.vocabulary) == len(metadata.is_thing)
     things = {name: sum(MetadataCatalog.get(name).is_thing) for name in PANOPTIC}
     assert list(things.values()) == [100, 18, 8, 10]
-    assert COMMANDS["bdd10k_40_panoptic_val"] == "python datasets/prepare_bdd10k.py" and not COMMANDS["ade20k_150_val"]
+    assert COMMANDS["bdd10k_40_panoptic_val"] == "python datasets/prepare.py bdd10k" and not COMMANDS["ade20k_150_val"]
 
 
 def test_ade20k_150(shared, root):
@@ -124,7 +124,7 @@ def test_pascal_context_59(shared, root):
     colours = {tuple(colour): index for index, colour in enumerate(np.load(sample / "cmap.npy").tolist())}
     pixels = np.asarray(Image.open(sample / "Context/2010_000682.png"))
     labels = np.apply_along_axis(lambda colour: colours[tuple(colour)], 2, pixels).astype(np.int64)
-    labels = np.where(labels > 0, labels - 1, 255).astype(np.uint8)  # as datasets/prepare_pascal_context.py codes it
+    labels = np.where(labels > 0, labels - 1, 255).astype(np.uint8)  # as `prepare.py pascal_context` codes it
     put_labels(root, "pascal_context_59_val", "2010_000682", labels=labels, size=labels.shape[::-1])
     (root / "VOCdevkit/VOC2010/ImageSets/Main").mkdir(parents=True)
     (root / "VOCdevkit/VOC2010/ImageSets/Main/val.txt").write_text("2010_000682\n")

@@ -116,7 +116,7 @@ def test_the_root_is_that_of_the_moment(tmp_path, monkeypatch):
         assert MetadataCatalog.get(VAL).image_root == str(tmp_path / root / "coco/val2017")
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"^datasets/coco/annotations/.*filtvlp.json .*prepare_coco\.py"):
+    with pytest.raises(FileNotFoundError, match=r"^datasets/coco/annotations/.*filtvlp.json .*prepare\.py coco"):
         DatasetCatalog.get("coco_2017_train_panoptic_openworldsam")
 
 

@@ -1,6 +1,5 @@
 """The preparation of COCO: filtered list, semantic PNGs, and the check of all of it."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -14,20 +13,15 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from openworldsam.data.datasets.coco import CATEGORIES, load_panoptic
-from openworldsam.data.prepare import coco as prepare
-
-ROOT = Path(__file__).parents[2]
+from openworldsam.data.prepare import coco
 
 FILTERED = "coco/annotations/panoptic_train2017_filtrefgumdval_filtvlp.json"
 CAT, SKY = 15, 119  # contiguous ids; 17 and 187 in COCO's own files
 
 
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("prepare_coco", ROOT / "datasets/prepare_coco.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda root, *args: module.main(["--root", str(root), "--workers", "1", *args])
+@pytest.fixture
+def command(prepare):
+    return lambda root, *args: prepare("coco", "--root", root, "--workers", 1, *args)
 
 
 def write_split(root, split, image_ids):
@@ -60,7 +54,7 @@ def root(tmp_path, monkeypatch):
     ]
     (tmp_path / "refcocog").mkdir()
     (tmp_path / "refcocog/refs(umd).p").write_bytes(pickle.dumps(refs, 2))
-    monkeypatch.setattr(prepare, "EXPECTED_IMAGES", {"train": 4, "val": 2})
+    monkeypatch.setattr(coco, "EXPECTED_IMAGES", {"train": 4, "val": 2})
     return tmp_path
 
 
@@ -87,7 +81,7 @@ def test_makes_everything_and_finds_it_in_order(root, command, capsys):
     out, err = capsys.readouterr()
     assert not err
     assert "train: 4 of 4 panoptic PNGs agree" in out and "val: 2 of 2 semantic PNGs" in out
-    assert "filtered list: 3 of 4 images; made by prepare_coco.py: without 2 images of RefCOCOg-UMD val" in out
+    assert "filtered list: 3 of 4 images; made by prepare.py coco: without 2 images of RefCOCOg-UMD val" in out
 
 
 def test_several_processes_make_the_same(root, command):
@@ -102,9 +96,9 @@ def test_several_processes_make_the_same(root, command):
 def test_real_sample(shared, tmp_path):
     sample = shared / "data/coco_panoptic_sample"
     records = load_panoptic(sample / "panoptic.json", sample / "images", sample / "panoptic", tmp_path)
-    assert prepare.make_semantic_pngs(records, workers=1, title="") == []
+    assert coco.make_semantic_pngs(records, workers=1, title="") == []
     for record in records:
-        assert prepare.check_panoptic(record) is None
+        assert coco.check_panoptic(record) is None
         labels = np.asarray(Image.open(record["sem_seg_file_name"]))
         areas = dict.fromkeys((s["category_id"] for s in record["segments_info"]), 0)
         for segment in record["segments_info"]:
@@ -142,7 +136,7 @@ def test_check_finds_images_of_refcocog_val(root, command, capsys):
 
 
 def test_interrupted_preparation_goes_on(root, command, monkeypatch, capsys):
-    write, done = prepare.write_semantic, []
+    write, done = coco.write_semantic, []
 
     def interrupted(record):
         if len(done) == 2:
@@ -150,11 +144,11 @@ def test_interrupted_preparation_goes_on(root, command, monkeypatch, capsys):
         done.append(record["image_id"])
         return write(record)
 
-    monkeypatch.setattr(prepare, "write_semantic", interrupted)
+    monkeypatch.setattr(coco, "write_semantic", interrupted)
     assert command(root, "--splits", "train") == 130
     assert "goes on from here" in capsys.readouterr().err
     assert semantic_files(root) == ["000000000001.png", "000000000002.png"]  # and no part
-    monkeypatch.setattr(prepare, "write_semantic", lambda record: done.append(record["image_id"]) or write(record))
+    monkeypatch.setattr(coco, "write_semantic", lambda record: done.append(record["image_id"]) or write(record))
     assert command(root, "--splits", "train") == 0
     assert done == [1, 2, 3, 4] and len(semantic_files(root)) == 4
 
@@ -214,14 +208,14 @@ def test_check_reports_missing_files_and_counts(root, command, monkeypatch, caps
     (root / "coco/val2017/000000000011.jpg").unlink()
     (root / "coco/panoptic_val2017/000000000012.png").unlink()
     (root / "coco/panoptic_semseg_val2017/000000000012.png").unlink()
-    monkeypatch.setattr(prepare, "EXPECTED_IMAGES", {"train": 118_287, "val": 5_000})
+    monkeypatch.setattr(coco, "EXPECTED_IMAGES", {"train": 118_287, "val": 5_000})
     capsys.readouterr()
     assert command(root, "--check") == 1
     out, err = capsys.readouterr()
     assert "val: 2 images are listed, COCO has 5000" in err
     assert "val: 1 images missing, such as" in err and "val2017/000000000011.jpg" in err
     assert "val: 1 panoptic PNGs missing" in err and "val: 1 semantic PNGs missing" in err
-    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found. datasets/prepare_coco.py makes it" in err
+    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found. `python datasets/prepare.py coco` makes it" in err
     assert "val: 1 of 2 images" in out
 
 
@@ -238,7 +232,7 @@ def test_many_problems_are_not_all_shown(root, command, capsys):
     ("missing", "message"),
     [
         ("coco/annotations/panoptic_train2017.json", "panoptic_train2017.json not found. datasets/README.md"),
-        ("refcocog/refs(umd).p", "refs(umd).p not found. datasets/README.md"),
+        ("refcocog/refs(umd).p", "refs(umd).p not found. It is in refcocog.zip; datasets/README.md"),
     ],
 )
 def test_missing_input_is_named(root, command, capsys, missing, message):
@@ -250,15 +244,15 @@ def test_missing_input_is_named(root, command, capsys, missing, message):
 def test_references_of_other_images_are_an_error():
     content = {"images": [{"id": 1}], "annotations": [{"image_id": 1}]}
     with pytest.raises(ValueError, match="none of the 1 images"):
-        prepare.filter_panoptic(content, {7}, "")
+        coco.filter_panoptic(content, {7}, "")
     with pytest.raises(ValueError, match="no 'annotations'"):
-        prepare.filter_panoptic({"images": []}, {7}, "")
+        coco.filter_panoptic({"images": []}, {7}, "")
 
 
 def test_what_is_not_karpathys_file_is_an_error(tmp_path):
     (tmp_path / "dataset_coco.json").write_text('{"images": [{"id": 1}]}')
     with pytest.raises(ValueError, match="it has no 'split'"):
-        prepare.karpathy_images(tmp_path / "dataset_coco.json")
+        coco.karpathy_images(tmp_path / "dataset_coco.json", ["test"])
 
 
 def crash(record):
@@ -266,6 +260,6 @@ def crash(record):
 
 
 def test_a_killed_worker_is_an_error(root, command, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "write_semantic", crash)
+    monkeypatch.setattr(coco, "write_semantic", crash)
     assert command(root, "--splits", "val", "--workers", "2") == 2
     assert "a worker process was killed" in capsys.readouterr().err

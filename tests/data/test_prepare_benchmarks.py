@@ -1,6 +1,5 @@
-"""datasets/prepare_*.py of the benchmarks, on real samples or files of the publishers' exact format."""
+"""datasets/prepare.py for the benchmarks, on real samples or files of the publishers' exact format."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -16,11 +15,10 @@ from openworldsam.data.check import read_all
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.ground_truth import read_panoptic
+from openworldsam.data.prepare.command import PREPARATIONS
 from openworldsam.data.prepare.labels import ade20k_classes, read_scannet_table
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import read_labels
-
-ROOT = Path(__file__).parents[2]
 
 SIZE = (6, 4)
 
@@ -31,12 +29,12 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(name, root, *args, check=False):
-    """The exit status of datasets/prepare_NAME.py."""
-    spec = importlib.util.spec_from_file_location(f"prepare_{name}", ROOT / f"datasets/prepare_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(["--root", str(root), "--workers", "1", *([] if check else ["--no-check"]), *args])
+@pytest.fixture
+def run(prepare):
+    """Exit status of the command for a benchmark."""
+    return lambda name, root, *args, check=False: prepare(
+        name, "--root", root, "--workers", 1, *([] if check else ["--no-check"]), *args
+    )
 
 
 def write(path, pixels=None, dtype=np.uint8):
@@ -67,7 +65,7 @@ def ade20k(root, stem="ADE_val_00000001", labels=(1, 13, 13, 0), objects=((0, 0,
     write(folder / f"annotations_instance/validation/{stem}.png", rows(*objects))
 
 
-def test_ade20k_150(root, capsys):
+def test_ade20k_150(run, root, capsys):
     ade20k(root)
     ade20k(root, "ADE_val_00000002", labels=(1, 1, 13, 0), objects=((9, 1, 0), *[(0, 0, 0)] * 3))
     assert run("ade20k_150", root) == 0
@@ -92,7 +90,7 @@ def test_ade20k_150(root, capsys):
         ({"labels": (1, 1), "objects": [(0, 0, 0)] * 2}, "is 6 x 2, its image is 6 x 4"),
     ],
 )
-def test_bad_ade20k_makes_no_json(root, capsys, change, message):
+def test_bad_ade20k_makes_no_json(run, root, capsys, change, message):
     ade20k(root, **change)
     assert run("ade20k_150", root) == 2
     error = capsys.readouterr().err
@@ -100,7 +98,7 @@ def test_bad_ade20k_makes_no_json(root, capsys, change, message):
     assert re.search(message, error) and not (root / "ADEChallengeData2016/ade20k_panoptic_val.json").exists()
 
 
-def test_counts_are_checked(root, capsys):
+def test_counts_are_checked(run, root, capsys):
     ade20k(root)
     assert run("ade20k_150", root, check=True) == 2
     assert "1 images of ade20k_150_panoptic_val under" in capsys.readouterr().err
@@ -108,7 +106,7 @@ def test_counts_are_checked(root, capsys):
     assert "0 images of cityscapes_19_panoptic_val" in capsys.readouterr().err
 
 
-def test_several_processes_and_an_interruption(root, monkeypatch, capsys):
+def test_several_processes_and_an_interruption(run, root, monkeypatch, capsys):
     for index in range(3):
         ade20k(root, f"ADE_val_{index:08d}")
 
@@ -123,7 +121,7 @@ def test_several_processes_and_an_interruption(root, monkeypatch, capsys):
     assert len(DatasetCatalog.get("ade20k_150_panoptic_val")) == 3
 
 
-def test_cityscapes(root):
+def test_cityscapes(run, root):
     folder, stem = root / "cityscapes", "ulm_000000_000019"
     write(folder / f"leftImg8bit/val/ulm/{stem}_leftImg8bit.png")
     # road, a group of persons, the second car, a licence plate's neighbour that is not evaluated
@@ -137,7 +135,7 @@ def test_cityscapes(root):
     assert run("cityscapes", root) == 2
 
 
-def test_bdd10k(root, capsys):
+def test_bdd10k(run, root, capsys):
     folder = root / "bdd100k"
     write(folder / "images/10k/val/a.jpg")
     path = folder / "labels/pan_seg/bitmasks/val/a.png"
@@ -159,7 +157,7 @@ def scannet(root, labels, instances, names=("label", "instance")):
     (root / "scannet/scannetv2_val.txt").write_text("scene0011_00\n")
 
 
-def test_scannet(root, capsys):
+def test_scannet(run, root, capsys):
     # wall, whose pieces are numbered as well; a chair; a pillow, which is none of the 20; a bed that is no object
     scannet(root, rows(1, 5, 18, 4), rows(1001, 5002, 18_001, 0))
     assert run("scannet", root) == 0
@@ -172,7 +170,7 @@ def test_scannet(root, capsys):
     assert run("scannet", root) == 2 and "class 41" in capsys.readouterr().err
 
 
-def test_scannet_from_raw_labels(shared, root, capsys):
+def test_scannet_from_raw_labels(run, shared, root, capsys):
     table = shared / "data/labels/scannetv2-labels.combined.tsv"
     scannet(root, rows(1, 2, 0, 3), rows(1, 2, 0, 0), ("label-filt", "instance-filt"))
     assert run("scannet", root, "--raw-table", str(table)) == 0
@@ -213,7 +211,7 @@ def test_ade20k_847_coding_on_real_files(shared):
     assert (classes[index == 0] == 65_535).all()
 
 
-def test_ade20k_847(shared, root, capsys):
+def test_ade20k_847(run, shared, root, capsys):
     source = sorted((shared / "data/ade20k_full_sample").rglob("*_seg.png"))[0]
     folder = root / "ADE20K_2021_17_01/images/ADE/validation/urban/street"
     folder.mkdir(parents=True)
@@ -245,7 +243,7 @@ def context(root, labels, name="2008_000002"):
     scipy.io.savemat(folder / f"trainval/{name}.mat", {"LabelMap": np.asarray(labels, np.uint16)})
 
 
-def test_pascal_context(root, capsys):
+def test_pascal_context(run, root, capsys):
     # by the official numbers of the 459: aeroplane 2, accordion 1, wood 458, void
     context(root, rows(2, 1, 458, 0))
     assert run("pascal_context", root) == 0
@@ -293,7 +291,7 @@ def sun(root, labels):
             cells[index, 0] = file.create_dataset(f"#refs#/{index}", data=np.asarray(labels[index]).T).ref
 
 
-def test_sun_rgbd(root, capsys):
+def test_sun_rgbd(run, root, capsys):
     sun(root, [rows(1, 1, 1, 0), rows(2, 2, 2, 2), rows(37, 0, 0, 0)])
     assert run("sun_rgbd", root, "--workers", "2") == 0 and "2 images of SUN RGB-D" in capsys.readouterr().out
     assert summary("sun_rgbd_37_val", 0) == [("bag", False, 6)]
@@ -305,17 +303,18 @@ def test_sun_rgbd(root, capsys):
     assert re.search("1 of 2 images of SUN RGB-D .* are 0 to 38, known are 0 to 37", capsys.readouterr().err)
 
 
-def test_sun_rgbd_without_its_toolbox(root, monkeypatch, capsys):
+def test_sun_rgbd_without_its_toolbox(run, root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h5py", sys)
     assert run("sun_rgbd", root) == 2
     assert re.search(r"allsplit\.mat not found\. It is in SUNRGBDtoolbox\.zip", capsys.readouterr().err)
 
 
-def test_sun_rgbd_without_h5py(root, monkeypatch, capsys):
+def test_sun_rgbd_without_h5py(run, root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert run("sun_rgbd", root) == 2 and "pip install h5py" in capsys.readouterr().err
 
 
 def test_every_command_exists():
-    for command in benchmarks.COMMANDS.values():
-        assert not command or (ROOT / command.removeprefix("python ")).is_file()
+    commands = {tuple(command.split()[1:]) for command in benchmarks.COMMANDS.values() if command}
+    assert commands == {("datasets/prepare.py", name) for name in PREPARATIONS.keys() - {"coco"}}
+    assert (Path(__file__).parents[2] / "datasets/prepare.py").is_file()

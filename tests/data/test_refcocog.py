@@ -1,10 +1,8 @@
 """RefCOCOg from its published files to records."""
 
-import importlib.util
 import json
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,6 @@ from pycocotools import mask as rle
 from openworldsam.data.datasets.refcocog import load_referring, union_mask
 from openworldsam.data.prepare import refcocog
 from openworldsam.data.prepare.refcocog import Counts, convert, count, read_refs
-
-ROOT = Path(__file__).parents[2]
 
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
 
@@ -82,21 +78,13 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("prepare_refcocog", ROOT / "datasets/prepare_refcocog.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
 @pytest.fixture
 def small_counts(monkeypatch):
     monkeypatch.setattr(refcocog, "EXPECTED_COUNTS", {"train": Counts(1, 3, 4), "val": Counts(1, 1, 1)})
 
 
-def test_from_the_published_files_to_records(root, command, small_counts, capsys):
-    assert command([]) == 0
+def test_from_the_published_files_to_records(root, prepare, small_counts, capsys):
+    assert prepare("refcocog") == 0
     assert "1 images, 2 objects, 4 sentences" in capsys.readouterr().out
     (record,) = DatasetCatalog.get("refcocog_umd_train")
     assert record == {
@@ -125,12 +113,12 @@ def test_from_the_published_files_to_records(root, command, small_counts, capsys
     assert record["image_id"] == 2 and record["annotations"][0]["sentences"] == ["one dog"]
 
 
-def test_other_counts_stop_it_unless_told_otherwise(root, command, capsys):
-    assert command([]) == 2
+def test_other_counts_stop_it_unless_told_otherwise(root, prepare, capsys):
+    assert prepare("refcocog") == 2
     error = capsys.readouterr().err
     assert "Counts(images=1, references=3, sentences=4)" in error and "sentences=80512" in error
     assert not (root / "coco/annotations").exists()
-    assert command(["--no-check"]) == 0
+    assert prepare("refcocog", "--no-check") == 0
     assert "warning" in capsys.readouterr().err and (root / "coco/annotations/refcocog_umd_val.json").exists()
 
 
@@ -139,13 +127,13 @@ def test_published_counts():
     assert count(REFS, "train") == (1, 3, 4)
 
 
-def test_missing_files_are_named(root, command, small_counts, capsys):
+def test_missing_files_are_named(root, prepare, small_counts, capsys):
     (root / "refcocog/instances.json").unlink()
-    assert command([]) == 2
+    assert prepare("refcocog") == 2
     assert "instances.json not found" in capsys.readouterr().err
-    assert command(["--refs", str(root / "none.p")]) == 2
+    assert prepare("refcocog", "--refs", root / "none.p") == 2
     assert "none.p not found" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"refcocog_umd_val\.json not found.*prepare_refcocog\.py"):
+    with pytest.raises(FileNotFoundError, match=r"refcocog_umd_val\.json not found.*prepare\.py refcocog"):
         DatasetCatalog.get("refcocog_umd_val")
 
 

@@ -81,7 +81,7 @@ def put_pascal(data, root):
     link(sample / "Context", root / "VOCdevkit/VOC2010/JPEGImages")
     colours = np.load(sample / "cmap.npy").astype(int) @ (65_536, 256, 1)
     order = colours.argsort()
-    for name in names:  # coloured, where datasets/prepare_pascal_context.py writes numbers
+    for name in names:  # coloured, where `prepare.py pascal_context` writes numbers
         pixels = np.asarray(Image.open(sample / f"Context/{name}.png")).astype(int) @ (65_536, 256, 1)
         labels = order[np.searchsorted(colours[order], pixels)]
         target = root / f"VOCdevkit/VOC2010/annotations_detectron2/pc59_val/{name}.png"
@@ -111,7 +111,7 @@ def python(shared, tmp_path_factory):
         words = [sys.executable, str(ROOT / script), *map(str, arguments)]
         return subprocess.run(words, env=os.environ | settings, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    assert run("datasets/prepare_ade20k_847.py", "--workers", 1, "--no-check").returncode == 0
+    assert run("datasets/prepare.py", "ade20k_847", "--workers", 1, "--no-check").returncode == 0
     return run
 
 
@@ -141,7 +141,7 @@ def test_the_table_has_every_benchmark_beside_the_paper_and_says_what_is_missing
     results = json.loads((folder / "results.json").read_text())
     assert {name: content["images"] for name, content in results["benchmarks"].items()} == IMAGES
     assert not any(content["skipped"] or content["remarks"] for content in results["benchmarks"].values())
-    assert "datasets/prepare_sun_rgbd.py" in results["missing"]["sun_rgbd_37_val"]
+    assert "datasets/prepare.py sun_rgbd" in results["missing"]["sun_rgbd_37_val"]
     rows = {tuple(line.split()[i] for i in (0, 3, 4)): line.split()[5:] for line in done.stdout.splitlines()[2:-1]}
     for name, task, metric, paper in (
         ("ade20k_150_val", "semantic", "mIoU", "60.4"),

@@ -56,7 +56,7 @@ _ADE, _ADE_FULL = "ADEChallengeData2016", "ADE20K_2021_17_01"
 _VOC, _CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
 _FRAMES, _SCENES = "scannet/scannet_frames_25k", "scannet/scannetv2_val.txt"
 _CONTEXT_LIST = f"{_CONTEXT}/ImageSets/Main/val.txt"
-_MAKE = "python datasets/prepare_{}.py"
+_MAKE = "python datasets/prepare.py {}"
 
 LABELS: dict[str, LabelBenchmark] = {
     "ade20k_150_val": LabelBenchmark(

@@ -79,7 +79,7 @@ class PanopticRecord(TypedDict, total=False):
 class PanopticFiles(NamedTuple):
     """Where a panoptic dataset is. Relative paths start from `dataset_root`.
 
-    semseg_root: contiguous class ids as PNGs; datasets/prepare_coco.py makes them. instances_json: COCO's own
+    semseg_root: contiguous class ids as PNGs; datasets/prepare.py makes them. instances_json: COCO's own
     instances, for Detectron2's evaluators; ours takes the things of the panoptic segments.
     """
 
@@ -90,7 +90,7 @@ class PanopticFiles(NamedTuple):
     instances_json: str | None = None
 
 
-_PREPARE = "datasets/README.md says how to get COCO; `python datasets/prepare_coco.py` makes what is not for download"
+_PREPARE = "datasets/README.md says how to get COCO; `python datasets/prepare.py coco` makes what is not for download"
 
 
 def _split(split: str, list_name: str) -> PanopticFiles:

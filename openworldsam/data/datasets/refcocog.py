@@ -27,7 +27,7 @@ DATASETS = {
     "refcocog_umd_val": "coco/annotations/refcocog_umd_val.json",
 }
 
-_PREPARE = "datasets/README.md says how to get RefCOCOg and COCO; `python datasets/prepare_refcocog.py` makes the json"
+_PREPARE = "datasets/README.md says how to get RefCOCOg and COCO; `python datasets/prepare.py refcocog` makes the json"
 _CONTIGUOUS = {category.id: index for index, category in enumerate(CATEGORIES)}
 
 

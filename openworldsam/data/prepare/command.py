@@ -1,8 +1,9 @@
-"""What all datasets/prepare_*.py of the benchmarks share: their command line, counts, and work in several processes."""
+"""The command line of datasets/prepare.py; each row of `PREPARATIONS` is a NAME."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,72 +11,149 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openworldsam.data.datasets.coco import dataset_root
-from openworldsam.data.prepare.coco import for_each
+from openworldsam.data.prepare import coco, labels, panoptic, refcocog, sun_rgbd
+from openworldsam.data.prepare.plan import Plan
+from openworldsam.utils.launch import user_errors
 
-_SHOWN = 3  # examples of what is wrong
+MAX_PROBLEMS = 20  # that are printed; a wrong folder of COCO has 118,287
 
-
-class Plan(NamedTuple):
-    """Folder of all datasets; number of processes; whether other counts than the published ones are an error."""
-
-    root: Path
-    workers: int
-    check: bool = True
-
-
-def require(found: int, expected: int, plan: Plan, what: str) -> None:
-    """Raise ValueError if a count is not the published one; only say so if the plan does not check."""
-    if found == expected:
-        return
-    message = f"{found} {what} under {plan.root}, published are {expected}"
-    if plan.check or not found:
-        raise ValueError(f"{message}; get them again (datasets/README.md), or give --no-check to go on without")
-    print(f"warning: {message}", file=sys.stderr)
+_Options = dict[str, dict[str, Any]]
+_WORKERS: _Options = {"--workers": {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "processes"}}
+_NO_CHECK: _Options = {
+    "--no-check": {"action": "store_true", "help": "other counts than the published ones are a warning"}
+}
+_REFS: _Options = {"--refs": {"type": Path, "metavar": "FILE", "help": "default: ROOT/refcocog/refs(umd).p"}}
 
 
-def run(
-    doc: str | None,
-    make: Callable[..., list[str]],
-    argv: Sequence[str] | None = None,
-    add_arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
-) -> int:
-    """The command line of datasets/prepare_*.py.
+class Preparation(NamedTuple):
+    """A NAME of the command.
 
-    Args:
-        doc: of the script.
-        make: takes a Plan and the script's own arguments by name; returns lines that say what was made.
-        argv: without the program's name.
-        add_arguments: adds the script's own.
-
-    Returns:
-        the exit status: 0, 2 if it cannot be done, 130 for Ctrl-C.
+    make: prints what it makes; takes a Plan and the options by name; may return problems with the data, which do not
+    stop it. help: what it makes. files: what it makes of what. options: arguments of `add_argument`, beside --root.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=dataset_root(), help="default: $DETECTRON2_DATASETS or datasets")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
-    parser.add_argument("--no-check", action="store_true", help="other counts than the published ones are a warning")
-    add_arguments(parser)
-    own = vars(parser.parse_args(argv))
-    plan = Plan(own.pop("root"), own.pop("workers"), not own.pop("no_check"))
-    try:
-        print("\n".join(make(plan, **own)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    make: Callable[..., Sequence[str] | None]
+    help: str
+    files: str
+    options: _Options = _WORKERS | _NO_CHECK
 
 
-def work_through(work: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan, title: str) -> list[Any]:
-    """Apply the work to all jobs in several processes, and give the results, which are whatever is no text.
+PREPARATIONS = {
+    "coco": Preparation(
+        coco.make_coco,
+        "the filtered list of training images and the semantic PNGs, or check everything of COCO",
+        "ROOT/coco/{annotations,panoptic_*2017}, ROOT/refcocog -> ROOT/coco/{annotations,panoptic_semseg_*2017}\n\n"
+        "With --check: counts, missing files, and every panoptic PNG against its json.",
+        {
+            "--splits": {"nargs": "+", "choices": list(coco.SPLITS), "default": list(coco.SPLITS)},
+            **_REFS,
+            "--karpathy": {"type": Path, "metavar": "FILE", "help": "dataset_coco.json, to leave out its images too"},
+            "--karpathy-splits": {
+                "nargs": "+",
+                "choices": ["val", "test"],
+                "default": ["test"],
+                "help": "default: test",
+            },
+            **_WORKERS,
+            "--check": {"action": "store_true", "help": "make nothing, check what is there"},
+        },
+    ),
+    "refcocog": Preparation(
+        refcocog.make_refcocog,
+        "RefCOCOg's json files of the UMD split, from the published ones",
+        "ROOT/refcocog/{refs(umd).p,instances.json} -> ROOT/coco/annotations/refcocog_umd_*.json\n\n"
+        "Nothing is written if the counts are not the published ones, unless --no-check is given.",
+        {
+            **_REFS,
+            "--instances": {"type": Path, "metavar": "FILE", "help": "default: instances.json beside it"},
+            **_NO_CHECK,
+        },
+    ),
+    "ade20k_150": Preparation(
+        panoptic.make_ade20k,
+        "ADE20K-150's panoptic and instance jsons, from the official annotations of its validation images",
+        "ROOT/ADEChallengeData2016/{images,annotations,annotations_instance}/validation ->\n"
+        "ROOT/ADEChallengeData2016/{ade20k_panoptic_val.json,ade20k_panoptic_val/,ade20k_instance_val.json}",
+    ),
+    "ade20k_847": Preparation(
+        labels.make_ade20k_847,
+        "ADE20K-847's images and 16-bit label images, from the validation images of the 2021 release",
+        "ROOT/ADE20K_2021_17_01/images/ADE/validation ->\n"
+        "ROOT/ADE20K_2021_17_01/{images,annotations}_detectron2/validation",
+        {
+            **_WORKERS,
+            **_NO_CHECK,
+            "--short-side": {
+                "type": int,
+                "default": 512,
+                "metavar": "PIXELS",
+                "help": "scale larger images down to it, as is usual; 0: keep all sizes; default 512",
+            },
+        },
+    ),
+    "pascal_context": Preparation(
+        labels.make_pascal_context,
+        "the label images of PASCAL Context-59 and Context-459, from the official LabelMaps",
+        "ROOT/VOCdevkit/VOC2010/trainval/*.mat -> ROOT/VOCdevkit/VOC2010/annotations_detectron2/{pc59_val,pc459_val}",
+    ),
+    "sun_rgbd": Preparation(
+        sun_rgbd.make_sun_rgbd,
+        "the test images and 37-class label images of SUN RGB-D, from the official archives; needs h5py",
+        "ROOT/sun_rgbd/{SUNRGBD,SUNRGBDtoolbox} -> ROOT/sun_rgbd/{image,label37}/test",
+    ),
+    "scannet": Preparation(
+        panoptic.make_scannet,
+        "ScanNet-20's panoptic json and PNGs, from the frames of the validation scenes",
+        "ROOT/scannet/{scannetv2_val.txt,scannet_frames_25k/SCENE/{color,label,instance}} ->\n"
+        "ROOT/scannet/{scannet_panoptic_val.json,scannet_panoptic_val/}\n\n"
+        "With --raw-table, label/ (NYU40 ids) and instance/ are made first, from label-filt/ (raw ids) and\n"
+        "instance-filt/, for frames that you took out of the scans yourself; scannet_frames_25k has them.",
+        {
+            **_WORKERS,
+            **_NO_CHECK,
+            "--raw-table": {"type": Path, "metavar": "FILE", "help": "scannetv2-labels.combined.tsv"},
+        },
+    ),
+    "cityscapes": Preparation(
+        panoptic.make_cityscapes,
+        "Cityscapes' panoptic json and PNGs of the validation images, from their instanceIds",
+        "ROOT/cityscapes/{leftImg8bit,gtFine}/val -> ROOT/cityscapes/{panoptic_val.json,panoptic_val/}",
+    ),
+    "bdd10k": Preparation(
+        panoptic.make_bdd10k,
+        "BDD10K's panoptic json and PNGs of the validation images, from the bitmasks",
+        "ROOT/bdd100k/labels/pan_seg/bitmasks/val -> ROOT/bdd100k/{panoptic_val.json,panoptic_val/}",
+    ),
+}
 
-    Raises:
-        OSError: a file cannot be written, or a process was killed.
-        ValueError: the work says, by a text, what is wrong with some jobs; the first few of these.
-    """
-    results = list(for_each(work, jobs, plan.workers, title))
-    if problems := [result for result in results if isinstance(result, str)]:
-        raise ValueError(f"{len(problems)} of {len(jobs)} {title} cannot be made: " + "; ".join(problems[:_SHOWN]))
-    return results
+
+def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The options of a preparation by name, with its "name" and "root"."""
+    epilog = "May be interrupted and repeated. datasets/README.md says what must be there first."
+    form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": epilog}
+    parser = argparse.ArgumentParser(description="Make what a dataset's publisher does not offer for download.", **form)
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, entry in PREPARATIONS.items():
+        command = names.add_parser(name, help=entry.help, description=f"Make {entry.help}.\n\n{entry.files}", **form)
+        command.add_argument(
+            "--root", type=Path, default=dataset_root(), help="default: $DETECTRON2_DATASETS or datasets"
+        )
+        for flag, option in entry.options.items():
+            command.add_argument(flag, **option)
+    return vars(parser.parse_args(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line. Exits with 1 for problems with the data, 2 if it cannot be done, 130 for Ctrl-C."""
+    options = parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    make = PREPARATIONS[options.pop("name")].make
+    plan = Plan(options.pop("root"), options.pop("workers", 1), not options.pop("no_check", False))
+    with user_errors("stopped; the same command again goes on from here"):
+        problems = make(plan, **options) or []
+    for problem in problems[:MAX_PROBLEMS]:
+        print(f"problem: {problem}", file=sys.stderr)
+    if len(problems) > MAX_PROBLEMS:
+        print(f"and {len(problems) - MAX_PROBLEMS} more problems", file=sys.stderr)
+    if problems:
+        sys.exit(1)

@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from openworldsam.data.datasets.benchmarks import LABELS, class_entries, find_pairs, read_classes
-from openworldsam.data.prepare.command import Plan, require, work_through
+from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import MAX_LABEL, read_labels
 from openworldsam.utils.files import save_atomically
@@ -29,7 +29,7 @@ def save_labels(labels: np.ndarray, path: Path) -> None:
     save_atomically(path, lambda partial: image.save(partial, **kind))
 
 
-def make_ade20k_847(plan: Plan, *, short_side: int = 512) -> list[str]:
+def make_ade20k_847(plan: Plan, *, short_side: int) -> None:
     """ADE20K-847's images and label images from the 2021 release.
 
     Args:
@@ -41,13 +41,13 @@ def make_ade20k_847(plan: Plan, *, short_side: int = 512) -> list[str]:
     """
     benchmark = LABELS["ade20k_847_val"]
     images = sorted((plan.root / "ADE20K_2021_17_01/images/ADE/validation").rglob("ADE_val_*.jpg"))
-    require(len(images), benchmark.expected, plan, "validation images of ADE20K-2021")
+    require_count(len(images), benchmark.expected, plan, "validation images of ADE20K-2021")
     jobs = [
         (image, *(plan.root / pattern.replace("*", image.stem) for pattern in (benchmark.images, benchmark.labels)))
         for image in images
     ]
     work_through(partial(_convert_ade20k, short_side=short_side), jobs, plan, "images of ADE20K-847")
-    return [f"{len(jobs)} images of ADE20K-847"]
+    print(f"{len(jobs)} images of ADE20K-847")
 
 
 def ade20k_classes(colours: np.ndarray) -> np.ndarray:
@@ -89,7 +89,7 @@ def _convert_ade20k(job: tuple[Path, Path, Path], short_side: int) -> str | None
     return None
 
 
-def make_pascal_context(plan: Plan) -> list[str]:
+def make_pascal_context(plan: Plan) -> None:
     """Context-59's and Context-459's label images from the LabelMaps of the 459 classes.
 
     Raises:
@@ -98,11 +98,11 @@ def make_pascal_context(plan: Plan) -> list[str]:
     few, many = LABELS["pascal_context_59_val"], LABELS["pascal_context_459_val"]
     advice = "It is in VOC2010's trainval archive; datasets/README.md says where that is"
     lists = [[labels for _, labels in find_pairs(benchmark, plan.root, advice)] for benchmark in (few, many)]
-    require(len(lists[0]), few.expected, plan, "listed validation images of VOC2010")
+    require_count(len(lists[0]), few.expected, plan, "listed validation images of VOC2010")
     folder = plan.root / "VOCdevkit/VOC2010/trainval"
     jobs = [(folder / f"{f.stem}.mat", f, m) for f, m in zip(*lists, strict=True)]
     work_through(_convert_context, jobs, plan, "LabelMaps of PASCAL Context")
-    return [f"{len(jobs)} LabelMaps of PASCAL Context"]
+    print(f"{len(jobs)} LabelMaps of PASCAL Context")
 
 
 def _convert_context(job: tuple[Path, Path, Path]) -> str | None:
@@ -126,7 +126,7 @@ def _convert_context(job: tuple[Path, Path, Path]) -> str | None:
     return None
 
 
-def make_scannet_labels(plan: Plan, table: Path) -> list[str]:
+def make_scannet_labels(plan: Plan, table: Path) -> None:
     """ScanNet's label/ and instance/ of frames that were extracted from the scans, as scannet_frames_25k has them.
 
     Args:
@@ -138,10 +138,10 @@ def make_scannet_labels(plan: Plan, table: Path) -> list[str]:
     """
     benchmark = LABELS["scannet_20_val"]
     pairs = find_pairs(benchmark, plan.root, "It is in ScanNet's repository; datasets/README.md says where")
-    require(len(pairs), benchmark.expected, plan, "frames of ScanNet's validation scenes")
+    require_count(len(pairs), benchmark.expected, plan, "frames of ScanNet's validation scenes")
     convert = partial(_convert_scannet, classes=read_scannet_table(table))
     work_through(convert, [labels for _, labels in pairs], plan, "label images of ScanNet")
-    return [f"{len(pairs)} label and instance images of ScanNet"]
+    print(f"{len(pairs)} label and instance images of ScanNet")
 
 
 def read_scannet_table(path: Path) -> dict[int, int]:

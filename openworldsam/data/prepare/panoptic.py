@@ -8,7 +8,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +19,24 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
-from openworldsam.data.datasets.coco import Category
-from openworldsam.data.prepare.command import Plan, require, work_through
+from openworldsam.data.prepare.labels import make_scannet_labels
+from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import read_labels
-from openworldsam.utils.files import save_atomically, save_json
+from openworldsam.utils.files import save_json, save_png
 
 _STEP = 1000  # an instance's value is 1000 times its class's and its number, in Cityscapes and ScanNet
 
 
 class Region(NamedTuple):
-    """What a value of a map of regions is: category id of the dataset's own, and whether a crowd."""
+    """A region of an image: category id in the dataset's own files, and whether it is a crowd."""
 
     category_id: int
     iscrowd: bool = False
 
 
 class Job(NamedTuple):
-    """An image: its path, its names in the json, and the files that its regions are read from."""
+    """An image: its path, its file names in the json, and the source files of its regions."""
 
     image: Path
     image_name: str
@@ -45,7 +45,9 @@ class Job(NamedTuple):
 
 
 Regions = tuple[np.ndarray, dict[int, Region]]
-"""A value for every pixel, int [H, W], and what the values are; those that it does not name are void."""
+"""A value for every pixel, int [H, W], and the region of each value; values without a region are void."""
+Reader = Callable[[Sequence[Path]], Regions]
+"""From an image's source files to its regions."""
 
 
 def read_ade20k(sources: Sequence[Path]) -> Regions:
@@ -153,18 +155,17 @@ def _check_range(values: np.ndarray, most: int, path: Path) -> None:
         raise ValueError(f"{path} has the class {values.max()}, known are 0 to {most}")
 
 
-def write_panoptic(job: Job, read: Callable[[Sequence[Path]], Regions], folder: Path) -> dict[str, Any] | str:
+def write_panoptic(job: Job, read: Reader, folder: Path) -> dict[str, Any] | str:
     """Write an image's panoptic PNG; returns its entry in the json, or what is wrong."""
     try:
         ids, segments = _segments(job, read)
     except (OSError, ValueError) as error:
         return str(error)
-    picture = Image.fromarray(id2rgb(ids))
-    save_atomically(folder / job.png_name, lambda partial: picture.save(partial, format="PNG"))
+    save_png(folder / job.png_name, id2rgb(ids))
     return {"file_name": job.png_name, "segments_info": segments}
 
 
-def encode_instances(job: Job, read: Callable[[Sequence[Path]], Regions]) -> list[dict[str, Any]] | str:
+def encode_instances(job: Job, read: Reader) -> list[dict[str, Any]] | str:
     """The objects of an image as COCO's annotations, without ids; or what is wrong."""
     try:
         ids, segments = _segments(job, read)
@@ -176,7 +177,7 @@ def encode_instances(job: Job, read: Callable[[Sequence[Path]], Regions]) -> lis
     return segments
 
 
-def _segments(job: Job, read: Callable[[Sequence[Path]], Regions]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The ids 1, 2, ... of the regions, int32 [H, W], and COCO's description of each.
 
     Raises:
@@ -195,90 +196,101 @@ def _segments(job: Job, read: Callable[[Sequence[Path]], Regions]) -> tuple[np.n
             continue
         mask = values == value
         ids[mask] = number = len(segments) + 1
-        segments.append({"id": number, **_describe(mask), **region._asdict()})
-        segments[-1]["iscrowd"] = int(region.iscrowd)
+        rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        segments.append(
+            {
+                **{"id": number, "area": int(mask.sum()), "bbox": box},
+                **{"category_id": region.category_id, "iscrowd": int(region.iscrowd)},
+            }
+        )
     return ids, segments
 
 
-def _describe(mask: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
-    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    return {"area": int(mask.sum()), "bbox": box}
-
-
-def _images(jobs: Iterable[Job]) -> list[dict[str, Any]]:
+def _save(target: Path, jobs: Sequence[Job], annotations: Sequence[dict[str, Any]], classes: str) -> None:
+    """Write COCO's json; the image id is the index of the job, the classes are those of classes/*.json."""
     images = []
     for index, job in enumerate(jobs):
         with Image.open(job.image) as image:
             width, height = image.size
         images.append({"id": index, "file_name": job.image_name, "height": height, "width": width})
-    return images
+    categories = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in read_classes(classes)]
+    save_json(target, {"images": images, "annotations": annotations, "categories": categories})
 
 
-def _categories(categories: Sequence[Category]) -> list[dict[str, Any]]:
-    return [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in categories]
+def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> None:
+    """Make the panoptic PNGs and the json of a benchmark of `PANOPTIC`.
 
-
-def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Callable[[Sequence[Path]], Regions]) -> list[str]:
+    Raises:
+        OSError, ValueError: a file is missing, damaged, has an unknown value or cannot be written, or there are too
+            few; the json is not written.
+    """
     benchmark = PANOPTIC[name]
-    require(len(jobs), benchmark.expected, plan, f"images of {name}")
+    require_count(len(jobs), benchmark.expected, plan, f"images of {name}")
     if (target := plan.root / benchmark.files.json).exists():
-        return [f"{target}: already there, left as it is"]
+        print(f"{target}: already there, left as it is")
+        return
     work = partial(write_panoptic, read=read, folder=plan.root / benchmark.files.panoptic_root)
     entries = work_through(work, jobs, plan, f"images of {name}")
     annotations = [{"image_id": index, **entry} for index, entry in enumerate(entries)]
-    content = {"images": _images(jobs), "annotations": annotations}
-    save_json(target, {**content, "categories": _categories(read_classes(benchmark.classes))})
-    return [f"{target}: {len(jobs)} images, {sum(len(a['segments_info']) for a in annotations)} segments"]
+    _save(target, jobs, annotations, benchmark.classes)
+    print(f"{target}: {len(jobs)} images, {sum(len(a['segments_info']) for a in annotations)} segments")
 
 
-def make_ade20k(plan: Plan) -> list[str]:
-    """ADE20K-150's panoptic and instance jsons; returns what was made. Raises as all `make_*` do."""
+def make_ade20k(plan: Plan) -> None:
+    """Make ADE20K-150's panoptic and instance jsons. Raises as all `make_*` do: see `_make`."""
     root = plan.root / "ADEChallengeData2016"
     jobs = []
     for image in sorted((root / "images/validation").glob("*.jpg")):
         png = f"{image.stem}.png"
         sources = tuple(root / kind / "validation" / png for kind in ("annotations", "annotations_instance"))
         jobs.append(Job(image, image.name, png, sources))
-    made = _make(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
+    _make(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
     if (target := root / "ade20k_instance_val.json").exists():
-        return [*made, f"{target}: already there, left as it is"]
+        print(f"{target}: already there, left as it is")
+        return
     work = partial(encode_instances, read=read_ade20k_instances)
     found = work_through(work, jobs, plan, f"images of {ADE20K_INSTANCE}")
     objects = [{"image_id": index, **each} for index, listed in enumerate(found) for each in listed]
     annotations = [{"id": number, **each} for number, each in enumerate(objects, start=1)]
-    content = {"images": _images(jobs), "annotations": annotations}
-    save_json(target, {**content, "categories": _categories(read_classes("ade20k_instance_100"))})
-    return [*made, f"{target}: {len(jobs)} images, {len(annotations)} objects"]
+    _save(target, jobs, annotations, "ade20k_instance_100")
+    print(f"{target}: {len(jobs)} images, {len(annotations)} objects")
 
 
-def make_cityscapes(plan: Plan) -> list[str]:
-    """Cityscapes' panoptic json from its instanceIds."""
+def make_cityscapes(plan: Plan) -> None:
+    """Make Cityscapes' panoptic json from its instanceIds."""
     root = plan.root / "cityscapes"
     jobs = []
     for image in sorted((root / "leftImg8bit/val").glob("*/*_leftImg8bit.png")):
         stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
         source = root / "gtFine/val" / city / f"{stem}_gtFine_instanceIds.png"
         jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
-    return _make(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
+    _make(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
 
 
-def make_bdd10k(plan: Plan) -> list[str]:
-    """BDD10K's panoptic json from its bitmasks."""
+def make_bdd10k(plan: Plan) -> None:
+    """Make BDD10K's panoptic json from its bitmasks."""
     root = plan.root / "bdd100k"
     jobs = [
         Job(image, image.name, f"{image.stem}.png", (root / f"labels/pan_seg/bitmasks/val/{image.stem}.png",))
         for image in sorted((root / "images/10k/val").glob("*.jpg"))
     ]
-    return _make(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
+    _make(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
 
 
-def make_scannet(plan: Plan) -> list[str]:
-    """ScanNet-20's panoptic json from the frames of the validation scenes."""
+def make_scannet(plan: Plan, *, raw_table: Path | None) -> None:
+    """Make ScanNet-20's panoptic json from the frames of the validation scenes.
+
+    Args:
+        plan: where, and how.
+        raw_table: makes the frames' label images first, see `make_scannet_labels`.
+    """
+    if raw_table:
+        make_scannet_labels(plan, raw_table)
     jobs = []
     advice = "It is in ScanNet's repository; datasets/README.md says where"
     for image, labels in find_pairs(LABELS["scannet_20_val"], plan.root, advice):
         scene = image.parents[1]
         sources = (labels, scene / "instance" / labels.name)
         jobs.append(Job(image, f"{scene.name}/color/{image.name}", f"{scene.name}__{labels.name}", sources))
-    return _make(plan, "scannet_20_panoptic_val", jobs, read_scannet)
+    _make(plan, "scannet_20_panoptic_val", jobs, read_scannet)

@@ -3,12 +3,57 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from openworldsam.data.datasets.coco import lack
-from openworldsam.data.datasets.refcocog import image_name, plain_sentences
+from openworldsam.data.datasets.refcocog import DATASETS, image_name, plain_sentences
+from openworldsam.data.prepare.plan import Plan
+from openworldsam.utils.files import read_json, save_json
+
+_README = "It is in refcocog.zip; datasets/README.md says where that is"
+
+
+class Counts(NamedTuple):
+    """Sizes of a split; a reference is an object with all its sentences."""
+
+    images: int
+    references: int
+    sentences: int
+
+
+EXPECTED_COUNTS = {"train": Counts(21_899, 42_226, 80_512), "val": Counts(1_300, 2_573, 4_896)}
+
+
+def make_refcocog(plan: Plan, *, refs: Path | None, instances: Path | None) -> None:
+    """Make the json files of both splits.
+
+    Args:
+        plan: has the folder of all datasets, and whether other counts than the published ones are an error.
+        refs: the file `refs(umd).p`, if it is elsewhere.
+        instances: the file `instances.json`, if it is not beside it.
+
+    Raises:
+        OSError, ValueError: a file is missing, damaged, of another format or cannot be written; nothing is written.
+    """
+    refs = refs or plan.root / "refcocog" / "refs(umd).p"
+    references = read_refs(refs)
+    for split, expected in EXPECTED_COUNTS.items():
+        if (found := count(references, split)) != expected:
+            message = f"{refs}, {split}: {found}; published is {expected}"
+            if plan.check_counts:
+                raise ValueError(f"{message}. Fetch refcocog.zip again, or give --no-check to go on")
+            print(f"warning: {message}", file=sys.stderr)
+    objects = read_json(instances or refs.parent / "instances.json", _README)
+    contents = {split: convert(references, objects, split) for split in EXPECTED_COUNTS}
+    for split, content in contents.items():
+        target = plan.root / DATASETS[f"refcocog_umd_{split}"]
+        save_json(target, content)
+        sentences = sum(len(annotation["sentences"]) for annotation in content["annotations"])
+        sizes = f"{len(content['images'])} images, {len(content['annotations'])} objects, {sentences} sentences"
+        print(f"{target}: {sizes}")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -32,7 +77,7 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
         with Path(path).open("rb") as file:
             refs = _PlainUnpickler(file, encoding="utf-8").load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found. datasets/README.md says where refcocog.zip is") from None
+        raise FileNotFoundError(f"{path} not found. {_README}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         if isinstance(error, OSError):
             raise
@@ -43,17 +88,6 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
     ):
         raise ValueError(f"{path} is no list of references with {', '.join(sorted(keys))}; RefCOCOg's refs(umd).p is")
     return refs
-
-
-class Counts(NamedTuple):
-    """What a split consists of; a reference is an object with all its sentences."""
-
-    images: int
-    references: int
-    sentences: int
-
-
-EXPECTED_COUNTS = {"train": Counts(21_899, 42_226, 80_512), "val": Counts(1_300, 2_573, 4_896)}
 
 
 def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -88,7 +122,7 @@ def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], spl
     except (KeyError, TypeError) as error:
         raise ValueError(f"refs(umd).p and instances.json do not fit together: {lack(error)}") from error
     return {
-        "info": {"description": f"RefCOCOg, UMD split, {split}: made by datasets/prepare_refcocog.py"},
+        "info": {"description": f"RefCOCOg, UMD split, {split}: made by datasets/prepare.py refcocog"},
         "images": images,
         "annotations": annotations,
         "categories": instances.get("categories", []),

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.io
 
 from openworldsam.data.datasets.benchmarks import LABELS, read_classes
-from openworldsam.data.prepare.command import Plan, require, work_through
 from openworldsam.data.prepare.labels import save_labels
+from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.utils.files import find_missing, save_atomically
 
 
@@ -28,7 +28,7 @@ class _Job(NamedTuple):
     labels: Path
 
 
-def make_sun_rgbd(plan: Plan) -> list[str]:
+def make_sun_rgbd(plan: Plan) -> None:
     """SUN RGB-D's test images and 37-class label images from SUNRGBD.zip and SUNRGBDtoolbox.zip, unpacked.
 
     Raises:
@@ -40,7 +40,7 @@ def make_sun_rgbd(plan: Plan) -> list[str]:
         raise ValueError("SUNRGBD2Dseg.mat is HDF5; `pip install h5py` reads it") from None
     benchmark, toolbox = LABELS["sun_rgbd_37_val"], plan.root / "sun_rgbd/SUNRGBDtoolbox"
     numbers = _sun_test_numbers(toolbox)
-    require(len(numbers), benchmark.expected, plan, "test images of SUN RGB-D")
+    require_count(len(numbers), benchmark.expected, plan, "test images of SUN RGB-D")
     jobs = []
     for number, (folder, place) in enumerate(numbers, start=1):
         patterns = (benchmark.images, benchmark.labels)
@@ -48,7 +48,7 @@ def make_sun_rgbd(plan: Plan) -> list[str]:
         jobs.append(_Job(plan.root / "sun_rgbd" / folder, place, image, labels))
     convert = partial(_convert_sun, metadata=toolbox / "Metadata/SUNRGBD2Dseg.mat")
     work_through(convert, jobs, plan, "images of SUN RGB-D")
-    return [f"{len(jobs)} images of SUN RGB-D"]
+    print(f"{len(jobs)} images of SUN RGB-D")
 
 
 def _sun_test_numbers(toolbox: Path) -> list[tuple[str, int]]:

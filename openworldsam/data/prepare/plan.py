@@ -1,0 +1,52 @@
+"""What all preparations share: their plan, counts, and work on many images in several processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from openworldsam.utils.workers import for_each
+
+EXAMPLES = 3  # of each kind of problem, in a message
+
+
+class Plan(NamedTuple):
+    """Folder of all datasets; number of processes; whether other counts than the published ones are an error."""
+
+    root: Path
+    workers: int = 1
+    check_counts: bool = True
+
+
+def require_count(found: int, expected: int, plan: Plan, what: str) -> None:
+    """Raise ValueError if a count is not the published one; only warn if the plan does not check counts."""
+    if found == expected:
+        return
+    message = f"{found} {what} under {plan.root}, published are {expected}"
+    if plan.check_counts or not found:
+        raise ValueError(f"{message}; get them again (datasets/README.md), or give --no-check to go on without")
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def work_through(work: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan, title: str) -> list[Any]:
+    """Apply the work to all jobs in several processes.
+
+    Args:
+        work: returns a result, or a text that says what is wrong with the job.
+        jobs: one per image.
+        plan: has the number of processes.
+        title: of the progress bar and in messages: what the jobs are.
+
+    Returns:
+        the results, in order.
+
+    Raises:
+        OSError: a file cannot be written, or a process was killed.
+        ValueError: something is wrong with some of the jobs; names the first few.
+    """
+    results = list(for_each(work, jobs, plan.workers, title))
+    if problems := [result for result in results if isinstance(result, str)]:
+        raise ValueError(f"{len(problems)} of {len(jobs)} {title} cannot be made: " + "; ".join(problems[:EXAMPLES]))
+    return results
