@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -170,24 +171,24 @@ class Trainer(TrainerBase):
             )
         parts = [next(self._batches) for _ in range(self.parts)]
         self.last_image = parts[-1][0]
-        losses = self._summed(self._backward(parts), parts)
+        shares = self._backward(parts)
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, self.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
-        if not self.scaler.is_enabled() and not norm.isfinite():  # the scaler would leave such a step out
-            raise FloatingPointError(f"a gradient is not finite at iteration {self.iter}, images: {_names(parts)}")
+        figures = self._checked(shares, norm, parts)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved by each step that it left out
+        scale = self.scaler.get_scale()
+        if scale < 1:  # halved by each step that the scaler left out
             raise FloatingPointError(f"gradients are not finite up to iteration {self.iter}, images: {_names(parts)}")
         self.optimizer.zero_grad()
-        self._record(losses, norm)
+        self._record(figures, scale)
         self.scheduler.step()
 
     def _backward(self, parts: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """Gradients of the mean over all prompts of all parts and processes; returns this process's share of it."""
         counts = torch.tensor([sum(len(x["prompts"]) for x in part) for part in parts], dtype=torch.float32)
-        total = counts.sum().to(self.model.device)
+        total = counts.sum().to(self.model.device, non_blocking=True)
         if comm.get_world_size() > 1:
             dist.all_reduce(total)
         shares: dict[str, Tensor] = {}
@@ -204,36 +205,39 @@ class Trainer(TrainerBase):
                 shares[name] = shares.get(name, 0) + value.detach() * share
         return shares
 
-    def _summed(self, shares: dict[str, Tensor], parts: list[list[dict[str, Any]]]) -> dict[str, float]:
-        """The losses of the whole step, and the images skipped so far.
+    def _checked(self, shares: dict[str, Tensor], norm: Tensor, parts: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """The step's losses over all processes, "skipped_images" so far and "gradient_norm", in one copy to the host.
 
-        A loss that is not finite, or too many skipped images, stop every process here, before the weights change and
-        with none left waiting.
+        A loss or gradient that is not finite, or too many skipped images, stop every process here, before the weights
+        change and with none left waiting.
         """
         self.skipped += sum(len(x["skipped"]) for part in parts for x in part)
-        values = torch.stack([*shares.values(), torch.tensor(float(self.skipped), device=self.model.device)])
+        values = torch.stack([*shares.values(), torch.full_like(norm, self.skipped)])
         if comm.get_world_size() > 1:
             dist.all_reduce(values)
-        if not values.isfinite().all():
+        names = [*shares, "skipped_images", "gradient_norm"]
+        figures = dict(zip(names, torch.cat([values, norm[None]]).tolist(), strict=True))
+        if not all(math.isfinite(figures[name]) for name in shares):
             raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {_names(parts)}")
-        named = dict(zip([*shares, "skipped_images"], values.tolist(), strict=True))
-        self.all_skipped = int(named["skipped_images"])
+        if not self.scaler.is_enabled() and not math.isfinite(figures["gradient_norm"]):  # else the step is left out
+            raise FloatingPointError(f"a gradient is not finite at iteration {self.iter}, images: {_names(parts)}")
+        self.all_skipped = int(figures["skipped_images"])
         seen = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH
         if self.all_skipped > FEW_SKIPPED + self.cfg.DATALOADER.MAX_SKIPPED * seen:
             raise ValueError(
                 f"{self.all_skipped} images could not be read and {seen} could, more than DATALOADER.MAX_SKIPPED "
                 f"{self.cfg.DATALOADER.MAX_SKIPPED:g} allows; log.txt names them"
             )
-        return named
+        return figures
 
-    def _record(self, named: dict[str, float], norm: Tensor) -> None:
-        """Log the step."""
+    def _record(self, figures: dict[str, float], scale: float) -> None:
+        """Log the step: figures of `_checked`, and the gradients' scale, halved whenever a step is left out."""
         self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
-        self.storage.put_scalar("gradient_norm", norm.item())
-        if self.scaler.is_enabled():  # halved whenever a step was left out
-            self.storage.put_scalar("gradient_scale", self.scaler.get_scale(), smoothing_hint=False)
-        self.storage.put_scalar("skipped_images", named.pop("skipped_images"), smoothing_hint=False)
-        self.storage.put_scalars(total_loss=sum(named.values()), **named)
+        self.storage.put_scalar("gradient_norm", figures.pop("gradient_norm"))
+        if self.scaler.is_enabled():
+            self.storage.put_scalar("gradient_scale", scale, smoothing_hint=False)
+        self.storage.put_scalar("skipped_images", figures.pop("skipped_images"), smoothing_hint=False)
+        self.storage.put_scalars(total_loss=sum(figures.values()), **figures)
 
     def state(self) -> dict[str, Any]:
         """What a resumed training must get back."""

@@ -48,11 +48,11 @@ class DecoderTokens(NamedTuple):
 
     def gather(self, rows: Tensor) -> Tensor:
         """The tokens [r, T, C] of the rows of one chunk."""
-        own = self.own[rows.to(self.own.device), None]
+        own = self.own[rows.to(self.own.device, non_blocking=True), None]
         if self.shared is None:
             return own
         members = torch.nonzero(self.group == self.group[rows[0]])[:, 0]
-        return own + self.shared[members.to(self.own.device)]
+        return own + self.shared[members.to(self.own.device, non_blocking=True)]
 
 
 class SoftPromptLayer(nn.Module):
@@ -114,19 +114,23 @@ class SoftPromptTransformer(nn.Module):
             [P, K, C].
         """
         # Cross-attention treats every query alone, so all queries of an image share its projected keys and values:
-        # the prompts lie in a padded table [B, M] of which [image_index, place] are taken.
+        # the prompts lie in a padded table [B * M], each at its `place`.
         counts = torch.bincount(image_index, minlength=len(keys))
-        place = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
-        shape = (len(keys), int(counts.max()), *queries.shape[1:])
-        empty = (torch.arange(shape[1]) >= counts[:, None]).to(queries.device)
+        most = int(counts.max())
+        nth = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
+        place = (image_index * most + nth).to(queries.device, non_blocking=True)
+        empty = torch.arange(most) >= counts[:, None]
         empty[:, 0] = False  # an image without prompts attends to zeros, which nobody reads, rather than to nothing
-        padding = empty.repeat_interleave(queries.shape[1], dim=1) if bool(empty.any()) else None
+        padding = None
+        if empty.any():
+            padding = empty.to(queries.device, non_blocking=True).repeat_interleave(queries.shape[1], dim=1)
 
         def to_table(flat: Tensor) -> Tensor:
-            return flat.new_zeros(shape).index_put((image_index, place), flat).flatten(1, 2)
+            table = flat.new_zeros(len(keys) * most, *flat.shape[1:]).index_copy(0, place, flat)
+            return table.view(len(keys), -1, flat.shape[-1])
 
         def to_flat(table: Tensor) -> Tensor:
-            return table.view(shape)[image_index, place]
+            return table.reshape(len(keys) * most, *queries.shape[1:])[place]
 
         for layer in self.layers:
             assert isinstance(layer, SoftPromptLayer)

@@ -114,16 +114,16 @@ class Criterion(nn.Module):
         masks = [targets[p][t] for p, t in zip(matches.prompt.tolist(), matches.target.tolist(), strict=True)]
         matched = torch.bincount(matches.prompt, minlength=len(targets))
         counts = torch.tensor([len(t) for t in targets]) if self.divisor == "targets" else matched
-        shares = (1 / (counts[matches.prompt] * len(targets))).to(logits.device)
+        shares = 1 / (counts[matches.prompt] * len(targets))
         total = logits.new_zeros(len(self.terms), dtype=torch.float32)
         total = total + logits.float().sum() * 0  # keeps the graph where nothing is matched
         for pairs in _chunks(masks):
-            low_res = logits[pairs].float()
+            place = torch.tensor(pairs)
             total = total + checkpoint(
                 self._losses,
-                low_res,
+                logits[place.to(logits.device, non_blocking=True)].float(),
                 [masks[pair] for pair in pairs],
-                shares[pairs],
+                shares[place].to(logits.device, non_blocking=True),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )

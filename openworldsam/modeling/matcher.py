@@ -69,7 +69,7 @@ def matching_costs(
     step = max(1, CHUNK_BYTES // (4 * logits.shape[1:].numel()))
     for part in (prompts[start : start + step] for start in range(0, len(prompts), step)):
         target = torch.cat([_nearest(targets[p], logits.shape[2:]) for p in part]).flatten(1).float()
-        prediction = logits[part].flatten(0, 1).flatten(1).float()
+        prediction = torch.stack([logits[p] for p in part]).flatten(0, 1).flatten(1).float()
         cost = prediction.new_zeros(len(prediction), len(target))
         if mask_weight:
             positive, negative = focal_terms(prediction, alpha, gamma)

@@ -6,6 +6,7 @@ Shapes: B images, P prompts of the whole batch, D = 1024 width, L tokens of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,11 @@ class BEiT3PromptEncoder(PromptEncoder):
             self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
             for chunk in order.split(self.chunk)
         ]
-        return torch.cat(embeddings)[order.argsort().to(images.device)]
+        return torch.cat(embeddings)[order.argsort().to(images.device, non_blocking=True)]
 
     def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
         """vision [B, V, D], ids [N, L] with L the longest text's length, image_index [N] to [N, D]."""
-        device = self.beit3.text_embed.weight.device
-        own_vision = None if vision is None else vision[image_index.to(device)]
         padding = ids == PAD_ID
-        return self._first_token(self.beit3, own_vision, ids.to(device), padding.to(device) if padding.any() else None)
+        on_device = partial(torch.Tensor.to, device=self.beit3.text_embed.weight.device, non_blocking=True)
+        own_vision = None if vision is None else vision[on_device(image_index)]
+        return self._first_token(self.beit3, own_vision, on_device(ids), on_device(padding) if padding.any() else None)
