@@ -9,10 +9,11 @@ import pytest
 import skimage
 import torch
 
-from openworldsam import OpenWorldSAMPredictor
+from openworldsam import OpenWorldSAMPredictor, Prediction
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.parity.rule_weights import save_rule_checkpoint, save_tokenizer
+from openworldsam.predictor.prediction import Found
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"
@@ -55,12 +56,27 @@ def tiny_weights(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_opts(tiny_weights):
+    """Config overrides that give configs/tiny.yaml its weights and tokenizer."""
+    weights, tokenizer = str(tiny_weights / "model_final.pth"), str(tiny_weights / "beit3.spm")
+    return ["MODEL.WEIGHTS", weights, "MODEL.PROMPT_ENCODER.TOKENIZER", tokenizer]
+
+
 @pytest.fixture
-def tiny_cfg(tiny_weights):
+def tiny_cfg(tiny_opts):
     """The tiny model's config; fp32, preset paper."""
-    opts = ["MODEL.WEIGHTS", str(tiny_weights / "model_final.pth"), "MODEL.DEVICE", "cpu"]
-    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
-    return load_config(ROOT / "configs/tiny.yaml", opts)
+    return load_config(ROOT / "configs/tiny.yaml", [*tiny_opts, "MODEL.DEVICE", "cpu"])
+
+
+@pytest.fixture(scope="session")
+def shapes_opts():
+    """Config overrides with absolute paths of the Shapes weights, so that tests run from any folder."""
+    cfg = load_config(ROOT / "configs/shapes/openworldsam.yaml")
+    files = {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS, "MODEL.SAM2.WEIGHTS": cfg.MODEL.SAM2.WEIGHTS}
+    for key in ("WEIGHTS", "TOKENIZER"):
+        files[f"MODEL.PROMPT_ENCODER.{key}"] = cfg.MODEL.PROMPT_ENCODER[key]
+    return [word for key, path in files.items() for word in (key, str(ROOT / path))]
 
 
 @pytest.fixture
@@ -82,6 +98,21 @@ def build(tiny_cfg):
 @pytest.fixture
 def predictor(tiny_cfg):
     return OpenWorldSAMPredictor(tiny_cfg)
+
+
+@pytest.fixture(scope="session")
+def predicted():
+    """Make a Prediction from N masks, by default with scores 1 and all of the first prompt."""
+
+    def make(masks, scores=None, labels=None, *, prompts=("cat",), is_thing=None, task="instance", **about):
+        count = len(masks)
+        scores = np.ones(count) if scores is None else scores
+        labels = np.zeros(count) if labels is None else labels
+        found = Found(torch.as_tensor(masks).bool(), torch.as_tensor(scores).float(), torch.as_tensor(labels).long())
+        about = {"is_thing": is_thing or [True] * len(prompts), "threshold": 0.0, "best_score": 1.0, **about}
+        return Prediction.of(found, task, list(prompts), **about)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""A page in the browser on the predictor: a picture and texts in, masks out, corrected by clicks."""
+"""Web page for the predictor: image and prompts in, masks out, corrected by clicks."""

@@ -1,34 +1,35 @@
-"""What a person takes home: an archive of the results, made in memory."""
+"""The archive of results that a visitor downloads, made in memory."""
 
 from __future__ import annotations
 
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from openworldsam.app.session import Session
-from openworldsam.demo import coco_json
+from openworldsam.predictor import coco_dataset
+from openworldsam.utils.files import png_bytes
 from openworldsam.visualization import draw_prediction
 
 
-def results_zip(session: Session, info: dict[str, Any]) -> bytes:
-    """A zip of what is shown, named after the picture.
+def results_zip(session: Session, info: Mapping[str, Any]) -> bytes:
+    """Pack the shown masks into a zip.
 
-    `<name>.json`: the masks as a COCO dataset of one image, with RLE. `<name>_ids.png`: uint16 [H, W], 0 where there
-    is no mask, else the id of its annotation; where masks overlap the best score wins. `<name>_overlay.png`: the
-    picture with the masks over it.
+    `<name>.json`: the masks as a COCO dataset of one image, with RLE. `<name>_ids.png`: uint16 [H, W], the annotation
+    id of each pixel, 0 = no mask; where masks overlap the best score wins. `<name>_overlay.png`: the masks drawn over
+    the image.
 
     Args:
         session: with an answer.
-        info: goes into the json.
+        info: goes into the JSON.
 
     Raises:
-        ValueError: nothing was asked yet.
+        ValueError: there is no answer yet.
     """
     shown = session.shown
     if shown is None:
@@ -36,13 +37,7 @@ def results_zip(session: Session, info: dict[str, Any]) -> bytes:
     stem = Path(session.name).stem
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr(f"{stem}.json", json.dumps(coco_json(shown, session.name, info)))
-        file.writestr(f"{stem}_ids.png", _png(shown.label_map.astype(np.uint16)))
-        file.writestr(f"{stem}_overlay.png", _png(draw_prediction(session.image, shown)))
+        file.writestr(f"{stem}.json", json.dumps(coco_dataset(shown, session.name, info)))
+        file.writestr(f"{stem}_ids.png", png_bytes(shown.label_map.astype(np.uint16)))
+        file.writestr(f"{stem}_overlay.png", png_bytes(draw_prediction(session.image, shown)))
     return archive.getvalue()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures to try the page on: scenes of the Shapes world and questions about them."""
+"""Example images of the page: scenes of the Shapes world and questions about them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.config import CfgNode
 
-from openworldsam.data.datasets.shapes import configured_world, split_seed
-from openworldsam.data.shapes import expressions, render
+from openworldsam.data.datasets.shapes import demo_scene
+from openworldsam.data.shapes import expressions
 
 SCENES = {38: "panoptic", 97: "instance", 2: "semantic", 11: "referring"}
-"""Numbers of scenes, and the task that each is asked."""
+"""Scene numbers and the task of each."""
 
 
-class Example(NamedTuple):
-    """image: uint8 [H, W, 3]; name of its file; prompts; task."""
+class ExampleQuestion(NamedTuple):
+    """An image uint8 [H, W, 3], its file name, and the prompts and task to try on it."""
 
     image: np.ndarray
     name: str
@@ -24,18 +24,17 @@ class Example(NamedTuple):
     task: str
 
 
-def examples(cfg: CfgNode) -> Iterator[Example]:
-    """The examples, in the world of a config.
+def example_questions(cfg: CfgNode) -> Iterator[ExampleQuestion]:
+    """Render the examples in the Shapes world of a config.
 
     Raises:
         ValueError: a key of DATASETS.SHAPES is wrong.
     """
-    world, seed = configured_world(cfg), split_seed(cfg.DATASETS.SHAPES_SEED, "demo")
     for index, task in SCENES.items():
-        scene = render(world, seed, index)
-        prompts = list(dict.fromkeys(segment.name for segment in scene.segments))
+        scene = demo_scene(cfg, index)
         if task == "referring":
             prompts = [texts[-1] for texts in expressions(scene).values()]
-        elif task == "instance":
-            prompts = list(dict.fromkeys(segment.name for segment in scene.segments if segment.is_thing))
-        yield Example(scene.image, f"scene{index}.png", prompts, task)
+        else:
+            names = (segment.name for segment in scene.segments if segment.is_thing or task != "instance")
+            prompts = list(dict.fromkeys(names))
+        yield ExampleQuestion(scene.image, f"scene{index}.png", prompts, task)

@@ -1,28 +1,26 @@
-"""The page: what is where, and which action of `actions.py` belongs to what is touched."""
+"""Layout of the page, and which handler of `actions.py` each control calls."""
 
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from gradio.data_classes import FileData, ImageData
-from PIL import Image
 
-from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, TAKE_AWAY, Actions
-from openworldsam.app.session import THRESHOLDS
+from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
+from openworldsam.app.session import TASK_THRESHOLDS
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS
 from openworldsam.modeling import TASKS
 from openworldsam.parity.rule_weights import NOTE
-from openworldsam.predictor.predictor import OpenWorldSAMPredictor
+from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.utils.files import png_bytes
 
-COLUMNS = ["#", "prompt", "score", "% of picture"]
 QUEUE = 32
-"""Requests that wait for the model, at most."""
+"""Maximum number of requests that wait for the model."""
 
-SAVE = """(file) => {
+SAVE_SCRIPT = """(file) => {
     if (!file) return;
     const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0));
     const link = document.createElement("a");
@@ -31,11 +29,11 @@ SAVE = """(file) => {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }"""
-"""Saves what the server sent: so no result needs to lie on its disk until the browser comes for it."""
+"""Saves the content of the server's answer, so that no result has to wait on the server's disk for a download."""
 
 
 def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
-    """The page for a model."""
+    """Build the page for a model."""
     actions = Actions(predictor)
     with gr.Blocks(title="OpenWorldSAM", analytics_enabled=False) as page:
         session = gr.State(None)
@@ -45,7 +43,7 @@ def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
                 upload = _drop_zone()
                 prompts = gr.Dropdown(
                     [], value=[], multiselect=True, allow_custom_value=True, elem_id="prompts",
-                    label="Prompts", info="a noun or a sentence, then Enter; as many as you like",
+                    label="Prompts", info="a noun or a sentence, then Enter; repeat for more",
                 )  # fmt: skip
                 task = gr.Radio(list(TASKS), value="instance", label="Task", elem_id="task")
                 ask = gr.Button("Segment", variant="primary", elem_id="ask")
@@ -58,19 +56,18 @@ def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320):
                 canvas = _canvas()
                 message = gr.Textbox(show_label=False, interactive=False, max_lines=3, elem_id="message")
-                meaning = gr.Radio(
-                    [SINGLE_OUT, ADD, TAKE_AWAY], value=SINGLE_OUT, label="A click on the picture", elem_id="meaning"
-                )
+                mode = gr.Radio([SELECT, ADD, REMOVE], value=SELECT, label="Click on the image", elem_id="mode")
                 with gr.Row():
                     everything = gr.Button("Show all masks", elem_id="everything")
                     undo = gr.Button("Undo click", elem_id="undo")
                     save = gr.Button("Download results", elem_id="save")
                 table = gr.Dataframe(
-                    headers=COLUMNS, interactive=False, max_height=300, label="Masks (click one)", elem_id="table"
-                )
+                    headers=["#", "prompt", "score", "% of image"], interactive=False,
+                    max_height=300, label="Masks (click to select)", elem_id="table",
+                )  # fmt: skip
                 file = gr.JSON(visible=False)
         shown, question = [session, canvas, table, message], [session, prompts, task, *sliders]
-        turn: dict[str, Any] = {  # of one request after the other, as they share the model
+        turn: dict[str, Any] = {  # one request at a time, as they share the model
             "concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private", "show_progress_on": canvas,
         }  # fmt: skip
         upload.upload(actions.open, [upload, session], [upload, *shown], **turn)
@@ -81,13 +78,13 @@ def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
             [slider.input for slider in sliders], actions.ask_again, question, shown, trigger_mode="always_last", **turn
         )
         task.input(actions.ask_again, question, shown, **turn)
-        task.change(_visible_sliders, task, sliders, api_visibility="private")
+        task.change(_slider_visibility, task, sliders, api_visibility="private")
         table.select(actions.list_click, session, shown, **turn)
-        canvas.select(actions.picture_click, [session, meaning], shown, **turn)
+        canvas.select(actions.image_click, [session, mode], shown, **turn)
         undo.click(actions.undo, session, shown, **turn)
         everything.click(actions.show_all, session, shown, **turn)
         save.click(actions.save, session, [file, message], **turn).then(
-            None, file, None, js=SAVE, api_visibility="private"
+            None, file, None, js=SAVE_SCRIPT, api_visibility="private"
         )
     return page.queue(max_size=QUEUE)
 
@@ -101,8 +98,8 @@ def _heading(predictor: OpenWorldSAMPredictor) -> str:
 
 
 def _drop_zone() -> gr.File:
-    """Where a picture is given; its path goes on as it is, where Gradio would leave an empty file beside it."""
-    limits = f"Picture, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
+    """Make the upload control. It passes the path on unchanged; Gradio would leave an empty file beside it."""
+    limits = f"Image, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
     zone = gr.File(label=limits, height=160, elem_id="upload")
 
     def path_of(upload: FileData | None) -> str | None:
@@ -113,30 +110,30 @@ def _drop_zone() -> gr.File:
 
 
 def _sliders(predictor: OpenWorldSAMPredictor) -> list[gr.Slider]:
-    """The thresholds, from what the config has."""
-    options, first = predictor.model.inference, THRESHOLDS["instance"]
+    """Make a slider for each threshold, at the value of the config."""
     return [
-        gr.Slider(0, 1, getattr(options, name), step=0.01, label=label, visible=name in first, elem_id=name)
+        gr.Slider(
+            0, 1, getattr(predictor.model.inference, name), step=0.01, label=label, elem_id=name,
+            visible=name in TASK_THRESHOLDS["instance"],
+        )
         for name, label in SLIDERS.items()
-    ]
+    ]  # fmt: skip
 
 
-def _visible_sliders(task: str) -> list[Any]:
-    return [gr.update(visible=name in THRESHOLDS[task]) for name in SLIDERS]
+def _slider_visibility(task: str) -> list[Any]:
+    return [gr.update(visible=name in TASK_THRESHOLDS[task]) for name in SLIDERS]
 
 
 def _canvas() -> gr.Image:
-    """The picture; its pixels go to the browser within the answer, where Gradio would write a file."""
+    """Make the image control. Its pixels travel within the answer; Gradio would write a file."""
     canvas = gr.Image(
-        type="numpy", interactive=False, buttons=["fullscreen"], label="Picture", elem_id="canvas", height=500
+        type="numpy", interactive=False, buttons=["fullscreen"], label="Image", elem_id="canvas", height=500
     )
 
-    def in_memory(picture: np.ndarray | None) -> ImageData | None:
-        if picture is None:
+    def in_memory(image: np.ndarray | None) -> ImageData | None:
+        if image is None:
             return None
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="PNG", compress_level=1)
-        return ImageData(url=f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
+        return ImageData(url=f"data:image/png;base64,{base64.b64encode(png_bytes(image, compress_level=1)).decode()}")
 
     canvas.postprocess = in_memory  # type: ignore[method-assign,assignment]  # a subclass would make Gradio write a .pyi
     return canvas

@@ -1,4 +1,4 @@
-"""Pictures that strangers give: checked before they are decoded, and gone from the disk afterwards."""
+"""Uploaded images: checked before decoding, deleted afterwards."""
 
 from __future__ import annotations
 
@@ -13,37 +13,31 @@ from PIL import Image
 from openworldsam.data.preprocessing import read_image
 
 MAX_BYTES = 20 * 2**20
-"""Of a file."""
+"""Per file."""
 MAX_PIXELS = 16_000_000
-"""Of a picture: with 12 million, a telephone's, a hundred masks take 1.2 GB."""
+"""Per image: for the 12 million pixels of a phone's camera, 100 masks take 1.2 GB."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""That are tried. Pillow knows more, some of which run other programs."""
+"""Formats that are tried; Pillow has more, some of which run other programs."""
 
 
 def read_upload(path: Path) -> np.ndarray:
-    """A picture that somebody gave; messages name the file alone, not where it lies.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        uint8 [H, W, 3], as `read_image`.
+    """Read an uploaded image with `read_image`: uint8 [H, W, 3].
 
     Raises:
-        ValueError: it is too large, or no picture that can be read.
+        ValueError: too large, or not a readable image; the message names the file without its folder.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; at most {MAX_BYTES / 2**20:.0f} MB are read")
+        raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; the limit is {MAX_BYTES / 2**20:.0f} MB")
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError:
-        raise ValueError(f"{path.name} has too many pixels; at most {MAX_PIXELS / 1e6:g} million are read") from None
+        raise ValueError(f"{path.name} has too many pixels; the limit is {MAX_PIXELS / 1e6:g} million") from None
     except (OSError, SyntaxError):  # Pillow raises both for damaged files
-        raise ValueError(f"{path.name} is not a picture that can be read ({', '.join(FORMATS)} can)") from None
+        raise ValueError(f"{path.name} is not a readable image; use {', '.join(FORMATS)}") from None
     if width * height > MAX_PIXELS:
-        most = f"at most {MAX_PIXELS / 1e6:g} million are read: scale it down first"
-        raise ValueError(f"{path.name} has {width} x {height} pixels; {most}")
+        limit = f"the limit is {MAX_PIXELS / 1e6:g} million: scale it down first"
+        raise ValueError(f"{path.name} has {width} x {height} pixels; {limit}")
     try:
         return read_image(path)
     except ValueError as error:
@@ -51,22 +45,22 @@ def read_upload(path: Path) -> np.ndarray:
 
 
 def discard(path: Path) -> None:
-    """Delete an upload and the folder that was its own; nothing else, whatever path a request names."""
+    """Delete an upload and its folder if that is empty then; nothing else, whatever path a request names."""
     with contextlib.suppress(OSError):
         path.unlink()
         path.parent.rmdir()
 
 
 def sweep(folder: Path, keep: Container[Path], seconds: float) -> None:
-    """Delete uploads that no request took away, as when they were too large or their browser was closed.
+    """Delete uploads that no request took, for example too large ones or those of a closed browser.
 
     Args:
         folder: of all uploads.
         keep: files that stay.
-        seconds: the age from which on they go.
+        seconds: minimum age of those that are deleted.
     """
     latest = time.time() - seconds
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a request was quicker
+        with contextlib.suppress(OSError):  # a request was faster
             if path not in keep and path.is_file() and path.stat().st_ctime <= latest:
                 path.unlink()

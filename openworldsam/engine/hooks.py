@@ -16,7 +16,7 @@ from PIL import Image
 
 from openworldsam.engine.training_state import save_state
 from openworldsam.utils.files import save_atomically
-from openworldsam.visualization import Drawing, contact_sheet, draw_prediction
+from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
 
 if TYPE_CHECKING:
     from openworldsam.engine.trainer import Trainer
@@ -91,7 +91,7 @@ class Pictures(HookBase):
     def _sheet(self, x: dict[str, Any]) -> np.ndarray:
         image = x["image"].permute(1, 2, 0).numpy()
         prompts = tuple(x["prompts"])
-        truth = Drawing(
+        truth = LabelledMasks(
             "instance",
             prompts,
             torch.cat(x["targets"]).numpy(),
@@ -103,7 +103,7 @@ class Pictures(HookBase):
         return contact_sheet(panels, columns=2)
 
     @torch.no_grad()
-    def _predicted(self, x: dict[str, Any]) -> Drawing:
+    def _predicted(self, x: dict[str, Any]) -> LabelledMasks:
         model = self.trainer.model
         model.eval()
         # without class ids, the classes of the result are the prompts' numbers
@@ -111,7 +111,7 @@ class Pictures(HookBase):
         asked = {name: x[name] for name in names if name in x}
         instances = model([asked], tasks=("instance",))[0]["instances"].to("cpu")
         model.train()
-        return Drawing(
+        return LabelledMasks(
             "instance",
             tuple(x["prompts"]),
             instances.pred_masks.numpy(),

@@ -1,6 +1,8 @@
-"""A `Prediction` in the forms of other libraries, each imported when it is asked for.
+"""Convert a `Prediction` to COCO and to the classes of other libraries, each imported on first use.
 
     import supervision as sv
+    from openworldsam.predictor import to_supervision
+
     detections = to_supervision(predictor.predict(["zebra"]))
     sv.MaskAnnotator().annotate(image, detections)
 
@@ -10,6 +12,7 @@ Shapes: N masks of P prompts in an image of H x W pixels.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,42 +28,53 @@ if TYPE_CHECKING:
     import supervision
 
 NUDGE = 1e-6
-"""Pixels that boxes are moved by for FiftyOne, which cuts their ends down to whole pixels and scales masks into them:
-x / W + w / W is often a bit less than (x + w) / W."""
+"""Pixels by which FiftyOne boxes are shifted: it rounds box ends down, and x / W + w / W is often just below
+(x + w) / W."""
 
 
 def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
-    """The masks as annotations of a COCO dataset whose categories are the prompts, numbered from 1.
+    """List the masks as COCO annotations; the prompts are the categories, numbered from 1.
 
-    Not yet with ids, of themselves and of their image. Beside COCO's keys each has its score and isthing.
+    Each annotation also has `score` and `isthing`; the caller adds `id` and `image_id`.
     """
-    annotations = []
-    for mask, box, index, score, thing in zip(
-        prediction.masks,
-        prediction.boxes.tolist(),
-        prediction.prompt_index.tolist(),
-        prediction.scores.tolist(),
-        prediction.is_thing.tolist(),
-        strict=True,
-    ):
-        x0, y0, x1, y1 = box
-        annotations.append(
-            {
-                "category_id": index + 1,
-                "segmentation": encode_mask(mask),
-                "area": int(mask.sum()),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": 0,
-                "score": score,
-                "isthing": thing,
-            }
+    columns = (prediction.boxes, prediction.prompt_index, prediction.scores, prediction.is_thing)
+    return [
+        {
+            "category_id": index + 1,
+            "segmentation": encode_mask(mask),
+            "area": int(mask.sum()),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+            "score": score,
+            "isthing": thing,
+        }
+        for mask, (x0, y0, x1, y1), index, score, thing in zip(
+            prediction.masks, *(column.tolist() for column in columns), strict=True
         )
-    return annotations
+    ]
+
+
+def coco_dataset(prediction: Prediction, file_name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a COCO dataset of one image: the prompts are its categories, the masks its annotations (RLE).
+
+    Args:
+        prediction: of the image.
+        file_name: of the image.
+        info: extends the dataset's "info", for example with `checkpoint.provenance`.
+    """
+    height, width = prediction.label_map.shape
+    annotations = enumerate(coco_annotations(prediction), start=1)
+    return {
+        "info": {"task": prediction.task, "best_score": prediction.best_score, **info},
+        "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+        "categories": [{"id": id_, "name": prompt} for id_, prompt in enumerate(prediction.prompts, start=1)],
+        "annotations": [{"id": id_, "image_id": 1, **annotation} for id_, annotation in annotations],
+    }
 
 
 def to_detectron2(prediction: Prediction) -> Instances:
-    """Detectron2's `Instances` with pred_masks bool [N, H, W], pred_boxes, scores [N] and pred_classes [N], which are
-    indices of prompts."""
+    """Convert to Detectron2 `Instances`: pred_masks bool [N, H, W], pred_boxes, scores [N], pred_classes [N] (prompt
+    indices)."""
     return Instances(
         prediction.label_map.shape,
         pred_masks=torch.from_numpy(prediction.masks),
@@ -71,8 +85,8 @@ def to_detectron2(prediction: Prediction) -> Instances:
 
 
 def to_supervision(prediction: Prediction) -> supervision.Detections:
-    """supervision's `Detections` with xyxy [N, 4], mask bool [N, H, W], confidence [N], class_id [N], indices of
-    prompts, and data["class_name"], the prompts themselves.
+    """Convert to supervision `Detections`: xyxy [N, 4], mask bool [N, H, W], confidence [N], class_id [N] (prompt
+    indices) and data["class_name"] (prompts).
 
     Raises:
         ImportError: supervision is not installed.
@@ -87,30 +101,30 @@ def to_supervision(prediction: Prediction) -> supervision.Detections:
 
 
 def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predictions") -> fiftyone.Sample:
-    """A FiftyOne sample of an image whose field holds the masks as `Detections`.
+    """Make a FiftyOne sample that holds the masks as `Detections`.
 
-    As FiftyOne has it, boxes are x, y, width, height in fractions of the image, and masks are cut to them
+    Boxes are x, y, width, height as fractions of the image, and masks are cropped to their boxes
     (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations).
 
     Args:
-        path: of the image.
-        field: its name in the sample.
+        prediction: of the image.
+        path: of the image file.
+        field: name of the field for the detections.
 
     Raises:
         ImportError: fiftyone is not installed.
     """
     fo = _optional("fiftyone")
     height, width = prediction.label_map.shape
-    detections = []
-    for n, (x0, y0, x1, y1) in enumerate(prediction.boxes.astype(int).tolist()):
-        detections.append(
-            fo.Detection(
-                label=prediction.prompts[prediction.prompt_index[n]],
-                bounding_box=[(x0 + NUDGE) / width, (y0 + NUDGE) / height, (x1 - x0) / width, (y1 - y0) / height],
-                mask=prediction.masks[n, y0:y1, x0:x1],
-                confidence=float(prediction.scores[n]),
-            )
+    detections = [
+        fo.Detection(
+            label=prediction.prompts[prediction.prompt_index[n]],
+            bounding_box=[(x0 + NUDGE) / width, (y0 + NUDGE) / height, (x1 - x0) / width, (y1 - y0) / height],
+            mask=prediction.masks[n, y0:y1, x0:x1],
+            confidence=float(prediction.scores[n]),
         )
+        for n, (x0, y0, x1, y1) in enumerate(prediction.boxes.astype(int).tolist())
+    ]
     sample = fo.Sample(filepath=str(path))
     sample[field] = fo.Detections(detections=detections)
     return sample

@@ -16,7 +16,7 @@ from openworldsam.evaluation.paper_tables import Number
 from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, number
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
 from openworldsam.report.pictures import PictureRow
-from openworldsam.visualization import Picture
+from openworldsam.visualization import RGBImage
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; color: #1e1e1e }
@@ -65,7 +65,7 @@ def figure_html(figure: Figure, alt: str) -> str:
     return _embedded(buffer, "png", alt)
 
 
-def picture_html(picture: Picture, alt: str) -> str:
+def picture_html(picture: RGBImage, alt: str) -> str:
     """Embed a picture, uint8 [H, W, 3], in the page."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=80)

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.evaluations import Evaluation
-from openworldsam.visualization import Drawing, Picture, draw_masks
+from openworldsam.visualization import LabelledMasks, RGBImage, draw_masks
 from openworldsam.visualization.legend import prompt_colors
 
 SIDE = 480
@@ -34,7 +34,7 @@ class PictureRow(NamedTuple):
     """One image of the page: file name, pictures by column, and the colour (RGB, 0..255) of each text in them."""
 
     file_name: str
-    pictures: dict[str, Picture]
+    pictures: dict[str, RGBImage]
     legend: dict[str, tuple[int, int, int]]
 
 
@@ -71,7 +71,7 @@ def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Pic
     pictures = {}
     for name, column in columns.items():
         index = np.array([texts.index(text) for text in column.texts], dtype=np.int64)
-        drawing = Drawing(task, texts, column.masks, column.scores, index)
+        drawing = LabelledMasks(task, texts, column.masks, column.scores, index)
         pictures[name] = draw_masks(image.picture, drawing, max_side=SIDE)
     return PictureRow(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -56,6 +57,13 @@ def save_json(path: str | Path, content: object, indent: int | None = None) -> N
 def save_png(path: Path, pixels: np.ndarray) -> None:
     """Write a PNG atomically: uint8 [H, W, 3], or uint8 or uint16 [H, W]."""
     save_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
+
+
+def png_bytes(pixels: np.ndarray, **options: Any) -> bytes:
+    """Encode a PNG in memory; options are those of Pillow's PNG writer."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", **options)
+    return file.getvalue()
 
 
 def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from openworldsam.utils.files import save_atomically
 from openworldsam.video.predictor import Track, TrackedFrame
-from openworldsam.visualization import Drawing, draw_masks
+from openworldsam.visualization import LabelledMasks, draw_masks
 
 
 class ResultWriter:
@@ -89,10 +89,10 @@ class ResultWriter:
         save_atomically(self.folder / "tracks.json", lambda path: path.write_text(content))
 
 
-def drawing(frame: TrackedFrame, tracks: Sequence[Track]) -> Drawing:
+def drawing(frame: TrackedFrame, tracks: Sequence[Track]) -> LabelledMasks:
     """A frame for `draw_masks`: every object is a prompt of its own, so that its colour stays the same."""
     seen = sorted(frame.scores)
-    return Drawing(
+    return LabelledMasks(
         task="semantic",
         prompts=tuple(f"{track.id} {track.prompt}" for track in tracks),
         masks=frame.id_map == np.array(seen, np.uint16)[:, None, None],

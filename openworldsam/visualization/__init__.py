@@ -1,9 +1,9 @@
-"""Pictures of predictions: masks, outlines, labels and a legend."""
+"""Drawings of predictions: masks, outlines, labels and a legend."""
 
 from openworldsam.visualization.drawing import (
-    Drawing,
-    Picture,
+    LabelledMasks,
     PredictionLike,
+    RGBImage,
     at_drawn_size,
     contact_sheet,
     draw_masks,
@@ -12,9 +12,9 @@ from openworldsam.visualization.drawing import (
 )
 
 __all__ = [
-    "Drawing",
-    "Picture",
+    "LabelledMasks",
     "PredictionLike",
+    "RGBImage",
     "at_drawn_size",
     "contact_sheet",
     "draw_masks",

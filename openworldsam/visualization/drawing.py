@@ -1,10 +1,9 @@
-"""Pictures of predictions: masks, labels and a legend over a photograph, and sheets of such pictures."""
+"""Draw predictions: masks, labels and a legend over an image, and contact sheets of such drawings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -27,18 +26,18 @@ from openworldsam.visualization.legend import (
     mask_colors,
 )
 
-Picture = NDArray[np.uint8]  # [H, W, 3], RGB
+RGBImage = NDArray[np.uint8]  # [H, W, 3]
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
-_MIN_LONG_SIDE = 448  # pictures below this are enlarged, otherwise a label would be wider than the picture
-_MAX_SIDE = 1600  # larger ones are reduced
+_MIN_LONG_SIDE = 448  # smaller images are enlarged, otherwise a label would be wider than the image
+_MAX_SIDE = 1600  # larger images are reduced
 _MIN_SHORT_SIDE = 8  # thinner strips are stretched: a line of one pixel shows nothing
-_REACH = 5  # how far a label may move from home, in label heights, along each axis
-_CROWD = 16  # from this number of masks on labels are smaller
+_REACH = 5  # how far a label may move from its anchor, in label heights, along each axis
+_CROWD = 16  # number of masks from which labels are smaller
 
 
-class Drawing(NamedTuple):
-    """What drawing reads of a prediction (`PredictionLike`), for those that are none: N masks of P prompts."""
+class LabelledMasks(NamedTuple):
+    """N masks of P prompts to draw, where there is no `Prediction`; see `PredictionLike`."""
 
     task: str
     prompts: tuple[str, ...]
@@ -47,98 +46,106 @@ class Drawing(NamedTuple):
     prompt_index: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """The masks at the size they are drawn: who owns each pixel ([h, w], 0 = nobody) and their outlines."""
+class _CanvasMasks(NamedTuple):
+    """Masks at the size they are drawn: number of the topmost mask per pixel [h, w] (0 = none), and their outlines."""
 
     owner: NDArray[np.int32]
     contours: list[list[NDArray[np.int32]]]
 
 
 def draw_prediction(
-    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
-) -> Picture:
-    """Draw masks, labels and a legend over a picture.
+    image: RGBImage, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
+) -> RGBImage:
+    """Draw masks, labels and a legend over an image.
 
-    The picture fills the top left corner of the result; the legend is to its right, or below it if the
-    picture is wide. Where masks overlap the higher score is on top. Pictures with a longer side above
-    ``max_side`` are reduced, very small ones enlarged; anything in between keeps its pixels.
+    The image fills the top left corner; the legend is right of it, or below if the image is wide. Where masks overlap
+    the higher score is on top. Images with a longer side above `max_side` are reduced, very small ones enlarged;
+    anything in between keeps its pixels.
 
     Args:
-        image: uint8 ``[H, W, 3]``, RGB.
-        prediction: masks ``[N, H, W]``, scores and prompt indices ``[N]`` for any number of prompts.
+        image: uint8 [H, W, 3], RGB.
+        prediction: masks [N, H, W], scores and prompt indices [N] for any number of prompts.
         alpha: opacity of the fill, 0 to 1.
-        max_side: longest side of the picture in pixels, without the legend; at least 64.
+        max_side: longest side of the image in pixels, without the legend; at least 64.
 
     Returns:
-        uint8 ``[h, w, 3]``, RGB.
+        uint8 [h, w, 3], RGB.
 
     Raises:
         ValueError: if a shape, type or range is not as described.
     """
-    labelled = Image.fromarray(draw_masks(image, prediction, alpha=alpha, max_side=max_side, scores=True))
-    return _beside(labelled, draw_legend(legend_rows(prediction), labelled.size, _text_size(labelled.size)))
+    drawn = Image.fromarray(draw_masks(image, prediction, alpha=alpha, max_side=max_side, scores=True))
+    legend = draw_legend(legend_rows(prediction), drawn.size, _text_size(drawn.size))
+    corner = (0, drawn.height) if drawn.width > WIDE * drawn.height else (drawn.width, 0)
+    size = max(corner[0] + legend.width, drawn.width), max(corner[1] + legend.height, drawn.height)
+    whole = Image.new("RGB", size, PAPER)
+    whole.paste(drawn, (0, 0))
+    whole.paste(legend, corner)
+    return np.array(whole)
 
 
 def draw_masks(
-    image: Picture, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
-) -> Picture:
-    """Draw masks and labels over a picture: `draw_prediction` without its legend.
+    image: RGBImage, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
+) -> RGBImage:
+    """Draw masks and labels over an image: `draw_prediction` without the legend.
 
     Args:
-        image, prediction, alpha, max_side: as there.
-        scores: whether labels have them.
+        image, prediction, alpha, max_side: see `draw_prediction`.
+        scores: add the score to each label.
 
     Returns:
-        uint8 ``[h, w, 3]``, RGB.
+        uint8 [h, w, 3], RGB.
 
     Raises:
         ValueError: if a shape, type or range is not as described.
     """
-    _check_picture(image)
+    _check_image(image)
     _check_prediction(image, prediction)
     if not 0.0 <= alpha <= 1.0 or max_side < 64:
         raise ValueError(f"need 0 <= alpha <= 1 and max_side >= 64, got {alpha} and {max_side}")
     size = _canvas_size(image.shape[1], image.shape[0], max_side)
     colors = mask_colors(prediction)
-    layers = _layers(prediction.masks, prediction.scores, size)
-    canvas = _fill(_resize(image, size), layers.owner, colors, alpha)
-    labelled = Image.fromarray(_outline(canvas, layers.contours, colors, prediction.scores))
+    masks = _to_canvas(prediction.masks, prediction.scores, size)
+    resized = _resize(image, size)
+    fill = np.array([(0, 0, 0), *colors], dtype=np.uint8)[masks.owner]
+    tinted = cv2.addWeighted(resized, 1.0 - alpha, fill, alpha, 0.0)
+    canvas = np.where(masks.owner[..., None] > 0, tinted, resized).astype(np.uint8)
+    outlined = Image.fromarray(_outline(canvas, masks.contours, colors, prediction.scores))
     font = load_font(_text_size(size) - (0 if len(colors) < _CROWD else 2))
-    _draw_labels(labelled, prediction, layers, colors, font, scores)
-    return np.array(labelled)
+    _draw_labels(outlined, prediction, masks, colors, font, scores)
+    return np.array(outlined)
 
 
-def at_drawn_size(image: Picture) -> Picture:
-    """A picture without anything over it, as large as `draw_prediction` draws it by default: uint8 ``[h, w, 3]``.
+def at_drawn_size(image: RGBImage) -> RGBImage:
+    """Resize an image as `draw_prediction` does by default, and draw nothing over it: uint8 [h, w, 3].
 
     Raises:
-        ValueError: if it is not a uint8 ``[H, W, 3]`` picture.
+        ValueError: if it is not a uint8 [H, W, 3] image.
     """
-    _check_picture(image)
+    _check_image(image)
     return _resize(image, _canvas_size(image.shape[1], image.shape[0], _MAX_SIDE))
 
 
-def contact_sheet(panels: list[tuple[str, Picture]], columns: int) -> Picture:
-    """Arrange titled pictures in a grid, row by row, without resizing them.
+def contact_sheet(panels: list[tuple[str, RGBImage]], columns: int) -> RGBImage:
+    """Arrange titled images in a grid, row by row, without resizing them.
 
     Args:
-        panels: titles and uint8 ``[H, W, 3]`` pictures, which may differ in size; at least one.
+        panels: at least one title and uint8 [H, W, 3] image; sizes may differ.
         columns: number of columns, at least 1.
 
     Returns:
-        uint8 ``[h, w, 3]``, RGB.
+        uint8 [h, w, 3], RGB.
 
     Raises:
-        ValueError: without panels or columns, or if a panel is not a uint8 ``[H, W, 3]`` picture.
+        ValueError: without panels or columns, or if a panel is not a uint8 [H, W, 3] image.
     """
     if not panels or columns < 1:
         raise ValueError(f"need at least one panel and one column, got {len(panels)} and {columns}")
-    for _, picture in panels:
-        _check_picture(picture)
+    for _, image in panels:
+        _check_image(image)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    widths = [max(p.shape[1] for _, p in panels[c::columns]) for c in range(min(columns, len(panels)))]
-    heights = [max(picture.shape[0] for _, picture in row) for row in rows]
+    widths = [max(image.shape[1] for _, image in panels[c::columns]) for c in range(min(columns, len(panels)))]
+    heights = [max(image.shape[0] for _, image in row) for row in rows]
     text = int(np.clip(max(widths) / 40, 12, 32))
     gap, title = text, 2 * text
     size = sum(widths) + gap * (len(widths) + 1), sum(heights) + (title + gap) * len(rows)
@@ -147,27 +154,27 @@ def contact_sheet(panels: list[tuple[str, Picture]], columns: int) -> Picture:
     top = 0
     for row, height in zip(rows, heights, strict=True):
         left = gap
-        for (name, picture), width in zip(row, widths, strict=False):
+        for (name, image), width in zip(row, widths, strict=False):
             draw.text((left, top + text), ellipsise(name, font, width), INK, font, anchor="lm")
-            sheet.paste(Image.fromarray(picture), (left, top + title))
+            sheet.paste(Image.fromarray(image), (left, top + title))
             left += width + gap
         top += height + title + gap
     return np.array(sheet)
 
 
 def place_labels(anchors: Sequence[Size], sizes: Sequence[Size], bounds: Size) -> list[Rect | None]:
-    """Place labels near their anchors, earlier ones first, without overlaps and inside the picture.
+    """Place labels near their anchors, earlier ones first, without overlaps and inside the image.
 
-    A label is centred on its anchor if it can be, else moved by a few times its height at most to the
-    nearest free place, with some preference for places that hide no other anchor.
+    A label is centred on its anchor if that place is free; otherwise it moves to the nearest free place within
+    `_REACH`, preferably one that hides no other anchor.
 
     Args:
-        anchors: x, y of the points to be labelled, in pixels inside the picture.
+        anchors: x, y of the points to label, in pixels inside the image.
         sizes: width, height of the labels in pixels.
-        bounds: width, height of the picture in pixels.
+        bounds: width, height of the image in pixels.
 
     Returns:
-        One rectangle per label, ``None`` where no place is free.
+        one rectangle per label; None where no place is free.
     """
     points = np.array(anchors, dtype=np.int64).reshape(-1, 2)
     steps = np.arange(-2 * _REACH, 2 * _REACH + 1) / 2
@@ -198,23 +205,23 @@ def place_labels(anchors: Sequence[Size], sizes: Sequence[Size], bounds: Size) -
 
 
 def pole_of_inaccessibility(region: NDArray[np.bool_]) -> Size:
-    """Return x, y of a pixel as far as can be from the region's edge, the middlemost if several are."""
+    """Return x, y of the pixel farthest from the region's edge; of several the most central one."""
     distance = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     rows, columns = np.nonzero(distance >= 0.95 * distance.max())
     best = int(np.hypot(rows - rows.mean(), columns - columns.mean()).argmin())
     return int(columns[best]), int(rows[best])
 
 
-def _check_picture(image: Picture) -> None:
+def _check_image(image: RGBImage) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"need a non-empty uint8 [H, W, 3] picture, got {image.dtype} {list(image.shape)}")
+        raise ValueError(f"need a non-empty uint8 [H, W, 3] image, got {image.dtype} {list(image.shape)}")
 
 
-def _check_prediction(image: Picture, prediction: PredictionLike) -> None:
+def _check_prediction(image: RGBImage, prediction: PredictionLike) -> None:
     masks, scores, index = prediction.masks, prediction.scores, prediction.prompt_index
     if masks.dtype != np.bool_ or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         wanted = f"bool [N, {image.shape[0]}, {image.shape[1]}]"
-        raise ValueError(f"need masks {wanted} for this picture, got {masks.dtype} {list(masks.shape)}")
+        raise ValueError(f"need masks {wanted} for this image, got {masks.dtype} {list(masks.shape)}")
     if scores.shape != (len(masks),) or index.shape != (len(masks),):
         got = f"{list(scores.shape)} and {list(index.shape)}"
         raise ValueError(f"need one score and one prompt index for each of {len(masks)} masks, got {got}")
@@ -230,48 +237,38 @@ def _canvas_size(width: int, height: int, max_side: int) -> Size:
 
 
 def _text_size(size: Size) -> int:
-    """Of the labels and the legend of a picture."""
+    """Font size of labels and legend for an image of width, height."""
     return int(np.clip(math.sqrt(size[0] * size[1]) / 46, 12, 26))
 
 
-def _resize(picture: NDArray[np.uint8], size: Size, enlarge: int = cv2.INTER_CUBIC) -> NDArray[np.uint8]:
-    """Resize [H, W] or [H, W, 3]; the very same pixels if the size is right already."""
-    if picture.shape[1::-1] == size:
-        return picture
-    reduces = picture.shape[1] > size[0] or picture.shape[0] > size[1]
-    resized = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if reduces else enlarge)
-    return np.asarray(resized, np.uint8)
+def _resize(image: NDArray[np.uint8], size: Size, enlarge: int = cv2.INTER_CUBIC) -> NDArray[np.uint8]:
+    """Resize [H, W] or [H, W, 3]; pixels stay unchanged if the size is right already."""
+    if image.shape[1::-1] == size:
+        return image
+    reduces = image.shape[1] > size[0] or image.shape[0] > size[1]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if reduces else enlarge), np.uint8)
 
 
-def _layers(masks: NDArray[np.bool_], scores: NDArray[np.float32], size: Size) -> _Layers:
-    """Bring the masks to ``size`` one at a time, so that memory does not grow with their number."""
+def _to_canvas(masks: NDArray[np.bool_], scores: NDArray[np.float32], size: Size) -> _CanvasMasks:
+    """Resize masks [N, H, W] one at a time, so that memory does not grow with their number."""
     owner = np.zeros(size[::-1], dtype=np.int32)
     contours: list[list[NDArray[np.int32]]] = [[] for _ in masks]
     for n in np.argsort(scores, kind="stable").tolist():
         mask = np.ascontiguousarray(masks[n]).view(np.uint8)
-        small = _resize(mask, size, cv2.INTER_LINEAR)  # of 0 and 1, hence rounds at one half
+        small = _resize(mask, size, cv2.INTER_LINEAR)  # values 0 and 1, so resizing rounds at one half
         if mask.any() and not small.any():  # smaller than a pixel of the canvas
             y, x = (int(place[0]) for place in mask.nonzero())
             small[y * size[1] // mask.shape[0], x * size[0] // mask.shape[1]] = 1
         owner[small > 0] = n + 1
         found, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         contours[n] = [np.asarray(contour, np.int32) for contour in found]
-    return _Layers(owner, contours)
-
-
-def _fill(picture: Picture, owner: NDArray[np.int32], colors: Sequence[Color], alpha: float) -> Picture:
-    table = np.array([(0, 0, 0), *colors], dtype=np.uint8)
-    tinted = cv2.addWeighted(picture, 1.0 - alpha, table[owner], alpha, 0.0)
-    return np.where(owner[..., None] > 0, tinted, picture).astype(np.uint8)
+    return _CanvasMasks(owner, contours)
 
 
 def _outline(
-    canvas: Picture,
-    contours: list[list[NDArray[np.int32]]],
-    colors: Sequence[Color],
-    scores: NDArray[np.float32],
-) -> Picture:
-    """Draw a light line in the mask's hue on a translucent dark one: it shows on snow and at night."""
+    canvas: RGBImage, contours: list[list[NDArray[np.int32]]], colors: Sequence[Color], scores: NDArray[np.float32]
+) -> RGBImage:
+    """Draw a light line in the mask's hue over a translucent dark one, to be seen on snow and at night."""
     width = max(1, round(max(canvas.shape) / 500))
     curves = [[_smooth(contour) for contour in group] for group in contours]
     dark = canvas.copy()
@@ -284,7 +281,7 @@ def _outline(
 
 
 def _smooth(contour: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Average [L, 1, 2] pixel steps over five neighbours; the result counts sixteenths of a pixel."""
+    """Average contour points [L, 1, 2] over five neighbours; the result is in 1/16 pixel."""
     if len(contour) < 12:
         return contour * 16
     mean = sum(np.roll(contour, shift, axis=0).astype(np.float64) for shift in range(-2, 3))
@@ -292,26 +289,26 @@ def _smooth(contour: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _draw_labels(
-    picture: Image.Image,
+    canvas: Image.Image,
     prediction: PredictionLike,
-    layers: _Layers,
+    masks: _CanvasMasks,
     colors: Sequence[Color],
     font: ImageFont.FreeTypeFont,
     scores: bool,
 ) -> None:
-    """Label the visible part of each mask; large masks come first, as they have most room at home."""
-    areas = np.bincount(layers.owner.ravel(), minlength=len(colors) + 1)[1:]
+    """Label the visible part of each mask; large masks come first, as their labels need not move."""
+    areas = np.bincount(masks.owner.ravel(), minlength=len(colors) + 1)[1:]
     order = [n for n in np.argsort(-areas, kind="stable").tolist() if areas[n] > 0]
     names, anchors, sizes = [], [], []
     for n in order:
-        x, y, width, height = cv2.boundingRect(np.concatenate(layers.contours[n]))
-        column, row = pole_of_inaccessibility(layers.owner[y : y + height, x : x + width] == n + 1)
+        x, y, width, height = cv2.boundingRect(np.concatenate(masks.contours[n]))
+        column, row = pole_of_inaccessibility(masks.owner[y : y + height, x : x + width] == n + 1)
         anchors.append((x + column, y + row))
         prompt = ellipsise(prediction.prompts[prediction.prompt_index[n]], font, 10 * font.size)
         names.append(f"{prompt} {prediction.scores[n]:.2f}".strip() if scores else prompt)
         sizes.append((round(font.getlength(names[-1]) + 0.7 * font.size), round(1.4 * font.size)))
-    rects = place_labels(anchors, sizes, picture.size)
-    draw = ImageDraw.Draw(picture)
+    rects = place_labels(anchors, sizes, canvas.size)
+    draw = ImageDraw.Draw(canvas)
     placed = [(n, name, *at, *r) for n, name, at, r in zip(order, names, anchors, rects, strict=True) if r]
     for n, _, x, y, x0, y0, x1, y1 in placed:
         if not (x0 <= x < x1 and y0 <= y < y1):
@@ -321,17 +318,6 @@ def _draw_labels(
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colors[n], DARK)
     for n, name, _, _, x0, y0, x1, y1 in placed:
         draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), font.size // 4, colors[n], DARK)
-        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), name, _readable_on(colors[n]), font, anchor="mm")
-
-
-def _beside(picture: Image.Image, panel: Image.Image) -> Picture:
-    corner = (0, picture.height) if picture.width > WIDE * picture.height else (picture.width, 0)
-    whole = max(corner[0] + panel.width, picture.width), max(corner[1] + panel.height, picture.height)
-    sheet = Image.new("RGB", whole, PAPER)
-    sheet.paste(picture, (0, 0))
-    sheet.paste(panel, corner)
-    return np.array(sheet)
-
-
-def _readable_on(color: Color) -> Color:
-    return INK if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 130 else (255, 255, 255)
+        luma = 0.299 * colors[n][0] + 0.587 * colors[n][1] + 0.114 * colors[n][2]
+        ink = INK if luma > 130 else (255, 255, 255)
+        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), name, ink, font, anchor="mm")

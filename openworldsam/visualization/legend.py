@@ -1,4 +1,4 @@
-"""Colours, texts and the legend of pictures of predictions."""
+"""Colours, text and legend for drawings of predictions."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from PIL import Image, ImageDraw, ImageFont
 Color = tuple[int, int, int]
 Size = tuple[int, int]  # width, height in pixels
 
-# Okabe & Ito's colour-blind-safe palette without black, which would be invisible as a tint. The two that
-# are closest, orange and vermilion, are far apart in the order, so that few prompts rarely get both.
+# Okabe & Ito's colour-blind-safe palette without black, which would be invisible as a tint. The two closest
+# colours, orange and vermilion, are far apart in the order, so that few prompts rarely get both.
 _OKABE_ITO: tuple[Color, ...] = (
     (86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167),
     (240, 228, 66), (0, 114, 178), (213, 94, 0),
 )  # fmt: skip
-WIDE = 1.5  # from this aspect ratio on the legend goes below the picture
+WIDE = 1.5  # aspect ratio above which the legend goes below the image
 PAPER, INK, GREY, DARK = (250, 250, 250), (30, 30, 30), (140, 140, 140), (16, 16, 16)
 
 
 class PredictionLike(Protocol):
-    """What the drawing reads of a ``Prediction``."""
+    """The part of a `Prediction` that is drawn."""
 
     @property
     def task(self) -> str: ...
@@ -45,7 +45,7 @@ class PredictionLike(Protocol):
 
 @dataclass(frozen=True)
 class LegendRow:
-    """One prompt in the legend; ``best`` is its highest score, ``None`` without masks."""
+    """One prompt in the legend; `best` is its highest score, None without masks."""
 
     prompt: str
     shades: tuple[Color, ...]
@@ -54,25 +54,25 @@ class LegendRow:
 
     @property
     def summary(self) -> str:
-        """Number of masks and best score as the legend prints them."""
+        """Number of masks and best score, as printed in the legend."""
         if self.best is None:
             return "no mask"
         return f"1 mask, {self.best:.2f}" if self.count == 1 else f"{self.count} masks, best {self.best:.2f}"
 
 
 def prompt_colors(count: int) -> list[Color]:
-    """Return ``count`` distinct colours: Okabe-Ito's, then hues a golden ratio apart at three lightnesses."""
-    colors = list(_OKABE_ITO[:count])
-    for index in range(len(colors), count):
-        rgb = colorsys.hls_to_rgb(index * 0.618034 % 1.0, (0.4, 0.55, 0.7)[index % 3], 0.75)
-        colors.append(_to_color(rgb))
-    return colors
+    """Return distinct colours: Okabe-Ito's, then hues a golden ratio apart at three lightnesses."""
+    further = (
+        _to_color(colorsys.hls_to_rgb(index * 0.618034 % 1.0, (0.4, 0.55, 0.7)[index % 3], 0.75))
+        for index in range(len(_OKABE_ITO), count)
+    )
+    return [*_OKABE_ITO[:count], *further]
 
 
 def mask_colors(prediction: PredictionLike) -> list[Color]:
-    """Return one colour per mask: the prompt's, varied per instance for instance and panoptic."""
+    """Return one colour per mask: that of its prompt, varied per instance for instance and panoptic."""
     base = prompt_colors(len(prediction.prompts))
-    # A lone prompt has no other family to be told apart from, so its instances may spread further.
+    # the instances of a lone prompt may vary more, as there is no other prompt to confuse them with
     hue_spread = 0.08 if len(base) > 1 else 0.35
     seen = [0] * len(base)
     colors = []
@@ -83,7 +83,7 @@ def mask_colors(prediction: PredictionLike) -> list[Color]:
 
 
 def _shade(color: Color, instance: int, hue_spread: float) -> Color:
-    """Vary hue and lightness along a low-discrepancy sequence: neighbours in number differ clearly."""
+    """Vary hue and lightness along a low-discrepancy sequence, so that consecutive instances differ clearly."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
     hue += hue_spread * ((instance * 0.754878 + 0.5) % 1.0 - 0.5)
     lightness += 0.4 * ((instance * 0.569840 + 0.5) % 1.0 - 0.5)
@@ -100,15 +100,15 @@ def legend_rows(prediction: PredictionLike) -> list[LegendRow]:
     colors, bases = mask_colors(prediction), prompt_colors(len(prediction.prompts))
     rows = []
     for index, (prompt, base) in enumerate(zip(prediction.prompts, bases, strict=True)):
-        own = np.flatnonzero(prediction.prompt_index == index)
-        shades = tuple(dict.fromkeys(colors[n] for n in own[:4].tolist())) or (base,)
-        best = float(prediction.scores[own].max()) if own.size else None
-        rows.append(LegendRow(prompt, shades, own.size, best))
+        masks = np.flatnonzero(prediction.prompt_index == index)
+        shades = tuple(dict.fromkeys(colors[n] for n in masks[:4].tolist())) or (base,)
+        best = float(prediction.scores[masks].max()) if masks.size else None
+        rows.append(LegendRow(prompt, shades, masks.size, best))
     return rows
 
 
 def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
-    """Draw the panel for a picture of ``size``: as high as a picture beside it, as wide as one above it."""
+    """Draw the legend for an image of `size`: as high as an image beside it, as wide as an image above it."""
     font, pad, line = load_font(text), text, round(1.7 * text)
     names = [ellipsise(row.prompt, font, 20 * text) for row in rows]
     stats = max(map(font.getlength, (row.summary for row in rows)), default=0.0)
@@ -124,7 +124,7 @@ def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
         columns = max(1, min(math.ceil(len(rows) / lines), int(0.7 * width) // column))
         width = columns * column
     shown = list(range(len(rows)))
-    if len(rows) > lines * columns:  # then those with masks come first, and the last place tells of the rest
+    if len(rows) > lines * columns:  # prompts with masks come first; the last place counts the omitted ones
         shown = sorted(shown, key=lambda index: rows[index].count == 0)[: lines * columns - 1]
     panel = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(panel)
@@ -137,12 +137,7 @@ def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
 
 
 def _draw_row(
-    draw: ImageDraw.ImageDraw,
-    row: LegendRow,
-    name: str,
-    place: Size,
-    width: int,
-    font: ImageFont.FreeTypeFont,
+    draw: ImageDraw.ImageDraw, row: LegendRow, name: str, place: Size, width: int, font: ImageFont.FreeTypeFont
 ) -> None:
     """Draw a swatch of the prompt's first shades, its text and, flush right, its summary."""
     x, y = place
@@ -156,7 +151,7 @@ def _draw_row(
 
 
 def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Put a text on one line of at most ``width`` pixels; what no font can draw becomes a question mark."""
+    """Shorten a text to one line of at most `width` pixels; characters no font can draw become question marks."""
     text = " ".join(text[:500].encode("utf-8", "replace").decode().split())
     if font.getlength(text) <= width:
         return text
@@ -166,7 +161,7 @@ def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 @lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans if matplotlib brings it: it knows more scripts than the font inside Pillow."""
+    """Load DejaVu Sans from matplotlib, which covers more scripts than Pillow's own font, or else the latter."""
     try:
         from matplotlib import get_data_path
 

@@ -137,7 +137,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     ask(page, example.prompts)
     expected = alone(shapes, example.image, example.prompts)
     says(page, expected.shown.summary)
-    assert np.array_equal(canvas(page), expected.picture())
+    assert np.array_equal(canvas(page), expected.drawn())
     page.screenshot(path=tmp_path / "3_result.png", full_page=True)
 
     page.locator("#table").get_by_text(str(expected.table()[1][2]), exact=True).first.click()
@@ -150,7 +150,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     says(page, f"^mask {expected.mask_at(x, y) + 1}: ")
 
     single = canvas(page)
-    page.get_by_label("takes away").check()
+    page.get_by_label("Remove").check()
     click(page, x + 12, y)
     page.wait_for_function("old => document.querySelector('#canvas img').src !== old", arg=_source(page))
     assert not np.array_equal(canvas(page), single)
@@ -184,16 +184,16 @@ def _source(page):
 def test_what_goes_wrong_is_said(visit, pictures, folder, tmp_path):
     page, before = visit(), files(folder)
     ask(page, ["circle"])
-    says(page, "there is no picture")
+    says(page, "there is no image")
     notes, large = tmp_path / "notes.txt", tmp_path / "large.png"
     notes.write_text("no picture")
     upload(page, notes)
-    says(page, "notes.txt is not a picture that can be read")
+    says(page, "notes.txt is not a readable image")
     page.screenshot(path=tmp_path / "1_wrong_file.png")
     assert files(folder) == before
     Image.new("1", (5000, 4000)).save(large)
     upload(page, large)
-    says(page, "large.png has 5000 x 4000 pixels; at most 16 million are read")
+    says(page, "large.png has 5000 x 4000 pixels; the limit is 16 million")
     large.write_bytes(bytes(MAX_BYTES + 1))
     upload(page, large)
     page.get_by_text(re.compile("maximum allowed size|too large|exceed", re.IGNORECASE)).first.wait_for()
@@ -211,7 +211,7 @@ def test_two_at_once_see_their_own(visit, shapes, scenes, pictures, folder, tmp_
     for task, page in pages.items():
         expected = alone(shapes, scenes[task].image, ["square", "ring"])
         says(page, re.escape(expected.shown.summary))
-        assert np.array_equal(canvas(page), expected.picture())
+        assert np.array_equal(canvas(page), expected.drawn())
         page.screenshot(path=tmp_path / f"{task}.png", full_page=True)
     assert files(folder) == before
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
-from openworldsam.app.actions import ADD, SINGLE_OUT, SLIDERS, Actions  # noqa: E402
+from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions  # noqa: E402
 from openworldsam.app.command import main, parse_args  # noqa: E402
 from openworldsam.app.page import build  # noqa: E402
-from openworldsam.app.session import THRESHOLDS  # noqa: E402
+from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 USUAL = (0.7, 0.5, 0.5)
@@ -49,27 +49,26 @@ def test_a_wrong_file_is_deleted_and_the_picture_before_stays(actions, session, 
     path = tmp_path / "hash/<b>notes.txt"
     path.parent.mkdir()
     path.write_text("no picture")
-    with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a picture"):
+    with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a readable image"):
         _, kept, _, _, message = actions.open(str(path), session)
-    assert kept is session and message.startswith("<b>notes.txt is not a picture that can be read")
+    assert kept is session and message.startswith("<b>notes.txt is not a readable image")
     assert not path.parent.exists()
-    with pytest.warns(UserWarning, match="got lost on its way"):
+    with pytest.warns(UserWarning, match="upload was lost"):
         assert actions.open(str(path), None)[1] is None
 
 
 def test_a_question_and_what_is_clicked(actions, upload, scenes):
     session = actions.open(str(upload), None)[1]
-    _, picture, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
+    _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
     assert len(table) == 3 and message == session.shown.summary
     shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
     assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, score {table[2][2]}"
-    assert np.array_equal(actions.show_all(session)[1], picture)
+    assert np.array_equal(actions.show_all(session)[1], drawn)
     y, x = (place.mean() for place in session.shown.masks[0].nonzero())
-    drawn = [448 * x / 192, 448 * y / 192]
-    actions.picture_click(select(drawn), session, SINGLE_OUT)
+    actions.image_click(select([448 * x / 192, 448 * y / 192]), session, SELECT)
     assert session.selected == session.mask_at(int(x), int(y)) is not None
     actions.show_all(session)
-    assert len(actions.picture_click(select([7, 7]), session, ADD)[2]) == 4
+    assert len(actions.image_click(select([7, 7]), session, ADD)[2]) == 4
     assert actions.undo(session)[2] == table
     assert len(actions.ask_again(session, scenes["instance"].prompts, "instance", 1.0, 0.5, 0.5)[2]) == 0
 
@@ -81,14 +80,14 @@ def test_examples_are_opened_with_their_question(actions):
         assert (prompts, task) == (example.prompts, example.task)
         session.ask(prompts, task, dict(zip(SLIDERS, USUAL, strict=True)))
         assert len(session.shown.masks)
-    assert {example.task for example in actions.examples} == THRESHOLDS.keys()
+    assert {example.task for example in actions.examples} == TASK_THRESHOLDS.keys()
 
 
 def test_controls_before_there_is_a_picture(actions):
     assert actions.ask_again(None, ["cat"], "instance", *USUAL) == [None, None, [], ""]
     for act in (lambda: actions.ask(None, ["cat"], "instance", *USUAL)[3], lambda: actions.save(None)[1]):
-        with pytest.warns(UserWarning, match="there is no picture"):
-            assert act() == "there is no picture: drop one, or choose an example"
+        with pytest.warns(UserWarning, match="there is no image"):
+            assert act() == "there is no image: drop one, or choose an example"
 
 
 def test_what_nobody_foresaw_has_a_message_too(actions, session, monkeypatch, caplog):
@@ -122,9 +121,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt\n"
 
 
-def test_a_port_that_is_taken(tiny_weights, monkeypatch, capsys):
-    opts = ["MODEL.WEIGHTS", str(tiny_weights / "model_final.pth")]
-    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tiny_weights / "beit3.spm")]
+def test_a_port_that_is_taken(tiny_opts, monkeypatch, capsys):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -132,5 +129,5 @@ def test_a_port_that_is_taken(tiny_weights, monkeypatch, capsys):
         port = str(taken.getsockname()[1])
         config = str(ROOT / "configs/tiny.yaml")
         with pytest.raises(SystemExit, match="2"):
-            main(["--config-file", config, "--port", port, "--opts", *opts])
+            main(["--config-file", config, "--port", port, "--opts", *tiny_opts])
     assert port in capsys.readouterr().err

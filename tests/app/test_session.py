@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from openworldsam.app.download import results_zip
-from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, THRESHOLDS, Session, with_clicks
+from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
 from openworldsam.predictor.prediction import Found, Prediction
 
@@ -39,13 +39,13 @@ def same(a, b):
     return a.prompts == b.prompts and np.array_equal(a.masks, b.masks) and np.array_equal(a.scores, b.scores)
 
 
-@pytest.mark.parametrize("task", THRESHOLDS)
+@pytest.mark.parametrize("task", TASK_THRESHOLDS)
 def test_the_answer_is_the_predictors(shapes, scenes, task):
     example = scenes[task]
     session = Session(shapes, Lock(), example.image, example.name)
     session.ask([example.prompts[0], *(f" {prompt} " for prompt in example.prompts)], task, USUAL)
     shapes.set_image(example.image)
-    options = {name: USUAL[name] for name in THRESHOLDS[task]}
+    options = {name: USUAL[name] for name in TASK_THRESHOLDS[task]}
     alone = shapes.predict(example.prompts, task, stuff=["sand", "water", "stone", "sky", "grass", "brick"], **options)
     assert len(alone.masks) and same(session.shown, alone)
     assert np.array_equal(session.shown.is_thing, alone.is_thing)
@@ -60,19 +60,19 @@ def test_thresholds_move_without_the_model(asked, monkeypatch):
     assert np.array_equal(asked.shown.scores, scores[:2])
 
 
-def test_a_mask_is_singled_out(asked):
+def test_a_mask_is_selected(asked):
     masks = asked.shown.masks
     apart = masks & (masks.sum(axis=0) == 1)  # pixels of one mask only
     largest = int(apart.sum(axis=(1, 2)).argmax())
-    everything, (x, y) = asked.picture(), middle(apart[largest])
+    everything, (x, y) = asked.drawn(), middle(apart[largest])
     asked.selected = asked.mask_at(x, y)
-    alone = asked.picture()
+    alone = asked.drawn()
     assert asked.selected == largest and everything.shape == alone.shape == (448, 448, 3)
     assert alone[:20, :20].mean() < everything[:20, :20].mean() / 2  # a corner far from it is darkened
     assert asked.mask_at(0, 0) is None
 
 
-def test_places_of_the_picture_as_drawn(session):
+def test_a_place_in_the_drawn_image_is_a_pixel(session):
     """The scene of 192 pixels is drawn at 448."""
     assert session.pixel(0, 0) == (0, 0)
     assert session.pixel(224, 112) == (96, 48)
@@ -87,7 +87,7 @@ def test_the_table_lists_the_masks(asked):
     assert table[0][3] == pytest.approx(100 * shown.masks[0].sum() / 192**2, abs=0.005)
 
 
-def test_a_click_corrects_the_mask_that_is_singled_out(asked):
+def test_a_click_corrects_the_selected_mask(asked):
     before, inside = asked.shown, middle(asked.shown.masks[1])
     asked.selected = 1
     asked.click(*inside, 1)
@@ -119,7 +119,7 @@ def test_a_mask_where_texts_found_none(session):
     assert session.table() == [] and session.selected is None
 
 
-def test_clicks_are_taken_back_one_by_one(asked):
+def test_clicks_are_undone_one_by_one(asked):
     states = [asked.shown]
     for selected, label in ((0, 1), (0, 0), (None, 1), (3, 1)):
         asked.selected = selected
@@ -129,7 +129,7 @@ def test_clicks_are_taken_back_one_by_one(asked):
     for state in reversed(states[:-1]):
         asked.undo()
         assert same(asked.shown, state)
-    with pytest.raises(ValueError, match="no click to take back"):
+    with pytest.raises(ValueError, match="no click to undo"):
         asked.undo()
 
 
@@ -138,13 +138,13 @@ def test_another_question_forgets_clicks(asked):
     asked.click(3, 4, 1)
     asked.ask(before.prompts, "instance", USUAL)
     assert same(asked.shown, before) and asked.selected is None
-    with pytest.raises(ValueError, match="no click to take back"):
+    with pytest.raises(ValueError, match="no click to undo"):
         asked.undo()
 
 
 def test_a_click_that_cannot_be_changes_nothing(asked):
     before = asked.shown
-    with pytest.raises(ValueError, match="single a mask out first"):
+    with pytest.raises(ValueError, match="select a mask first"):
         asked.click(20, 20, 0)
     with pytest.raises(ValueError, match="outside the image"):
         asked.click(2000, 20, 1)

@@ -22,7 +22,7 @@ def test_pixels_are_limited(picture, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_PIXELS", 600)
     read_upload(picture)
     monkeypatch.setattr(uploads, "MAX_PIXELS", 599)
-    with pytest.raises(ValueError, match=r"^mine.png has 30 x 20 pixels; at most 0.000599 million"):
+    with pytest.raises(ValueError, match=r"^mine.png has 30 x 20 pixels; the limit is 0.000599 million"):
         read_upload(picture)
 
 
@@ -30,7 +30,7 @@ def test_bytes_are_limited(picture, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size)
     read_upload(picture)
     monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size - 1)
-    with pytest.raises(ValueError, match=r"^mine.png has .* MB; at most"):
+    with pytest.raises(ValueError, match=r"^mine.png has .* MB; the limit"):
         read_upload(picture)
 
 
@@ -47,7 +47,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
 def test_no_picture(tmp_path, content):
     path = tmp_path / "notes.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^notes.png is not a picture that can be read \(PNG, JPEG"):
+    with pytest.raises(ValueError, match=r"^notes.png is not a readable image; use PNG, JPEG"):
         read_upload(path)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from openworldsam.visualization.drawing import (
-    _layers,
+    LabelledMasks,
+    _to_canvas,
     at_drawn_size,
     contact_sheet,
     draw_masks,
@@ -25,15 +25,6 @@ from openworldsam.visualization.drawing import (
     pole_of_inaccessibility,
 )
 from openworldsam.visualization.legend import legend_rows, mask_colors, prompt_colors
-
-
-@dataclass(frozen=True)
-class FakePrediction:
-    task: str
-    prompts: tuple[str, ...]
-    masks: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    prompt_index: NDArray[np.int64]
 
 
 def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -45,11 +36,11 @@ def predict(
     prompts: Sequence[str] = ("cat",),
     index: Sequence[int] | None = None,
     task: str = "instance",
-) -> FakePrediction:
+) -> LabelledMasks:
     count = len(masks)
     index = [0] * count if index is None else index
     scores = np.linspace(0.99, 0.39, count, dtype=np.float32)
-    return FakePrediction(task, tuple(prompts), masks, scores, np.array(index, dtype=np.int64))
+    return LabelledMasks(task, tuple(prompts), masks, scores, np.array(index, dtype=np.int64))
 
 
 def discs(width: int, height: int, count: int, radius: int, seed: int = 0) -> NDArray[np.bool_]:
@@ -239,9 +230,9 @@ def test_masks_that_cover_everything_and_each_other() -> None:
     ],
 )
 def test_bad_pictures_are_refused(image: NDArray[np.uint8]) -> None:
-    with pytest.raises(ValueError, match=r"need a non-empty uint8 \[H, W, 3\] picture, got"):
+    with pytest.raises(ValueError, match=r"need a non-empty uint8 \[H, W, 3\] image, got"):
         draw_prediction(image, predict(np.zeros((0, 5, 5), dtype=bool)))
-    with pytest.raises(ValueError, match="picture, got"):
+    with pytest.raises(ValueError, match="image, got"):
         contact_sheet([("bad", image)], 1)
 
 
@@ -291,7 +282,7 @@ def test_a_crowd_is_drawn_in_time() -> None:
 def test_a_bare_picture_has_the_size_of_one_with_masks():
     for width, height in ((60, 30), (500, 400)):
         image = picture(width, height)
-        nothing = FakePrediction("semantic", (), np.zeros((0, height, width), bool), np.zeros(0), np.zeros(0, int))
+        nothing = LabelledMasks("semantic", (), np.zeros((0, height, width), bool), np.zeros(0), np.zeros(0, int))
         assert at_drawn_size(image).shape == draw_masks(image, nothing).shape
     assert np.array_equal(at_drawn_size(image), image)
     with pytest.raises(ValueError, match="uint8"):
@@ -311,7 +302,7 @@ def test_structure_is_as_recorded(task: str, digest: str) -> None:
     """Owner of each place, colours, label anchors and legend of a scene: what a change of fonts or lines leaves."""
     masks = discs(320, 240, 6, 45)
     prediction = predict(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
-    layers = _layers(masks, prediction.scores, (448, 336))
+    layers = _to_canvas(masks, prediction.scores, (448, 336))
     structure = {
         "owner": layers.owner[::8, ::8].tolist(),
         "outlines": [len(group) for group in layers.contours],

@@ -96,6 +96,15 @@ def configured_world(cfg: CfgNode) -> World:
         raise ValueError(f"DATASETS.SHAPES.{field.upper()} {rest}") from None
 
 
+def demo_scene(cfg: CfgNode, index: int) -> Scene:
+    """Render a scene that belongs to no dataset split, for demonstrations.
+
+    Raises:
+        ValueError: a key of DATASETS.SHAPES is wrong, or the index is negative.
+    """
+    return render(configured_world(cfg), split_seed(cfg.DATASETS.SHAPES_SEED, "demo"), index)
+
+
 def split_seed(seed: int, name: str) -> int:
     """The seed of a split's scenes: 64 bits, so that no two splits share one."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
