@@ -1,1 +1,1 @@
-"""The paper's ablations (Tables 4 and 5) and Fig. 3 repeated, by default on the Shapes world."""
+"""Reproduces the paper's ablations (Tables 4 and 5) and Fig. 3, by default on the Shapes world."""

@@ -21,34 +21,34 @@ from openworldsam.utils.launch import user_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train and score the variants of the paper's ablations, and report.")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train and score the paper's ablations, and write a report.")
     parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml", help="of the full model, E5")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="gets all runs")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of all runs")
     names = ", ".join(VARIANTS)
     parser.add_argument("--runs", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=names)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each, from the config's SEED on")
-    parser.add_argument("--iterations", type=int, default=0, help="in place of SOLVER.MAX_ITER; STEPS go with it")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings per run, from the config's SEED on")
+    parser.add_argument("--iterations", type=int, default=0, help="replaces SOLVER.MAX_ITER; SOLVER.STEPS are scaled")
     parser.add_argument("--benchmarks", nargs="+", default=["shapes_val"], metavar="NAME")
-    features = "train from caches, made first, that hold besides prompts no image features or all"
+    features = "train from feature caches, built first; they hold no image features, or all of them"
     parser.add_argument("--feature-cache", choices=tuple(IMAGE_FEATURES), default="", help=features)
     parser.add_argument("--report", type=Path, default=Path("docs/shapes_ablation.md"), metavar="FILE")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw Fig. 3 and two-stage inference there")
-    parser.add_argument("--adapter", type=Path, help="what the figures are of, in place of the first E5 in --output")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys of all runs")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw Fig. 3 and two-stage inference into DIR")
+    parser.add_argument("--adapter", type=Path, help="adapter that the figures show; default: first E5 in --output")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys of all runs")
     return parser.parse_intermixed_args(argv)
 
 
-def run(args: argparse.Namespace, command: str) -> None:
-    """Make the runs that are missing, then draw and write."""
+def run_ablation(args: argparse.Namespace, command: str) -> None:
+    """Do the runs that are missing, then draw the figures and write the report."""
     if args.seeds < 1 or args.iterations < 0:
-        raise ValueError(f"--seeds is 1 or more and --iterations 0 or more, got {args.seeds} and {args.iterations}")
-    where = (args.config_file, args.output, tuple(args.benchmarks), tuple(args.opts))
-    experiment = Experiment(*where, args.iterations, args.feature_cache)
+        raise ValueError(f"need --seeds >= 1 and --iterations >= 0, got {args.seeds} and {args.iterations}")
+    benchmarks, opts = tuple(args.benchmarks), tuple(args.opts)
+    experiment = Experiment(args.config_file, args.output, benchmarks, opts, args.iterations, args.feature_cache)
     first = experiment.cfg.SEED
     adapter = args.adapter or experiment.run_folder("E5", first) / ADAPTER
     if args.figures and not adapter.exists() and (args.adapter or "E5" not in args.runs):
-        raise ValueError(f"the figures need a trained adapter: {adapter} is not there")
+        raise ValueError(f"figures need a trained adapter, {adapter} does not exist; train E5 or give --adapter")
     work = [(name, seed) for seed in range(first, first + args.seeds) for name in args.runs]
     if args.feature_cache:
         experiment.build_caches(work)
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace, command: str) -> None:
         experiment.run(name, seed)
     if args.figures:
         draw(experiment, adapter, args.figures)
-    if list(args.output.glob(f"*/seed*/{RESULTS}")):  # figures of weights that ship need none
+    if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
         write_report(args.output, args.report, command)
         print(args.report)
 
 
 def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
-    """Draw the figures of a trained adapter; E1's single query beside it if that was trained."""
+    """Draw the figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg
     alone = experiment.run_folder("E1", cfg.SEED) / ADAPTER
@@ -71,14 +71,14 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
     if alone.exists():
         single = load_model(load_config(experiment.config_file, experiment.options("E1", cfg.SEED)), alone)
     cfg.OUTPUT_DIR = str(experiment.folder)
-    called = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
-    draw_figures(load_model(cfg, adapter), single, cfg, experiment.benchmarks[0], folder, called)
+    name = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
+    draw_figures(load_model(cfg, adapter), single, cfg, experiment.benchmarks[0], folder, name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 2 after a user error, with 130 after Ctrl-C."""
+    """Run the command; exit with status 2 after a user error, 130 after Ctrl-C."""
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the run that it waits for
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also terminates the running subprocess
     words = sys.argv[1:] if argv is None else argv
-    with user_errors("stopped; the same command goes on"):
-        run(args, shlex.join(["python", "tools/ablate.py", *words]))
+    with user_errors("stopped; the same command continues"):
+        run_ablation(args, shlex.join(["python", "tools/ablate.py", *words]))

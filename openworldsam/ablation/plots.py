@@ -1,4 +1,7 @@
-"""Plots of the ablation, by matplotlib; none needs a display."""
+"""Plots of the ablation, drawn by matplotlib without a display.
+
+Shapes: K tie-breakers, n cells along each side of a heat map.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from openworldsam.ablation.observations import Closeup
 from openworldsam.utils.files import save_atomically
@@ -18,19 +21,19 @@ BEFORE, AFTER, TRUTH = "#d55e00", "#009e73", "white"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, complete or not at all."""
+    """Write a PNG atomically."""
     save_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
 
 
 def bar_plot(
     spreads: Mapping[str, Mapping[str, Mapping[str, Any]]], paper: Mapping[str, Mapping[str, float]], path: Path
 ) -> None:
-    """Scores of all variants: a row of panels for each benchmark, a panel for each metric.
+    """Draw the scores of all variants, with a row of panels per benchmark and a panel per metric.
 
     Args:
-        spreads: by benchmark, metric and variant a `Spread`, or None for one that was not run.
-        paper: by variant and metric.
-        path: of the PNG.
+        spreads: a `Spread` by benchmark, metric and variant; None if the variant was not run.
+        paper: the paper's numbers by variant and metric.
+        path: PNG to write.
     """
     metrics = list(next(iter(spreads.values())))
     figure = Figure(figsize=(4.2 * len(metrics), 3.2 * len(spreads)), layout="constrained")
@@ -53,19 +56,14 @@ def bar_plot(
 
 
 def heat_maps(maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
-    """Where the masks of each tie-breaker lie.
+    """Draw one heat map per tie-breaker, on a common colour scale.
 
     Args:
-        maps: [K, n, n], the share of a tie-breaker's masks in each place; all have one scale of colours.
-        titles: K of them.
-        path: of the PNG.
+        maps: [K, n, n], share of a tie-breaker's masks in each cell.
+        titles: K titles.
+        path: PNG to write.
     """
-    columns = min(5, len(maps))
-    rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
+    figure, axes = _grid(len(maps), 5, (2.2, 2.4))
     for axis, values, title in zip(axes, maps, titles, strict=False):
         axis.imshow(values, cmap="magma", vmin=0, vmax=maps.max() or 1)
         axis.set_title(title, fontsize=9)
@@ -73,13 +71,8 @@ def heat_maps(maps: np.ndarray, titles: Sequence[str], path: Path) -> None:
 
 
 def contours(closeups: Sequence[Closeup], path: Path) -> None:
-    """Things with their outlines before and after the second stage, and what both stages are worth."""
-    columns = min(3, len(closeups))
-    rows = -(-len(closeups) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
+    """Draw things with their outlines before and after the second stage, titled with the IoUs of both stages."""
+    figure, axes = _grid(len(closeups), 3, (3.4, 3.8))
     for axis, shown in zip(axes, closeups, strict=False):
         axis.imshow(shown.image)
         for values, colour in ((shown.truth - 0.5, TRUTH), (shown.before, BEFORE), (shown.after, AFTER)):
@@ -91,6 +84,12 @@ def contours(closeups: Sequence[Closeup], path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write uint8 [H, W, 3] as a PNG."""
-    save_atomically(path, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
+def _grid(count: int, most_columns: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure of `count` panels without axis lines, each of (width, height) inches."""
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis in axes:
+        axis.axis("off")
+    return figure, axes

@@ -1,4 +1,4 @@
-"""What the runs show beside what the paper says: a table, a plot, and words that follow from the numbers."""
+"""Report of the ablation: table, plot and verdicts, with the paper's numbers beside those measured here."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from safetensors import safe_open
 from tabulate import tabulate
 
 from openworldsam.ablation.plots import bar_plot
-from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_results, read_settings
+from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
 from openworldsam.engine.evaluate import RESULTS
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import read_json, save_text
 
 FIGURES = "figures.json"
-"""Of the experiment's folder: what `figures` has drawn."""
+"""File in the experiment's folder that lists the figures drawn by `figures`."""
 METRICS = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
-"""What is compared, with its task."""
+"""Metrics to compare, with their tasks."""
 
 
 class PaperRow(NamedTuple):
-    """A row of the paper: where it stands, its "Train Params", and its ADE-150 columns by metric."""
+    """A row of the paper: its table, its "Train Params", and its ADE-150 numbers by metric."""
 
     source: str
     trained: str
@@ -50,15 +50,15 @@ COMPARISONS = {
     "Fusion `add` instead of `replace`": ("add", "E5"),
     "Fusion `broadcast` instead of `replace`": ("broadcast", "E5"),
 }
-"""What each pair of variants is about; the paper has rows for the first three."""
+"""Pairs of variants by the idea that they isolate; the paper reports the first three."""
 
-AGREES, DISAGREES = "as in the paper", "other than in the paper"
+AGREES, DISAGREES = "as in the paper", "unlike the paper"
 HIGHER, LOWER = "higher", "lower"
-UNDECIDED, ONE_SEED, NOT_RUN = "no difference that the seeds show", "one seed, which shows no spread", "not run"
+UNDECIDED, ONE_SEED, NOT_RUN = "within the spread of the seeds", "one seed, no spread", "not run"
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; None of a single seed."""
+    """Mean and sample standard deviation over seeds; std is None for a single seed."""
 
     mean: float
     std: float | None
@@ -69,7 +69,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its config by key, trained parameters, and the content of its results.json."""
+    """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
 
     seed: int
     settings: dict[str, Any]
@@ -78,39 +78,38 @@ class Run:
 
 
 Runs = dict[str, list[Run]]
-"""By variant, in ascending order of seeds."""
+"""Runs by variant, in ascending order of seeds."""
 
 
 def read_runs(folder: Path) -> Runs:
-    """All finished runs of an experiment's folder.
+    """Read all finished runs in an experiment's folder.
 
     Raises:
-        ValueError: they differ in more than the variant and the seed, or a file is damaged.
+        ValueError: the runs differ in more than variant and seed, or a file is damaged.
     """
     paths = {name: [p.parent for p in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
     runs = {name: sorted(map(_read_run, found), key=lambda run: run.seed) for name, found in paths.items()}
-    own = {key for variant in VARIANTS.values() for key in variant.opts[::2]}
-    listed = [run for found in runs.values() for run in found]
-    for run in listed[1:]:
-        others = set(differences(listed[0].settings, run.settings)) - own - {"SEED"}
-        if others:
-            raise ValueError(f"the runs in {folder} cannot be compared: they differ in {', '.join(sorted(others))}")
+    expected = {"SEED", *(key for variant in VARIANTS.values() for key in variant.opts[::2])}
+    finished = [run for found in runs.values() for run in found]
+    for run in finished[1:]:
+        if unexpected := set(differences(finished[0].settings, run.settings)) - expected:
+            raise ValueError(f"the runs in {folder} differ in {', '.join(sorted(unexpected))} and cannot be compared")
     return runs
 
 
 def _read_run(folder: Path) -> Run:
-    results = read_results(folder / RESULTS)
-    settings = read_settings(folder)
-    # the caches are of the prompt encoder's variant; whether there was one must be the same for all
+    results, settings = read_json(folder / RESULTS), read_settings(folder)
+    # each prompt encoder has its own cache; only whether there was one must be equal
     settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
-    encoders = {f"weights of the {name}": results["weights"][name]["fingerprint"] for name in ("sam2", "beit3")}
+    sources = {f"weights of the {name}": source["fingerprint"] for name, source in results["weights"].items()}
+    sources.pop("weights of the adapter", None)  # trained by the run
     with safe_open(folder / ADAPTER, framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return Run(settings["SEED"], settings | encoders, parameters, results)
+    return Run(settings["SEED"], settings | sources, parameters, results)
 
 
 def spread(runs: list[Run], benchmark: str, metric: str) -> Spread | None:
-    """Of a metric over seeds; None if no run has it."""
+    """Compute the spread of a metric over seeds; None if no run has it."""
     found = [run.results["benchmarks"].get(benchmark, {}).get(METRICS[metric], {}).get(metric) for run in runs]
     values = [value for value in found if value is not None]
     if not values:
@@ -119,11 +118,11 @@ def spread(runs: list[Run], benchmark: str, metric: str) -> Spread | None:
 
 
 def verdict(one: Spread | None, other: Spread | None, paper: float | None = None) -> str:
-    """Whether one variant is better than another here as it is in the paper.
+    """Say whether variant `one` is better than `other`, and whether the paper agrees.
 
     Args:
-        one, other: of the two variants.
-        paper: the same difference in the paper; without it the answer is `HIGHER` or `LOWER`.
+        one, other: measurements of the two variants.
+        paper: difference between the two in the paper; without it the verdict is `HIGHER` or `LOWER`.
     """
     if one is None or other is None:
         return NOT_RUN
@@ -138,102 +137,91 @@ def verdict(one: Spread | None, other: Spread | None, paper: float | None = None
 
 
 def write_report(folder: Path, path: Path, command: str) -> None:
-    """Write the report of all runs in a folder, and its plot beside it.
+    """Write the report of all runs in a folder, with its plot beside it.
 
     Args:
-        folder: of the experiment.
-        path: the Markdown file; the plot gets its name with .png.
-        command: what has made it.
+        folder: the experiment's folder.
+        path: Markdown file to write; the plot has the same name with .png.
+        command: command line that generated the report.
 
     Raises:
-        ValueError: no run is finished, or they cannot be compared.
+        ValueError: no run is finished, or the runs cannot be compared.
     """
     runs = read_runs(folder)
-    listed = [run for found in runs.values() for run in found]
-    if not listed:
-        raise ValueError(f"{folder} holds no finished run to report on")
-    benchmarks = list(dict.fromkeys(name for run in listed for name in run.results["benchmarks"]))
+    finished = [run for found in runs.values() for run in found]
+    if not finished:
+        raise ValueError(f"{folder} has no finished run to report on")
+    benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     plot = path.with_suffix(".png")
     spreads = {b: {m: {name: spread(runs[name], b, m) for name in VARIANTS} for m in METRICS} for b in benchmarks}
     bar_plot(spreads, {name: row.scores for name, row in PAPER.items()}, plot)
-    lines = [*_head(listed, command), f"![Scores of every variant]({plot.name})", ""]
+    lines = [*_introduction(finished, command), f"![Scores of every variant]({plot.name})", ""]
     for benchmark in benchmarks:
-        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *_words(runs, benchmark), ""]
-    lines += _figures(folder, path)
-    save_atomically(path, lambda partial: partial.write_text("\n".join(lines).rstrip() + "\n"))
+        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *_verdicts(runs, benchmark), ""]
+    if (folder / FIGURES).exists():
+        lines += ["## Figures", ""]
+        for figure in json.loads((folder / FIGURES).read_text()):
+            link = os.path.relpath(figure["file"], path.resolve().parent)
+            lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
+    save_text(path, "\n".join(lines).rstrip() + "\n")
 
 
-def _head(runs: list[Run], command: str) -> list[str]:
-    """What all runs have in common."""
+def _introduction(runs: list[Run], command: str) -> list[str]:
+    """Describe the settings that all runs share."""
     settings, seeds = runs[0].settings, sorted({run.seed for run in runs})
     lost = [PAPER[name].scores["mIoU"] - PAPER["E5"].scores["mIoU"] for name in ("E3", "text_only")]
     benchmarks = {b: content for run in runs for b, content in run.results["benchmarks"].items()}
-    cached = ", from caches of what the frozen encoders compute" if settings["DATASETS.FEATURE_CACHE"] else ""
+    cached = ", from cached features of the frozen encoders" if settings["DATASETS.FEATURE_CACHE"] else ""
     scored = ", ".join(f"{b} ({c['images']} images, protocol {c['protocol']})" for b, c in benchmarks.items())
     return [
         "# The paper's ablations, repeated",
         "",
-        f"Written by `{command}` from the runs; nothing here was typed by hand but the paper's numbers.",
+        f"Generated by `{command}` from its runs; only the paper's numbers were entered by hand.",
         "",
         f"Every run trains an adapter for {settings['SOLVER.MAX_ITER']:,} iterations of "
-        f"{settings['SOLVER.IMS_PER_BATCH']} images of {', '.join(settings['DATASETS.TRAIN'])}, preset "
+        f"{settings['SOLVER.IMS_PER_BATCH']} images from {', '.join(settings['DATASETS.TRAIN'])}, preset "
         f"{settings['PRESET']}{cached}, and is scored on {scored}. Seeds: {', '.join(map(str, seeds))}. Values are "
-        "means over seeds ± their sample standard deviation. Two variants differ if their means are further apart "
-        f'than the sum of both standard deviations; otherwise there is "{UNDECIDED}".',
+        "means over seeds ± the sample standard deviation. Two variants differ if the difference of their means "
+        f'exceeds the sum of their standard deviations; otherwise they are "{UNDECIDED}".',
         "",
-        "The paper's rows (Sec. 4.4) are of ADE20K-150, zero-shot, one number each without a spread: what can be "
-        "compared is their order, not their size. Its tables are what counts here; its prose says -1.5 mIoU without "
-        f"cross-attention and -34.4 for the text alone, where the tables give {lost[0]:.1f} and {lost[1]:.1f}.",
+        "The paper's numbers (Sec. 4.4) are for ADE20K-150, zero-shot, one value each without a spread: only the order "
+        "of the variants can be compared. They are taken from its tables; its prose gives -1.5 mIoU without "
+        f"cross-attention and -34.4 with the text alone, where the tables give {lost[0]:.1f} and {lost[1]:.1f}.",
         "",
     ]
 
 
 def _table(runs: Runs, benchmark: str) -> str:
-    """Every variant beside the paper's row."""
+    """Tabulate every variant beside the paper's row."""
     rows = []
     for name, variant in VARIANTS.items():
         found, paper = runs[name], PAPER.get(name)
-        ours = [spread(found, benchmark, metric) for metric in METRICS]
-        theirs = [f"{paper.scores[m]:.1f}" for m in METRICS] if paper else ["-"] * len(METRICS)
         trained = f"{found[0].parameters:,}" if found else "-"
-        cells = [NOT_RUN if value is None else str(value) for value in ours]
-        source = (paper.source, paper.trained) if paper else ("no row", "-")
-        rows.append([f"**{name}**: {variant.what}", trained, len(found), *cells, *source, *theirs])
-    ours_head = ["run", "trained parameters", "seeds", *METRICS]
-    headers = [*ours_head, "paper", "Train Params", *(f"{metric} (ADE-150)" for metric in METRICS)]
+        ours = [str(spread(found, benchmark, metric) or NOT_RUN) for metric in METRICS]
+        theirs = [f"{paper.scores[m]:.1f}" for m in METRICS] if paper else ["-"] * len(METRICS)
+        source = (paper.source, paper.trained) if paper else ("not reported", "-")
+        rows.append([f"**{name}**: {variant.title}", trained, len(found), *ours, *source, *theirs])
+    columns = ["run", "trained parameters", "seeds", *METRICS, "paper", "Train Params"]
+    headers = [*columns, *(f"{metric} (ADE-150)" for metric in METRICS)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def _words(runs: Runs, benchmark: str) -> list[str]:
-    """Where the order is that of the paper, and where not."""
+def _verdicts(runs: Runs, benchmark: str) -> list[str]:
+    """Say for each comparison and metric whether the order is the paper's."""
     counts: Counter[str] = Counter()
     lines = []
-    for what, (one, other) in COMPARISONS.items():
-        known = one in PAPER and other in PAPER
+    for idea, (one, other) in COMPARISONS.items():
+        reported = one in PAPER and other in PAPER
         parts = []
         for metric in METRICS:
             ours, others = (spread(runs[name], benchmark, metric) for name in (one, other))
-            theirs = [PAPER[name].scores[metric] for name in (one, other)] if known else []
+            theirs = [PAPER[name].scores[metric] for name in (one, other)] if reported else []
             said = verdict(ours, others, theirs[0] - theirs[1] if theirs else None)
             numbers = [f"here {ours} against {others}"] if ours and others else []
             numbers += [f"paper {theirs[0]:.1f} against {theirs[1]:.1f}"] if theirs else []
             parts.append(f"{metric} {said}" + (f" ({', '.join(numbers)})" if numbers else ""))
-            counts[said] += known
-        lines.append(f"* **{what}** ({one} against {other}): {'; '.join(parts)}." + _no_row(known))
-    total = ", ".join(f"{counts[said]} {said}" for said in counts if counts[said])
-    return [f"Of the {counts.total()} orderings that the paper's rows give: {total}.", "", *lines]
-
-
-def _no_row(known: bool) -> str:
-    return "" if known else " The paper has no such row."
-
-
-def _figures(folder: Path, path: Path) -> list[str]:
-    """The figures that were drawn for this folder; links relative to the report."""
-    if not (folder / FIGURES).exists():
-        return []
-    lines = ["## Figures", ""]
-    for figure in json.loads((folder / FIGURES).read_text()):
-        link = os.path.relpath(figure["file"], path.resolve().parent)
-        lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
-    return lines
+            counts[said] += reported
+        end = "" if reported else " Not reported in the paper."
+        lines.append(f"* **{idea}** ({one} against {other}): {'; '.join(parts)}.{end}")
+    total = ", ".join(f"{count} {said}" for said, count in counts.items() if count)
+    return [f"Of the {counts.total()} comparisons that the paper reports: {total}.", "", *lines]

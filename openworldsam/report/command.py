@@ -16,7 +16,7 @@ from openworldsam.report import page
 from openworldsam.report.charts import class_bars, confusion_map, sorted_classes
 from openworldsam.report.evaluations import Evaluation, class_metrics, confusion, families, read_evaluations
 from openworldsam.report.pictures import picture_rows
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import user_errors
 
 UNSAVED = "<p class='note'>No pictures: none of the runs was evaluated with <code>--save-predictions</code>.</p>"
@@ -96,6 +96,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.html")
     args = parser.parse_args(argv)
     with user_errors():
-        text = build_report(read_evaluations(args.runs, args.names), args.benchmarks, args.images)
-        save_atomically(args.output, lambda partial: partial.write_text(text, encoding="utf-8"))
+        save_text(args.output, build_report(read_evaluations(args.runs, args.names), args.benchmarks, args.images))
         print(args.output)

@@ -69,9 +69,8 @@ def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None
     names = names or [folder.resolve().name for folder in folders]
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise ValueError(f"--names needs {len(folders)} different names, one per run; got {', '.join(names)}")
-    return [
-        Evaluation(name, folder, _read_results(folder / RESULTS)) for name, folder in zip(names, folders, strict=True)
-    ]
+    contents = [_read_results(folder / RESULTS) for folder in folders]
+    return [Evaluation(*each) for each in zip(names, folders, contents, strict=True)]
 
 
 def _read_results(path: Path) -> dict[str, Any]:

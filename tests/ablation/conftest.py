@@ -1,4 +1,4 @@
-"""Tiny random encoders for the Shapes config, with which a training of two steps takes a second."""
+"""Tiny random encoders for the Shapes config: two training steps take a second."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml")
 
 @pytest.fixture(scope="session")
 def opts(tmp_path_factory):
-    """KEY VALUE pairs for a small model and a small world."""
+    """Config overrides (KEY VALUE ...) of a small model and a small world."""
     weights = tmp_path_factory.mktemp("encoders")
     pairs = {
         "MODEL.DEVICE": "cpu",
@@ -31,7 +31,7 @@ def opts(tmp_path_factory):
         "MODEL.PROMPT_ENCODER.EMBED_DIM": 20,
         "MODEL.PROMPT_ENCODER.VOCAB_SIZE": 300,
         "MODEL.ADAPTER.NUM_TIE_BREAKERS": 3,
-        "MODEL.INFERENCE.SCORE_THRESHOLD": 0.3,  # untrained scores lie around 0.5
+        "MODEL.INFERENCE.SCORE_THRESHOLD": 0.3,  # untrained scores are around 0.5
         "DATASETS.SHAPES.SIZE": 64,
         "DATASETS.SHAPES.THING_SIZE": (12, 30),
         "DATALOADER.NUM_WORKERS": 0,
@@ -49,12 +49,12 @@ def opts(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Trainings and evaluations within this process, listed by module."""
+    """Run trainings and evaluations in this process; list their modules."""
     listed = []
 
     def call(main, words):
         listed.append(main.__module__.rpartition(".")[2])
         main(words)
 
-    monkeypatch.setattr(runs, "in_own_process", call)
+    monkeypatch.setattr(runs, "run_in_subprocess", call)
     return listed

@@ -1,4 +1,4 @@
-"""Fig. 3 and two-stage inference: what is counted, and the pictures."""
+"""Fig. 3 and two-stage inference: measurements, pictures and captions."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def dataset(cfg):
 
 @pytest.fixture
 def perfect(cfg, dataset, monkeypatch):
-    """A model whose k-th tie-breaker finds the k-th thing of a prompt; the second stage takes a pixel off all round."""
+    """A model whose k-th tie-breaker finds the k-th thing of a prompt; the second stage erodes masks by a pixel."""
     model = OpenWorldSAM(cfg).eval()
     examples = [dataset[index] for index in range(20)]
 
@@ -69,7 +69,7 @@ def true_masks(example, class_id):
     return [example.truth.segment_map == s["id"] for s in example.truth.segments if s["category_id"] == class_id]
 
 
-def test_what_a_perfect_model_does_is_seen(perfect, dataset):
+def test_observations_of_a_perfect_model(perfect, dataset):
     seen = observe(perfect, dataset, 4)
     expected = []
     for example in (dataset[index] for index in range(4)):
@@ -77,7 +77,7 @@ def test_what_a_perfect_model_does_is_seen(perfect, dataset):
             for k, mask in enumerate(true_masks(example, class_id)[:3]):
                 ys, xs = np.nonzero(mask)
                 expected.append((k, (xs.mean() + 0.5) / 64, (ys.mean() + 0.5) / 64))
-    got = [(k, *centre) for k, own in enumerate(seen.centres) for centre in own]
+    got = [(k, *centre) for k, centres in enumerate(seen.centres) for centre in centres]
     np.testing.assert_allclose(sorted(got), sorted(expected), atol=1e-5)
     assert len(seen.found) == len(expected)
     assert all(stages.iou == 1 and 0 < stages.new_iou < 1 for stages in seen.found)
@@ -94,7 +94,7 @@ def test_specialisation():
     assert specialisation([[], []]) is None and specialisation([[(0.5, 0.5)], []]) is None
 
 
-def test_the_pictures_and_their_words(perfect, cfg, tmp_path):
+def test_pictures_and_captions(perfect, cfg, tmp_path):
     single = SimpleNamespace(adapter=SimpleNamespace(num_queries=1), inference=perfect.inference)
     draw_figures(perfect, single, cfg, "shapes_val", tmp_path / "images")
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -103,23 +103,23 @@ def test_the_pictures_and_their_words(perfect, cfg, tmp_path):
     ]
     assert all(Image.open(figure["file"]).size > (300, 200) for figure in figures)
     equal, tie_breakers, two_stage = (figure["words"] for figure in figures)
-    assert "One query (E1): 1 distinct confident masks; 1 of the things are found." in equal
-    assert "3 tie-breakers (E5): 3 distinct confident masks; 3 of the things are found." in equal
-    assert "the first 3 images of shapes_val, by E5, with a score of at least 0.3" in tie_breakers
-    assert "mean IoU is 100.0 before and" in two_stage and "it rises for 0 %" in two_stage
+    assert "One query (E1): 1 distinct confident masks, 1 of the things found." in equal
+    assert "3 tie-breakers (E5): 3 distinct confident masks, 3 of the things found." in equal
+    assert "with a score of at least 0.3 on the first 3 images of shapes_val (weights: E5)" in tie_breakers
+    assert "mean IoU is 100.0 before and" in two_stage and "rises for 0 %" in two_stage
 
 
-def test_a_model_that_finds_nothing_is_drawn_all_the_same(perfect, cfg, tmp_path):
+def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
     draw_figures(perfect, None, cfg, "shapes_val", tmp_path / "images")
     equal, tie_breakers = json.loads((tmp_path / "figures.json").read_text())
-    assert "0 of the things are found" in equal["words"] and "One query" not in equal["words"]
+    assert "0 of the things found" in equal["words"] and "One query" not in equal["words"]
     assert tie_breakers["words"].endswith("0 of 3 tie-breakers have any.")
 
 
-def test_the_scene_has_three_equal_things(dataset):
+def test_the_drawn_image_has_three_things_of_one_class(dataset):
     example, class_id = _equal_scene(dataset)
     assert sum(s["category_id"] == class_id for s in example.truth.segments) >= 3 and dataset.is_thing[class_id]
     few = EvaluationDataset(dataset.records[:0], class_names=dataset.class_names, is_thing=dataset.is_thing)
-    with pytest.raises(ValueError, match="no image has 3 equal things"):
+    with pytest.raises(ValueError, match="no image has 3 things of one class"):
         _equal_scene(few)

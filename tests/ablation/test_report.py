@@ -1,4 +1,4 @@
-"""The report from made-up results: numbers, the paper's rows, and what the words say of the order."""
+"""The report of made-up results: numbers, the paper's rows, and verdicts."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ from openworldsam.ablation.report import (
 
 
 def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234, fingerprint="1", images=500):
-    """What a training and an evaluation leave; scores are PQ, AP, mIoU."""
+    """Write the files of a training and an evaluation; scores are PQ, AP, mIoU."""
     run = folder / name / f"seed{seed}"
     run.mkdir(parents=True)
     settings = f"{{SEED: {seed}, PRESET: paper, OUTPUT_DIR: {run}, DATASETS: {{TRAIN: [shapes_train]}}, "
@@ -37,11 +37,11 @@ def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234
 
 
 def make_runs(folder, name, *scores, **more):
-    for seed, own in enumerate(scores):
-        make_run(folder, name, seed, own, **more)
+    for seed, each in enumerate(scores):
+        make_run(folder, name, seed, each, **more)
 
 
-def test_the_report_says_what_the_numbers_say(tmp_path):
+def test_report_of_known_numbers(tmp_path):
     out, path = tmp_path / "out", tmp_path / "docs/report.md"
     make_runs(out, "E1", (10, 1, 20), (12, 2, 22), (14, 3, 24), parameters=51_200)
     make_runs(out, "E3", (50, 40, 70), (52, 41, 72), (54, 42, 74), parameters=1_052_480)
@@ -50,14 +50,14 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     make_run(out, "text_only", 0, (5, 6, 7))
     write_report(out, path, "python tools/ablate.py")
     report = path.read_text()
-    assert "10,000 iterations of 8 images of shapes_train" in report and "Seeds: 0, 1, 2." in report
+    assert "10,000 iterations of 8 images from shapes_train" in report and "Seeds: 0, 1, 2." in report
     rows = {line.split("**")[1]: [*map(str.strip, line.split("|"))] for line in report.splitlines() if "| **" in line}
     assert rows["E1"][2:7] == ["51,200", "3", "12.0 ± 2.0", "2.0 ± 1.0", "22.0 ± 2.0"]
     assert rows["E1"][7:12] == ["Table 5, E1", "1.2 (M)", "0.4", "1.0", "1.2"]
     assert rows["E3"][2] == "1,052,480" and rows["E3"][7:12] == ["Table 5, E3", "1.7 (M)", "35.1", "17.1", "56.8"]
     assert rows["E5"][8:12] == ["4.5 (M)", "35.2", "16.9", "60.4"]
     assert rows["text_only"][4:7] == ["5.0", "6.0", "7.0"] and rows["text_only"][9:12] == ["13.6", "3.1", "26.3"]
-    assert rows["broadcast"][2:7] == ["-", "0", *[NOT_RUN] * 3] and rows["broadcast"][7] == "no row"
+    assert rows["broadcast"][2:7] == ["-", "0", *[NOT_RUN] * 3] and rows["broadcast"][7] == "not reported"
     words = {line.split("**")[1]: line for line in report.splitlines() if line.startswith("* **")}
     assert words["Tie-breakers"].count(AGREES) == 3
     assert "here 52.0 ± 2.0 against 12.0 ± 2.0, paper 35.1 against 0.4" in words["Tie-breakers"]
@@ -66,9 +66,9 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     assert words["The image in the prompt encoder"].count(ONE_SEED) == 3
     fusion = words["Fusion `add` instead of `replace`"]
     assert f"PQ {HIGHER}" in fusion and f"AP {UNDECIDED}" in fusion and f"mIoU {LOWER}" in fusion
-    assert fusion.endswith("The paper has no such row.")
+    assert fusion.endswith("Not reported in the paper.")
     assert words["Fusion `broadcast` instead of `replace`"].count(NOT_RUN) == 3
-    total = next(line for line in report.splitlines() if line.startswith("Of the 9 orderings"))
+    total = next(line for line in report.splitlines() if line.startswith("Of the 9 comparisons"))
     assert total.endswith(f": 3 {AGREES}, 1 {DISAGREES}, 2 {UNDECIDED}, 3 {ONE_SEED}.")
     assert "![Scores of every variant](report.png)" in report and path.with_suffix(".png").stat().st_size > 1000
 
@@ -77,7 +77,7 @@ def test_the_paper_compared_with_itself_agrees_everywhere(tmp_path):
     for name, row in PAPER.items():
         make_runs(tmp_path, name, *[tuple(row.scores.values())] * 2)
     write_report(tmp_path, tmp_path / "report.md", "")
-    assert f"Of the 9 orderings that the paper's rows give: 9 {AGREES}." in (tmp_path / "report.md").read_text()
+    assert f"Of the 9 comparisons that the paper reports: 9 {AGREES}." in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_several_benchmarks_and_metrics_that_are_not_available(tmp_path):
     assert "shapes_val (500 images, protocol oracle), shapes_novel_val (7 images, protocol oracle)" in report
 
 
-def test_the_figures_of_the_folder_are_linked_from_where_the_report_is(tmp_path):
+def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
     figure = {"file": str(tmp_path / "docs/images/a.png"), "title": "A title", "words": "What it shows."}
     (tmp_path / "out/figures.json").write_text(json.dumps([figure]))
@@ -114,7 +114,7 @@ def test_the_figures_of_the_folder_are_linked_from_where_the_report_is(tmp_path)
     assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (tmp_path / "docs/report.md").read_text()
 
 
-def test_what_cannot_be_reported(tmp_path):
+def test_unusable_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         write_report(tmp_path, tmp_path / "report.md", "")
     make_run(tmp_path, "E1", 0, (1, 2, 3))
@@ -122,6 +122,6 @@ def test_what_cannot_be_reported(tmp_path):
     with pytest.raises(ValueError, match="differ in weights of the beit3, weights of the sam2"):
         write_report(tmp_path, tmp_path / "report.md", "")
     (tmp_path / "E5/seed0/results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"E5/seed0/results\.json: "):
+    with pytest.raises(ValueError, match=r"E5/seed0/results\.json is not json"):
         write_report(tmp_path, tmp_path / "report.md", "")
     assert not (tmp_path / "report.md").exists()

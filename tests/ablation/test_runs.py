@@ -1,4 +1,4 @@
-"""tools/ablate.py: the whole command, what it does not do again, caches, and errors."""
+"""tools/ablate.py: the whole command, resuming, feature caches, and errors."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ CONFIG = str(ROOT / "configs/shapes/openworldsam.yaml")
 
 
 def command(tmp_path, opts, *more):
-    """Run the command in this process; returns its exit status."""
+    """Run the command in this process and return its exit status."""
     words = ["--config-file", CONFIG, "--output", tmp_path / "out", "--report", tmp_path / "docs/report.md"]
     try:
         main([*map(str, [*words, *more, "--iterations", 2]), *opts])
@@ -31,7 +31,7 @@ def command(tmp_path, opts, *more):
 
 
 def test_one_command_trains_scores_draws_and_reports(opts, tmp_path, capfd):
-    """With each training and evaluation in a process of its own, as in earnest."""
+    """Here each training and evaluation runs in its subprocess, as for users."""
     more = ["--runs", "E1", "E5", "--seeds", "2", "--figures", tmp_path / "docs/images"]
     assert command(tmp_path, opts, *more) == 0, capfd.readouterr().err
     folders = [tmp_path / f"out/{name}/seed{seed}" for name in ("E1", "E5") for seed in (42, 43)]
@@ -49,7 +49,7 @@ def test_one_command_trains_scores_draws_and_reports(opts, tmp_path, capfd):
     assert "run 4 of 4: E5, seed 43" in capfd.readouterr().out
 
 
-def test_figures_of_weights_that_ship_need_no_run(opts, tmp_path, calls):
+def test_figures_of_a_given_adapter_need_no_run(opts, tmp_path, calls):
     assert command(tmp_path, opts, "--runs", "E5", "--seeds", "1") == 0
     adapter = tmp_path / "out/E5/seed42/adapter.safetensors"
     assert command(tmp_path / "new", opts, "--runs", "--figures", tmp_path / "images", "--adapter", adapter) == 0
@@ -58,7 +58,7 @@ def test_figures_of_weights_that_ship_need_no_run(opts, tmp_path, calls):
     assert figures[0]["file"] == str(tmp_path / "images/equal_shapes.png") and "(E1)" not in figures[0]["words"]
 
 
-def test_what_is_done_is_not_done_again(opts, tmp_path, calls):
+def test_finished_work_is_not_repeated(opts, tmp_path, calls):
     assert command(tmp_path, opts, "--runs", "E1", "--seeds", "1") == 0
     assert calls == ["train", "evaluate"]
     folder = tmp_path / "out/E1/seed42"
@@ -68,14 +68,14 @@ def test_what_is_done_is_not_done_again(opts, tmp_path, calls):
     assert command(tmp_path, opts, "--runs", "E1", "--seeds", "1", "--benchmarks", "shapes_novel_val") == 0
     assert calls == ["train", "evaluate", "evaluate"]
     assert [*json.loads((folder / "results.json").read_text())["benchmarks"]] == ["shapes_val", "shapes_novel_val"]
-    (folder / "adapter.safetensors").unlink()  # as if stopped before the end
+    (folder / "adapter.safetensors").unlink()  # as if the training had been stopped
     (folder / "results.json").unlink()
     assert command(tmp_path, opts, "--runs", "E1", "--seeds", "1") == 0
     after = load_file(folder / "adapter.safetensors")
     assert calls[3:] == ["train", "evaluate"] and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_training_that_was_stopped_goes_on(opts, tmp_path, calls, monkeypatch):
+def test_a_stopped_training_is_resumed(opts, tmp_path, calls, monkeypatch):
     more = ["--runs", "E5", "--seeds", "1"]
     each = (*opts, "SOLVER.CHECKPOINT_PERIOD", "1")
     assert command(tmp_path / "whole", each, *more) == 0
@@ -96,15 +96,15 @@ def test_a_training_that_was_stopped_goes_on(opts, tmp_path, calls, monkeypatch)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_caches_are_one_for_each_prompt_encoder(opts, tmp_path, calls, monkeypatch):
+def test_one_cache_per_prompt_encoder(opts, tmp_path, calls, monkeypatch):
     monkeypatch.setitem(shapes.SPLITS, "shapes_train", shapes.SPLITS["shapes_train"]._replace(images=4))
     assert command(tmp_path, opts, "--runs", "E3", "text_only", "--seeds", "2", "--feature-cache", "all") == 0
-    assert calls == ["build_cache"] * 2 + ["train", "evaluate"] * 4
+    assert calls == ["cache_features"] * 2 + ["train", "evaluate"] * 4
     headers = [json.loads((tmp_path / f"out/{name}/header.json").read_text()) for name in ("cache", "cache_text_only")]
     assert [header["settings"]["MODEL.PROMPT_ENCODER.USE_IMAGE"] for header in headers] == [True, False]
 
 
-def test_variants_differ_from_the_config_in_their_own_keys(opts, tmp_path):
+def test_variants_differ_only_in_their_keys(opts, tmp_path):
     experiment = Experiment(CONFIG, tmp_path, opts=(*opts, "SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "[80,90]"))
     settings = {n: load_config(CONFIG, experiment.options(n, 7)).MODEL for n in VARIANTS}
     adapters = {n: (m.ADAPTER.NUM_TIE_BREAKERS, m.ADAPTER.NUM_LAYERS, m.ADAPTER.FUSION) for n, m in settings.items()}
@@ -122,17 +122,17 @@ def test_variants_differ_from_the_config_in_their_own_keys(opts, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--seeds", "0"], "--seeds is 1 or more"),
+        (["--seeds", "0"], "need --seeds >= 1"),
         (["--benchmarks", "shapes_vall"], "unknown datasets ['shapes_vall']"),
-        (["--benchmarks", "shapes_refer_val"], "on which shapes_refer_val is not scored"),
+        (["--benchmarks", "shapes_refer_val"], "shapes_refer_val is not scored by PQ, AP and mIoU"),
         (["MODEL.ADAPTER.FUSION", "broadcast"], "MODEL.ADAPTER.FUSION replace"),
         (["NO.SUCH", "1"], "NO.SUCH"),
-        (["--runs", "E1", "--figures", "images"], "the figures need a trained adapter"),
-        (["--figures", "images", "--adapter", "nowhere.safetensors"], "nowhere.safetensors is not there"),
+        (["--runs", "E1", "--figures", "images"], "figures need a trained adapter"),
+        (["--figures", "images", "--adapter", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["MODEL.SAM2.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
     ],
 )
-def test_errors_of_the_user_are_one_line(opts, tmp_path, capsys, calls, more, message):
+def test_user_errors_are_one_line(opts, tmp_path, capsys, calls, more, message):
     flags = more if more[0].startswith("--") else []
     assert command(tmp_path, [*opts, *([] if flags else more)], *flags) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
@@ -144,20 +144,13 @@ def test_a_run_with_other_settings_is_refused(opts, tmp_path, capsys, calls):
     assert command(tmp_path, (*opts, "SOLVER.BASE_LR", "1e-3"), "--runs", "E1", "--seeds", "1") == 2
     assert "made with another SOLVER.BASE_LR" in capsys.readouterr().err
     assert command(tmp_path, (*opts, "SOLVER.BASE_LR", "1e-3"), "--runs", "E3", "--seeds", "1") == 2
-    assert "cannot be compared: they differ in SOLVER.BASE_LR" in capsys.readouterr().err
+    assert "differ in SOLVER.BASE_LR and cannot be compared" in capsys.readouterr().err
 
 
 def test_a_failed_process_stops_the_command(opts, tmp_path):
-    words = [
-        "--output",
-        tmp_path / "out",
-        "--report",
-        tmp_path / "report.md",
-        *opts,
-        "MODEL.SAM2.WEIGHTS",
-        "nowhere.pth",
-    ]
-    ended = subprocess.run([sys.executable, ROOT / "tools/ablate.py", *words], cwd=ROOT, capture_output=True, text=True)
+    folders = ["--output", tmp_path / "out", "--report", tmp_path / "report.md"]
+    words = [ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth"]
+    ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert ended.returncode == 2 and len(errors) == 2 and "nowhere.pth" in errors[0]
     assert "engine.train ended with exit status 2" in errors[1]
