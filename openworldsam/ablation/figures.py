@@ -29,7 +29,7 @@ from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json, save_png
-from openworldsam.visualization import Drawing, contact_sheet, draw_prediction
+from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
 
 BINS = 16
 """Cells along each side of a heat map."""
@@ -98,7 +98,7 @@ def _equal_shapes(
     image = example.inputs["image"].permute(1, 2, 0).numpy()
     things = tuple(f"{prompt} {number}" for number in range(1, len(true) + 1))
     # task "semantic" gives every thing or query one colour
-    truth = Drawing("semantic", things, np.array(true), np.ones(len(true), np.float32), np.arange(len(true)))
+    truth = LabelledMasks("semantic", things, np.array(true), np.ones(len(true), np.float32), np.arange(len(true)))
     panels = [(f'Ground truth of "{prompt}"', draw_prediction(image, truth))]
     words = [f'{example.inputs["file_name"]} has {len(true)} things of the class "{prompt}".']
     alone = [("One query (E1)", single)] if single else []
@@ -107,7 +107,7 @@ def _equal_shapes(
         kept = distinct(one, rows, size)
         masks = full_size(rows.select(kept), size) > 0
         names = tuple(f"tie-breaker {k}" for k in range(one.adapter.num_queries)) if one is model else ("the query",)
-        drawing = Drawing("semantic", names, masks, rows.scores[kept].cpu().numpy(), kept.cpu().numpy())
+        drawing = LabelledMasks("semantic", names, masks, rows.scores[kept].cpu().numpy(), kept.cpu().numpy())
         panels.append((who, draw_prediction(image, drawing)))
         found = sum(any(mask_iou(mask, thing) > FOUND for mask in masks) for thing in true)
         words.append(f"{who}: {len(masks)} distinct confident masks, {found} of the things found.")
