@@ -6,13 +6,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-# The first that runs at all (a version manager may leave dead names on the path) and is in range.
+# The first interpreter that starts (a version manager may leave dead names on the path) and is supported.
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,\
     $(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 
 .PHONY: install test test-slow lint demo benchmark clean
 
-# The stamp is written last, so an install that was cut short is taken up again.
+# The stamp is written last, so an interrupted install is repeated.
 STAMP := $(VENV)/.openworldsam-installed
 install: $(STAMP)
 
@@ -22,14 +22,14 @@ $(STAMP): requirements.txt setup.py pyproject.toml $(wildcard tools/detectron2_w
 	    || { echo "error: no environment made in $(VENV); this needs Python 3.10 to 3.12 with venv (PYTHON=path picks one)" >&2; exit 1; }
 	@$(PY) -c '$(SUPPORTED)' || { echo "error: $(VENV) is not Python 3.10 to 3.12; remove it or set VENV=path" >&2; exit 1; }
 	$(PIP) install -c requirements.txt torch torchvision setuptools wheel
-	@# Ours is recognised by its version label and renewed; any other Detectron2 stays.
+	@# Our build, recognised by its version label, is renewed; any other Detectron2 stays.
 	@if $(PY) -c 'import detectron2' 2>/dev/null && ! $(PIP) show detectron2 2>/dev/null | grep -q '^Version:.*+a59f0563'; \
 	    then echo "Keeping the Detectron2 that is already installed"; \
 	    else set -x; $(PIP) install --no-build-isolation -c requirements.txt ./tools/detectron2_wheel; fi
 	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -r requirements.txt -e .
 	@touch $@
 
-# What the page and the converters need is tested here, and installed for that alone.
+# Optional packages of the page and the exporters, installed for the tests alone.
 EXTRAS := $(VENV)/.openworldsam-extras-installed
 $(EXTRAS): $(STAMP)
 	$(PIP) install --no-build-isolation -c requirements.txt -e '.[app,supervision]'
@@ -46,8 +46,8 @@ lint: install
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy openworldsam tools weights datasets
 
-# make demo                                    a scene of the Shapes world, by the weights that ship; SCENE=7: another
-# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring      photographs, by the public weights
+# make demo                                    a Shapes scene, with the weights that ship; SCENE=7: another scene
+# make demo IMAGE="a.jpg b.jpg" PROMPTS="a black dog;grass" TASK=referring      photographs, public weights
 # IMAGE="'my images/a.jpg'" has a space.
 IMAGE ?=
 PROMPTS ?=
@@ -56,13 +56,13 @@ TASK ?= all
 SHAPES = --config-file configs/shapes/openworldsam.yaml --scene $(SCENE)
 PHOTOGRAPHS = --config-file configs/presets/released.yaml --opts MODEL.WEIGHTS weights/model_final.pth --input $(IMAGE)
 
-# Passed on by the environment, so that the shell leaves quotes and dollars in them alone.
+# Passed through the environment, so that the shell does not expand quotes and dollars.
 demo: export PROMPT_TEXTS = $(value PROMPTS)
 demo: install
 	@IFS=';'; set -f; set -- $$PROMPT_TEXTS; unset IFS; \
 	$(PY) tools/demo.py $(if $(IMAGE),$(PHOTOGRAPHS),$(SHAPES)) $${1:+--prompts "$$@"} --task $(TASK) --output output/demo
 
-# make benchmark DEVICE=cuda: on a GPU. docs/performance.md says what is measured.
+# make benchmark DEVICE=cuda: on a GPU. docs/performance.md explains the numbers.
 DEVICE ?= cpu
 BENCHMARK_cpu = --precision fp32 bf16 --repeats 3 --images 1 SOLVER.IMS_PER_BATCH 1
 BENCHMARK_cuda = --precision fp32 bf16 fp16 --compile --warmup 3 --repeats 20 --images 20
@@ -70,7 +70,7 @@ benchmark: install
 	$(PY) tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --device $(DEVICE) \
 	    --output output/benchmark/$(DEVICE) $(BENCHMARK_$(DEVICE))
 
-# The environment stays: it is several gigabytes to fetch again.
+# Keeps the environment, which takes several gigabytes to fetch again.
 clean:
 	rm -rf output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

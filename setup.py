@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-# Read, not imported: importing the package needs everything that is about to be installed.
+# Read, not imported: importing the package needs the dependencies that are about to be installed.
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "openworldsam/__init__.py").read_text(), re.MULTILINE)
 assert VERSION, "openworldsam/__init__.py has no __version__"
 
@@ -17,14 +17,14 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["openworldsam*"]),
-    # named so that an editable install is a plain path: the usual hook loses against a clone's own folder name
+    # makes an editable install a plain path; the usual import hook would lose to a clone folder named openworldsam
     package_dir={"": "."},
     package_data={"openworldsam.data.datasets": ["classes/*.json"]},
     python_requires=">=3.10,<3.13",
     # The bounds the code needs; requirements.txt pins one set that is known to work.
-    # Detectron2 is needed too but not listed. It is not on the package index under that name, and upstream's
-    # bound on iopath (<0.1.10) contradicts sam2's (>=0.1.10): with it listed, pip would refuse to install
-    # next to an upstream Detectron2, although the two run together.
+    # Detectron2 is needed but not listed: it is not on the package index under that name, and upstream's bound
+    # on iopath (<0.1.10) contradicts sam2's (>=0.1.10). If it were listed, pip would refuse to install next to
+    # an upstream Detectron2, although the two work together.
     install_requires=[
         "torch>=2.5.1",
         "torchvision",

@@ -5,7 +5,7 @@ python tools/ablate.py --output output/ablation [--runs E1 E3 ...] [--seeds 3] [
 python tools/ablate.py --output output/ablation --figures docs/images     # Fig. 3 and two-stage inference, too
 python tools/ablate.py --output output/ablation --runs --figures docs/images --adapter FILE     # of these weights alone
 
-The same command goes on where it was stopped. The report is of all runs in the folder.
+The same command again resumes. The report covers all runs in the folder.
 """
 
 from openworldsam.ablation.command import main

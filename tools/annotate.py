@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Segment all pictures of a folder; the same as the command openworldsam-annotate.
+"""Segment all images of a folder; the same as the command openworldsam-annotate.
 
 python tools/annotate.py --config-file configs/presets/released.yaml --input DIR --prompts FILE --task panoptic \
     --output output/annotations --opts MODEL.WEIGHTS weights/model_final.pth

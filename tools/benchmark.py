@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long each stage takes and what it costs; --help says more, docs/performance.md has results.
+"""Measure time and memory of each stage; docs/performance.md has results.
 
 python tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --output output/benchmark
 python tools/benchmark.py --config-file configs/tiny.yaml --output output/benchmark_tiny MODEL.WEIGHTS ""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compute once what the frozen encoders make of the training data; training then reads it.
+"""Compute the frozen encoders' features of the training data once; training then reads them.
 
 python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --output DIR [--num-gpus N]
 python tools/cache_features.py --config-file configs/coco/openworldsam.yaml --output DIR --verify

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert weights from and to the layout of the released checkpoints.
+"""Convert weights from and to the released checkpoints' layout.
 
 python tools/convert_weights.py split weights/model_final.pth --output weights/coco
     -> adapter.safetensors (what was trained), sam2.safetensors, beit3.safetensors
@@ -8,13 +8,13 @@ python tools/convert_weights.py join --adapter A --sam2 S --beit3 B --output mod
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from openworldsam.checkpoint import convert_released, convert_to_released
+from openworldsam.utils.launch import user_errors
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="a full checkpoint into its three components")
@@ -25,18 +25,13 @@ def main() -> int:
         join.add_argument(f"--{component}", required=True, type=Path, metavar="FILE")
     join.add_argument("--output", required=True, type=Path, metavar="FILE")
     args = parser.parse_args()
-    try:
+    with user_errors("stopped"):
         if args.command == "split":
-            for path in convert_released(args.checkpoint, args.output).values():
-                print(path)
+            print(*convert_released(args.checkpoint, args.output).values(), sep="\n")
         else:
             convert_to_released(args.adapter, args.sam2, args.beit3, args.output)
             print(args.output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,7 +4,7 @@
 python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --output DIR [--num-gpus N] [KEY VALUE ...]
 python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --benchmarks shapes_absent_val --output DIR
 
-With --save-predictions an interrupted evaluation, started again, goes on where it stopped.
+With --save-predictions, the same command again resumes an interrupted evaluation.
 """
 
 from openworldsam.engine.evaluate import main

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the frozen encoders of the Shapes world, as SAM2 and EVF-SAM's BEiT-3 were made, and the memory for video.
+"""Train the encoders of the Shapes world, as SAM2 and EVF-SAM's BEiT-3 were trained, and the memory for video.
 
 python tools/pretrain_shapes.py sam2
 python tools/pretrain_shapes.py beit3

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A page about evaluations: scores, classes, confusions, and pictures of several runs side by side; --help says more.
+"""Write a page about evaluations: scores, classes, confusions, and images of several runs side by side.
 
 python tools/report.py --runs output/eval --output output/eval/report.html
 python tools/report.py --runs output/one_stage output/two_stage --names "one stage" "two stage" --output report.html

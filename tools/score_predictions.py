@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score saved predictions against ground truth, without a model; --help says what the files are to be.
+"""Score saved predictions against ground truth, without a model; --help explains the files.
 
 python tools/score_predictions.py --task panoptic --gt GT.json --gt-dir DIR --pred P.json --output OUT.json
 python tools/score_predictions.py --task instance --iou-type segm --gt GT.json --pred P.json --output OUT.json

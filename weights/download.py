@@ -3,8 +3,8 @@
     python weights/download.py --list
     python weights/download.py sam2_hiera_large openworldsam_coco
 
-A download goes to FILE.part and gets its final name only when it is whole, so a file that is there can be
-trusted. Running the same command again resumes a part. FILE.sha256 records what was fetched.
+A download goes to FILE.part and is renamed only when it is complete, so a file under its final name can be trusted.
+The same command again resumes FILE.part. FILE.sha256 records the checksum of what was fetched.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ TRANSIENT_STATUS = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Weight:
-    """One public file: where it is, what it is called here, what it is for, and whose terms apply."""
+    """A public file: its address, its name here, its purpose, and the page with its terms."""
 
     url: str
     filename: str
     purpose: str
     terms_url: str
-    note: str = ""  # ends the message when the address does not give the file
+    note: str = ""  # ends the error message when the download fails
 
 
 def _openworldsam(drive_id: str, filename: str) -> Weight:
-    # confirm=t skips the page that Google Drive shows in place of files too large for its virus scan.
+    # confirm=t skips the page that Google Drive shows instead of a file too large for its virus scan
     url = f"https://drive.usercontent.google.com/download?id={drive_id}&export=download&confirm=t"
     return Weight(url, filename, "released OpenWorldSAM", "https://github.com/GinnyXiao/OpenWorldSAM")
 
@@ -59,8 +59,8 @@ def _beit3(filename: str, purpose: str) -> Weight:
 
 def _evf_sam2(repository: str, remote: str, other: str) -> Weight:
     page = f"https://huggingface.co/YxZhang/{repository}"
-    purpose = f"BEiT-3 of EVF-SAM2 (that it is called {remote} there is a guess)"
-    note = f" There it may have another name or come in several files: try {other}, or see {page}/tree/main."
+    purpose = f"BEiT-3 of EVF-SAM2 (its file name there, {remote}, is a guess)"
+    note = f" It may have another name there, or be split: try {other}, or see {page}/tree/main."
     return Weight(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, note)
 
 
@@ -83,20 +83,20 @@ REGISTRY: dict[str, Weight] = {
 
 
 class DownloadError(Exception):
-    """A download that cannot go on. The message says what happened and what to do."""
+    """A failed download. The message says what happened and what to do."""
 
 
-class _Interrupted(DownloadError):
-    """A failure that may pass: worth another attempt."""
+class _TransientError(DownloadError):
+    """A failure that may not recur: worth another attempt."""
 
 
 def _say(text: str, end: str = "\n") -> None:
-    """Write a line to stderr, over the progress bar if one stands there."""
+    """Write a line to stderr, over the progress bar if there is one."""
     print(("\r\033[K" if sys.stderr.isatty() else "") + text, end=end, file=sys.stderr, flush=True)
 
 
 class _Progress:
-    """A bar on stderr, redrawn in place; nothing at all when stderr is not a terminal."""
+    """A bar on stderr, redrawn in place; draws nothing where stderr is not a terminal."""
 
     def __init__(self, start: int, total: int) -> None:
         self._start, self._total = start, total
@@ -108,7 +108,7 @@ class _Progress:
             return
         self._drawn = now
         rate = max(done - self._start, 1) / (now - self._began)
-        total = self._total or done  # a full bar if the server has not said how large the file is
+        total = self._total or done  # a full bar if the server did not announce a size
         bar, left = "#" * (20 * done // total), int((total - done) / rate)
         text = f"[{bar:.<20}] {done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
         _say(f"{text}, {left // 60}:{left % 60:02d} left", end="")
@@ -119,49 +119,49 @@ def _length(path: Path) -> int:
 
 
 def _open(url: str, part: Path, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """Raises _Interrupted for what may pass, such as no connection, and DownloadError for what will not."""
+    """Request a file. Raises _TransientError if that may succeed later, otherwise DownloadError."""
     headers["User-Agent"] = "openworldsam-download"  # some hosts refuse urllib's own name
     request = urllib.request.Request(url, headers=headers)
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # the part is longer than the remote file: start afresh
+        if error.code == 416:  # the part is longer than the remote file: start again
             part.unlink(missing_ok=True)
-        kind = _Interrupted if error.code in TRANSIENT_STATUS else DownloadError
+        kind = _TransientError if error.code in TRANSIENT_STATUS else DownloadError
         raise kind(f"the server answered HTTP {error.code} ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"no connection ({getattr(error, 'reason', error)})") from error
+        raise _TransientError(f"no connection ({getattr(error, 'reason', error)})") from error
     return response
 
 
 def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives. Raises _Interrupted when the connection breaks."""
+    """Yield the body as it arrives. Raises _TransientError when the connection breaks."""
     try:
         yield response.read(512)  # enough to recognise a web page
         while piece := response.read1(CHUNK):
             yield piece
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"the connection broke ({error})") from error
+        raise _TransientError(f"the connection broke ({error})") from error
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Complete ``part``. Raises what _open and _pieces raise, and OSError if the part cannot be written."""
-    origin = Path(f"{part}.origin")  # of the remote file: its size, and its ETag or date if it can be resumed
+    """Complete ``part``. Raises as _open and _pieces do, and OSError if the part cannot be written."""
+    origin = Path(f"{part}.origin")  # size of the remote file, and its ETag or date if the download can be resumed
     known, _, validator = (origin.read_text() if origin.exists() else "").partition("\n")
     offset, size = (_length(part), int(known)) if validator else (0, 0)
-    if offset and offset == size:  # the run that fetched it ended before it could rename it
+    if offset and offset == size:  # complete; the run that fetched it ended before the rename
         return
-    # If-Range: should the remote file have changed since, the server sends all of it and not the rest.
+    # If-Range: if the remote file has changed since, the server sends all of it instead of the rest
     with _open(url, part, {"Range": f"bytes={offset}-", "If-Range": validator} if offset else {}) as response:
-        etag = response.headers.get("ETag", "")  # a weak one (W/...) does not promise equal bytes
+        etag = response.headers.get("ETag", "")  # a weak one (W/...) does not guarantee equal bytes
         now = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
         place = f"bytes {offset}-{size - 1}/{size}"
         if response.status != 206:
             offset, size = 0, response.length or 0
         elif response.headers["Content-Range"] != place or now not in ("", validator):
             part.unlink(missing_ok=True)
-            raise _Interrupted("the server does not go on where the part ends")
+            raise _TransientError("the server does not continue where the part ends")
         pieces = _pieces(response)
         first = next(pieces)
         if response.headers.get_content_type() == "text/html" or b"<html" in first.lower():
@@ -177,26 +177,26 @@ def _fetch(url: str, part: Path) -> None:
                 offset += file.write(piece)
                 progress.draw(offset)
     if not offset or offset != (size or offset):
-        raise _Interrupted(f"the connection ended after {offset} of {size} bytes")
+        raise _TransientError(f"the connection ended after {offset} of {size} bytes")
 
 
 def check(path: Path, record: Path) -> str:
-    """The SHA-256 of a file. Raises DownloadError if ``record``, in sha256sum's format, holds another one."""
+    """Compute a file's SHA-256. Raises DownloadError if ``record``, in sha256sum's format, holds another one."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
             digest.update(piece)
     found, recorded = digest.hexdigest(), record.read_text().split()[:1] if record.exists() else []
     if recorded and recorded[0].lower() != found:
-        advice = "Delete whichever of the two you do not trust and run the command again"
+        advice = "Delete the one that you do not trust and run the command again"
         raise DownloadError(f"{path} has SHA-256 {found}, but {record} says {recorded[0]}. {advice}")
     return found
 
 
 def download(weight: Weight, target: Path) -> str:
-    """Fetch one file, going on from what an earlier run left, and return its SHA-256.
+    """Fetch a file, resuming an earlier run; returns its SHA-256.
 
-    Raises DownloadError if it cannot be had or is not the recorded one, OSError if it cannot be written.
+    Raises DownloadError if that fails or the file is not the recorded one, OSError if it cannot be written.
     """
     part, record = Path(f"{target}.part"), Path(f"{target}.sha256")
     most, failures = _length(part), 0
@@ -207,13 +207,13 @@ def download(weight: Weight, target: Path) -> str:
         except DownloadError as error:
             failures = 1 if _length(part) > most else failures + 1
             most = max(most, _length(part))
-            if failures == ATTEMPTS or not isinstance(error, _Interrupted):
+            if failures == ATTEMPTS or not isinstance(error, _TransientError):
                 by_hand = f"or open {weight.url} on any machine and save it as {target}.{weight.note}"
-                raise DownloadError(f"{error}. To go on, run the same command again, {by_hand}") from error
+                raise DownloadError(f"{error}. To resume, run the same command again, {by_hand}") from error
             _say(f"{target.name}: {error}; trying again")
             time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
     with part.open("r+b") as file:
-        os.fsync(file.fileno())  # else a power cut after the rename could leave a hollow file
+        os.fsync(file.fileno())  # a power cut after the rename must not leave an empty file
     try:
         found = check(part, record)
     except DownloadError:
@@ -236,12 +236,12 @@ def _table(registry: Mapping[str, Weight], folder: Path) -> str:
 
 
 def _get(weight: Weight, target: Path, verify: bool) -> str:
-    """Fetch what is not there, verify what is, and return what to say. Raises as download and check do."""
+    """Fetch a missing file, verify an existing one; returns the message. Raises as download and check do."""
     record = Path(f"{target}.sha256")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         _say(f"{target}: fetching {weight.url}")
-        return f"whole, SHA-256 {download(weight, target)}"
+        return f"complete, SHA-256 {download(weight, target)}"
     if verify and not record.exists():
         raise DownloadError(f"it cannot be verified, {record} is missing")
     return "already there" + (f", SHA-256 as recorded: {check(target, record)}" if verify else "")
@@ -250,10 +250,10 @@ def _get(weight: Weight, target: Path, verify: bool) -> str:
 def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REGISTRY) -> int:
     """Run the command line; returns the exit status: 0, 1 if anything failed, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description="Fetch public weights. The same command again resumes.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch, see --list")
-    parser.add_argument("--list", action="store_true", help="show every name, its file, and what is here")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
+    parser.add_argument("--list", action="store_true", help="show every name, its file, and whether it is here")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="default: weights/")
-    parser.add_argument("--verify", action="store_true", help="check what is here against its .sha256")
+    parser.add_argument("--verify", action="store_true", help="check files that are here against their .sha256")
     args = parser.parse_args(argv)
     folder, status = args.output.resolve(), 0
     if args.list or not args.names:
@@ -267,10 +267,10 @@ def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REG
             _say(f"{target}: {_get(weight, target, args.verify)}")
         except (DownloadError, OSError) as error:
             status = 1
-            kept = "; what has arrived is kept to be resumed" if isinstance(error, OSError) else ""
+            kept = "; the same command again resumes" if isinstance(error, OSError) else ""
             _say(f"error: {target}: {error}{kept}")
         except KeyboardInterrupt:
-            _say(f"{target}: stopped; what has arrived is kept, and the same command again resumes")
+            _say(f"{target}: stopped; the same command again resumes")
             return 130
     return status
 

@@ -1,10 +1,14 @@
-"""One row of the parity table, and the rules by which two arrays count as equal."""
+"""Golden files, and the tolerances by which an array counts as equal to a recorded one."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tabulate import tabulate
 from torch import Tensor
 
@@ -15,9 +19,27 @@ RELATIVE_L2 = 1e-4
 RELATIVE_MAX = 1e-4
 """Losses, costs and gradients: relative to the largest value."""
 TIE = 1e-5
-"""Scores closer than this may fall either way."""
+"""Scores closer than this may be in either order."""
 PIXELS = 1e-3
 """Areas and maps: the fraction of pixels that may differ."""
+
+
+Golden = dict[str, np.ndarray]
+"""Recorded arrays by name."""
+
+
+def read_golden(path: str | Path) -> Golden:
+    """Read a golden file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged or not an .npz.
+    """
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a golden file: {error}") from error
 
 
 class Check(NamedTuple):
@@ -29,50 +51,71 @@ class Check(NamedTuple):
     ok: bool
 
 
-def _arrays(ours: Tensor | np.ndarray, golden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    array = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)
-    return array.astype(np.float64), np.asarray(golden).astype(np.float64)
-
-
-def _wrong_shape(quantity: str, a: np.ndarray, b: np.ndarray) -> Check | None:
-    if a.shape == b.shape:
-        return None
-    return Check(quantity, np.inf, f"shape {b.shape}, got {a.shape}", False)
+def _check(
+    quantity: str,
+    ours: Tensor | np.ndarray,
+    golden: np.ndarray,
+    tolerance: str,
+    measure: Callable[[np.ndarray, np.ndarray], tuple[ArrayLike, ArrayLike]],
+) -> Check:
+    """Compare in float64; `measure` returns the errors and the limit of each. Another shape is an infinite error."""
+    a = (ours.detach().cpu().numpy() if isinstance(ours, Tensor) else np.asarray(ours)).astype(np.float64)
+    b = np.asarray(golden).astype(np.float64)
+    if a.shape != b.shape:
+        return Check(quantity, np.inf, f"shape {b.shape}, got {a.shape}", False)
+    errors, limits = map(np.asarray, measure(a, b))
+    return Check(quantity, float(errors.max(initial=0)), tolerance, bool((errors <= limits).all()))
 
 
 def close(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
-    """Floats, element by element."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    error = np.abs(a - b)
-    ok = bool((error <= ABSOLUTE + RELATIVE * np.abs(b)).all())
-    return Check(quantity, float(error.max(initial=0)), "1e-4 + 1e-3 |b|", ok)
+    """Compare floats element by element."""
+    return _check(
+        quantity, ours, golden, "1e-4 + 1e-3 |b|", lambda a, b: (np.abs(a - b), ABSOLUTE + RELATIVE * np.abs(b))
+    )
 
 
 def close_in_norm(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
-    """Arrays of large values, by their relative L2 error."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
-    return Check(quantity, error, f"{RELATIVE_L2:.0e} relative L2", error <= RELATIVE_L2)
+    """Compare arrays of large values by their relative L2 error."""
+    return _check(
+        *(quantity, ours, golden, f"{RELATIVE_L2:.0e} relative L2"),
+        lambda a, b: (np.linalg.norm(a - b) / np.linalg.norm(b), RELATIVE_L2),
+    )
 
 
 def close_to_largest(
     quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, tolerance: float = RELATIVE_MAX
 ) -> Check:
-    """Losses, costs and gradients, by their error relative to the largest value."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    largest = np.abs(b).max(initial=np.finfo(np.float64).tiny)
-    error = float(np.abs(a - b).max(initial=0) / largest)
-    return Check(quantity, error, f"{tolerance:.0e} of the largest", error <= tolerance)
+    """Compare losses, costs and gradients by their error relative to the largest value."""
+    tiny = np.finfo(np.float64).tiny
+    return _check(
+        *(quantity, ours, golden, f"{tolerance:.0e} of the largest"),
+        lambda a, b: (np.abs(a - b) / np.abs(b).max(initial=tiny), tolerance),
+    )
+
+
+def equal(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, ties: int = 0) -> Check:
+    """Compare integers; `ties` is the number of entries that `align_ties` has moved."""
+    tolerance = f"equal but for {ties} ties" if ties else "equal"
+    return _check(quantity, ours, golden, tolerance, lambda a, b: (np.abs(a - b), 0))
+
+
+def same_areas(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, num_pixels: int) -> Check:
+    """Compare areas in pixels, relative to the image."""
+    return _check(
+        quantity, ours, golden, f"{PIXELS:.0e} of the pixels", lambda a, b: (np.abs(a - b) / num_pixels, PIXELS)
+    )
+
+
+def same_map(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
+    """Compare maps and masks pixel by pixel."""
+    return _check(
+        *(quantity, ours, golden, f"{PIXELS:.0e} of the pixels"),
+        lambda a, b: (np.count_nonzero(a != b) / max(a.size, 1), PIXELS),
+    )
 
 
 def align_ties(labels: np.ndarray, golden_labels: np.ndarray, golden_scores: np.ndarray) -> np.ndarray:
-    """Order of our entries that puts nearly equal scores the way the golden file has them.
+    """Reorder entries with nearly equal scores as the golden file has them.
 
     Args:
         labels, golden_labels: [N], in descending order of score.
@@ -97,35 +140,8 @@ def align_ties(labels: np.ndarray, golden_labels: np.ndarray, golden_scores: np.
     return np.array(order, dtype=int)
 
 
-def equal(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, ties: int = 0) -> Check:
-    """Whole numbers; `ties` says how many entries `align_ties` has moved."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    error = float(np.abs(a - b).max(initial=0))
-    return Check(quantity, error, f"equal but for {ties} ties" if ties else "equal", error == 0)
-
-
-def same_areas(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, num_pixels: int) -> Check:
-    """Areas in pixels."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    error = float(np.abs(a - b).max(initial=0) / num_pixels)
-    return Check(quantity, error, f"{PIXELS:.0e} of the pixels", error <= PIXELS)
-
-
-def same_map(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
-    """Maps and masks, pixel by pixel."""
-    a, b = _arrays(ours, golden)
-    if wrong := _wrong_shape(quantity, a, b):
-        return wrong
-    error = float((a != b).mean()) if a.size else 0.0
-    return Check(quantity, error, f"{PIXELS:.0e} of the pixels", error <= PIXELS)
-
-
 def format_checks(checks: list[Check]) -> str:
-    """The table, and a line that sums it up."""
+    """A table of the checks and a line with the verdict."""
     rows = [(c.quantity, f"{c.error:.2e}", c.tolerance, "ok" if c.ok else "FAILED") for c in checks]
     table = tabulate(rows, headers=["quantity", "largest error", "tolerance", ""], disable_numparse=True)
     failed = [c.quantity for c in checks if not c.ok]

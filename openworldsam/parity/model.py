@@ -1,7 +1,7 @@
 """Parity of the full-size model under preset `released`, from the image to the gradients.
 
-The weights are made by the rule for the file's seed, written as a checkpoint of the released layout, converted, and
-loaded as a user would load them. Shapes: P prompts of the one image, K queries per prompt, Q = P * K rows.
+The weights are made by rule from the file's seed, written as a checkpoint in the released layout, converted, and loaded
+as a user would load them. Shapes: P prompts of the one image, K tie-breakers, R = P x K queries.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tens
 from openworldsam.inference import (
     InferenceOptions,
     MaskRows,
-    instance_inference,
-    panoptic_inference,
     referring_inference,
     semantic_inference,
     semantic_scores,
@@ -32,21 +30,21 @@ from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.parity.checks import (
     Check,
-    align_ties,
+    Golden,
     close,
     close_in_norm,
     close_to_largest,
     equal,
+    read_golden,
     same_areas,
 )
-from openworldsam.parity.postprocess import NUM_CLASSES, NUM_THINGS, released_options
+from openworldsam.parity.postprocess import NUM_CLASSES, check_instances, check_panoptic, released_options
 from openworldsam.parity.rule_weights import rule_stream, save_rule_checkpoint
 
 logger = logging.getLogger(__name__)
-Golden = np.lib.npyio.NpzFile
 
 GRADIENT_ROUNDING = 5e-4
-"""Of the largest value. The recorded gradients are fp32: all in float64 they are up to 3.0e-4 from them (seed 3)."""
+"""Relative to the largest value. The recorded gradients are fp32, up to 3.0e-4 from those in float64 (seed 3)."""
 
 
 def rule_made_model(seed: int, folder: Path) -> OpenWorldSAM:
@@ -73,16 +71,16 @@ def check_model(golden_file: str | Path, image: str | Path) -> list[Check]:
 
     Args:
         golden_file: the .npz.
-        image: the image it was made with.
+        image: the image that it was recorded from.
 
     Raises:
-        FileNotFoundError, ValueError: the image cannot be read, or is of another size than the file's.
+        FileNotFoundError, ValueError: a file is missing or damaged, or the image is of another size.
     """
-    golden = np.load(golden_file)
+    golden = read_golden(golden_file)
     pixels = to_tensor(read_image(image))
     size = (int(golden["height"]), int(golden["width"]))
     if tuple(pixels.shape[1:]) != size:
-        raise ValueError(f"{image} is {tuple(pixels.shape[1:])}, {golden_file} was made from an image of {size}")
+        raise ValueError(f"{image} is {tuple(pixels.shape[1:])}, {golden_file} was recorded from an image of {size}")
     with tempfile.TemporaryDirectory() as folder:
         logger.info("making the weights for seed %d", golden["seed"])
         model = rule_made_model(int(golden["seed"]), Path(folder))
@@ -143,7 +141,7 @@ def _check_queries(
         equal("two_stage_rows", confident, golden["two_stage_rows"]),
         close("two_stage_low_res", refined.logits[:, ::16, ::16], golden["two_stage_low_res_sample"]),
         close("two_stage_iou", refined.scores, golden["two_stage_iou"]),
-        *_check_instances("two_stage", refined, size, options, golden),
+        *check_instances("two_stage", refined, size, options, golden),
     ]
 
 
@@ -153,42 +151,15 @@ def _check_tasks(rows: MaskRows, size: tuple[int, int], options: InferenceOption
     labels, scores = semantic_scores(rows, size, NUM_CLASSES, options)
     in_prompt_order = torch.searchsorted(labels, torch.from_numpy(golden["categories"]))
     counts = torch.bincount(semantic_inference(rows, size, NUM_CLASSES, options).flatten(), minlength=NUM_CLASSES)
-    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
-    panoptic = panoptic_inference(rows, size, is_thing, options)
-    areas = torch.bincount(panoptic.map.flatten(), minlength=len(panoptic.segments) + 1)
     best = referring_inference(rows, size)
     return [
         close("sem_seg", scores[in_prompt_order, ::16, ::16], golden["sem_seg_sample"]),
         same_areas("sem_seg_argmax_counts", counts, golden["sem_seg_argmax_counts"], pixels),
-        same_areas("panoptic_areas", areas, golden["panoptic_areas"], pixels),
-        equal(
-            "panoptic_categories",
-            np.array([s.label for s in panoptic.segments]),
-            golden["panoptic_categories"],
-        ),
-        equal("panoptic_isthing", np.array([s.is_thing for s in panoptic.segments]), golden["panoptic_isthing"]),
+        *check_panoptic(rows, size, options, golden),
         same_areas("grounding_area", best.masks.sum(dim=(1, 2)), golden["grounding_area"], pixels),
         close("grounding_score", best.scores, golden["grounding_score"]),
-        *_check_instances("instance", rows, size, options, golden),
+        *check_instances("instance", rows, size, options, golden),
     ]
-
-
-def _check_instances(
-    name: str, rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden
-) -> list[Check]:
-    found = instance_inference(rows, size, options)
-    scores, classes = golden[f"{name}_scores"], golden[f"{name}_classes"]
-    order = align_ties(found.labels.numpy(), classes, scores)
-    ties = int((order != np.arange(len(order))).sum())
-    areas = found.masks.sum(dim=(1, 2))[order]
-    checks = [
-        close(f"{name}_scores", found.scores, scores),
-        equal(f"{name}_classes", found.labels[order], classes, ties),
-        same_areas(f"{name}_areas", areas, golden[f"{name}_areas"], size[0] * size[1]),
-    ]
-    if f"{name}_boxes" in golden:
-        checks.append(close(f"{name}_boxes", found.boxes[order], golden[f"{name}_boxes"]))
-    return checks
 
 
 def disc_targets(discs: np.ndarray, num_prompts: int, size: tuple[int, int]) -> list[Tensor]:
@@ -249,10 +220,10 @@ def _check_training(
 def _exact_gradients(
     model: OpenWorldSAM, features: ImageFeatures, targets: list[Tensor], golden: Golden
 ) -> dict[str, np.ndarray]:
-    """The gradients by released name, in float64 and from the recorded embeddings; leaves the model in float64.
+    """Compute the gradients in float64 from the recorded embeddings, by released name; leaves the model in float64.
 
-    In fp32 they are not a question of the model alone: a unit of the projector that is 2e-7 from the kink of its ReLU
-    falls to either side, as the processor and the number of threads round.
+    In fp32 they also depend on how the processor and its threads round: a unit of the projector is 2e-7 from the kink
+    of its ReLU and may fall on either side.
     """
     model.adapter.double()
     model.mask_decoder.double()

@@ -1,4 +1,4 @@
-"""Parity of post-processing alone, on masks made by formula (rotated ellipses)."""
+"""Parity of post-processing alone, on masks made by a formula (rotated ellipses)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from openworldsam.config import load_config
 from openworldsam.inference import (
@@ -18,14 +17,14 @@ from openworldsam.inference import (
     semantic_inference,
     semantic_scores,
 )
-from openworldsam.parity.checks import Check, align_ties, close, equal, same_map
+from openworldsam.parity.checks import Check, Golden, align_ties, close, equal, read_golden, same_areas, same_map
 
 NUM_CLASSES, NUM_THINGS = 133, 80
 """COCO panoptic; contiguous ids below 80 are things."""
 SIDE = 256
 
 
-def released_options(golden: np.lib.npyio.NpzFile) -> InferenceOptions:
+def released_options(golden: Golden) -> InferenceOptions:
     """The inference options of preset `released` with the thresholds of a golden file."""
     cfg = load_config(Path(__file__).parents[2] / "configs/presets/released.yaml")
     cfg.MODEL.INFERENCE.SCORE_THRESHOLD = float(golden["iou_threshold"])
@@ -34,7 +33,7 @@ def released_options(golden: np.lib.npyio.NpzFile) -> InferenceOptions:
 
 
 def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> MaskRows:
-    """Query rows whose masks are rotated ellipses, some of them near duplicates, some turned by 90 degrees."""
+    """Queries whose masks are rotated ellipses, some of them near duplicates, some turned by 90 degrees."""
     num_rows = len(categories) * num_queries
     u = np.random.Generator(np.random.Philox(key=seed)).random((num_rows, 6), dtype=np.float32)
     f32 = np.float32
@@ -62,59 +61,74 @@ def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> Ma
 def check_postprocess(golden_file: str | Path) -> list[Check]:
     """Run the four tasks on the ellipses of a `postprocess_*.npz` file and compare.
 
-    Args:
-        golden_file: the .npz.
+    Raises:
+        FileNotFoundError, ValueError: the golden file is missing or damaged.
     """
-    golden = np.load(golden_file)
+    golden = read_golden(golden_file)
     rows = ellipse_rows(int(golden["seed"]), golden["categories"])
     size = (int(golden["height"]), int(golden["width"]))
     options = released_options(golden)
-    checks = [close("scores", rows.scores, golden["scores"])]
-    checks += _check_instance(rows, size, options, golden)
-    checks += _check_panoptic(rows, size, options, golden)
-
     _, scores = semantic_scores(rows, size, NUM_CLASSES, options)
     label_map = semantic_inference(rows, size, NUM_CLASSES, options)
-    checks.append(same_map("semantic_argmax", label_map, golden["semantic_argmax"]))
-    checks.append(close("semantic_prompted", scores, golden["semantic_prompted"]))
-
     best = referring_inference(rows, size)
-    checks.append(same_map("refer_masks", best.masks, _unpacked(golden["refer_masks"], best.masks)))
-    checks.append(close("refer_scores", best.scores, golden["refer_scores"]))
-    return checks
-
-
-def _unpacked(bits: np.ndarray, like: Tensor) -> np.ndarray:
-    shape = tuple(like.shape)
-    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
-
-
-def _check_instance(
-    rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: np.lib.npyio.NpzFile
-) -> list[Check]:
-    found = instance_inference(rows, size, options)
-    order = align_ties(found.labels.numpy(), golden["instance_classes"], golden["instance_scores"])
-    ties = int((order != np.arange(len(order))).sum())
-    checks = [
-        close("instance_scores", found.scores, golden["instance_scores"]),
-        equal("instance_classes", found.labels[order], golden["instance_classes"], ties),
-        close("instance_boxes", found.boxes[order], golden["instance_boxes"]),
-    ]
-    if checks[0].ok:
-        masks = _unpacked(golden["instance_masks"], found.masks)
-        checks.append(same_map("instance_masks", found.masks[order], masks))
-    return checks
-
-
-def _check_panoptic(
-    rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: np.lib.npyio.NpzFile
-) -> list[Check]:
-    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
-    result = panoptic_inference(rows, size, is_thing, options)
-    ids = np.array([s.id for s in result.segments])
     return [
-        same_map("panoptic_map", result.map, golden["panoptic_map"]),
-        equal("panoptic_ids", ids, golden["panoptic_ids"]),
-        equal("panoptic_categories", np.array([s.label for s in result.segments]), golden["panoptic_categories"]),
-        equal("panoptic_isthing", np.array([s.is_thing for s in result.segments]), golden["panoptic_isthing"]),
+        close("scores", rows.scores, golden["scores"]),
+        *check_instances("instance", rows, size, options, golden),
+        *check_panoptic(rows, size, options, golden),
+        same_map("semantic_argmax", label_map, golden["semantic_argmax"]),
+        close("semantic_prompted", scores, golden["semantic_prompted"]),
+        same_map("refer_masks", best.masks, _unpack(golden["refer_masks"], len(best.masks), size)),
+        close("refer_scores", best.scores, golden["refer_scores"]),
     ]
+
+
+def check_instances(
+    name: str, rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden
+) -> list[Check]:
+    """Compare instance segmentation with the arrays NAME_*: scores, classes and, where recorded, boxes, areas, masks.
+
+    The order of nearly equal scores does not matter.
+    """
+    found = instance_inference(rows, size, options)
+    scores, classes = golden[f"{name}_scores"], golden[f"{name}_classes"]
+    order = align_ties(found.labels.numpy(), classes, scores)
+    ties = int((order != np.arange(len(order))).sum())
+    masks = found.masks[order]
+    checks = [
+        close(f"{name}_scores", found.scores, scores),
+        equal(f"{name}_classes", found.labels[order], classes, ties),
+    ]
+    if f"{name}_areas" in golden:
+        areas = masks.sum(dim=(1, 2))
+        checks.append(same_areas(f"{name}_areas", areas, golden[f"{name}_areas"], size[0] * size[1]))
+    if f"{name}_boxes" in golden:
+        checks.append(close(f"{name}_boxes", found.boxes[order], golden[f"{name}_boxes"]))
+    if f"{name}_masks" in golden:
+        checks.append(same_map(f"{name}_masks", masks, _unpack(golden[f"{name}_masks"], len(scores), size)))
+    return checks
+
+
+def check_panoptic(rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden) -> list[Check]:
+    """Compare panoptic segmentation: the segments' classes, and map and ids or, where not recorded, areas."""
+    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
+    found = panoptic_inference(rows, size, is_thing, options)
+    if "panoptic_map" in golden:
+        ids = np.array([s.id for s in found.segments])
+        where = [
+            same_map("panoptic_map", found.map, golden["panoptic_map"]),
+            equal("panoptic_ids", ids, golden["panoptic_ids"]),
+        ]
+    else:
+        areas = torch.bincount(found.map.flatten(), minlength=len(found.segments) + 1)
+        where = [same_areas("panoptic_areas", areas, golden["panoptic_areas"], size[0] * size[1])]
+    return [
+        *where,
+        equal("panoptic_categories", np.array([s.label for s in found.segments]), golden["panoptic_categories"]),
+        equal("panoptic_isthing", np.array([s.is_thing for s in found.segments]), golden["panoptic_isthing"]),
+    ]
+
+
+def _unpack(bits: np.ndarray, num_masks: int, size: tuple[int, int]) -> np.ndarray:
+    """Masks from bits, uint8 [N, H, W]."""
+    shape = (num_masks, *size)
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)

@@ -1,7 +1,7 @@
 """Weights made by a rule instead of training: for parity checks, and to try the tools without a download.
 
-A tensor's values depend on its released name, its shape and a seed alone, so two implementations that agree on names
-and shapes get the same model.
+A tensor's values depend only on its released name, its shape and a seed, so two implementations that agree on names and
+shapes get the same model.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from openworldsam.checkpoint.writing import released_state
 from openworldsam.utils.files import save_atomically
 
 NOTE = "rule-made, not trained"
-"""Stands at the start of the provenance of such weights."""
+"""Start of the provenance of such weights."""
 
 
 def rule_stream(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Standard normal float32 numbers that belong to a name and a seed."""
+    """Draw standard normal float32 numbers from the generator of a name and a seed."""
     key = zlib.crc32(name.encode()) + (seed << 32)
     generator = np.random.Generator(np.random.Philox(key=key))
     return generator.standard_normal(size=shape, dtype=np.float32)
 
 
 def rule_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The weights of a released name: scaled so that activations neither vanish nor explode."""
+    """Make the tensor of a released name, scaled so that activations neither vanish nor explode."""
     z = rule_stream(name, shape, seed)
     if name.endswith(("positional_tokens", "gaussian_matrix")):
         return z
@@ -46,9 +46,9 @@ def rule_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def save_rule_checkpoint(model: nn.Module, cfg: CfgNode, seed: int, path: Path) -> None:
-    """Fill an `OpenWorldSAM` by the rule, in place, and write it as a checkpoint of the released layout.
+    """Fill an `OpenWorldSAM` by the rule, in place, and write it as a checkpoint in the released layout.
 
-    Like the released file it holds both encoders twice, sharing their memory.
+    Like the released file, the checkpoint has both encoders twice, in shared memory.
 
     Args:
         model: built from `cfg`.
@@ -68,7 +68,7 @@ def save_rule_checkpoint(model: nn.Module, cfg: CfgNode, seed: int, path: Path) 
 
 
 def save_tokenizer(path: Path, vocab_size: int = 290) -> None:
-    """Train a small sentencepiece model on the COCO class names; stands in for beit3.spm."""
+    """Train a small sentencepiece model on COCO's class names, in place of the public beit3.spm."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([category["name"] for category in COCO_CATEGORIES]),

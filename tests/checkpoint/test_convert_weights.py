@@ -307,7 +307,11 @@ def load_script() -> ModuleType:
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     """The command in this process; starting Python with torch takes seconds."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
-    return load_script().main()
+    try:
+        load_script().main()
+    except SystemExit as exited:
+        return exited.code
+    return 0
 
 
 def test_the_command_splits_and_joins(

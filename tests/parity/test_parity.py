@@ -1,3 +1,5 @@
+"""The parity command on the golden files, and its tolerances by hand."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +44,7 @@ def test_the_model_equals_the_released_one(shared, golden, image):
     assert "all 36 hold" in done.stdout
 
 
-def test_a_picture_of_another_size_is_an_error(shared, photograph):
+def test_an_image_of_another_size_is_an_error(shared, photograph):
     with pytest.raises(ValueError, match=r"\(300, 451\).*\(427, 640\)"):
         check_model(shared / "golden/model_seed0.npz", photograph)
 
@@ -50,6 +52,13 @@ def test_a_picture_of_another_size_is_an_error(shared, photograph):
 def test_a_missing_golden_file_is_an_error():
     done = parity("--golden", "nowhere.npz")
     assert done.returncode == 2 and "nowhere.npz" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\003\004 cut short"])
+def test_a_damaged_golden_file_is_an_error(tmp_path, content):
+    (tmp_path / "golden.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"golden\.npz is not a golden file"):
+        check_postprocess(tmp_path / "golden.npz")
 
 
 def test_tolerances_by_hand():
