@@ -1,1 +1,1 @@
-"""How the two tiny encoders of the Shapes world were made: as the real ones were, and then frozen."""
+"""Trains the tiny SAM2 and BEiT-3 of the Shapes world, as the real ones were trained, and SAM2's video memory."""

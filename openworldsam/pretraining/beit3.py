@@ -1,7 +1,7 @@
-"""A tiny BEiT-3, trained as EVF-SAM trains it: a text about an image points at one region. Nothing else is asked of it.
+"""Training of a tiny BEiT-3 as EVF-SAM trains it: the embedding of a text and an image points at a region.
 
-Shapes: B images, N texts of the whole batch (sorted by image), D width, G patches along a side, V pieces of the
-vocabulary, H = W = side of a scene.
+Shapes: B images, N texts of the whole batch (sorted by image), n texts of an image, L tokens of a text, D width,
+G patches along a side, H = W scene size.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from openworldsam.data.shapes import Scene, World, expressions, render, thing_na
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
+from openworldsam.pretraining.loop import batches
 from openworldsam.utils.files import save_atomically
 
 SEEING_STEPS = 2500
-"""Steps of images alone, before the texts come. BEiT-3 began with masked images and texts."""
+"""First steps, which train with images alone; BEiT-3 began with masked images and texts."""
 
 
 class Described(NamedTuple):
-    """An image and texts about it.
+    """An image with n texts.
 
     image: uint8 [3, H, W].
-    texts: n of them, each true of one segment or, a name, of several.
-    masks: bool [n, H, W], these regions.
-    segments: float [n, NUMBERS + 1], their descriptions, and how much each counts; several count nothing.
-    cells: float [G, G, NUMBERS + 1], the same for the segment that each patch lies in.
+    texts: n texts; each refers to one segment, or a name to several.
+    masks: bool [n, H, W] of these regions.
+    segments: float [n, NUMBERS + 1], descriptions and weights of the regions; weight 0 for several segments.
+    cells: float [G, G, NUMBERS + 1], the same for the segment in each patch.
     """
 
     image: Tensor
@@ -46,11 +47,11 @@ class Described(NamedTuple):
 
 
 def describe(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
-    """Texts by the ids of their segments, with and without their article.
+    """Return the texts that refer to each set of segment ids, with and without their article.
 
-    Expressions for one thing each, names for stuff, and the names that several things have, which point at all of them.
+    They are expressions for single things, names of stuff, and names that several things share, which refer to all.
     """
-    texts: dict[tuple[int, ...], tuple[str, ...]] = {(id_,): own for id_, own in expressions(scene).items()}
+    texts: dict[tuple[int, ...], tuple[str, ...]] = {(id_,): found for id_, found in expressions(scene).items()}
     named: dict[str, list[int]] = {}
     for segment in scene.segments:
         names = (segment.name, thing_name(segment.colour, segment.name)) if segment.colour else (segment.name,)
@@ -61,17 +62,17 @@ def describe(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
     for name, ids in named.items():
         if len(ids) > 1:
             texts[tuple(ids)] = (*texts.get(tuple(ids), ()), f"the {name}")
-    return {ids: (*own, *(text.removeprefix("the ") for text in own)) for ids, own in texts.items()}
+    return {ids: (*found, *(text.removeprefix("the ") for text in found)) for ids, found in texts.items()}
 
 
 class DescribedScenes(Dataset[Described]):
-    """Scenes with texts that point at a region each.
+    """Scenes with texts, each of which refers to a region.
 
     Args:
-        world: of the scenes, with things of all kinds.
-        seed: of the scenes and of what is drawn.
-        num_texts: of a scene.
-        grid: patches along a side of BEiT-3's view.
+        world: world of the scenes, with things of all kinds.
+        seed: seed of the scenes and of the texts.
+        num_texts: texts per scene.
+        grid: G, patches along a side of BEiT-3's input.
     """
 
     def __init__(self, world: World, seed: int, num_texts: int, grid: int) -> None:
@@ -85,7 +86,7 @@ class DescribedScenes(Dataset[Described]):
         regions = list(texts)
         weights = np.array([table[ids[0], -1] for ids in regions])
         chosen = [regions[i] for i in rng.choice(len(regions), self.num_texts, p=weights / weights.sum())]
-        # nothing can be told of several as of one
+        # several segments have no common description
         told = [table[ids[0]] if len(ids) == 1 else np.zeros_like(table[0]) for ids in chosen]
         centres = ((np.arange(self.grid) + 0.5) * self.world.size / self.grid).astype(int)
         return Described(
@@ -100,16 +101,16 @@ class DescribedScenes(Dataset[Described]):
 def collate(examples: list[Described]) -> Described:
     """Stack B examples: image and cells [B, ...], the others over all texts [N, ...]."""
     images, texts, masks, segments, cells = zip(*examples, strict=True)
-    listed = [text for own in texts for text in own]
-    return Described(torch.stack(images), listed, torch.cat(masks), torch.cat(segments), torch.stack(cells))
+    flat = [text for group in texts for text in group]
+    return Described(torch.stack(images), flat, torch.cat(masks), torch.cat(segments), torch.stack(cells))
 
 
 class PointingBEiT3(nn.Module):
-    """A BEiT-3, and the linear heads through which it is trained; they are thrown away.
+    """BEiT-3 with the linear heads that train it; the heads are discarded afterwards.
 
-    From every patch: whether the region covers it, and what can be said of the segment that it lies in (BEiT-3 itself
-    learnt to see from masked images). From the embedding: the region's shares in a grid, what can be said of it, and
-    which pieces the text was made of (BEiT-3 itself learnt its words from masked texts).
+    From every patch they predict whether the region covers it, and the description of the patch's segment (in place of
+    BEiT-3's masked images). From the embedding they predict the region's share of each grid cell, its description, and
+    the tokens of the text (in place of BEiT-3's masked texts).
     """
 
     def __init__(self, encoder: BEiT3PromptEncoder) -> None:
@@ -128,10 +129,15 @@ class PointingBEiT3(nn.Module):
         return self.patch_head.weight.device
 
     def forward(self, images: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, 3, H, W], texts [N, L] to embeddings [N, D] and, one layer earlier, patches [N, G * G, D].
+        """Encode images with texts.
 
-        Images alone, without texts, count as N = B.
-        What the patches know by then, the embedding can gather in the last layer.
+        Args:
+            images: uint8 [B, 3, H, W].
+            ids: tokens [N, L], N / B texts per image; None for images alone, then N = B.
+
+        Returns:
+            embeddings [N, D], and patches [N, G * G, D] before the last layer, in which the embedding can gather what
+            they hold.
         """
         encoder = self.prompt_encoder
         inputs = torch.stack([encoder.preprocess(image) for image in images])
@@ -145,12 +151,12 @@ class PointingBEiT3(nn.Module):
         return output["encoder_out"][:, 0], layers[0][:, 1 : 1 + self.grid**2]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [N, L] on the model's device."""
+        """Return token ids [N, L] on the model's device."""
         return self.prompt_encoder.tokenizer(texts).to(self.device)
 
 
 def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[str, Tensor]:
-    """Losses of a step: what patches tell of images alone; then one for each head."""
+    """Return the losses of a step: during SEEING_STEPS of the patches without text, then of every head."""
     device = model.device
     cells = batch.cells.flatten(1, 2).to(device)
     if step <= SEEING_STEPS:
@@ -158,7 +164,7 @@ def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[s
         return {"cells": _telling_loss(model.patch_telling(patches).float(), cells)}
     ids, target = model.tokenize(batch.texts), batch.masks.to(device).float()[:, None]
     embeddings, patches = model(batch.image.to(device), ids)
-    quarters = F.adaptive_avg_pool2d(target, 2 * model.grid)  # four to a patch
+    quarters = F.adaptive_avg_pool2d(target, 2 * model.grid)  # four per patch
     blocks = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
     place = F.adaptive_avg_pool2d(target, model.grid).flatten(1)
     place = place / place.sum(dim=1, keepdim=True)
@@ -166,18 +172,18 @@ def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[s
     covered = F.binary_cross_entropy_with_logits(model.patch_head(patches).float(), blocks, reduction="none")
     pieces = torch.zeros(len(ids), model.words.out_features, device=device).scatter_(1, ids, 1)[:, EOS_ID + 1 :]
     words = model.words(embeddings).float()[:, EOS_ID + 1 :]
-    own_patches = patches[:: len(ids) // len(batch.image)]  # those of the first text of each image
+    first_patches = patches[:: len(ids) // len(batch.image)]  # with the first text of each image
     return {
         "patches": (weight * covered).mean(),
         "place": F.cross_entropy(model.place_head(embeddings).float(), place),
         "words": 5 * F.binary_cross_entropy_with_logits(words, pieces),
         "segments": _telling_loss(model.telling(embeddings).float(), batch.segments.to(device)),
-        "cells": _telling_loss(model.patch_telling(own_patches).float(), cells),
+        "cells": _telling_loss(model.patch_telling(first_patches).float(), cells),
     }
 
 
 def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
-    """`description_loss`, and how far the innermost point is off."""
+    """Return `description_loss` plus the error of the innermost point."""
     weight = truth[..., -1]
     point = (told[..., POINT] - truth[..., POINT]).abs().mean(dim=-1)
     return description_loss(told, truth) + 2 * (point * weight).sum() / weight.sum().clamp(min=1)
@@ -185,21 +191,20 @@ def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """How often the patch that an embedding points at lies in the region: of stuff, names, superlatives, relations."""
+    """Return how often the patch that an embedding points at lies in the region, by kind of text."""
     data = DescribedScenes(world, seed, 4, model.grid)
     found: dict[str, list[float]] = {}
-    for start in range(0, scenes, batch_size):
-        batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])
+    for batch in batches(data, collate, scenes, batch_size):
         embeddings, _ = model(batch.image.to(model.device), model.tokenize(batch.texts))
         pointed = model.place_head(embeddings).argmax(dim=1).cpu()
         share = F.adaptive_avg_pool2d(batch.masks.float()[:, None], model.grid).flatten(1)
         hits = share[torch.arange(len(share)), pointed] > 0.25
         for text, hit in zip(batch.texts, hits.tolist(), strict=True):
-            found.setdefault(_family(text, world), []).append(hit)
-    return {family: float(np.mean(values)) for family, values in sorted(found.items())}
+            found.setdefault(_kind(text, world), []).append(hit)
+    return {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
 
 
-def _family(text: str, world: World) -> str:
+def _kind(text: str, world: World) -> str:
     words = text.removeprefix("the ").split()
     if words[0] in world.textures:
         return "stuff"
@@ -209,13 +214,13 @@ def _family(text: str, world: World) -> str:
 
 
 def save_tokenizer(path: Path, texts: Iterable[str], vocab_size: int = 512) -> None:
-    """Train a sentencepiece model on texts; its vocabulary is as large as they need, at most `vocab_size`."""
+    """Train a sentencepiece model on texts, with a vocabulary of at most `vocab_size` pieces, and save it."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=buffer,
-        model_type="bpe",  # words become pieces; the default cuts the commonest up
-        vocab_size=vocab_size - 1,  # BEiT-3's ids are one higher
+        model_type="bpe",  # keeps words whole; the default splits even the commonest
+        vocab_size=vocab_size - 1,  # BEiT-3's ids are shifted by one
         hard_vocab_limit=False,
         minloglevel=2,
     )

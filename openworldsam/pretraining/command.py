@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
-from openworldsam.data.shapes import World, render
+from openworldsam.data.shapes import render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.pretraining import beit3, memory, sam2
@@ -32,29 +32,29 @@ SCHEDULES = {
     "memory": Schedule(steps=1_500, batch_size=6, learning_rate=5e-4),
 }
 TRAINED_FRAMES, SCORED_FRAMES = 8, 12
-"""Of a clip."""
+"""Frames of a clip."""
 VIDEO = "sam2_video.safetensors"
-"""The SAM2 with a memory, in the output folder: the adapters that ship know the one without."""
+"""SAM2 with a memory, in the output folder; the shipped adapters were trained with the SAM2 without it."""
 TOKENIZER_SCENES = 3000
-"""Scenes whose texts the vocabulary is made of."""
+"""Scenes whose texts train the tokenizer."""
 SCORED_SCENES = 200
-"""Scenes that an encoder is scored on in the end."""
+"""Scenes to score an encoder on after its training."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Make the frozen encoders of the Shapes world, and its video memory.")
-    parser.add_argument("encoder", choices=tuple(SCHEDULES), help="memory: that of a SAM2 that is there")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train the frozen encoders of the Shapes world, or its video memory.")
+    parser.add_argument("encoder", choices=tuple(SCHEDULES), help="memory extends an existing SAM2")
     parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml")
-    parser.add_argument("--output", type=Path, default=Path("output/shapes"), help="folder of the training's state")
-    parser.add_argument("--steps", type=int, help="other than the usual number")
-    parser.add_argument("--batch-size", type=int, help="scenes of a step")
+    parser.add_argument("--output", type=Path, default=Path("output/shapes"), help="folder for the training state")
+    parser.add_argument("--steps", type=int, help="default: the number for the shipped weights")
+    parser.add_argument("--batch-size", type=int, help="scenes per step")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_intermixed_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train one encoder, and write it where the config looks for it; a SAM2 with memory to the output folder."""
+def pretrain_component(args: argparse.Namespace) -> None:
+    """Train an encoder and write it to its path in the config; write a SAM2 with memory to the output folder."""
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     cfg.MODEL.PRECISION = "bf16"
@@ -81,7 +81,8 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
 def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     world, tokenizer = configured_world(cfg), Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
     if not tokenizer.is_file():
-        texts = _texts(world, _seed(cfg, "tokenizer"))
+        scenes = (render(world, _seed(cfg, "tokenizer"), index, "all") for index in range(TOKENIZER_SCENES))
+        texts = (text for scene in scenes for group in beit3.describe(scene).values() for text in group)
         beit3.save_tokenizer(tokenizer, texts, cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE)
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
@@ -90,7 +91,7 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     losses = partial(beit3.training_losses, pointing)
     pretrain(pointing, data, beit3.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     scores = beit3.evaluate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
-    logger.info("texts that point into their region: %s", scores)
+    logger.info("share of texts that point into their region: %s", scores)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -103,19 +104,13 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     losses = partial(memory.training_losses, tiny)
     pretrain(tiny, data, memory.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
-    logger.info("a thing followed: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
+    logger.info("tracking: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
     note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 
 
-def _texts(world: World, seed: int) -> Iterator[str]:
-    for index in range(TOKENIZER_SCENES):
-        for texts in beit3.describe(render(world, seed, index, "all")).values():
-            yield from texts
-
-
 def _seed(cfg: CfgNode, purpose: str) -> int:
-    """Of scenes that no split has."""
+    """Return the seed of scenes that no split has."""
     return split_seed(cfg.DATASETS.SHAPES_SEED, purpose)
 
 
@@ -124,5 +119,5 @@ def _note(schedule: Schedule) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 2 after a user error."""
-    launch_command(run, args=(parse_args(argv),))
+    """Run the command; exit with status 2 after a user error."""
+    launch_command(pretrain_component, args=(parse_args(argv),))

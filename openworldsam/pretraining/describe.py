@@ -1,6 +1,6 @@
-"""What can be said of a segment without a class: where it is, its colours, its form. Both encoders learn to tell it.
+"""Class-free descriptions of segments: place, colours and form. Both encoders learn to predict them.
 
-Shapes: n segments of a scene, H = W = side of the scene, S cells along a side.
+Shapes: n segments of a scene, H = W scene size, S cells along a side.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ POINT, BOX, COLOUR, FORM = slice(0, 2), slice(2, 6), slice(6, 12), slice(12, 12 
 """Columns of a description: innermost point and box (fractions of the scene), mean and deviation of RGB, form."""
 NUMBERS = 12 + RADII * HARMONICS
 THING_WEIGHT = 4.0
-"""Things are fewer than cells of stuff, and harder."""
+"""Weight of a thing; there are fewer cells of things than of stuff, and they are harder."""
 
 
 def describe_segments(scene: Scene) -> np.ndarray:
-    """Descriptions of the segments by id: float32 [n + 1, NUMBERS + 1]; stuff has no form.
+    """Describe the segments by id: float32 [n + 1, NUMBERS + 1].
 
-    The last column is how much one counts: 0 for void (id 0), 1 for stuff, whose form says nothing, else THING_WEIGHT.
+    The last column is the weight of a segment: 0 for void (id 0), 1 for stuff, which has no form, THING_WEIGHT for
+    things.
     """
     table = np.zeros((len(scene.segments) + 1, NUMBERS + 1), np.float32)
     size = len(scene.segment_map)
@@ -44,28 +45,28 @@ def describe_segments(scene: Scene) -> np.ndarray:
 
 
 def describe_cells(scene: Scene, stride: int) -> np.ndarray:
-    """The description of the segment at the centre of each cell of `stride` pixels: float32 [NUMBERS + 1, S, S]."""
+    """Describe the segment at the centre of each cell of `stride` pixels: float32 [NUMBERS + 1, S, S]."""
     return describe_segments(scene)[scene.segment_map[stride // 2 :: stride, stride // 2 :: stride]].transpose(2, 0, 1)
 
 
 def innermost(mask: np.ndarray) -> np.ndarray:
-    """(x, y) in pixels of the point that is farthest from the outside of a bool mask [H, W]."""
+    """Return (x, y) in pixels of the point of a mask, bool [H, W], that is farthest from its outside."""
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), mask.shape)
     return np.array([x + 0.5, y + 0.5], np.float32)
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:
-    """(left, top, right, bottom) in pixels of a bool mask [H, W] that is not empty."""
+    """Return (left, top, right, bottom) in pixels of a non-empty mask, bool [H, W]."""
     ys, xs = np.nonzero(mask)
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], np.float32)
 
 
 def form(mask: np.ndarray) -> np.ndarray:
-    """What a mask [H, W] looks like around its centroid, however it is turned or sized: float32 [RADII, HARMONICS].
+    """Describe a mask [H, W] around its centroid, invariant to rotation and scale: float32 [RADII, HARMONICS].
 
-    For each of the rings between the centroid and the farthest pixel: the share of it that the mask covers, and how
-    strongly it is covered once, twice, ... around (magnitudes of a Fourier series over the angle).
+    Each row is a ring between the centroid and the farthest pixel: the share of the ring that the mask covers, then
+    the magnitudes of the Fourier series of the coverage over the angle (period one turn, half a turn, ...).
     """
     ys, xs = np.nonzero(mask)
     centre = (float(xs.mean()), float(ys.mean()))
@@ -78,11 +79,11 @@ def form(mask: np.ndarray) -> np.ndarray:
 
 
 def description_loss(told: Tensor, truth: Tensor) -> Tensor:
-    """How far descriptions are off, but for their point: [..., NUMBERS] and [..., NUMBERS + 1] to a scalar."""
+    """Weighted error of predicted descriptions [..., NUMBERS] against [..., NUMBERS + 1], except for their points."""
     weight = truth[..., -1]
     error = told[..., 2:] - truth[..., 2:-1]
     box, colour, shape = (error[..., part.start - 2 : part.stop - 2] for part in (BOX, COLOUR, FORM))
     near = 2 * box.abs().mean(dim=-1) + 2 * colour.abs().mean(dim=-1)
-    # squared: most numbers of a form are small, and the median alone, which absolute errors lead to, says nothing
+    # squared: most numbers of a form are small, and absolute errors would lead to their uninformative median
     alike = 50 * (weight > 1) * shape.square().mean(dim=-1)
     return (weight * (near + alike)).sum() / weight.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The loop that encoders and memory are trained by: AdamW, warm-up and cosine decay, bf16, states to go on from."""
+"""Training loop for the encoders and the memory: AdamW, warm-up and cosine decay, bf16, resumable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from openworldsam.utils.files import save_atomically
 
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 PERIOD = 250
-"""Steps between two states; a kill loses no more."""
+"""Steps between saved states."""
 
 
 class Schedule(NamedTuple):
-    """steps, examples of a step, learning rate after `warmup` steps, from where it falls to a hundredth by a cosine."""
+    """Length and optimiser settings of a training; the learning rate falls by a cosine to a hundredth."""
 
     steps: int
     batch_size: int
@@ -35,15 +35,18 @@ class Schedule(NamedTuple):
     weight_decay: float = 0.02
     clip: float = 1.0
 
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-class _Positions(Sampler[int]):
-    """start, start + 1, ... up to the end."""
 
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end = start, end
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.end))
+def batches(data: Any, collate: Callable[[list[Any]], Any], count: int, batch_size: int) -> Iterator[Any]:
+    """Yield the first `count` examples of a dataset in batches."""
+    for start in range(0, count, batch_size):
+        yield collate([data[index] for index in range(start, min(start + batch_size, count))])
 
 
 def pretrain(
@@ -55,16 +58,16 @@ def pretrain(
     state_file: Path,
     workers: int,
 ) -> None:
-    """Train all parameters that need a gradient; goes on from `state_file` if it is there.
+    """Train all parameters that require a gradient; resume from `state_file` if it exists.
 
     Args:
-        model: what is trained, on its device.
-        data: example n of the training; never the same twice.
-        collate: makes a batch of examples.
-        losses: of a batch at a step (from 1); scalars by name.
-        schedule: length and learning rate.
-        state_file: weights, optimizer and step, written every `PERIOD` steps.
-        workers: reading processes.
+        model: module to train, on its device.
+        data: unlimited dataset; example n is the n-th of the training.
+        collate: combines examples to a batch.
+        losses: scalar losses by name, of a batch at a step (from 1).
+        schedule: length and optimiser settings.
+        state_file: weights, optimiser and step, written every `PERIOD` steps.
+        workers: DataLoader workers.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -72,23 +75,25 @@ def pretrain(
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_factor, schedule))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     start = 0
     if state_file.is_file():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         start = state["step"]
-        logger.info("goes on at step %d", start)
-    positions = _Positions(start * schedule.batch_size, schedule.steps * schedule.batch_size)
-    loader = DataLoader(data, schedule.batch_size, sampler=positions, num_workers=workers, collate_fn=collate)
+        logger.info("resuming at step %d", start)
+    remaining = range(start * schedule.batch_size, schedule.steps * schedule.batch_size)
+    loader = DataLoader(data, schedule.batch_size, sampler=remaining, num_workers=workers, collate_fn=collate)
     device = next(model.parameters()).device
     mean: dict[str, float] = {}
     begun = time.monotonic()
     for step, batch in enumerate(loader, start=start + 1):
-        torch.manual_seed(step)  # what is drawn does not hang on where the training was taken up
-        with torch.autocast(device.type, torch.bfloat16), _attention(device):
+        torch.manual_seed(step)  # random draws must not depend on where training was resumed
+        # with heads this narrow, flash attention is slow in the backward pass on a CPU
+        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+        with torch.autocast(device.type, torch.bfloat16), attention:
             found = losses(batch, step)
         torch.stack(list(found.values())).sum().backward()
         nn.utils.clip_grad_norm_(trained, schedule.clip, error_if_nonfinite=True)
@@ -100,25 +105,7 @@ def pretrain(
         if step % 50 == 0 or step == schedule.steps:
             words = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
             seconds = (time.monotonic() - begun) / (step - start)
-            logger.info("%d/%d  %s  %.2f s a step", step, schedule.steps, words, seconds)
+            logger.info("%d/%d  %s  %.2f s per step", step, schedule.steps, words, seconds)
         if step % PERIOD == 0 or step == schedule.steps:
-            content = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "step": step,
-            }
+            content = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
             save_atomically(state_file, partial(torch.save, content))
-
-
-def _attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Flash attention is slow backwards on a CPU where heads are as narrow as here."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
-
-
-def _factor(schedule: Schedule, step: int) -> float:
-    """Of the learning rate at a step."""
-    if step < schedule.warmup:
-        return (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

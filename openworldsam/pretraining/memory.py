@@ -1,9 +1,9 @@
-"""SAM2's video memory for the tiny SAM2: a thing of the first frame of a clip is found again in the next ones.
+"""Training of a video memory for the tiny SAM2: to find a thing of the first frame in the following frames.
 
-Image encoder and mask decoder stay as they are, but for the head that tells whether an object is there, which the image
-model does not use. A frame is what SAM2's tracking makes of it; only the gradient is more.
+Image encoder and mask decoder stay frozen, except for the head that predicts whether an object is present, which the
+image model does not use. Frames are processed as in SAM2's tracking, but with gradients.
 
-Shapes: B clips, T frames, H = W = image size, M = 4S mask side.
+Shapes: B clips, T frames, H = W image size, M = 4S mask side.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from openworldsam.data.shapes import World
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.pretraining.sam2 import mask_iou, mask_losses
+from openworldsam.pretraining.loop import batches
+from openworldsam.pretraining.sam2 import mask_losses, paired_iou
 from openworldsam.video.memory import SAM2Memory
 
 SPEED = 16.0
-"""Pixels per frame that a thing moves at most, along each axis."""
+"""Highest speed of a thing along each axis, in pixels per frame."""
 LOCAL = 1.5
-"""Constant part of queries and keys that training begins with."""
+"""Initial constant part of queries and keys."""
 HEAD = "sam_mask_decoder.pred_obj_score_head."
-"""Of the tensors that tell whether an object is there."""
+"""Prefix of the tensors of the head that predicts presence."""
 LEAST = 30
-"""Visible pixels of a thing that is there."""
+"""Least visible pixels of a thing that counts as present."""
 PRESENT_AT_FIRST = 2.0
-"""Logit of presence that training begins with: a mask of an absent object has no gradient."""
+"""Initial logit of presence; positive, because the mask of an absent object has no gradient."""
 
 
 class Tracked(NamedTuple):
-    """Clips, and a thing of each: images uint8 [B, T, 3, H, W]; masks bool [B, T, H, W], its visible part."""
+    """Clips with one thing each: images uint8 [B, T, 3, H, W]; masks bool [B, T, H, W] of its visible part."""
 
     images: Tensor
     masks: Tensor
 
 
 class MovingThings(Dataset[Tracked]):
-    """Clips of one to three things that move straight on, often behind each other or out of the scene.
+    """Clips of one to three things that move in straight lines, often behind each other or out of the scene.
 
-    In a third of the clips the thing that is followed is gone for some frames, as if something had hidden it.
+    In a third of the clips the tracked thing is absent for some frames, as if it were hidden.
 
     Args:
-        world: of the ground, shapes and colours.
-        seed: of the clips.
+        world: world that the background, shapes and colours come from.
+        seed: seed of the clips.
         num_frames: T.
     """
 
@@ -74,14 +75,14 @@ class MovingThings(Dataset[Tracked]):
         return Tracked(torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(identities == chosen + 1))
 
     def _render(self, moving: list[Moving], seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [T, H, W, 3] and identities [T, H, W]."""
+        """Render images uint8 [T, H, W, 3] and identities [T, H, W]."""
         images, identities = zip(*render_clip(self.world, seed, moving, self.num_frames), strict=True)
         return np.stack(images), np.stack(identities)
 
     def _thing(self, rng: np.random.Generator) -> Moving:
         size = self.world.size
         place, step = rng.uniform(0.1, 0.9, 2) * size, rng.uniform(-SPEED, SPEED, 2)
-        step += 0.3 * SPEED * (0.5 - place / size)  # rather inwards, where it meets others
+        step += 0.3 * SPEED * (0.5 - place / size)  # mostly inwards, where it meets other things
         shape, colour = str(rng.choice(self.world.shapes)), str(rng.choice(self.world.colours))
         diameter, angle = float(rng.uniform(*self.world.thing_size)), float(rng.uniform(-np.pi, np.pi))
         return Moving(Thing(shape, colour, float(place[0]), float(place[1]), diameter, angle), (step[0], step[1]))
@@ -94,7 +95,7 @@ def collate(examples: list[Tracked]) -> Tracked:
 
 
 class TinyMemory(nn.Module):
-    """The memory of an `OpenWorldSAM`, whose video modules and head of presence are trained here."""
+    """Memory of an `OpenWorldSAM`; only its video modules and its presence head are trained."""
 
     def __init__(self, model: OpenWorldSAM) -> None:
         super().__init__()
@@ -105,25 +106,25 @@ class TinyMemory(nn.Module):
         self._start_local()
 
     def _start_local(self) -> None:
-        """Let each place of a frame first attend to the same place in memory.
+        """Initialise attention so that each place of a frame attends to the same place in memory.
 
-        Positions are rotations of queries and keys, so a constant part in both agrees where the places do. From random
-        projections 600 steps had found things, but not which one was followed.
+        Positions rotate queries and keys, so a constant part in both agrees where the places do. From random
+        projections, 600 steps learnt to find things, but not which one was tracked.
         """
         for layer in self.memory.memory_attention.layers:
             for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
                 nn.init.constant_(projection.bias, LOCAL)
 
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Features of uint8 [B, 3, H, W] images that have SAM2's size, without gradient."""
+        """Encode images uint8 [B, 3, H, W] of SAM2's input size, without gradients."""
         with torch.no_grad():
             return self.model.image_encoder((images.float() - self.model.pixel_mean) / self.model.pixel_std)
 
     def track(self, clips: Tracked) -> tuple[Tensor, Tensor]:
-        """Follow the thing of each clip from its mask in the first frame.
+        """Track the thing of each clip from its mask in the first frame.
 
         Returns:
-            mask logits [B, T - 1, M, M] and logits of presence [B, T - 1].
+            mask logits [B, T - 1, M, M] and presence logits [B, T - 1].
         """
         images, device = clips.images, self.model.device
         memory = self.memory.begin(0, self.encode(images[:, 0].to(device)), clips.masks[:, 0].to(device))
@@ -136,11 +137,11 @@ class TinyMemory(nn.Module):
 
 
 def training_losses(tiny: TinyMemory, clips: Tracked, step: int) -> dict[str, Tensor]:
-    """Of masks where the thing is to be seen, and of its presence."""
+    """Return the loss of the masks in frames where the thing is visible, and the loss of its presence."""
     logits, presence = (part.flatten(0, 1) for part in tiny.track(clips))
     masks = clips.masks[:, 1:].flatten(0, 1).to(logits.device)
     there = masks.sum(dim=(1, 2)) >= LEAST
-    answered = there & (presence > 0)  # else SAM2 has replaced the mask by a constant
+    answered = there & (presence > 0)  # otherwise SAM2 replaces the mask by a constant
     of_masks = mask_losses(logits[answered, None], masks[answered, None].float())
     return {
         "masks": of_masks.sum() / max(1, int(answered.sum())),
@@ -150,14 +151,13 @@ def training_losses(tiny: TinyMemory, clips: Tracked, step: int) -> dict[str, Te
 
 @torch.no_grad()
 def evaluate(tiny: TinyMemory, data: MovingThings, clips: int, batch_size: int = 8) -> dict[str, float]:
-    """Mean IoU over the frames in which the thing is to be seen, and how often its presence is told right."""
+    """Return the mean IoU over frames where the thing is visible, and the accuracy of its presence."""
     ious, right = [], []
-    for start in range(0, clips, batch_size):
-        batch = collate([data[index] for index in range(start, min(start + batch_size, clips))])
+    for batch in batches(data, collate, clips, batch_size):
         logits, presence = (part.flatten(0, 1).cpu() for part in tiny.track(batch))
         masks = batch.masks[:, 1:].flatten(0, 1)
         there = masks.sum(dim=(1, 2)) >= LEAST
         full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
-        ious.append(mask_iou(full, masks)[there])
+        ious.append(paired_iou(full, masks)[there])
         right.append((presence > 0) == there)
     return {"IoU": torch.cat(ious).mean().item(), "presence": torch.cat(right).float().mean().item()}

@@ -1,11 +1,12 @@
-"""A tiny SAM2, trained as SAM2's image model was: from points, boxes and masks to masks, without any class.
+"""Training of a tiny SAM2 as SAM2's image model was trained: class-free masks from points, boxes and masks.
 
-The mask decoder could answer these from the high-res features alone, and then the embedding that the adapter reads has
-neither place nor form in it: linear probes of such a model found colours and textures, but no positions (R2 0.0) and
-shapes by chance. A large Hiera's embedding has both. So every cell of the embedding must also tell, by a linear head,
-what can be said of its segment without a class (`describe`), and where a click on it would be.
+The mask decoder could solve this from the high-res features alone, leaving neither place nor form in the embedding,
+which is all that the adapter reads: linear probes of such a model found colours and textures, but no positions (R2 0.0)
+and shapes only by chance. The embedding of a large Hiera has both. Therefore a linear head must also predict, from
+every cell of the embedding, the class-free description of its segment (`describe`) and the code of a click on it.
 
-Shapes: B images, N prompts of the whole batch (sorted by image), H = W = image size, S feature side, M = 4S mask side.
+Shapes: B images, N prompts of the whole batch (sorted by image), n prompts of an image, H = W image size, S feature
+side, M = 4S mask side, C width.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2Image
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
+from openworldsam.pretraining.loop import batches
 
 NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
 """SAM2's point labels."""
 SEEING_STEPS = 2500
-"""Steps of the image encoder alone, without any prompt. SAM2's began with masked images."""
+"""First steps, which train the image encoder without prompts; SAM2's began with masked images."""
 
 
 class Prompted(NamedTuple):
-    """An image and what is asked about it.
+    """An image with n prompts.
 
     image: uint8 [3, H, W].
     points: float [n, 2] (x, y in pixels), one in each segment.
     boxes: float [n, 4] (left, top, right, bottom in pixels).
-    is_thing: bool [n]. The box of stuff is often the whole scene, and says nothing.
-    masks: bool [n, H, W], the segments.
+    is_thing: bool [n]; the box of stuff is often the whole scene and therefore not used.
+    masks: bool [n, H, W] of the segments.
     segment_map: [H, W].
-    cells: float [NUMBERS + 1, S, S], what each cell must tell of its segment, and how much it counts.
+    cells: float [NUMBERS + 1, S, S], description and weight of the segment in each cell.
     """
 
     image: Tensor
@@ -52,13 +54,13 @@ class Prompted(NamedTuple):
 
 
 class PromptedScenes(Dataset[Prompted]):
-    """Scenes in which random segments are pointed at and boxed.
+    """Scenes with points and boxes on random segments.
 
     Args:
-        world: of the scenes.
-        seed: of the scenes and of what is drawn.
-        num_prompts: of a scene; a segment may be asked for twice.
-        exact: the innermost point and the exact box; else mostly any point and a box that is a little off.
+        world: world of the scenes.
+        seed: seed of the scenes and of the prompts.
+        num_prompts: prompts per scene; a segment may be prompted twice.
+        exact: use innermost points and exact boxes; otherwise mostly random points, and boxes with noise.
     """
 
     def __init__(self, world: World, seed: int, num_prompts: int = 6, exact: bool = False) -> None:
@@ -67,7 +69,7 @@ class PromptedScenes(Dataset[Prompted]):
     def __getitem__(self, index: int) -> Prompted:
         scene = render(self.world, self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 77])
-        # most prompts ask for things, which are the harder part
+        # things are harder, so they get most of the prompts
         weights = np.array([3.0 if segment.is_thing else 1.0 for segment in scene.segments])
         chosen = rng.choice(len(weights), self.num_prompts, p=weights / weights.sum())
         masks = np.stack([scene.segment_map == scene.segments[i].id for i in chosen])
@@ -104,7 +106,7 @@ def collate(examples: list[Prompted]) -> Prompted:
 
 
 class TinySAM2(nn.Module):
-    """The two SAM2 components of an `OpenWorldSAM`, all of whose parameters are trained here."""
+    """The two SAM2 components of an `OpenWorldSAM`; all of their parameters are trained."""
 
     mean: Tensor
     std: Tensor
@@ -114,7 +116,7 @@ class TinySAM2(nn.Module):
         self.image_encoder: SAM2ImageEncoder = model.image_encoder
         self.mask_decoder: SAM2MaskDecoder = model.mask_decoder
         width = model.image_encoder.width
-        # thrown away afterwards: the position code of the segment's innermost point, and its description
+        # discarded after training: predicts the position code of the segment's innermost point, and its description
         self.telling = nn.Conv2d(width, width + NUMBERS, 1)
         self.register_buffer("mean", model.pixel_mean, persistent=False)
         self.register_buffer("std", model.pixel_std, persistent=False)
@@ -122,13 +124,13 @@ class TinySAM2(nn.Module):
 
     @torch.no_grad()
     def start_local(self) -> None:
-        """Give the image encoder positions, and let tokens and image first attend to each other where theirs agree.
+        """Initialise positions in the image encoder, and attention between tokens and image at equal positions.
 
-        Positions are random Fourier features, whose products fall with distance; but only if keys are made as queries
-        are. From independent random projections this had not been found after a thousand steps: all things were
+        Positions are random Fourier features, whose products fall with distance, but only if keys and queries are
+        projected alike. With independent random projections this was not learnt in a thousand steps: all things were
         segmented, wherever the point was.
         """
-        nn.init.normal_(self.image_encoder.backbone.trunk.pos_embed, std=0.5)  # zeros stay small for long
+        nn.init.normal_(self.image_encoder.backbone.trunk.pos_embed, std=0.5)  # zeros would stay small for long
         transformer = self.mask_decoder.decoder.transformer
         crossing = [transformer.final_attn_token_to_image]
         for layer in transformer.layers:
@@ -142,16 +144,16 @@ class TinySAM2(nn.Module):
         return self.image_encoder.no_mem_embed.device
 
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Features of uint8 [B, 3, H, W] images that have SAM2's size."""
+        """Encode images uint8 [B, 3, H, W] of SAM2's input size."""
         return self.image_encoder((images.float() - self.mean) / self.std)
 
     def points(self, points: Tensor) -> Tensor:
-        """One token each [N, 1, C] for points [N, 2], as the adapter's queries are one token."""
+        """Make one token [N, 1, C] per point [N, 2], as each of the adapter's queries is one token."""
         labels = torch.full((len(points), 1), FOREGROUND, device=points.device)
         return self.mask_decoder.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)[0][:, :1]
 
     def points_or_boxes(self, points: Tensor, boxes: Tensor, boxed: Tensor) -> Tensor:
-        """Tokens [N, 3, C], as SAM2 makes them of a point [N, 2] or, where bool [N] says so, of a box [N, 4]."""
+        """Make SAM2's tokens [N, 3, C] of points [N, 2] or, where `boxed` [N], of boxes [N, 4]."""
         corners = torch.stack([torch.where(boxed[:, None], boxes[:, :2], points), boxes[:, 2:]], dim=1)
         labels = torch.tensor([[FOREGROUND, NO_POINT], [TOP_LEFT, BOTTOM_RIGHT]], device=points.device)
         return self.mask_decoder.prompt_encoder(points=(corners, labels[boxed.long()]), boxes=None, masks=None)[0]
@@ -159,7 +161,7 @@ class TinySAM2(nn.Module):
     def decode(
         self, features: ImageFeatures, image_index: Tensor, tokens: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits [N, 4, M, M] and predicted IoU [N, 4] for tokens [N, T, C] and, if given, logits [N, 1, M, M]."""
+        """Decode tokens [N, T, C] and mask prompts [N, 1, M, M] to logits [N, 4, M, M] and predicted IoU [N, 4]."""
         _, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
         image_index = image_index.to(features.embed.device)
         logits, iou, _, _ = self.mask_decoder.decoder.predict_masks(
@@ -173,17 +175,17 @@ class TinySAM2(nn.Module):
         return logits.float(), iou.float()
 
     def place_code(self, points: Tensor) -> Tensor:
-        """SAM2's position code of points: fractions of the scene [..., 2] to [..., C]."""
+        """Return SAM2's position code [..., C] of points [..., 2], given as fractions of the scene."""
         with torch.autocast(points.device.type, enabled=False):
             return self.mask_decoder.prompt_encoder.pe_layer._pe_encoding(points.float())
 
 
 def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Tensor]:
-    """Losses of a step: what cells tell; then also every prompt, and every fourth step once more with its mask.
+    """Return the losses of a step: of the cells, and after SEEING_STEPS of every prompt.
 
-    SAM2's single mask and the best of its three others are both trained on every prompt. What tells neighbours of one
-    colour apart is slow to start from masks alone, so that at first features of pixels of one segment are also drawn
-    together.
+    On every prompt both SAM2's single mask and the best of its three others are trained; every fourth step decodes
+    again with the first mask as an additional prompt. Masks alone are slow to separate neighbours of one colour, so
+    the first steps also pull the features of a segment's pixels together.
     """
     device = model.device
     features = model.encode(batch.image.to(device))
@@ -211,9 +213,9 @@ def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Te
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy and dice [N, m] of logits [N, m, M, M] against masks [N, 1, H, W], averaged over M x M cells.
+    """Return cross-entropy plus dice [N, m] of logits [N, m, M, M] against masks [N, 1, H, W], over M x M cells.
 
-    Inside and outside weigh the same in half of the cross-entropy: else the empty mask is where small things end.
+    A balanced term gives inside and outside the same weight; without it small things end as empty masks.
     """
     soft = F.adaptive_avg_pool2d(target, logits.shape[-1]).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
@@ -226,27 +228,27 @@ def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _losses(logits: Tensor, iou: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of masks [N, 4, M, M] and predicted IoU [N, 4] against [N, 1, H, W]."""
+    """Return the losses of mask logits [N, 4, M, M] and predicted IoU [N, 4] against masks [N, 1, H, W]."""
     loss = mask_losses(logits, target)
-    true_iou = mask_iou(logits.detach() > 0, F.adaptive_avg_pool2d(target, logits.shape[-1]) > 0.5)
+    true_iou = paired_iou(logits.detach() > 0, F.adaptive_avg_pool2d(target, logits.shape[-1]) > 0.5)
     return {
         "masks": (loss[:, 0] + 0.5 * loss[:, 1:].min(dim=1).values).mean(),
         "iou": 0.5 * (iou - true_iou).abs().mean(),
     }
 
 
-def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of bool masks [..., H, W]; 0 where both are empty."""
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Return the IoU [...] of each pair of masks, bool [..., H, W]; 0 if both are empty."""
     return (a & b).sum(dim=(-2, -1)) / (a | b).sum(dim=(-2, -1)).clamp(min=1)
 
 
 def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> Tensor:
-    """Whether two near pixels belong to one segment, from the likeness of their features.
+    """Return the loss of predicting, from the similarity of their features, whether two near pixels share a segment.
 
     Args:
         features: [B, c, M, M].
         segment_map: [B, H, W]; 0 is void and left out.
-        pairs: of each image.
+        pairs: pairs of pixels per image.
     """
     batch, side = len(features), features.shape[-1]
     stride = segment_map.shape[-1] // side
@@ -265,24 +267,21 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 
 @torch.no_grad()
 def evaluate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """Mean IoU from one innermost point (things, stuff) and one exact box (things); how far the scores are off."""
+    """Return the mean IoU from an innermost point (things, stuff) and an exact box (things), and the score's error."""
     data = PromptedScenes(world, seed, 6, exact=True)
     names = ("point, things", "point, stuff", "box, things", "score error")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in range(0, scenes, batch_size):
-        batch = collate([data[i] for i in range(start, min(start + batch_size, scenes))])
+    for batch in batches(data, collate, scenes, batch_size):
         features = model.encode(batch.image.to(model.device))
         index = torch.arange(len(batch.image)).repeat_interleave(6)
         points, boxes = batch.points.to(model.device), batch.boxes.to(model.device)
         everywhere = torch.ones(len(points), dtype=torch.bool, device=model.device)
-        for name, tokens in (
-            ("point", model.points(points)),
-            ("box", model.points_or_boxes(points, boxes, everywhere)),
-        ):
+        tokens_by_name = {"point": model.points(points), "box": model.points_or_boxes(points, boxes, everywhere)}
+        for name, tokens in tokens_by_name.items():
             logits, scores = model.decode(features, index, tokens)
             size = batch.masks.shape[-2:]
             full = F.interpolate(logits[:, :1], size, mode="bilinear", align_corners=False)[:, 0] > 0
-            iou = mask_iou(full.cpu(), batch.masks)
+            iou = paired_iou(full.cpu(), batch.masks)
             found[f"{name}, things"].append(iou[batch.is_thing])
             if name == "point":
                 found["point, stuff"].append(iou[~batch.is_thing])

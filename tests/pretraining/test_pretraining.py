@@ -1,4 +1,4 @@
-"""The encoders of the Shapes world can be made: data, losses, states, files that a model then loads."""
+"""Training of the tiny encoders: data, losses, resuming, and weight files that a model loads."""
 
 from pathlib import Path
 
@@ -8,26 +8,13 @@ import torch
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
-from openworldsam.data.shapes import World, render
+from openworldsam.data.shapes import render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import beit3, sam2
 from openworldsam.pretraining.command import main
 from openworldsam.pretraining.loop import Schedule, pretrain
 
 ROOT = Path(__file__).parents[2]
-WORLD = World(size=128, num_things=(2, 3), thing_size=(30, 60))
-
-
-@pytest.fixture
-def opts(tmp_path):
-    weights = tmp_path / "weights"
-    return [
-        *("MODEL.SAM2.WEIGHTS", str(weights / "sam2.safetensors"), "MODEL.SAM2.EMBED_DIM", "16"),
-        *("MODEL.SAM2.IMAGE_SIZE", "128", "MODEL.SAM2.WIDTH", "32", "MODEL.SAM2.WINDOW_SPEC", "(8, 4, 4, 4)"),
-        *("MODEL.PROMPT_ENCODER.WEIGHTS", str(weights / "beit3.safetensors"), "MODEL.PROMPT_ENCODER.IMAGE_SIZE", "64"),
-        *("MODEL.PROMPT_ENCODER.TOKENIZER", str(weights / "beit3.spm"), "MODEL.PROMPT_ENCODER.EMBED_DIM", "20"),
-        *("DATASETS.SHAPES.SIZE", "128", "DATASETS.SHAPES.THING_SIZE", "(30, 60)", "DATALOADER.NUM_WORKERS", "0"),
-    ]
 
 
 def config(opts):
@@ -41,7 +28,7 @@ def command(encoder, output, opts, steps=3):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Little data, and every part of the losses within the first steps."""
+    """Use little data, and every loss within the first steps."""
     monkeypatch.setattr(sam2, "SEEING_STEPS", 1)
     monkeypatch.setattr(beit3, "SEEING_STEPS", 1)
     monkeypatch.setattr("openworldsam.pretraining.command.TOKENIZER_SCENES", 40)
@@ -49,7 +36,7 @@ def short(monkeypatch):
     monkeypatch.setattr("openworldsam.pretraining.loop.PERIOD", 2)
 
 
-def test_both_encoders_are_made_and_found_by_the_model(opts, short, tmp_path):
+def test_the_model_loads_both_trained_encoders(opts, short, tmp_path):
     command("sam2", tmp_path / "out", opts)
     command("beit3", tmp_path / "out", opts)
     cfg = config([*opts, "MODEL.WEIGHTS", ""])
@@ -62,7 +49,7 @@ def test_both_encoders_are_made_and_found_by_the_model(opts, short, tmp_path):
         torch.testing.assert_close(value, trained[f"image_encoder.{name}"], rtol=1e-3, atol=1e-3)
 
 
-def test_a_training_taken_up_again_gives_the_same_weights(opts, short, tmp_path):
+def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path):
     def train(state, stop_at=None):
         torch.manual_seed(0)
         tiny = sam2.TinySAM2(OpenWorldSAM(config(opts))).train()
@@ -72,7 +59,7 @@ def test_a_training_taken_up_again_gives_the_same_weights(opts, short, tmp_path)
                 raise KeyboardInterrupt
             return sam2.training_losses(tiny, batch, step)
 
-        pretrain(tiny, sam2.PromptedScenes(WORLD, 1, 2), sam2.collate, losses, Schedule(5, 2, 1e-3), state, 0)
+        pretrain(tiny, sam2.PromptedScenes(world, 1, 2), sam2.collate, losses, Schedule(5, 2, 1e-3), state, 0)
         return tiny.state_dict()
 
     whole = train(tmp_path / "whole.pth")
@@ -84,8 +71,8 @@ def test_a_training_taken_up_again_gives_the_same_weights(opts, short, tmp_path)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_points_and_boxes_belong_to_their_segments(exact):
-    x = sam2.PromptedScenes(WORLD, 3, 5, exact)[0]
+def test_points_and_boxes_match_their_segments(world, exact):
+    x = sam2.PromptedScenes(world, 3, 5, exact)[0]
     assert x.masks.shape == (5, 128, 128)
     for mask, (px, py), box in zip(x.masks.numpy(), x.points.tolist(), x.boxes.numpy(), strict=True):
         assert mask[int(py), int(px)]
@@ -94,31 +81,31 @@ def test_points_and_boxes_belong_to_their_segments(exact):
         assert np.abs(box - true).max() <= (0 if exact else 10)
 
 
-def test_every_text_is_true_of_its_region_alone():
+def test_every_text_refers_to_one_region(world):
     several = 0
     for index in range(5):
-        x = beit3.DescribedScenes(WORLD, 3, 8, grid=4)[index]
-        scene = render(WORLD, 3, index, "all")
+        x = beit3.DescribedScenes(world, 3, 8, grid=4)[index]
+        scene = render(world, 3, index, "all")
         texts = beit3.describe(scene)
         for text, mask, told in zip(x.texts, x.masks.numpy(), x.segments, strict=True):
-            owners = [ids for ids, own in texts.items() if text in own]
+            owners = [ids for ids, group in texts.items() if text in group]
             assert len(owners) == 1 and np.array_equal(mask, np.isin(scene.segment_map, owners[0]))
             assert bool(told.any()) == (len(owners[0]) == 1)
             several += len(owners[0]) > 1
     assert several
 
 
-def test_a_name_that_several_things_have_points_at_all_of_them():
+def test_a_shared_name_refers_to_all_its_things(world):
     for index in range(20):
-        scene = render(WORLD, 3, index, "all")
+        scene = render(world, 3, index, "all")
         texts = beit3.describe(scene)
         for shape in {segment.name for segment in scene.segments if segment.is_thing}:
             having = tuple(segment.id for segment in scene.segments if segment.name == shape)
             assert len(having) == 1 or {shape, f"the {shape}"} <= {*texts[having]}
 
 
-def test_what_tokens_look_for_first_is_their_own_place(opts):
-    """After `start_local` a point's token attends most to the cell that it lies in."""
+def test_tokens_first_attend_to_their_place(opts):
+    """After `start_local`, the token of a point attends most to the cell that contains it."""
     torch.manual_seed(0)
     tiny = sam2.TinySAM2(OpenWorldSAM(config([*opts, "MODEL.SAM2.WIDTH", "128"]))).eval()
     tiny.start_local()
@@ -130,7 +117,7 @@ def test_what_tokens_look_for_first_is_their_own_place(opts):
     assert divmod(int(likeness.argmax()), 8) in [(5, 2), (5, 1), (4, 2), (5, 3), (6, 2)]
 
 
-def test_a_box_is_two_corners_and_a_point_one_token(opts):
+def test_boxes_give_two_corner_tokens_and_points_one_token(opts):
     tiny = sam2.TinySAM2(OpenWorldSAM(config(opts))).eval()
     encoder = tiny.mask_decoder.prompt_encoder
     points, boxes = torch.tensor([[40.0, 88.0], [7.0, 9.0]]), torch.tensor([[30.0, 70, 60, 100], [0, 0, 20, 30]])

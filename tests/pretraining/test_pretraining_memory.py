@@ -1,4 +1,4 @@
-"""The tiny SAM2's memory can be made: clips, losses, a file that the image model and the video model load."""
+"""Training of the tiny SAM2's memory: clips, losses, and a file that image and video model load."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import torch
 
 from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
-from openworldsam.data.shapes import World
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import OpenWorldSAM
@@ -17,41 +16,34 @@ from openworldsam.pretraining.memory import LEAST, MovingThings, TinyMemory, Tra
 from openworldsam.video.memory import SAM2Memory
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml"
-WORLD = World(size=128, num_things=(2, 3), thing_size=(30, 60))
 
 
 @pytest.fixture
-def opts(tmp_path):
-    """Of a tiny SAM2 with random weights."""
-    opts = [
-        *("MODEL.SAM2.WEIGHTS", str(tmp_path / "sam2.safetensors"), "MODEL.SAM2.EMBED_DIM", "16"),
-        *("MODEL.SAM2.IMAGE_SIZE", "128", "MODEL.SAM2.WIDTH", "32", "MODEL.SAM2.WINDOW_SPEC", "(8, 4, 4, 4)"),
-        *("DATASETS.SHAPES.SIZE", "128", "DATASETS.SHAPES.THING_SIZE", "(30, 60)", "DATALOADER.NUM_WORKERS", "0"),
-    ]
+def cfg(opts):
+    """Config of a tiny SAM2, whose random weights are saved."""
     torch.manual_seed(0)
     cfg = load_config(CONFIG, opts)
     save_component(OpenWorldSAM(cfg), "sam2", cfg.MODEL.SAM2.WEIGHTS, "random", torch.float16)
-    return opts
+    return cfg
 
 
 @pytest.fixture
-def tiny(opts):
-    cfg = load_config(CONFIG, opts)
+def tiny(cfg):
     model = OpenWorldSAM(cfg)
     load_component(model, "sam2", read_weights(cfg.MODEL.SAM2.WEIGHTS))
     torch.manual_seed(1)
     return TinyMemory(model)
 
 
-def test_things_may_leave_the_scene():
+def test_things_may_leave_the_scene(world):
     away = [Moving(Thing("circle", "red", 64, 64, 40), step) for step in ((70, 0), (-70, 0), (0, 70), (0, -70))]
     for one in away:
-        areas = [np.count_nonzero(identity) for _, identity in render_clip(WORLD, 1, [one], 3)]
+        areas = [np.count_nonzero(identity) for _, identity in render_clip(world, 1, [one], 3)]
         assert areas[0] > 1000 and areas[2] == 0
 
 
-def test_clips_are_drawn_again_the_same_and_things_come_and_go():
-    data = MovingThings(WORLD, 3, 5)
+def test_clips_are_reproducible_and_things_come_and_go(world):
+    data = MovingThings(world, 3, 5)
     clips = collate([data[index] for index in range(30)])
     assert clips.images.shape == (30, 5, 3, 128, 128) and clips.masks.shape == (30, 5, 128, 128)
     again = data[7]
@@ -65,8 +57,8 @@ def test_clips_are_drawn_again_the_same_and_things_come_and_go():
 
 
 @torch.no_grad()
-def test_clips_together_are_clips_one_by_one(tiny):
-    data = MovingThings(WORLD, 5, 4)
+def test_batched_clips_equal_single_clips(tiny, world):
+    data = MovingThings(world, 5, 4)
     clips = collate([data[index] for index in range(3)])
     logits, presence = tiny.track(clips)
     for n in range(3):
@@ -75,8 +67,8 @@ def test_clips_together_are_clips_one_by_one(tiny):
         torch.testing.assert_close(presence[n], alone[1][0], rtol=1e-4, atol=2e-3)
 
 
-def test_the_loss_reaches_the_memory_and_the_head_alone(tiny):
-    data = MovingThings(WORLD, 5, 4)
+def test_gradients_reach_only_the_memory_and_the_presence_head(tiny, world):
+    data = MovingThings(world, 5, 4)
     losses = training_losses(tiny, collate([data[index] for index in range(4)]), 1)
     torch.stack(list(losses.values())).sum().backward()
     assert not any(p.requires_grad for p in tiny.model.parameters())
@@ -88,17 +80,16 @@ def test_the_loss_reaches_the_memory_and_the_head_alone(tiny):
     )
 
 
-def test_a_batch_in_which_nothing_is_to_be_seen_has_a_loss(tiny):
-    clips = collate([MovingThings(WORLD, 5, 3)[0]])
+def test_a_batch_without_visible_things_has_a_loss(tiny, world):
+    clips = collate([MovingThings(world, 5, 3)[0]])
     clips.masks[:, 1:] = False
     losses = training_losses(tiny, clips, 1)
     assert losses["masks"] == 0 and losses["presence"] > 0
     torch.stack(list(losses.values())).sum().backward()
 
 
-def test_the_command_adds_a_memory_and_leaves_the_image_model(opts, monkeypatch, tmp_path):
+def test_the_command_adds_a_memory_and_keeps_the_image_model(opts, cfg, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "SCORED_SCENES", 2)
-    cfg = load_config(CONFIG, opts)
     before = read_weights(cfg.MODEL.SAM2.WEIGHTS).components["sam2"]
     words = ["memory", "--config-file", str(CONFIG), "--output", str(tmp_path / "out"), "--steps", "2"]
     command.main([*words, "--batch-size", "2", *opts])
