@@ -1,1 +1,1 @@
-"""Whole folders of pictures: what is asked of each, and the files that annotation tools open."""
+"""Annotation of whole folders: prompts in, files for annotation tools out."""

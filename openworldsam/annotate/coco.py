@@ -1,29 +1,29 @@
-"""COCO's instances and panoptic jsons of a folder (https://cocodataset.org/#format-data).
+"""COCO instances and panoptic JSONs (https://cocodataset.org/#format-data).
 
-Jsons are written element by element, so that memory does not grow with the number of pictures.
+They are written one element at a time, so that memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from openworldsam.annotate.results import Results
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_text
 
 
-def write_coco(results: Results, names: Sequence[str], info: Mapping[str, Any]) -> list[Path]:
-    """Write instances.json; of panoptic segmentation also panoptic.json, of tasks with semantic PNGs classes.txt.
+def write_coco(results: Results, info: Mapping[str, Any]) -> list[Path]:
+    """Write instances.json, for panoptic segmentation panoptic.json, for tasks with semantic PNGs classes.txt.
 
-    An image's id is its place among the names, a category's that of its prompt, both from 1. Instances are the masks
-    of any task, stuff too (isthing says so); segments have the ids of panoptic/*.png.
+    Category ids are the positions of the prompts, from 1. The instances are the masks of any task, stuff too (see
+    isthing); the segments have the ids in panoptic/*.png.
 
     Args:
-        results: of the pictures.
-        names: all pictures, those that are not done too.
-        info: goes into the jsons.
+        results: finished images.
+        info: content of "info" in the JSONs.
 
     Returns:
         the files.
@@ -34,57 +34,52 @@ def write_coco(results: Results, names: Sequence[str], info: Mapping[str, Any]) 
         for i, (text, thing) in enumerate(zip(texts, is_thing, strict=True), start=1)
     ]
     head = {"info": dict(info), "categories": categories}
-    written = [results.folder / "instances.json"]
-    _save(written[0], head, {"images": _images(results, names), "annotations": _instances(results, names)})
+    files = [results.folder / "instances.json"]
+    save_text(files[0], _json(head, {"images": _images(results), "annotations": _instances(results)}))
     if results.task == "panoptic":
-        written.append(results.folder / "panoptic.json")
-        _save(written[1], head, {"images": _images(results, names), "annotations": _segments(results, names)})
+        files.append(results.folder / "panoptic.json")
+        save_text(files[1], _json(head, {"images": _images(results), "annotations": _segments(results)}))
     if results.task in ("panoptic", "semantic"):
-        listed = "".join(f"{text}\n" for text in texts)
-        written.append(results.folder / "classes.txt")
-        save_atomically(written[-1], lambda partial: partial.write_text(listed, encoding="utf-8"))
-    return written
+        files.append(results.folder / "classes.txt")
+        save_text(files[-1], "".join(f"{text}\n" for text in texts))
+    return files
 
 
-def write_list(file: IO[str], elements: Iterable[object]) -> None:
-    """Write a json list, an element a line."""
-    file.write("[")
+def json_list(elements: Iterable[object]) -> Iterator[str]:
+    """Yield the pieces of a JSON list, one element per line."""
+    yield "["
     for index, element in enumerate(elements):
-        file.write((",\n" if index else "\n") + json.dumps(element))
-    file.write("]")
+        yield (",\n" if index else "\n") + json.dumps(element)
+    yield "]"
 
 
-def _save(path: Path, head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(head)[:-1])
-            for key, elements in lists.items():
-                file.write(f', "{key}": ')
-                write_list(file, elements)
-            file.write("}\n")
-
-    save_atomically(path, write)
+def _json(head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> Iterator[str]:
+    """Yield the pieces of a JSON object that has `head` and `lists`."""
+    yield json.dumps(head)[:-1]
+    for key, elements in lists.items():
+        yield f', "{key}": '
+        yield from json_list(elements)
+    yield "}\n"
 
 
-def _images(results: Results, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for number, record in results.records(names):
-        yield {"id": number, **{key: record[key] for key in ("file_name", "width", "height")}}
+def _images(results: Results) -> Iterator[dict[str, Any]]:
+    for image_id, record in results.records():
+        yield {"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}}
 
 
-def _instances(results: Results, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    count = 0
-    for number, record in results.records(names):
+def _instances(results: Results) -> Iterator[dict[str, Any]]:
+    ids = count(1)
+    for image_id, record in results.records():
         for annotation in record["annotations"]:
-            count += 1
-            yield {"id": count, "image_id": number, **annotation}
+            yield {"id": next(ids), "image_id": image_id, **annotation}
 
 
-def _segments(results: Results, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _segments(results: Results) -> Iterator[dict[str, Any]]:
     keys = ("category_id", "area", "bbox", "iscrowd", "score", "isthing")
-    for number, record in results.records(names):
+    for image_id, record in results.records():
         png = Path(record["file_name"]).with_suffix(".png").as_posix()
         segments = [
-            {"id": place, **{key: annotation[key] for key in keys}}
-            for place, annotation in enumerate(record["annotations"], start=1)
+            {"id": segment_id, **{key: annotation[key] for key in keys}}
+            for segment_id, annotation in enumerate(record["annotations"], start=1)
         ]
-        yield {"image_id": number, "file_name": png, "segments_info": segments}
+        yield {"image_id": image_id, "file_name": png, "segments_info": segments}

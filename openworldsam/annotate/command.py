@@ -1,4 +1,4 @@
-"""The command openworldsam-annotate: a folder of pictures and a file of prompts in, annotation files out."""
+"""The command openworldsam-annotate: segment a folder of images, write annotation files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
+from openworldsam.annotate.images import FileVersion, FolderImages, LoadedImage, find_images
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.annotate.pictures import Picture, Pictures, Stamp, find_pictures
 from openworldsam.annotate.predictions import predict_batch
 from openworldsam.annotate.prompts import read_prompts
 from openworldsam.annotate.results import Results
@@ -32,7 +31,7 @@ from openworldsam.evaluation.streaming import chunk_of
 from openworldsam.modeling import TASKS, OpenWorldSAM
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
@@ -41,41 +40,41 @@ from openworldsam.utils.workers import end_with_parent
 logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable.txt"
-LISTED = 20
-"""Prompts and unreadable pictures that the summary names; the files have all."""
+MAX_LISTED = 20
+"""Prompts and unreadable images named in the summary; the files list all."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="openworldsam-annotate",
-        description="Segment all pictures of a folder. Started again, it goes on where it was stopped.",
+        description="Segment all images of a folder. The same command resumes an interrupted run.",
     )
     parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="pictures, also in folders below")
+    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="images, also in subfolders")
     parser.add_argument(
-        "--prompts", required=True, type=Path, metavar="FILE", help="one prompt a line, # comments, stuff: regions"
+        "--prompts", required=True, type=Path, metavar="FILE", help="one prompt per line; # comments; stuff: regions"
     )
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--overlays", action="store_true", help="also draw the masks over each picture")
+    parser.add_argument("--overlays", action="store_true", help="also draw the masks over each image")
     parser.add_argument("--label-studio", action="store_true", help="also write files for Label Studio")
     parser.add_argument("--cvat", action="store_true", help="also write files for CVAT")
     parser.add_argument(
-        "--num-processes", type=int, default=max(1, torch.cuda.device_count()), help="one per GPU by default"
+        "--num-processes", type=int, default=max(1, torch.cuda.device_count()), help="default: one per GPU"
     )
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """What every process runs; each takes its share of the pictures, the first writes the files of all.
+def annotate_folder(args: argparse.Namespace) -> None:
+    """Segment this process's share of the images; the first process also writes the files for all.
 
     Raises:
-        SystemExit: with 1 where pictures could not be read, on the first process.
+        SystemExit: with 1 if images could not be read, on the first process.
     """
-    names = find_pictures(args.input, args.output)
-    results = Results(args.output, read_prompts(args.prompts), args.task, args.overlays)
+    names = find_images(args.input, args.output)
+    results = Results(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     first = comm.is_main_process()
@@ -83,42 +82,46 @@ def run(args: argparse.Namespace) -> None:
         setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg)
-        asked = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
-        claim_folder(args.output, {**asked, **identity(cfg, sources)})
+        question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
+        claim_folder(args.output, {**question, **identity(cfg, sources)})
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():
-            unreadable = annotate(cfg, model, results, args.input, names[comm.get_rank() :: comm.get_world_size()])
-        parts = comm.gather(unreadable)  # waits for all
+            share = names[comm.get_rank() :: comm.get_world_size()]
+            unreadable = predict_images(cfg, model, results, args.input, share)
+        gathered = comm.gather(unreadable)  # waits for all processes
         if not first:
             return
-        unreadable = dict(sorted(item for part in parts for item in part.items()))
-        written = write_files(args, results, names, {"task": args.task, **provenance(cfg, sources)})
-        listed = "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items())
-        save_atomically(args.output / UNREADABLE, lambda partial: partial.write_text(listed, encoding="utf-8"))
-        for partial in args.output.rglob(".*.part"):  # of runs that were killed while they wrote
+        unreadable = dict(sorted(item for part in gathered for item in part.items()))
+        files = write_coco(results, {"task": args.task, **provenance(cfg, sources)})
+        files += write_label_studio(results, args.input) if args.label_studio else []
+        files += write_cvat(results) if args.cvat else []
+        save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
+        for partial in args.output.rglob(".*.part"):  # left by runs that were killed while writing
             partial.unlink()
         threshold = model.inference.threshold_of(args.task)
-        print("\n".join([*map(str, written), *summary(results, names, unreadable, threshold)]))
+        print("\n".join([*map(str, files), *summary(results, unreadable, threshold)]))
         if unreadable:
             raise SystemExit(1)
 
 
-def annotate(cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Predict those of the pictures that are not done.
+def predict_images(
+    cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, names: Sequence[str]
+) -> dict[str, str]:
+    """Predict the images that are not done yet.
 
     Args:
-        cfg: of the model; TEST.IMS_PER_BATCH pictures at a time, read ahead by DATALOADER.NUM_WORKERS processes.
+        cfg: of the model; TEST.IMS_PER_BATCH is the batch size, DATALOADER.NUM_WORKERS the number of workers.
         model: in eval mode.
-        results: gets the predictions.
-        folder: of the pictures.
-        names: their paths within it.
+        results: takes the predictions.
+        folder: of the images.
+        names: their paths within the folder.
 
     Returns:
-        the reason of each that cannot be read, by name; both can be printed.
+        the reason for each unreadable image, by name; both printable.
     """
-    todo = [name for name in names if not results.is_done(name, Stamp.of(folder / name))]
-    logger.info("%s pictures, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
+    todo = [name for name in names if not results.is_done(name, FileVersion.of(folder / name))]
+    logger.info("%s images, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
     loader = DataLoader(
-        Pictures(folder, todo),
+        FolderImages(folder, todo),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS if todo else 0,
         collate_fn=list,
@@ -127,56 +130,45 @@ def annotate(cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, 
     chunk = chunk_of(cfg, results.task == "referring")
     progress, unreadable = Progress(len(todo)), {}
     for batch in loader:
-        pictures = [picture for picture in batch if isinstance(picture, Picture)]
-        for name, reason in (other for other in batch if not isinstance(other, Picture)):
+        images = [item for item in batch if isinstance(item, LoadedImage)]
+        for name, reason in (item for item in batch if not isinstance(item, LoadedImage)):
             results.forget(name)
-            # names may hold bytes that no text can
+            # file names may hold bytes that are no text
             shown, why = (text.encode(errors="replace").decode() for text in (name, reason))
-            logger.warning("left out %s: %s", shown, why)
+            logger.warning("skipped %s: %s", shown, why)
             unreadable[shown] = why
-        images = [picture.image for picture in pictures]
-        predictions = predict_batch(model, images, results.prompts, results.task, chunk)
-        for picture, prediction in zip(pictures, predictions, strict=True):
-            results.save(picture, prediction)
-        progress.update(len(batch), len(pictures) * len(results.prompts.texts))
+        pixels = [image.pixels for image in images]
+        predictions = predict_batch(model, pixels, results.prompts, results.task, chunk)
+        for image, prediction in zip(images, predictions, strict=True):
+            results.save(image, prediction)
+        progress.update(len(batch), len(images) * len(results.prompts.texts))
     return unreadable
 
 
-def write_files(
-    args: argparse.Namespace, results: Results, names: Sequence[str], info: Mapping[str, Any]
-) -> list[Path]:
-    """Write the files of all pictures that are done; returns them."""
-    written = write_coco(results, names, info)
-    if args.label_studio:
-        written += write_label_studio(results, names, args.input)
-    if args.cvat:
-        written += write_cvat(results, names)
-    return written
-
-
-def summary(results: Results, names: Sequence[str], unreadable: Mapping[str, str], threshold: float) -> list[str]:
-    """Lines: how many pictures and masks there are, how many pictures without a mask, and what could not be read.
+def summary(results: Results, unreadable: Mapping[str, str], threshold: float) -> list[str]:
+    """Lines that count images and masks, explain images without a mask, and list unreadable images.
 
     The threshold is that of the task, see `InferenceOptions.threshold_of`.
     """
-    found, pictures, empty, best = Counter[int](), 0, 0, 0.0
-    for _, record in results.records(names):
-        pictures += 1
+    found, images, empty, best = Counter[int](), 0, 0, 0.0
+    for _, record in results.records():
+        images += 1
         found.update(annotation["category_id"] for annotation in record["annotations"])
         if not record["annotations"]:
             empty, best = empty + 1, max(best, record["best_score"])
     texts = results.prompts.texts
-    counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:LISTED], start=1)]
-    lines = [f"{pictures:,} pictures: {', '.join(counts)}{', ...' if len(texts) > LISTED else ''}"]
+    counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:MAX_LISTED], start=1)]
+    lines = [f"{images:,} images: {', '.join(counts)}{', ...' if len(texts) > MAX_LISTED else ''}"]
     if empty:
         lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")
     if unreadable:
         lines.append(f"{len(unreadable):,} could not be read ({results.folder / UNREADABLE}):")
-        lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:LISTED]]
+        lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:MAX_LISTED]]
     return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exits with 1 if pictures could not be read, with 2 after a user error."""
+    """Start the processes; exit with 1 if images could not be read, with 2 after a user error."""
     args = parse_args(argv)
-    launch_command(run, stopped="stopped; the same command goes on", args=(args,), num_gpus=args.num_processes)
+    stopped = "stopped; the same command goes on"
+    launch_command(annotate_folder, stopped=stopped, args=(args,), num_gpus=args.num_processes)

@@ -1,4 +1,4 @@
-"""The file of prompts: one a line."""
+"""Prompt files: one prompt per line."""
 
 from __future__ import annotations
 
@@ -13,38 +13,34 @@ JOINERS = {0x200C: None, 0x200D: None}
 
 
 class Prompts(NamedTuple):
-    """P texts, and of each whether it names things rather than stuff."""
+    """P texts, and whether each names things or stuff."""
 
     texts: tuple[str, ...]
     is_thing: tuple[bool, ...]
 
 
 def split_mark(prompt: str) -> tuple[str, bool | None]:
-    """A prompt without its mark "thing:" or "stuff:", and whether it names things; None if it has no mark."""
+    """Strip the mark "thing:" or "stuff:"; return the text and whether it is a thing (None without a mark)."""
     mark = next((mark for mark in MARKS if prompt.lower().startswith(mark)), "")
     return prompt[len(mark) :].strip(), MARKS.get(mark)
 
 
 def read_prompts(path: str | Path) -> Prompts:
-    """Read a file of prompts.
+    """Read a UTF-8 prompt file; empty lines and lines that begin with "#" are skipped.
 
-    A prompt is a line; empty lines and those that begin with "#" are left out. "stuff: wet sand" marks one that names
-    a region, "thing: a window" one that names objects. Unmarked ones are things, unless they are stuff classes of COCO,
-    such as "grass" or "sky", whatever their case. Only panoptic segmentation treats them apart.
-
-    Args:
-        path: a UTF-8 text.
+    "stuff: wet sand" marks a prompt as stuff, "thing: a window" as a thing. A prompt without a mark is a thing unless
+    it is a stuff class of COCO, such as "grass" or "Sky". Only panoptic segmentation uses the difference.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no text, has no prompt, an empty one, or one twice.
+        ValueError: it is not UTF-8, or has no prompt, an empty, an unprintable or a repeated one.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found; it is to have one prompt a line") from None
+        raise FileNotFoundError(f"{path} not found; write one prompt per line into it") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, bool] = {}
     for number, words in enumerate(map(str.split, lines), start=1):
         line = " ".join(words)
@@ -52,12 +48,12 @@ def read_prompts(path: str | Path) -> Prompts:
             continue
         text, is_thing = split_mark(line)
         if not text:
-            raise ValueError(f"{path}, line {number}: {line!r} is no prompt")
+            raise ValueError(f"{path}, line {number}: {line!r} has no prompt after the mark")
         if not text.translate(JOINERS).isprintable():
-            raise ValueError(f"{path}, line {number}: {line!r} is no prompt, it holds a character without a shape")
+            raise ValueError(f"{path}, line {number}: {line!r} has an unprintable character")
         if text in found:
-            raise ValueError(f"{path}, line {number}: {text!r} is there already")
+            raise ValueError(f"{path}, line {number}: {text!r} is a duplicate")
         found[text] = text.lower() not in COCO_STUFF if is_thing is None else is_thing
     if not found:
-        raise ValueError(f"{path} has no prompt; it is to have one a line")
+        raise ValueError(f"{path} has no prompt; write one per line")
     return Prompts(tuple(found), tuple(found.values()))

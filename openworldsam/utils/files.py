@@ -44,9 +44,14 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def save_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text atomically."""
-    save_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+def save_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a UTF-8 text atomically; an iterable is written piece by piece."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+
+    save_atomically(path, write)
 
 
 def save_json(path: str | Path, content: object, indent: int | None = None) -> None:

@@ -13,8 +13,7 @@ import pytest
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import write_label_studio
-
-TASKS = ("instance", "panoptic", "semantic", "referring")
+from openworldsam.modeling import TASKS
 
 
 def without_ending(name):
@@ -33,7 +32,7 @@ def test_datumaro_reads_cvat(saved, prompts, names, task):
     dm = pytest.importorskip("datumaro")
     results, found = saved(task)
     touch(results.folder / "images", found)
-    dataset = dm.Dataset.import_from(str(write_cvat(results, names)[0]), "cvat")
+    dataset = dm.Dataset.import_from(str(write_cvat(results)[0]), "cvat")
     assert [label.name for label in dataset.categories()[dm.AnnotationType.label]] == list(prompts.texts)
     assert {item.id: item.attributes["frame"] for item in dataset} == {
         without_ending(name): names.index(name) for name in found
@@ -45,12 +44,12 @@ def test_datumaro_reads_cvat(saved, prompts, names, task):
             assert (mask.label, mask.z_order) == (prediction.prompt_index[n], level)
 
 
-def test_cvat_itself_encodes_masks_so(saved, names):
+def test_cvat_itself_encodes_masks_so(saved):
     pytest.importorskip("cvat_sdk")
     from cvat_sdk.masks import decode_mask, encode_mask
 
     results, found = saved("instance")
-    root = ElementTree.parse(write_cvat(results, names)[0]).getroot()
+    root = ElementTree.parse(write_cvat(results)[0]).getroot()
     for image, prediction in zip(root.findall("image"), found.values(), strict=True):
         height, width = prediction.masks.shape[1:]
         for element, n in zip(image.findall("mask"), np.argsort(prediction.scores), strict=True):
@@ -61,23 +60,22 @@ def test_cvat_itself_encodes_masks_so(saved, names):
             assert np.array_equal(decode_mask(code, image_width=width, image_height=height), prediction.masks[n])
 
 
-def test_cvat_knows_the_labels(saved, prompts, names):
+def test_cvat_knows_the_labels(saved, prompts):
     models = pytest.importorskip("cvat_sdk").models
     labels = [
-        models.PatchedLabelRequest(**label)
-        for label in json.loads(write_cvat(saved("instance")[0], names)[1].read_text())
+        models.PatchedLabelRequest(**label) for label in json.loads(write_cvat(saved("instance")[0])[1].read_text())
     ]
     assert [label.name for label in labels] == list(prompts.texts)
     assert {models.LabelType(label.type).value for label in labels} == {"mask"}  # an unknown one is a ValueError
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_label_studio_accepts_the_tasks(saved, prompts, names, tmp_path, task):
+def test_label_studio_accepts_the_tasks(saved, prompts, tmp_path, task):
     interface = pytest.importorskip("label_studio_sdk.label_interface")
     brush = pytest.importorskip("label_studio_sdk.converter.brush")
     objects = pytest.importorskip("label_studio_sdk.label_interface.objects")
     results, found = saved(task)
-    tasks, config = write_label_studio(results, names, tmp_path)
+    tasks, config = write_label_studio(results, tmp_path)
     view = interface.LabelInterface(config.read_text(encoding="utf-8"))
     view.validate()
     (control,) = view.controls
@@ -100,7 +98,7 @@ def test_label_studio_accepts_the_tasks(saved, prompts, names, tmp_path, task):
 def test_datumaro_reads_coco_instances(saved, prompts, names, task, tmp_path):
     dm = pytest.importorskip("datumaro")
     results, found = saved(task)
-    dataset = import_coco(dm, write_coco(results, names, {})[0], "coco_instances", tmp_path)
+    dataset = import_coco(dm, write_coco(results, {})[0], "coco_instances", tmp_path)
     assert [label.name for label in dataset.categories()[dm.AnnotationType.label]] == list(prompts.texts)
     items = {item.id: item for item in dataset}
     for name, prediction in found.items():
@@ -114,10 +112,10 @@ def test_datumaro_reads_coco_instances(saved, prompts, names, task, tmp_path):
     assert not items
 
 
-def test_datumaro_reads_coco_panoptic(saved, prompts, names, tmp_path):
+def test_datumaro_reads_coco_panoptic(saved, tmp_path):
     dm = pytest.importorskip("datumaro")
     results, found = saved("panoptic")
-    dataset = import_coco(dm, write_coco(results, names, {})[1], "coco_panoptic", tmp_path)
+    dataset = import_coco(dm, write_coco(results, {})[1], "coco_panoptic", tmp_path)
     items = {item.id: item for item in dataset}
     for name, prediction in found.items():
         masks = items.pop(without_ending(name)).annotations
@@ -139,11 +137,11 @@ def import_coco(dm, path, kind, folder):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_fiftyone_reads_coco_instances(saved, prompts, names, tmp_path, task):
+def test_fiftyone_reads_coco_instances(saved, prompts, tmp_path, task):
     coco = pytest.importorskip("fiftyone.utils.coco")
     results, found = saved(task)
     touch(tmp_path / "photos", found)
-    path = write_coco(results, names, {})[0]
+    path = write_coco(results, {})[0]
     importer = coco.COCODetectionDatasetImporter(
         data_path=str(tmp_path / "photos"),
         labels_path=str(path),

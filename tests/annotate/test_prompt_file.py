@@ -13,7 +13,7 @@ def written(tmp_path):
     return write
 
 
-def test_comments_marks_and_what_coco_calls_stuff(written):
+def test_comments_marks_and_stuff_of_coco(written):
     lines = [
         "\ufeff# animals",
         "zebra",
@@ -38,11 +38,11 @@ def test_joiners_belong_to_a_word(written):
     ("content", "message"),
     [
         ("# nothing\n\n", "has no prompt"),
-        ("cat\nstuff:\n", r"line 2: 'stuff:' is no prompt"),
-        ("cat\nstuff: cat", r"line 2: 'cat' is there already"),
-        (b"caf\xe9", "is not a UTF-8 text"),
-        ("cat\x07", "without a shape"),
-        ("cat\u200b", "without a shape"),
+        ("cat\nstuff:\n", r"line 2: 'stuff:' has no prompt"),
+        ("cat\nstuff: cat", r"line 2: 'cat' is a duplicate"),
+        (b"caf\xe9", "is not UTF-8 text"),
+        ("cat\x07", "unprintable"),
+        ("cat\u200b", "unprintable"),
     ],
 )
 def test_bad_files_are_named(written, content, message):
@@ -51,5 +51,5 @@ def test_bad_files_are_named(written, content, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="one prompt a line"):
+    with pytest.raises(FileNotFoundError, match="one prompt per line"):
         read_prompts(tmp_path / "none.txt")

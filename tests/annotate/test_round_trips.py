@@ -18,14 +18,13 @@ from openworldsam.annotate.label_studio import pack_mask, write_label_studio
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
 from openworldsam.data.rle import run_lengths
-
-TASKS = ("instance", "panoptic", "semantic", "referring")
+from openworldsam.modeling import TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_coco_instances_are_the_masks(saved, prompts, task, names):
     results, found = saved(task)
-    assert write_coco(results, names, {"task": task})[0] == results.folder / "instances.json"
+    assert write_coco(results, {"task": task})[0] == results.folder / "instances.json"
     coco = COCO(results.folder / "instances.json")
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(prompts.texts)
     assert {i: image["file_name"] for i, image in coco.imgs.items()} == {1: names[0], 3: names[2]}
@@ -44,9 +43,9 @@ def test_coco_instances_are_the_masks(saved, prompts, task, names):
     assert len(coco.anns) == sum(len(prediction.masks) for prediction in found.values())
 
 
-def test_panoptic_pngs_are_the_segments(saved, capsys, names):
+def test_panoptic_pngs_are_the_segments(saved):
     results, found = saved("panoptic")
-    write_coco(results, names, {})
+    write_coco(results, {})
     content = json.loads((results.folder / "panoptic.json").read_text())
     assert [a["image_id"] for a in content["annotations"]] == [image["id"] for image in content["images"]] == [1, 3]
     for annotation, prediction in zip(content["annotations"], found.values(), strict=True):
@@ -63,12 +62,12 @@ def test_panoptic_pngs_are_the_segments(saved, capsys, names):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task, names):
+def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task):
     results, found = saved(task)
-    write_coco(results, names, {})
+    write_coco(results, {})
     assert (results.folder / "classes.txt").read_text().splitlines() == list(prompts.texts)
     for name, prediction in found.items():
-        with Image.open(results.png("semantic", name)) as png:
+        with Image.open(results.png_path("semantic", name)) as png:
             labels = np.array(png)
         for index in range(len(prompts.texts)):
             own = prediction.masks[prediction.prompt_index == index].any(axis=0)
@@ -78,10 +77,10 @@ def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task, names)
 
 def test_many_prompts_need_semantic_pngs_of_16_bits(made, tmp_path):
     texts = tuple(f"thing {n}" for n in range(300))
-    picture, prediction = made(task="semantic", count=3)
-    results = Results(tmp_path, Prompts(texts, (True,) * 300), "semantic")
-    results.save(picture, prediction)
-    with Image.open(results.png("semantic", picture.name)) as png:
+    image, prediction = made(task="semantic", count=3)
+    results = Results(tmp_path, [image.name], Prompts(texts, (True,) * 300), "semantic")
+    results.save(image, prediction)
+    with Image.open(results.png_path("semantic", image.name)) as png:
         assert set(np.unique(np.array(png))) == {0, 1, 2, 65_535}
 
 
@@ -120,9 +119,9 @@ def test_long_runs_are_packed_in_parts(size, value):
     assert np.array_equal(unpack(pack_mask(np.full(size, value))), np.full(4 * size[0] * size[1], 255 * value))
 
 
-def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path, names):
+def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path):
     results, found = saved("instance")
-    tasks, config = write_label_studio(results, names, tmp_path / "my pictures")
+    tasks, config = write_label_studio(results, tmp_path / "my pictures")
     view = ElementTree.parse(config).getroot()
     assert [label.get("value") for label in view.iter("Label")] == list(prompts.texts)
     tag, image = view.find("BrushLabels"), view.find("Image")
@@ -144,7 +143,7 @@ def test_label_studio_tasks_are_the_masks(saved, prompts, tmp_path, names):
 
 def test_cvat_masks_are_the_masks(saved, prompts, names):
     results, found = saved("instance")
-    annotations, labels = write_cvat(results, names)
+    annotations, labels = write_cvat(results)
     assert [label["name"] for label in json.loads(labels.read_text())] == list(prompts.texts)
     root = ElementTree.parse(annotations).getroot()
     assert root.tag == "annotations" and root.findtext("version") == "1.1"
@@ -174,45 +173,45 @@ def test_run_lengths_by_hand():
 
 
 def test_a_picture_is_done_with_all_its_files_and_only_while_it_is_the_same(made, prompts, tmp_path):
-    picture, prediction = made("sub/a.png", task="panoptic")
-    results = Results(tmp_path, prompts, "panoptic", overlays=True)
-    assert not results.is_done(picture.name, picture.stamp)
-    results.save(picture, prediction)
-    assert results.is_done(picture.name, picture.stamp)
-    assert not results.is_done(picture.name, picture.stamp._replace(changed=3))
+    image, prediction = made("sub/a.png", task="panoptic")
+    results = Results(tmp_path, [image.name], prompts, "panoptic", overlays=True)
+    assert not results.is_done(image.name, image.version)
+    results.save(image, prediction)
+    assert results.is_done(image.name, image.version)
+    assert not results.is_done(image.name, image.version._replace(changed=3))
     for kind in ("panoptic", "semantic", "overlays"):
-        path = results.png(kind, picture.name)
+        path = results.png_path(kind, image.name)
         path.rename(tmp_path / "moved.png")
-        assert not results.is_done(picture.name, picture.stamp)
+        assert not results.is_done(image.name, image.version)
         (tmp_path / "moved.png").rename(path)
-    with Image.open(results.png("overlays", picture.name)) as overlay:
-        assert overlay.width >= picture.image.shape[1]
+    with Image.open(results.png_path("overlays", image.name)) as overlay:
+        assert overlay.width >= image.pixels.shape[1]
 
 
 def test_nothing_found(made, prompts, tmp_path):
-    picture, prediction = made(task="panoptic", count=0)
-    results = Results(tmp_path, prompts, "panoptic")
-    results.save(picture, prediction)
-    write_coco(results, [picture.name], {})
+    image, prediction = made(task="panoptic", count=0)
+    results = Results(tmp_path, [image.name], prompts, "panoptic")
+    results.save(image, prediction)
+    write_coco(results, {})
     assert COCO(tmp_path / "instances.json").anns == {}
-    (task,) = json.loads(write_label_studio(results, [picture.name], tmp_path)[0].read_text())
+    (task,) = json.loads(write_label_studio(results, tmp_path)[0].read_text())
     assert task["predictions"][0]["result"] == []
-    assert ElementTree.parse(write_cvat(results, [picture.name])[0]).find("image/mask") is None
+    assert ElementTree.parse(write_cvat(results)[0]).find("image/mask") is None
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(made, prompts, tmp_path):
-    results, peaks = Results(tmp_path, prompts, "panoptic"), []
-    picture, prediction = made("0.png", (12, 16), "panoptic")
-    results.save(picture, prediction)
-    record = (tmp_path / "records/0.json").read_bytes()
     names = [f"{n}.png" for n in range(200)]
+    results, peaks = Results(tmp_path, names, prompts, "panoptic"), []
+    image, prediction = made("0.png", (12, 16), "panoptic")
+    results.save(image, prediction)
+    record = (tmp_path / "records/0.json").read_bytes()
     for name in names[1:]:
         (tmp_path / "records" / name).with_suffix(".json").write_bytes(record)
-    for part in (names[:20], names):
+    for part in (results._replace(names=names[:20]), results):
         tracemalloc.start()
-        write_coco(results, part, {})
-        write_label_studio(results, part, tmp_path)
-        write_cvat(results, part)
+        write_coco(part, {})
+        write_label_studio(part, tmp_path)
+        write_cvat(part)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert len(COCO(tmp_path / "instances.json").imgs) == 200

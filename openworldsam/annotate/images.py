@@ -1,0 +1,97 @@
+"""Images of a folder, loaded ahead by DataLoader workers; an unreadable one is reported and stops nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from openworldsam.data.datasets.coco import MAX_SIDE
+from openworldsam.data.datasets.custom import IMAGE_SUFFIXES
+from openworldsam.data.preprocessing import read_image
+from openworldsam.evaluation.examples import Unreadable
+
+_NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+class FileVersion(NamedTuple):
+    """Identifies a file version by its size in bytes and modification time in nanoseconds."""
+
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion:
+        """The present version of a file; (0, 0) if it cannot be accessed, such as a broken link."""
+        try:
+            status = path.stat()
+        except OSError:
+            return cls(0, 0)
+        return cls(status.st_size, status.st_mtime_ns)
+
+
+class LoadedImage(NamedTuple):
+    """An image uint8 [H, W, 3], its path within the folder, and the version of its file."""
+
+    name: str
+    pixels: np.ndarray
+    version: FileVersion
+
+
+def find_images(folder: Path, output: Path) -> list[str]:
+    """List the images in a folder and its subfolders as sorted relative paths, without hidden ones and the output.
+
+    Broken links are included, so that they are reported as unreadable.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: the output is the folder itself, or two images differ only in their suffix, so that their results
+            would overwrite each other.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    root, excluded = folder.resolve(), output.resolve()
+    if root == excluded:
+        raise ValueError(f"{output} is the folder of the images; use another --output")
+    within = [path.relative_to(root) for path in root.rglob("*") if excluded not in path.parents]
+    names = sorted(
+        path.as_posix()
+        for path in within
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.parts)
+        and ((root / path).is_file() or ((root / path).is_symlink() and not (root / path).exists()))
+    )
+    if not names:
+        raise FileNotFoundError(f"{folder} has no image ({' '.join(IMAGE_SUFFIXES)})")
+    stem, count = Counter(Path(name).with_suffix("") for name in names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{folder} has {count} images named {stem}; their results would overwrite each other")
+    return names
+
+
+class FolderImages(Dataset[LoadedImage | Unreadable]):
+    """Loads images of a folder, given their paths within it."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> LoadedImage | Unreadable:
+        name = self.names[index]
+        try:
+            if _NOT_IN_XML.search(name):
+                raise ValueError("its name has characters that no annotation file can hold")
+            version = FileVersion.of(self.folder / name)
+            pixels = read_image(self.folder / name)
+            if max(pixels.shape) > MAX_SIDE:
+                raise ValueError(f"it has a side of more than {MAX_SIDE:,} pixels")
+            return LoadedImage(name, pixels, version)
+        except Exception as error:  # decoders raise all kinds of errors for damaged files
+            return Unreadable(name, str(error) or type(error).__name__)
