@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -278,6 +280,11 @@ def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(f"{path} is not a config file: {error}") from error
     merge_options(cfg, opts)
     return cfg
+
+
+def config_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key, such as "MODEL.SAM2.WEIGHTS"."""
+    return reduce(getattr, key.split("."), cfg)
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:

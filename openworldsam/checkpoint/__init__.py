@@ -1,19 +1,16 @@
 """The public weight layouts in and out: strict, and with advice when something does not fit."""
 
+from openworldsam.checkpoint.components import components_with
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
 from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
-from openworldsam.checkpoint.writing import (
-    convert_released,
-    convert_to_released,
-    save_adapter,
-    save_component,
-    save_components,
-)
+from openworldsam.checkpoint.released import convert_released, convert_to_released
+from openworldsam.checkpoint.writing import save_adapter, save_component, save_components
 
 __all__ = [
     "Source",
     "WeightFile",
     "component_files",
+    "components_with",
     "convert_released",
     "convert_to_released",
     "find_source",

@@ -3,16 +3,16 @@
 A weight file holds one or more components, kept under their public names until they enter a model:
 
     sam2      Meta's names: image_encoder.*, sam_mask_decoder.*, sam_prompt_encoder.*, no_mem_embed, video modules
-    beit3     Microsoft's names: beit3.*
+    beit3     Microsoft's names: beit3.*; other prompt encoders: as their `Component` declares
     adapter   our names: adapter.projector.*, adapter.tie_breakers, adapter.soft_prompt.*
 
-| file                                  | components           | recognised by                               |
-|---------------------------------------|----------------------|---------------------------------------------|
-| released OpenWorldSAM checkpoint      | sam2, beit3, adapter | visual_model.*, mm_extractor.*, positional_tokens |
-| EVF-SAM2 (one file or shards)         | sam2, beit3          | visual_model.*, mm_extractor.*              |
-| SAM2 2.0 or 2.1                       | sam2                 | image_encoder.trunk.*                       |
-| BEiT-3                                | beit3                | beit3.*                                     |
-| adapter file                          | adapter              | adapter.*                                   |
+| file                             | components           | recognised by                                     |
+|----------------------------------|----------------------|---------------------------------------------------|
+| released OpenWorldSAM checkpoint | sam2, beit3, adapter | visual_model.*, mm_extractor.*, positional_tokens |
+| EVF-SAM2 (one file or shards)    | sam2, beit3          | visual_model.*, mm_extractor.*                    |
+| SAM2 2.0 or 2.1                  | sam2                 | image_encoder.trunk.*                             |
+| BEiT-3, or another prompt encoder | beit3, or its own   | beit3.*, or as it declares                        |
+| adapter file                     | adapter              | adapter.*                                         |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-StateDict = dict[str, Tensor]
+from openworldsam.checkpoint.components import ADAPTER, SAM2
+from openworldsam.modeling.component import StateDict, rename, renamed
+from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
+
 _SCALAR = np.float64(0).__reduce__()[0]  # under one of two names, by the NumPy that wrote the file
 _NUMPY_NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
@@ -52,6 +55,7 @@ RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
 """What the released checkpoint and EVF-SAM2 put before a component's public names."""
 RELEASED_TRAINING = {
     "preset": "released",
+    "PROMPT_ENCODER.NAME": "BEiT3PromptEncoder",
     "ADAPTER.FUSION": "broadcast",
     "ADAPTER.INTERACTION": "image",
     "ADAPTER.KEY_POSITIONS": "False",
@@ -201,38 +205,28 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     """Name the layout and sort the tensors into components under public names."""
-    if any(name.startswith("image_encoder.backbone.") for name in state):
+
+    def has(prefix: str | tuple[str, ...]) -> bool:
+        return any(name.startswith(prefix) for name in state)
+
+    if has("image_encoder.backbone."):
         return "our own model's", {}
-    if any(name.startswith("adapter.") for name in state):
-        return "adapter", {"adapter": state}
-    if any(name.startswith("image_encoder.trunk.") for name in state):
+    if has(ADAPTER.recognised_by):
+        return ADAPTER.layout, {ADAPTER.name: state}
+    if has(SAM2.recognised_by):
         version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
-        return f"SAM {version}", {"sam2": state}
-    if any(name.startswith("beit3.") for name in state):
-        # its pre-trained, retrieval and fine-tuned variants have heads on top
-        top = ("pooler.", "logit_scale")
-        return "BEiT-3", {
-            "beit3": {n: t for n, t in state.items() if "head" not in n.split(".")[0] and not n.startswith(top)}
-        }
+        return f"{SAM2.layout} {version}", {SAM2.name: state}
+    declared = {c.name: c for _, encoder in PROMPT_ENCODER_REGISTRY if (c := encoder.component)}
+    if found := [c for c in declared.values() if has(c.recognised_by)]:
+        # files of two encoders may look alike; a model takes the component that its encoder declares
+        layout = " or ".join(c.layout for c in found)
+        return layout, {c.name: {n: t for n, t in state.items() if not re.match(c.not_read, n)} for c in found}
     encoders = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
     if not all(encoders.values()):
         return "unknown", {}
-    if not any(name.startswith((DUPLICATES, "positional_tokens")) for name in state):
+    if not has((DUPLICATES, "positional_tokens")):
         return "EVF-SAM2", encoders  # its own projector means nothing here
     others = (DUPLICATES, *RELEASED_PREFIX.values())
     # under their own names, should there be any that the adapter does not know
     adapter = {renamed(n, RELEASED_ADAPTER) or n: t for n, t in state.items() if not n.startswith(others)}
     return "released", {**encoders, "adapter": adapter}
-
-
-def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:
-    """The name with the first prefix that fits replaced; None if none fits."""
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return None
-
-
-def rename(state: StateDict, prefixes: Sequence[tuple[str, str]]) -> StateDict:
-    """The tensors whose name has one of the prefixes, under their new names."""
-    return {new: tensor for name, tensor in state.items() if (new := renamed(name, prefixes)) is not None}

@@ -100,20 +100,3 @@ def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor
     rows = torch.floor(rows + 0.5)
     both = F.interpolate(rows, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
     return torch.floor(both + 0.5)[0]
-
-
-def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash an image to BEiT-3's input size, bicubically, and normalise it to -1..1.
-
-    Args:
-        image: uint8 [3, H, W].
-        size: side S of the result in pixels.
-        antialias: average over the source pixels when shrinking.
-
-    Returns:
-        float [3, S, S], about -1..1 (bicubic interpolation overshoots a little).
-    """
-    resized = F.interpolate(
-        image[None].float() / 255, (size, size), mode="bicubic", align_corners=False, antialias=antialias
-    )
-    return (resized[0] - 0.5) / 0.5

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import reduce
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from openworldsam.config import config_value
 from openworldsam.data.datasets import check_registered, register_datasets
 from openworldsam.evaluation.benchmark import check_benchmarks
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 
 RANGES = {
     **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"), (1, False)),
@@ -46,11 +47,11 @@ def check_config(cfg: CfgNode) -> None:
     if not cfg.OUTPUT_DIR:
         raise ValueError("OUTPUT_DIR is empty; it names the folder that gets what is trained")
     for key, (low, above) in RANGES.items():
-        value = reduce(getattr, key.split("."), cfg)
+        value = config_value(cfg, key)
         if not (low < value if above else low <= value) or not math.isfinite(value):
             raise ValueError(f"{key} must be {'above' if above else 'at least'} {low}, got {value}")
     for key, value in FIXED.items():
-        if (got := reduce(getattr, key.split("."), cfg)) != value:
+        if (got := config_value(cfg, key)) != value:
             raise ValueError(f"{key} {got} is not supported: here it is always {value}")
     divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % divisor:
@@ -61,6 +62,11 @@ def check_config(cfg: CfgNode) -> None:
     steps, last = list(cfg.SOLVER.STEPS or ()), cfg.SOLVER.MAX_ITER
     if not all(isinstance(step, int) for step in steps) or steps != sorted({s for s in steps if 0 < s < last}):
         raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
+    if prompt_encoder_class(cfg).component is None and cfg.MODEL.PROMPT_ENCODER.TRAINABLE:
+        raise ValueError(
+            f"MODEL.PROMPT_ENCODER.TRAINABLE: {cfg.MODEL.PROMPT_ENCODER.NAME} declares no weight file (component) "
+            "that could take its trained weights; switch it off"
+        )
     if len(set(cfg.DATASETS.TRAIN)) < len(cfg.DATASETS.TRAIN):
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} names a dataset twice")
     register_datasets(cfg)

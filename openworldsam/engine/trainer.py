@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from openworldsam.checkpoint import (
     save_component,
 )
 from openworldsam.checkpoint.loading import training_record
+from openworldsam.config import config_value
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_batches, training_dataset
 from openworldsam.engine.checks import check_config, starting_config
@@ -44,6 +44,7 @@ from openworldsam.engine.training_state import METRICS, forget_metrics, load_sta
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Trainer(TrainerBase):
                 self.model,
                 device_ids=device_ids,
                 broadcast_buffers=False,
-                find_unused_parameters=self.model.train_prompt_encoder,  # nothing reads BEiT-3's mask token, for one
+                find_unused_parameters=self.model.train_prompt_encoder,  # such as tokens that no text has
             )
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
@@ -116,11 +117,15 @@ class Trainer(TrainerBase):
         cfg = self.cfg.clone()
         cfg.MODEL.PROMPT_ENCODER.NAME = "CachedPromptEncoder"
         model = OpenWorldSAM(cfg)
-        sources = load_weights(model, cfg, need_adapter=False)
-        made_by = Source(str(cache.folder), "feature cache", cache.header.fingerprints["beit3"])
-        sources["beit3"] = find_source("beit3", cfg) or made_by
-        fingerprints = {component: source.fingerprint for component, source in sources.items()}
+        sources = load_weights(model, self.cfg, need_adapter=False)
+        component = prompt_encoder_class(self.cfg).component
+        if component and (source := find_source(component, cfg)):
+            sources[component.name] = source
+        fingerprints = {name: source.fingerprint for name, source in sources.items()}
         cache.check(self.cfg, fingerprints | tokenizer_fingerprint(self.cfg))
+        if component and component.name not in sources:
+            made_by = cache.header.fingerprints.get(component.name, "")
+            sources[component.name] = Source(str(cache.folder), "feature cache", made_by)
         self.dataset.cache = cache
         some = self.dataset.some_records()
         lacking = [r for r in some if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
@@ -262,10 +267,10 @@ class Trainer(TrainerBase):
             order.update(f"{record['image_id']} ".encode())
         keys = ["SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "DATASETS.TRAIN"]
         keys += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "MODEL.PRECISION", "MODEL.SAM2.IMAGE_SIZE"]
-        keys += ["MODEL.PROMPT_ENCODER.IMAGE_SIZE", "MODEL.PROMPT_ENCODER.MAX_TOKENS", "INPUT.ANTIALIAS"]
+        keys += ["INPUT.ANTIALIAS", *prompt_encoder_class(cfg).settings]
         keys += ["INPUT.MAX_PROMPTS", "INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER"]
         keys += [f"MODEL.{room}.{key}" for room in ("ADAPTER", "CRITERION") for key in cfg.MODEL[room]]
-        fixed = {key: str(reduce(getattr, key.split("."), cfg)) for key in keys}
+        fixed = {key: str(config_value(cfg, key)) for key in keys}
         return {**training_record(cfg), **fixed, "list of images": order.hexdigest()[:16]}
 
     def _fingerprints(self) -> dict[str, str]:
@@ -282,7 +287,8 @@ class Trainer(TrainerBase):
         if state is None:
             return
         for name, ours in (("record", self._fixed()), ("weights", self._fingerprints())):
-            if different := sorted(key for key in ours if state[name].get(key) != ours[key]):
+            # a key that an earlier version did not record cannot be compared
+            if different := sorted(key for key, value in state[name].items() if ours.get(key, value) != value):
                 raise ValueError(
                     f"{self.folder} was trained with another {', '.join(different)}; use another OUTPUT_DIR"
                 )
@@ -303,8 +309,8 @@ class Trainer(TrainerBase):
         logger.info("resumed at iteration %d", self.start_iter)
 
     def run(self) -> None:
-        """Train from the start iteration to SOLVER.MAX_ITER and write what was trained: adapter.safetensors, and
-        beit3.safetensors if MODEL.PROMPT_ENCODER.TRAINABLE."""
+        """Train to SOLVER.MAX_ITER and write what was trained: adapter.safetensors, and with
+        MODEL.PROMPT_ENCODER.TRAINABLE the prompt encoder's weights."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if comm.is_main_process():
             forget_metrics(self.folder / METRICS, self.start_iter)
@@ -312,8 +318,8 @@ class Trainer(TrainerBase):
         self.train(self.start_iter, self.max_iter)
         if not comm.is_main_process():
             return
-        if self.model.train_prompt_encoder:
-            path = self.folder / "beit3.safetensors"
-            save_component(self.model, "beit3", path, note="trained together with the adapter")
-            self.sources["beit3"] = read_weights(path).source("beit3")
+        if self.model.train_prompt_encoder and (component := self.model.prompt_encoder.component):
+            path = self.folder / f"{component.name}.safetensors"
+            save_component(self.model, component.name, path, note="trained together with the adapter")
+            self.sources[component.name] = read_weights(path).source(component.name)
         save_adapter(self.model, self.folder / "adapter.safetensors", self.cfg, self.sources)

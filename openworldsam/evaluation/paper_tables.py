@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+
 Column = tuple[str, str, str]
 """Name of a benchmark, task, metric."""
 
@@ -127,23 +129,28 @@ PAPER_TABLES: dict[int, PaperTable] = {
 }
 """By number of the table. Row names are the paper's; what they add to it tells rows of one name apart."""
 
+OUR_ENCODER = "BEiT-3-Large"
+"""Table 4's row of the prompt encoder that all other tables are of."""
 _ROWS = {
-    (True, True, False, True, False): "OpenWorldSAM",
-    (True, True, False, True, True): "+ two-stage inference",
-    (True, True, False, False, False): "BEiT-3-Large, text",
-    (False, False, False, True, False): "E1",
-    (True, False, False, True, False): "E3",
-    (True, False, True, True, False): "E4",
-    (True, True, True, True, False): "E6",
+    (True, True, False, False): "OpenWorldSAM",
+    (True, True, False, True): "+ two-stage inference",
+    (False, False, False, False): "E1",
+    (True, False, False, False): "E3",
+    (True, False, True, False): "E4",
+    (True, True, True, False): "E6",
 }
-"""By: tie-breakers, soft-prompt layers, trained prompt encoder, that it sees the image, two-stage inference."""
+"""By: tie-breakers, soft-prompt layers, trained prompt encoder, two-stage inference."""
 
 
 def row_of(cfg: CfgNode) -> str | None:
     """The row of the paper's tables that a config stands for; None if the preset or the switches have none."""
     adapter, encoder = cfg.MODEL.ADAPTER, cfg.MODEL.PROMPT_ENCODER
-    switches = (adapter.NUM_TIE_BREAKERS > 0, adapter.NUM_LAYERS > 0, encoder.TRAINABLE, encoder.USE_IMAGE)
-    return _ROWS.get((*switches, cfg.MODEL.INFERENCE.TWO_STAGE)) if cfg.PRESET in PRESETS else None
+    switches = (adapter.NUM_TIE_BREAKERS > 0, adapter.NUM_LAYERS > 0, encoder.TRAINABLE, cfg.MODEL.INFERENCE.TWO_STAGE)
+    row = _ROWS.get(switches) if cfg.PRESET in PRESETS else None
+    encoder_row = prompt_encoder_class(cfg).paper_row + ("" if encoder.USE_IMAGE else ", text")
+    if encoder_row == OUR_ENCODER:
+        return row
+    return encoder_row if row == "OpenWorldSAM" and encoder_row in PAPER_TABLES[4].rows else None
 
 
 def paper_numbers(row: str | None) -> dict[Column, Number]:

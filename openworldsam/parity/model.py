@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from openworldsam.checkpoint import convert_released, load_weights
-from openworldsam.checkpoint.writing import released_name
+from openworldsam.checkpoint.released import released_name
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
 from openworldsam.inference import (

@@ -16,11 +16,11 @@ import sentencepiece
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from torch import nn
 
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_PREFIX
 from openworldsam.checkpoint.loading import training_record
-from openworldsam.checkpoint.writing import released_state
+from openworldsam.checkpoint.released import released_state
+from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
 
 NOTE = "rule-made, not trained"
@@ -45,8 +45,8 @@ def rule_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def save_rule_checkpoint(model: nn.Module, cfg: CfgNode, seed: int, path: Path) -> None:
-    """Fill an `OpenWorldSAM` by the rule, in place, and write it as a checkpoint in the released layout.
+def save_rule_checkpoint(model: OpenWorldSAM, cfg: CfgNode, seed: int, path: Path) -> None:
+    """Fill a model by the rule, in place, and write it as a checkpoint in the released layout.
 
     Like the released file, the checkpoint has both encoders twice, in shared memory.
 

@@ -1,8 +1,8 @@
 """A folder that is a whole model: `save_pretrained` and `from_pretrained` of the predictor.
 
 config.json           the config as far as it changes results, and the CRC-32 of every other file; written last
-adapter.safetensors   sam2.safetensors, beit3.safetensors: the components under their public names
-beit3.spm             the tokenizer
+adapter.safetensors   sam2.safetensors and, named by the prompt encoder, its weights: under their public names
+beit3.spm             the tokenizer, a file or folder named by the prompt encoder
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
 import openworldsam
-from openworldsam.checkpoint import Source, component_files, save_components
-from openworldsam.checkpoint.loading import MODULES
-from openworldsam.config import add_openworldsam_config, merge_options
-from openworldsam.utils.files import file_crc32, save_atomically
+from openworldsam.checkpoint import Source, component_files, components_with, save_components
+from openworldsam.config import add_openworldsam_config, config_value, merge_options
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.utils.files import checksum, save_atomically
 
 CONFIG = "config.json"
-FILES = {
-    "MODEL.WEIGHTS": "adapter.safetensors",
-    "MODEL.SAM2.WEIGHTS": "sam2.safetensors",
-    "MODEL.PROMPT_ENCODER.WEIGHTS": "beit3.safetensors",
-    "MODEL.PROMPT_ENCODER.TOKENIZER": "beit3.spm",
-}
-"""The config key that names each file."""
+TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
 MODEL_KEYS = (
     "WEIGHTS",
     "PRECISION",
@@ -48,26 +41,36 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     Args:
         cfg: of the model; names the weight files.
         sources: of its components when they were loaded.
-        folder: where to.
+        folder: to write.
     """
-    if sources.keys() != MODULES.keys():
-        name = cfg.MODEL.PROMPT_ENCODER.NAME
-        raise ValueError(f"only a model with BEiT-3 is saved so; {name} brings weights of its own")
-    files = component_files(cfg, list(MODULES))
+    encoder, names = prompt_encoder_class(cfg), _file_names(cfg)
+    files = component_files(cfg, components_with(encoder))
     for component, file in files.items():
         if file.source(component).fingerprint != sources[component].fingerprint:
             raise ValueError(f"{file.path} has changed since its {component} weights were loaded")
-    tokenizer = Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER).read_bytes()
+    tokenizer = Path(config_value(cfg, TOKENIZER))
+    read = encoder.tokenizer_files(tokenizer) if names[TOKENIZER] else []
+    copies = {folder / names[TOKENIZER] / path.relative_to(tokenizer): path.read_bytes() for path in read}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
-    save_components(files, folder)
-    save_atomically(folder / FILES["MODEL.PROMPT_ENCODER.TOKENIZER"], lambda partial: partial.write_bytes(tokenizer))
-    content = {
-        "openworldsam": openworldsam.__version__,
-        "config": _kept(cfg),
-        "crc32": {name: file_crc32(folder / name) for name in FILES.values()},
-    }
-    text = json.dumps(content, indent=2)
+    written = [*save_components(files, folder).values(), *copies]
+    for path, content in copies.items():
+        save_atomically(path, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
+    kept = cfg.clone()
+    kept.defrost()
+    merge_options(kept, [word for pair in names.items() for word in pair])
+    text = json.dumps(
+        {
+            "openworldsam": openworldsam.__version__,
+            "config": {
+                "PRESET": kept.PRESET,
+                "INPUT": {"ANTIALIAS": kept.INPUT.ANTIALIAS},
+                "MODEL": {key: kept.MODEL[key] for key in MODEL_KEYS},
+            },
+            "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in written},
+        },
+        indent=2,
+    )
     save_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
 
 
@@ -80,23 +83,24 @@ def folder_config(folder: Path) -> CfgNode:
     add_openworldsam_config(cfg)
     try:
         content = json.loads(path.read_text())
-        crc32 = {name: content["crc32"][name] for name in FILES.values()}
+        crc32 = dict(content["crc32"])
         cfg.merge_from_other_cfg(CfgNode(content["config"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not what save_pretrained wrote ({error})") from None
+    names = _file_names(cfg)
+    if {name.split("/")[0] for name in crc32} != {*names.values()} - {""}:
+        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote (its files: {', '.join(crc32)})")
     for name, recorded in crc32.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {path} needs it")
-        if file_crc32(folder / name) != recorded:
+        if checksum(folder / name) != recorded:
             raise ValueError(f"{folder / name} is damaged or of another model: its checksum is not that of {path}")
-    merge_options(cfg, [word for key, name in FILES.items() for word in (key, str(folder / name))])
+    merge_options(cfg, [word for key, name in names.items() for word in (key, name and str(folder / name))])
     return cfg
 
 
-def _kept(cfg: CfgNode) -> dict[str, Any]:
-    """What a config says about results, with the folder's own names of files."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    merge_options(cfg, [word for pair in FILES.items() for word in pair])
-    model = {key: cfg.MODEL[key] for key in MODEL_KEYS}
-    return {"PRESET": cfg.PRESET, "INPUT": {"ANTIALIAS": cfg.INPUT.ANTIALIAS}, "MODEL": model}
+def _file_names(cfg: CfgNode) -> dict[str, str]:
+    """What a folder calls the file of each config key; empty for a file that the prompt encoder does not read."""
+    encoder = prompt_encoder_class(cfg)
+    weights = {component.key: f"{name}.safetensors" for name, component in components_with(encoder).items()}
+    return {"MODEL.PROMPT_ENCODER.WEIGHTS": "", **weights, TOKENIZER: encoder.tokenizer_name}

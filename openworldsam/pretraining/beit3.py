@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from openworldsam.data.shapes import Scene, World, expressions, render, thing_name
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
-from openworldsam.modeling.prompt_encoders.tokenizer import EOS_ID, PAD_ID
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
 from openworldsam.pretraining.loop import batches
 from openworldsam.utils.files import save_atomically

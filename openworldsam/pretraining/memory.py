@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.checkpoint.loading import SAM2_VIDEO
+from openworldsam.checkpoint.components import SAM2_VIDEO
 from openworldsam.data.shapes import World
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing

@@ -21,7 +21,7 @@ from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
 from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
-from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID
 from openworldsam.speed.machine import available_memory
 from openworldsam.speed.pipeline import Pipeline, State
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -102,19 +101,11 @@ def find_missing(paths: Iterable[str | Path]) -> list[str]:
     return missing
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_crc32(path: Path) -> int:
-    """Of a file's bytes."""
+def checksum(*paths: Path) -> int:
+    """CRC-32 of the bytes of files, one after the other."""
     value = 0
-    with path.open("rb") as file:
-        while block := file.read(2**24):
-            value = zlib.crc32(block, value)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                value = zlib.crc32(block, value)
     return value

@@ -34,9 +34,9 @@ from openworldsam.checkpoint import (
     read_weights,
     save_adapter,
 )
-from openworldsam.checkpoint.loading import resize_positions
 from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.prompt_encoders.beit3 import resize_positions
 from openworldsam.utils.files import save_atomically
 
 State = dict[str, Tensor]

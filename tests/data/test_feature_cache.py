@@ -425,7 +425,7 @@ def test_a_damaged_cache_is_named_and_mended(cfg, tmp_path, capsys):
     shard.write_bytes(flipped)
     with pytest.raises(SystemExit, match="2"):
         command_line(cfg, folder, "--verify")
-    assert f"{shard.name}: another sha256" in capsys.readouterr().err
+    assert f"{shard.name}: another checksum" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"dtype": "fp32"', '{"version": 1}', '{"version": 99}', "{}"])
@@ -435,7 +435,7 @@ def test_a_damaged_header_is_named(cfg, tmp_path, text):
         FeatureCache(folder)
     FeatureCacheWriter(folder, CacheHeader.from_config(cfg, WEIGHTS, "none", "fp32"))
     (folder / "header.json").write_text(text)
-    with pytest.raises(ValueError, match=r"header.json is damaged|is a cache of format \d+, this code reads 2"):
+    with pytest.raises(ValueError, match=r"header.json is damaged|is a cache of format \d+, this code reads 3"):
         FeatureCache(folder)
     with pytest.raises(ValueError, match=r"damaged|format"):
         build_cache(cfg, folder)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_forward import embed_images, first_token
-from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID
 
 IDS = torch.tensor(
     [[0, 7, 2, 1, 1], [0, 8, 9, 10, 2], [0, 50, 60, 2, 1], [0, 11, 2, 1, 1], [0, 12, 13, 14, 2], [0, 15, 16, 2, 1]]

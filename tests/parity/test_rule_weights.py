@@ -13,7 +13,7 @@ import torch
 from openworldsam.checkpoint import load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.modeling.prompt_encoders.tokenizer import BEiT3Tokenizer
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import BEiT3Tokenizer
 from openworldsam.parity.rule_weights import NOTE, rule_stream, rule_tensor, save_rule_checkpoint, save_tokenizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny.yaml"

@@ -5,8 +5,8 @@ A cache is a folder:
     header.json               what made it: weights, settings, number format
     shard-NAME.safetensors    prompt_embeddings [rows, D]; with image features also i.image_embed [C, S, S] and
                               i.high_res_0 [C/8, 4S, 4S], i.high_res_1 [C/4, 2S, 2S] of the i-th image
-    shard-NAME.json           index of the shard: its size, its sha256, and for each image its id, file, size, checksum
-                              and prompts; with a sha256 of its own
+    shard-NAME.json           index of the shard: its size and CRC-32, and for each image its id, file, size, CRC-32
+                              and prompts; with a CRC-32 of its own
 
 An index is written when its shard is complete, by one process, so the cache is the union of the shards that have an
 index, whoever made them and in whatever order.

@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from openworldsam.utils.files import file_sha256, save_atomically
+from openworldsam.config import config_value
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.utils.files import checksum, save_atomically
 
-VERSION = 2
+VERSION = 3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGE_FEATURES = {
     "none": (),
     "all": ("image_embed", "high_res_0", "high_res_1"),
 }
 """Tensors of an image that a cache holds beside its prompt embeddings."""
-PROMPT_SETTINGS = (
-    "INPUT.ANTIALIAS",
-    "MODEL.PROMPT_ENCODER.NAME",
-    "MODEL.PROMPT_ENCODER.IMAGE_SIZE",
-    "MODEL.PROMPT_ENCODER.MAX_TOKENS",
-    "MODEL.PROMPT_ENCODER.USE_IMAGE",
-)
+ENCODER = "MODEL.PROMPT_ENCODER.NAME"
 IMAGE_SETTINGS = ("MODEL.SAM2.IMAGE_SIZE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
-"""Config keys that change what the encoders compute and that their weights do not show."""
+"""Config keys that change SAM2's output and that its weights do not show."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,19 @@ class CacheHeader:
             if got not in choices:
                 raise ValueError(f"{what} of a feature cache are one of {', '.join(choices)}, got {got!r}")
         for key in ("INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER", "MODEL.PROMPT_ENCODER.TRAINABLE"):
-            if _get(cfg, key):
+            if config_value(cfg, key):
                 raise ValueError(f"{key} is on: features then change from visit to visit; switch it or the cache off")
+        encoder = prompt_encoder_class(cfg)
+        settings, made_by = (ENCODER, *encoder.settings), ["tokenizer"]
+        if encoder.component:
+            made_by.append(encoder.component.name)
+        if image_features != "none":
+            settings += IMAGE_SETTINGS
+            made_by.append("sam2")
+        values = {key: config_value(cfg, key) for key in settings}
         return cls(
-            {name: fingerprints[name] for name in (*_encoders(image_features), "tokenizer") if name in fingerprints},
-            {key: _get(cfg, key) for key in _settings(image_features)},
+            {name: fingerprints[name] for name in sorted(made_by) if name in fingerprints},
+            {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
             image_features,
             dtype,
             cfg.MODEL.PRECISION,
@@ -94,9 +97,10 @@ class CacheHeader:
 
 
 def tokenizer_fingerprint(cfg: CfgNode) -> dict[str, str]:
-    """The tokenizer's entry among the fingerprints; none where its file is not there, as training does not read it."""
-    path = Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
-    return {"tokenizer": file_sha256(path)[:16]} if path.is_file() else {}
+    """The tokenizer's entry among the fingerprints; none where its files are absent, as training does not read them."""
+    encoder = prompt_encoder_class(cfg)
+    files = encoder.tokenizer_files(Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)) if encoder.tokenizer_name else []
+    return {"tokenizer": f"{checksum(*files):08x}"} if files and all(file.is_file() for file in files) else {}
 
 
 def write_header(folder: Path, header: CacheHeader) -> None:
@@ -132,25 +136,10 @@ def _checked(header: CacheHeader) -> CacheHeader:
             raise TypeError(f"{field}: {getattr(header, field)!r}")
     if header.image_features not in IMAGE_FEATURES or header.dtype not in DTYPES:
         raise TypeError(f"image features {header.image_features!r} of dtype {header.dtype!r}")
-    if lacking := set(_encoders(header.image_features)) - header.fingerprints.keys():
-        raise TypeError(f"no fingerprint of the {min(lacking)}")
     if not all(isinstance(fingerprint, str) for fingerprint in header.fingerprints.values()):
         raise TypeError(f"fingerprints: {header.fingerprints}")
-    if different := header.settings.keys() ^ set(_settings(header.image_features)):
-        raise TypeError(f"setting {min(different)}: there without need, or not there")
+    if header.image_features != "none" and "sam2" not in header.fingerprints:
+        raise TypeError("no fingerprint of the sam2")
+    if ENCODER not in header.settings:
+        raise TypeError(f"no {ENCODER}")
     return header
-
-
-def _encoders(image_features: str) -> tuple[str, ...]:
-    """The components whose output a cache holds."""
-    return ("beit3",) if image_features == "none" else ("beit3", "sam2")
-
-
-def _settings(image_features: str) -> tuple[str, ...]:
-    """The config keys that count for a cache."""
-    return PROMPT_SETTINGS if image_features == "none" else PROMPT_SETTINGS + IMAGE_SETTINGS
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    value = reduce(getattr, key.split("."), cfg)
-    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,7 @@
-"""The index of a shard: what the shard holds, image by image, with checksums of the shard and of itself."""
+"""The index of a shard: its images, and checksums of the shard and of the index itself."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import zlib
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from openworldsam.utils.files import file_sha256, save_atomically
+from openworldsam.utils.files import checksum, save_atomically
 
 ImageId = int | str
 
@@ -46,10 +45,10 @@ class ImageEntry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Size and sha256 of a shard, and its images in the order of their rows."""
+    """Size and CRC-32 of a shard, and its images in the order of their rows."""
 
     bytes: int
-    sha256: str
+    crc32: int
     images: list[ImageEntry]
 
     @property
@@ -61,7 +60,7 @@ class Index(NamedTuple):
 def write_index(shard: Path, images: list[ImageEntry]) -> None:
     """Write the index of a shard, which is complete then."""
     entries = [image._asdict() for image in images]
-    content = {"bytes": shard.stat().st_size, "sha256": file_sha256(shard), "images": entries}
+    content = {"bytes": shard.stat().st_size, "crc32": checksum(shard), "images": entries}
     text = json.dumps({"checksum": _checksum(content), **content})
     save_atomically(shard.with_suffix(".json"), lambda partial: partial.write_text(text))
 
@@ -74,10 +73,9 @@ def read_index(shard: Path) -> Index:
     """
     try:
         content = json.loads(shard.with_suffix(".json").read_bytes())
-        checksum = content.pop("checksum")
-        if checksum != _checksum(content):
+        if content.pop("checksum") != _checksum(content):
             raise ValueError("another checksum than it says")
-        return Index(content["bytes"], content["sha256"], [_entry(**image) for image in content["images"]])
+        return Index(content["bytes"], content["crc32"], [_entry(**image) for image in content["images"]])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(damage({shard: f"a damaged index ({error!r})"})) from None
 
@@ -86,8 +84,8 @@ def _entry(id: ImageId, file: str, picture: list[int], prompts: list[str], featu
     return ImageEntry(id, file, Picture(*picture), tuple(map(sys.intern, prompts)), features)
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def damage(problems: Mapping[Path, str]) -> str:

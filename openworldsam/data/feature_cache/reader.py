@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, ImageId, Index, Picture, damage, read_index
-from openworldsam.utils.files import file_sha256
+from openworldsam.utils.files import checksum
 
 
 class _Place(NamedTuple):
@@ -150,8 +150,8 @@ class FeatureCache:
 
     def _problem(self, path: Path, index: Index) -> str:
         """What in a shard is not as its index says, or ""."""
-        if file_sha256(path) != index.sha256:
-            return "another sha256 than its index says"
+        if checksum(path) != index.crc32:
+            return "another checksum than its index says"
         features = IMAGE_FEATURES[self.header.image_features]
         expected = {f"{n}.{name}" for n, image in enumerate(index.images) if image.features for name in features}
         with safe_open(path, framework="pt") as file:

@@ -1,20 +1,24 @@
-"""Frozen encoders that turn a text, together with its image, into one vector."""
+"""Frozen encoders that turn a text, together with its image, into one vector.
+
+To add one: a module here that declares it (`base.PromptEncoder`), its import below, and a YAML that names it.
+"""
 
 from openworldsam.modeling.prompt_encoders.base import (
     PROMPT_ENCODER_REGISTRY,
     PromptEncoder,
     build_prompt_encoder,
+    check_prompts,
+    prompt_encoder_class,
 )
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
-from openworldsam.modeling.prompt_encoders.tokenizer import BEiT3Tokenizer, check_prompts
 
 __all__ = [
     "PROMPT_ENCODER_REGISTRY",
     "BEiT3PromptEncoder",
-    "BEiT3Tokenizer",
     "CachedPromptEncoder",
     "PromptEncoder",
     "build_prompt_encoder",
     "check_prompts",
+    "prompt_encoder_class",
 ]

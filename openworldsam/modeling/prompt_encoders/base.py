@@ -1,31 +1,58 @@
-"""What a prompt encoder is, and the registry that the config chooses from.
+"""The interface of a prompt encoder, and the registry that the config chooses from.
 
-Shapes: B images, P prompts of the whole batch, D width of the prompt embedding, L tokens of the longest prompt.
+Shapes: B images, P prompts of the whole batch, D width of the prompt embedding, S side of the encoder's input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+
+from openworldsam.modeling.component import Component
 
 PROMPT_ENCODER_REGISTRY = Registry("PROMPT_ENCODER")
 PROMPT_ENCODER_REGISTRY.__doc__ = "Prompt encoders by name; each is built from the whole config."
 
 
 class PromptEncoder(nn.Module, ABC):
-    """Embeds texts, each while looking at its image. To add one: subclass, register, name it in the config."""
+    """Embeds texts, each while looking at its image. To add one: subclass, register, name it in the config.
 
+    All else is built from the declaration below: reading and writing weights, the feature cache, training records,
+    saved models and the comparison with the paper.
+    """
+
+    component: ClassVar[Component | None] = None
+    """Its weight files; None: it reads none, and cannot be trained."""
+    settings: ClassVar[tuple[str, ...]] = (
+        "INPUT.ANTIALIAS",
+        "MODEL.PROMPT_ENCODER.IMAGE_SIZE",
+        "MODEL.PROMPT_ENCODER.MAX_TOKENS",
+        "MODEL.PROMPT_ENCODER.USE_IMAGE",
+    )
+    """Config keys that change its embeddings and that its weights do not show."""
+    tokenizer_name: ClassVar[str] = ""
+    """What a saved model calls the file or folder of MODEL.PROMPT_ENCODER.TOKENIZER; empty: it reads none."""
+    paper_row: ClassVar[str] = ""
+    """Its row in Table 4 of the paper."""
     embed_dim: int
-    """D, width of the embedding."""
-    component: str | None = None
-    """The component of a weight file that fills it ("beit3"); None: it brings its own weights."""
+    """D, MODEL.PROMPT_ENCODER.EMBED_DIM."""
+
+    @classmethod
+    def tokenizer_files(cls, path: Path) -> list[Path]:
+        """The files of a tokenizer: `path` itself, or those in the folder `path` that are no weights."""
+        if not path.is_dir():
+            return [path]
+        suffixes = (".json", ".model", ".spm", ".txt")
+        return sorted(file for file in path.iterdir() if file.suffix in suffixes)
 
     def prepare(self) -> None:
-        """Read the files that the first prompt will need, such as a vocabulary, so that their lack shows early.
+        """Read the files that the first prompt will need, such as a vocabulary, so that a missing one shows early.
 
         Raises:
             FileNotFoundError, ValueError: one is missing or damaged.
@@ -42,11 +69,24 @@ class PromptEncoder(nn.Module, ABC):
         Args:
             images: [B, 3, S, S] from `preprocess`.
             prompts: P texts.
-            image_index: [P], whose image each prompt asks about.
+            image_index: int64 [P] on the CPU, the image that each prompt asks about.
 
         Returns:
-            [P, D]; a row depends on its own text and image alone.
+            [P, D]; each embedding depends on its own text and image alone.
         """
+
+
+def prompt_encoder_class(cfg: CfgNode) -> type[PromptEncoder]:
+    """The class that MODEL.PROMPT_ENCODER.NAME names.
+
+    Raises:
+        KeyError: no encoder of that name is registered.
+    """
+    name = cfg.MODEL.PROMPT_ENCODER.NAME
+    if name not in PROMPT_ENCODER_REGISTRY:
+        known = ", ".join(key for key, _ in PROMPT_ENCODER_REGISTRY)
+        raise KeyError(f"no prompt encoder {name!r} (there are {known}); import the module that registers it")
+    return PROMPT_ENCODER_REGISTRY.get(name)
 
 
 def build_prompt_encoder(cfg: CfgNode) -> PromptEncoder:
@@ -54,5 +94,27 @@ def build_prompt_encoder(cfg: CfgNode) -> PromptEncoder:
 
     Raises:
         KeyError: no encoder of that name is registered.
+        ValueError: its embedding is not as wide as the config says.
     """
-    return PROMPT_ENCODER_REGISTRY.get(cfg.MODEL.PROMPT_ENCODER.NAME)(cfg)
+    encoder = prompt_encoder_class(cfg)(cfg)
+    if encoder.embed_dim != cfg.MODEL.PROMPT_ENCODER.EMBED_DIM:
+        raise ValueError(
+            f"{cfg.MODEL.PROMPT_ENCODER.NAME} gives embeddings of width {encoder.embed_dim}: set "
+            f"MODEL.PROMPT_ENCODER.EMBED_DIM to it, not {cfg.MODEL.PROMPT_ENCODER.EMBED_DIM}"
+        )
+    return encoder
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise ValueError unless this is a list of texts with something in each."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts are a list of texts, got the text {prompts!r:.80}")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {index} is {type(prompt).__name__} {prompt!r:.80}; a prompt is a text")
+        if not prompt.strip():
+            raise ValueError(f"prompt {index} is empty: {prompt!r}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # from undecodable bytes on a command line
+            raise ValueError(f"prompt {index} is not valid Unicode: {prompt!r:.80}") from error

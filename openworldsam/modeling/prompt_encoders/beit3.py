@@ -5,6 +5,8 @@ Shapes: B images, P prompts of the whole batch, D = 1024 width, L tokens of the 
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,16 +15,74 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
+from torch.nn import functional as F
 from torchscale.architecture.config import EncoderConfig
 from torchscale.model.BEiT3 import BEiT3
 
-from openworldsam.data.preprocessing import resize_for_beit3
+from openworldsam.modeling.component import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_forward import embed_images, first_token
-from openworldsam.modeling.prompt_encoders.tokenizer import PAD_ID, BEiT3Tokenizer
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3Tokenizer
+
+logger = logging.getLogger(__name__)
 
 POSITIONS = 1024
 """Rows of the text position table; the first two are never used (a habit of Fairseq)."""
+WIDTHS = {768: "base", 1024: "large"}
+"""Public sizes by the width of the transformer."""
+
+
+def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Squash an image to BEiT-3's input size, bicubically, and normalise it to -1..1.
+
+    Args:
+        image: uint8 [3, H, W].
+        size: side S of the result in pixels.
+        antialias: average over the source pixels when shrinking.
+
+    Returns:
+        float [3, S, S], about -1..1 (bicubic interpolation overshoots a little).
+    """
+    resized = F.interpolate(
+        image[None].float() / 255, (size, size), mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return (resized[0] - 0.5) / 0.5
+
+
+def resize_positions(table: Tensor, length: int) -> Tensor:
+    """Fit the vision positions to another image size.
+
+    Args:
+        table: [3 + n * n, D]; two unused rows, the CLS token's, and those of n x n patches.
+        length: 3 + m * m.
+
+    Returns:
+        [3 + m * m, D], the patches' part interpolated bicubically; any other table unchanged.
+    """
+    if table.ndim != 2 or len(table) == length:
+        return table
+    old, new = math.isqrt(max(0, len(table) - 3)), math.isqrt(length - 3)
+    if not old or old * old + 3 != len(table):
+        return table
+    grid = table[3:].T.reshape(1, -1, old, old)
+    resized = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    logger.info("BEiT-3 positions interpolated from %d x %d to %d x %d patches", old, old, new, new)
+    return torch.cat([table[:3], resized[0].flatten(1).T])
+
+
+def _fit(state: StateDict, expected: StateDict) -> None:
+    name = "prompt_encoder.beit3.encoder.embed_positions.A.weight"
+    if name in state and name in expected:
+        state[name] = resize_positions(state[name], len(expected[name]))
+
+
+def _advice(public: StateDict) -> str:
+    name = "beit3.encoder.layer_norm.A.weight"
+    width = public[name].numel() if name in public else 0
+    return (
+        f"It holds a BEiT-3 of width {width} ({WIDTHS.get(width, 'unknown')}); "
+        "configs/encoders/beit3_base.yaml configures base, the default is large."
+    )
 
 
 @PROMPT_ENCODER_REGISTRY.register()
@@ -42,7 +102,18 @@ class BEiT3PromptEncoder(PromptEncoder):
         compiled: run a chunk through torch.compile.
     """
 
-    component = "beit3"
+    component = Component(
+        name="beit3",
+        prefixes=(("beit3.", "prompt_encoder.beit3."),),
+        recognised_by="beit3.",
+        layout="BEiT-3",
+        not_read=r"[^.]*head|pooler\.|logit_scale",  # heads of the pre-trained, retrieval and fine-tuned variants
+        hint="(python weights/download.py beit3_large, or evf_sam2_multitask as the released code uses)",
+        fit=_fit,
+        advice=_advice,
+    )
+    tokenizer_name = "beit3.spm"
+    paper_row = "BEiT-3-Large"
 
     @configurable
     def __init__(
@@ -99,22 +170,10 @@ class BEiT3PromptEncoder(PromptEncoder):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        encoder = cfg.MODEL.PROMPT_ENCODER
-        return {
-            "tokenizer": encoder.TOKENIZER,
-            "image_size": encoder.IMAGE_SIZE,
-            "patch_size": encoder.PATCH_SIZE,
-            "embed_dim": encoder.EMBED_DIM,
-            "num_layers": encoder.NUM_LAYERS,
-            "num_heads": encoder.NUM_HEADS,
-            "ffn_dim": encoder.FFN_DIM,
-            "vocab_size": encoder.VOCAB_SIZE,
-            "max_tokens": encoder.MAX_TOKENS,
-            "use_image": encoder.USE_IMAGE,
-            "chunk": encoder.CHUNK,
-            "compiled": cfg.MODEL.COMPILE,
-            "antialias": cfg.INPUT.ANTIALIAS,
-        }
+        keys = ["TOKENIZER", "IMAGE_SIZE", "PATCH_SIZE", "EMBED_DIM", "NUM_LAYERS", "NUM_HEADS", "FFN_DIM"]
+        keys += ["VOCAB_SIZE", "MAX_TOKENS", "USE_IMAGE", "CHUNK"]
+        copied = {key.lower(): cfg.MODEL.PROMPT_ENCODER[key] for key in keys}
+        return {**copied, "compiled": cfg.MODEL.COMPILE, "antialias": cfg.INPUT.ANTIALIAS}
 
     @property
     def tokenizer(self) -> BEiT3Tokenizer:
@@ -165,5 +224,5 @@ class BEiT3PromptEncoder(PromptEncoder):
         """vision [B, V, D], ids [N, L] with L the longest text's length, image_index [N] to [N, D]."""
         padding = ids == PAD_ID
         on_device = partial(torch.Tensor.to, device=self.beit3.text_embed.weight.device, non_blocking=True)
-        own_vision = None if vision is None else vision[on_device(image_index)]
-        return self._first_token(self.beit3, own_vision, on_device(ids), on_device(padding) if padding.any() else None)
+        of_prompts = None if vision is None else vision[on_device(image_index)]
+        return self._first_token(self.beit3, of_prompts, on_device(ids), on_device(padding) if padding.any() else None)

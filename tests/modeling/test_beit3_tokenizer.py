@@ -6,7 +6,8 @@ import pytest
 import sentencepiece
 import torch
 
-from openworldsam.modeling.prompt_encoders.tokenizer import BEiT3Tokenizer, check_prompts
+from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import BEiT3Tokenizer
 
 START, PAD, END, UNKNOWN = 0, 1, 2, 3
 # In the model "letters" pieces follow <unk> <s> </s> by frequency: a 3, space 4, b 5, c 6, d 7; ids are one more.

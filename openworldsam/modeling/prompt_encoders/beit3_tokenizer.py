@@ -13,24 +13,11 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from openworldsam.modeling.prompt_encoders.base import check_prompts
+
 logger = logging.getLogger(__name__)
 
 BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise ValueError unless this is a list of texts with something in each."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts are a list of texts, got the text {prompts!r:.80}")
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {index} is {type(prompt).__name__} {prompt!r:.80}; a prompt is a text")
-        if not prompt.strip():
-            raise ValueError(f"prompt {index} is empty: {prompt!r}")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:  # from undecodable bytes on a command line
-            raise ValueError(f"prompt {index} is not valid Unicode: {prompt!r:.80}") from error
 
 
 class BEiT3Tokenizer:

@@ -1,0 +1,71 @@
+"""The components of a model: SAM2, what its prompt encoder declares, and the adapter."""
+
+from __future__ import annotations
+
+from openworldsam.modeling.component import Component, StateDict
+from openworldsam.modeling.prompt_encoders import PromptEncoder
+
+SAM2_VIDEO = (
+    "memory_attention.",
+    "memory_encoder.",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+    "mask_downsample.",
+)
+"""Tensors of SAM2 that only video needs; the model has no place for them."""
+SAM2_BLOCKS = {12: "tiny", 16: "small", 24: "base_plus", 48: "large"}
+"""Public sizes by the number of Hiera's blocks."""
+
+
+def _sam2_advice(public: StateDict) -> str:
+    blocks = {name.split(".")[3] for name in public if name.startswith("image_encoder.trunk.blocks.")}
+    name = SAM2_BLOCKS.get(len(blocks), "unknown")
+    return (
+        f"It holds a Hiera of {len(blocks)} blocks ({name}). The default is large (48 blocks); configs/encoders/ "
+        "has the other public sizes."
+    )
+
+
+def _adapter_advice(public: StateDict) -> str:
+    name = "adapter.tie_breakers"
+    queries = public[name].shape[0] if name in public and public[name].ndim else 0
+    layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
+    return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
+
+
+SAM2 = Component(
+    name="sam2",
+    prefixes=(
+        ("image_encoder.", "image_encoder.backbone."),
+        ("no_mem_embed", "image_encoder.no_mem_embed"),
+        ("sam_mask_decoder.conv_s", "image_encoder.conv_s"),
+        ("sam_mask_decoder.", "mask_decoder.decoder."),
+        ("sam_prompt_encoder.", "mask_decoder.prompt_encoder."),
+    ),
+    recognised_by="image_encoder.trunk.",
+    layout="SAM",
+    hint="(python weights/download.py sam2_hiera_large)",
+    advice=_sam2_advice,
+    key="MODEL.SAM2.WEIGHTS",
+    modules=("image_encoder", "mask_decoder"),
+)
+ADAPTER = Component(
+    name="adapter",
+    prefixes=(("adapter.", "adapter."),),
+    recognised_by="adapter.",
+    layout="adapter",
+    hint="to an adapter file",
+    advice=_adapter_advice,
+    key="MODEL.WEIGHTS",
+    modules=("adapter",),
+)
+
+
+def components_with(encoder: PromptEncoder | type[PromptEncoder]) -> dict[str, Component]:
+    """The components of a model with this prompt encoder, by name."""
+    declared = [encoder.component] if encoder.component else []
+    return {component.name: component for component in (SAM2, *declared, ADAPTER)}

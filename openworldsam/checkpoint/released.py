@@ -1,0 +1,80 @@
+"""Conversion from and to the layout of the released checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from openworldsam.checkpoint.components import ADAPTER, components_with
+from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_ADAPTER, RELEASED_PREFIX, read_weights
+from openworldsam.checkpoint.writing import carried_over, public_state, save_components
+from openworldsam.modeling.component import StateDict, renamed
+from openworldsam.modeling.openworldsam import OpenWorldSAM
+from openworldsam.utils.files import save_atomically
+
+
+def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
+    """Split a full checkpoint of the released layout into adapter.safetensors, sam2.safetensors, beit3.safetensors.
+
+    Args:
+        path: the checkpoint, `model_final.pth`.
+        folder: where the three files go; the encoders' keep their public names, video modules included.
+
+    Returns:
+        the path written for each component.
+
+    Raises:
+        ValueError: the file is not of the released layout.
+    """
+    file = read_weights(path)
+    if file.layout != "released":
+        raise ValueError(f"{path} is of the layout {file.layout}; only a full OpenWorldSAM checkpoint is converted")
+    return save_components(dict.fromkeys(file.components, file), Path(folder))
+
+
+def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path, path: str | Path) -> None:
+    """Join an adapter file and both encoders into a full checkpoint of the released layout.
+
+    All 1,930 tensors that count, and the released code's duplicates of the encoders, which share their memory.
+    Its four `evf_sam2.text_hidden_fcs` tensors, which nothing reads, are not there.
+
+    Args:
+        adapter, sam2, beit3: weight files that hold these components.
+        path: the checkpoint to write.
+
+    Raises:
+        ValueError: one of the files does not hold its component.
+    """
+    files = {"adapter": read_weights(adapter), "sam2": read_weights(sam2), "beit3": read_weights(beit3)}
+    for component, file in files.items():
+        if component not in file.components:
+            raise ValueError(f"{file.path} ({file.layout}) holds no {component} weights")
+    trained = files.pop("adapter")
+    state = {released_name(name): tensor for name, tensor in trained.components["adapter"].items()}
+    for component, file in files.items():
+        for name, tensor in file.components[component].items():
+            public = RELEASED_PREFIX[component] + name
+            state[public] = state[DUPLICATES + public] = tensor
+    content = {"model": state, "openworldsam": carried_over(trained)}
+    save_atomically(Path(path), lambda partial: torch.save(content, partial))
+
+
+def released_state(model: OpenWorldSAM) -> StateDict:
+    """All tensors of a model under the names of the released checkpoint, without the duplicates.
+
+    Raises:
+        ValueError: the model has another prompt encoder than the released checkpoint.
+    """
+    state: StateDict = {}
+    for name, component in components_with(model.prompt_encoder).items():
+        if component != ADAPTER and name not in RELEASED_PREFIX:
+            raise ValueError(f"the released layout has no place for {name}: it holds {', '.join(RELEASED_PREFIX)}")
+        prefix = RELEASED_PREFIX.get(name, "")
+        state.update({prefix + public: tensor for public, tensor in public_state(model, component).items()})
+    return {released_name(name): tensor for name, tensor in state.items()}
+
+
+def released_name(name: str) -> str:
+    """The released checkpoint's name of one of the adapter's tensors; other names stay as they are."""
+    return renamed(name, [(ours, released) for released, ours in RELEASED_ADAPTER]) or name
