@@ -125,7 +125,7 @@ def test_the_public_list_is_left_alone(root, command, capsys):
     assert command(root) == 0 and "left as it is" in capsys.readouterr().out
     assert (root / FILTERED).read_bytes() == before
     assert command(root, "--check") == 1
-    assert "nothing is left out" in capsys.readouterr().err
+    assert "nothing is removed" in capsys.readouterr().err
 
 
 def test_check_finds_images_of_refcocog_val(root, command, capsys):

@@ -1,5 +1,5 @@
-"""Makers of the files that a dataset's publisher does not offer: label images, panoptic PNGs, jsons.
+"""Makes the files that a dataset's publisher does not offer: label images, panoptic PNGs, jsons.
 
-`command.PREPARATIONS` lists them; each is a function that prints what it made. A file under its final name is whole and
-is not made twice, so that everything may be interrupted and repeated.
+`command.PREPARATIONS` lists the makers. A file under its final name is complete and is not made twice, so every
+preparation may be interrupted and repeated.
 """

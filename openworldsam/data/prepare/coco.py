@@ -40,8 +40,8 @@ def make_coco(
     Args:
         plan: has the folder of all datasets and the number of processes.
         splits: "train", "val" or both.
-        refs: RefCOCOg's `refs(umd).p`, if it is elsewhere.
-        karpathy: Karpathy's `dataset_coco.json`, to leave out images of his `karpathy_splits` too.
+        refs: RefCOCOg's `refs(umd).p`, if it is not under the root.
+        karpathy: Karpathy's `dataset_coco.json`, to remove the images of `karpathy_splits` too.
         karpathy_splits: "val", "test" or both.
         check: check everything instead of making it.
 
@@ -49,7 +49,7 @@ def make_coco(
         problems with the data.
 
     Raises:
-        OSError, ValueError: a file is missing, damaged, of another format or cannot be written.
+        OSError, ValueError: a file is missing, damaged, in another format or cannot be written.
     """
     if check:
         return check_coco(plan, splits)
@@ -83,11 +83,11 @@ def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, ka
 
 
 def karpathy_images(json_file: str | Path, splits: Collection[str]) -> set[int]:
-    """The COCO ids of the images in Karpathy's caption splits, from his `dataset_coco.json`.
+    """Read the COCO ids of the images in Karpathy's caption splits from `dataset_coco.json`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is of another format.
+        ValueError: it is in another format.
     """
     try:
         return {image["cocoid"] for image in read_json(json_file)["images"] if image["split"] in splits}
@@ -96,18 +96,18 @@ def karpathy_images(json_file: str | Path, splits: Collection[str]) -> set[int]:
 
 
 def filter_panoptic(content: dict[str, Any], removed: Collection[int], note: str) -> dict[str, Any]:
-    """A COCO-panoptic json without some images; the note goes into its "info".
+    """Remove images from a COCO panoptic json and put the note into its "info".
 
     Raises:
-        ValueError: it is of another format, or has none of these images, so that they must be of another dataset.
+        ValueError: it is in another format, or has none of these images, which then belong to another dataset.
     """
     try:
         images = [image for image in content["images"] if image["id"] not in removed]
         annotations = [a for a in content["annotations"] if a["image_id"] not in removed]
         if len(annotations) == len(content["annotations"]):
-            raise ValueError(f"none of the {len(removed)} images to leave out is in the list; are they of COCO?")
+            raise ValueError(f"none of the {len(removed)} images to remove is in the list; are they from COCO?")
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the list is no COCO panoptic json: {lack(error)}") from error
+        raise ValueError(f"the list is not a COCO panoptic json: {lack(error)}") from error
     info = {**content.get("info", {}), "openworldsam": note}
     return {**content, "info": info, "images": images, "annotations": annotations}
 
@@ -140,7 +140,7 @@ def write_semantic(record: PanopticRecord) -> str | None:
     """Make the semantic PNG of a record from its panoptic PNG: contiguous class ids, also of crowds, and 255 for void.
 
     Returns:
-        what is wrong with the panoptic PNG, None if nothing is.
+        the problem with the panoptic PNG, None if there is none.
 
     Raises:
         OSError: the file cannot be written.
@@ -189,7 +189,7 @@ def check_coco(plan: Plan, splits: Collection[str]) -> list[str]:
 
 
 def _check_split(records: Sequence[PanopticRecord], split: str, workers: int) -> Iterator[str]:
-    """Yield the problems with a split's number of images, their files, and their panoptic PNGs."""
+    """Yield the problems with a split's number of images, its files, and its panoptic PNGs."""
     print(f"{split}: {len(records)} images, {sum(len(r['segments_info']) for r in records)} segments")
     if len(records) != (expected := EXPECTED_IMAGES[split]):
         yield f"{split}: {len(records)} images are listed, COCO has {expected}"
@@ -225,7 +225,7 @@ def check_panoptic(record: PanopticRecord) -> str | None:
 
 
 def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
-    """Yield the problems of the filtered list beside the image ids of the full one and RefCOCOg's validation images."""
+    """Yield the problems with the filtered list, given the image ids of the full one."""
     path, files = root / FILTERED, SPLITS["train"]
     hint = "`python datasets/prepare.py coco` makes it"
     records = load_panoptic(path, root / files.image_root, root / files.panoptic_root, hint=hint)
@@ -235,7 +235,7 @@ def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
     if strangers := listed.difference(full):
         yield f"filtered list: {len(strangers)} images are not in train2017, such as {min(strangers)}"
     if len(listed) == len(full):
-        yield "filtered list: nothing is left out; RefCOCOg's validation images should be"
+        yield "filtered list: nothing is removed; RefCOCOg's validation images should be"
     referring = root / REFERRING["refcocog_umd_val"]
     if not referring.exists():
         print("filtered list: not compared with RefCOCOg; `python datasets/prepare.py refcocog` has not been run")

@@ -15,7 +15,7 @@ from openworldsam.data.prepare import coco, labels, panoptic, refcocog, sun_rgbd
 from openworldsam.data.prepare.plan import Plan
 from openworldsam.utils.launch import user_errors
 
-MAX_PROBLEMS = 20  # that are printed; a wrong folder of COCO has 118,287
+MAX_PROBLEMS = 20  # printed; a wrong folder of COCO has 118,287
 
 _Options = dict[str, dict[str, Any]]
 _WORKERS: _Options = {"--workers": {"type": int, "default": os.cpu_count() or 1, "metavar": "N", "help": "processes"}}
@@ -28,8 +28,8 @@ _REFS: _Options = {"--refs": {"type": Path, "metavar": "FILE", "help": "default:
 class Preparation(NamedTuple):
     """A NAME of the command.
 
-    make: prints what it makes; takes a Plan and the options by name; may return problems with the data, which do not
-    stop it. help: what it makes. files: what it makes of what. options: arguments of `add_argument`, beside --root.
+    make: takes a Plan and the options by name, prints what it made, and may return problems with the data. help: the
+    files that it makes. files: sources and targets. options: flags beside --root, with `add_argument`'s arguments.
     """
 
     make: Callable[..., Sequence[str] | None]
@@ -47,7 +47,7 @@ PREPARATIONS = {
         {
             "--splits": {"nargs": "+", "choices": list(coco.SPLITS), "default": list(coco.SPLITS)},
             **_REFS,
-            "--karpathy": {"type": Path, "metavar": "FILE", "help": "dataset_coco.json, to leave out its images too"},
+            "--karpathy": {"type": Path, "metavar": "FILE", "help": "dataset_coco.json, to remove its images too"},
             "--karpathy-splits": {
                 "nargs": "+",
                 "choices": ["val", "test"],
@@ -107,7 +107,7 @@ PREPARATIONS = {
         "ROOT/scannet/{scannetv2_val.txt,scannet_frames_25k/SCENE/{color,label,instance}} ->\n"
         "ROOT/scannet/{scannet_panoptic_val.json,scannet_panoptic_val/}\n\n"
         "With --raw-table, label/ (NYU40 ids) and instance/ are made first, from label-filt/ (raw ids) and\n"
-        "instance-filt/, for frames that you took out of the scans yourself; scannet_frames_25k has them.",
+        "instance-filt/, for frames that you extracted from the scans yourself; scannet_frames_25k has them.",
         {
             **_WORKERS,
             **_NO_CHECK,

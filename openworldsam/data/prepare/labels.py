@@ -1,6 +1,4 @@
-"""Makes label images of what ADE20K-2021, PASCAL Context and ScanNet publish in other forms.
-
-A file under its final name is whole and is not made twice, so everything may be interrupted and repeated.
+"""Label images of ADE20K-2021, PASCAL Context and ScanNet, from the formats that they publish.
 
 Shapes: H, W image size.
 """
@@ -23,18 +21,18 @@ from openworldsam.utils.files import save_atomically
 
 
 def save_labels(labels: np.ndarray, path: Path) -> None:
-    """Write a label image, uint8 or uint16 [H, W], whole or not at all: TIFF if it is called so, otherwise PNG."""
+    """Write a label image atomically: uint8 or uint16 [H, W], TIFF if the path ends in .tif, otherwise PNG."""
     kind = {"format": "TIFF", "compression": "tiff_lzw"} if path.suffix == ".tif" else {"format": "PNG"}
     image = Image.fromarray(labels)
     save_atomically(path, lambda partial: image.save(partial, **kind))
 
 
 def make_ade20k_847(plan: Plan, *, short_side: int) -> None:
-    """ADE20K-847's images and label images from the 2021 release.
+    """Make ADE20K-847's images and label images from the 2021 release.
 
     Args:
-        plan: where, and how.
-        short_side: larger images are scaled down to it, in pixels; 0 keeps their size. 512 is what is published on.
+        plan: folder and processes.
+        short_side: larger images are scaled down to it, in pixels; 0 keeps their size. Published scores use 512.
 
     Raises:
         OSError, ValueError: an image is missing, damaged or cannot be written, or there are too few.
@@ -51,10 +49,13 @@ def make_ade20k_847(plan: Plan, *, short_side: int) -> None:
 
 
 def ade20k_classes(colours: np.ndarray) -> np.ndarray:
-    """Class ids 0..846 from a *_seg.png, uint16 [H, W], 65535 where none of them is.
+    """Decode a *_seg.png.
 
     Args:
-        colours: uint8 [H, W, 3]; the object's index is 256 (red / 10) + green.
+        colours: uint8 [H, W, 3]; the index of a class is 256 (red / 10) + green.
+
+    Returns:
+        class ids 0..846, uint16 [H, W], 65535 where there is none of these.
     """
     index = colours[..., 0].astype(np.int64) // 10 * 256 + colours[..., 1]
     return _ade20k_table()[index]
@@ -90,7 +91,7 @@ def _convert_ade20k(job: tuple[Path, Path, Path], short_side: int) -> str | None
 
 
 def make_pascal_context(plan: Plan) -> None:
-    """Context-59's and Context-459's label images from the LabelMaps of the 459 classes.
+    """Make Context-59's and Context-459's label images from the LabelMaps of the 459 classes.
 
     Raises:
         OSError, ValueError: a LabelMap is missing, damaged or has an unknown value, or there are too few.
@@ -127,11 +128,11 @@ def _convert_context(job: tuple[Path, Path, Path]) -> str | None:
 
 
 def make_scannet_labels(plan: Plan, table: Path) -> None:
-    """ScanNet's label/ and instance/ of frames that were extracted from the scans, as scannet_frames_25k has them.
+    """Make label/ and instance/ of frames that were extracted from ScanNet's scans, as in scannet_frames_25k.
 
     Args:
-        plan: where; the scenes have color/, label-filt/ (raw ids) and instance-filt/ (numbers of objects).
-        table: scannetv2-labels.combined.tsv, which says the NYU40 class of each raw id.
+        plan: folder and processes; the scenes have color/, label-filt/ (raw ids) and instance-filt/ (object numbers).
+        table: scannetv2-labels.combined.tsv, with the NYU40 class of each raw id.
 
     Raises:
         OSError, ValueError: a file is missing, damaged or has an unknown value, or there are too few.
@@ -145,10 +146,10 @@ def make_scannet_labels(plan: Plan, table: Path) -> None:
 
 
 def read_scannet_table(path: Path) -> dict[int, int]:
-    """The NYU40 class of each raw id of ScanNet.
+    """Read the NYU40 class of each raw id of ScanNet.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is of another format.
+        FileNotFoundError, ValueError: the file is missing or in another format.
     """
     with path.open(encoding="utf-8", newline="") as file:
         try:
@@ -167,9 +168,9 @@ def _convert_scannet(target: Path, classes: dict[int, int]) -> str | None:
         return str(error)
     values, inverse = np.unique(raw, return_inverse=True)
     if unknown := [value for value in values.tolist() if value not in classes]:
-        return f"{scene / 'label-filt' / name} has the raw ids {unknown}, which the table does not"
+        return f"{scene / 'label-filt' / name} has the raw ids {unknown}, which are not in the table"
     if raw.shape != numbers.shape:
-        return f"{scene / 'label-filt' / name} and its instance image are of two sizes: {raw.shape}, {numbers.shape}"
+        return f"{scene / 'label-filt' / name} and its instance image differ in size: {raw.shape}, {numbers.shape}"
     labels = np.array([classes[value] for value in values.tolist()], np.uint16)[inverse].reshape(raw.shape)
     save_labels(np.where(numbers > 0, labels * 1000 + numbers, 0).astype(np.uint16), scene / "instance" / name)
     save_labels(labels.astype(np.uint8), target)

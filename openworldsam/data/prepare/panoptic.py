@@ -1,7 +1,7 @@
-"""Makes COCO's panoptic format of what ADE20K, ScanNet, Cityscapes and BDD10K publish, and ADE20K's instance json.
+"""Panoptic jsons and PNGs in COCO's format for ADE20K, ScanNet, Cityscapes and BDD10K, and ADE20K's instance json.
 
-Each benchmark has one reader, from an image's own files to its regions; the rest is shared. A json is written last
-and only if every image could be read, so whoever finds one has everything; one that is there is left alone.
+Each benchmark has a reader, from an image's source files to its regions; the rest is shared. A json is written last and
+only if every image could be read, so it implies that all PNGs exist. An existing json is left alone.
 
 Shapes: H, W image size.
 """
@@ -25,7 +25,7 @@ from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import read_labels
 from openworldsam.utils.files import save_json, save_png
 
-_STEP = 1000  # an instance's value is 1000 times its class's and its number, in Cityscapes and ScanNet
+_STEP = 1000  # an object's value in Cityscapes and ScanNet is 1000 * class + number
 
 
 class Region(NamedTuple):
@@ -51,8 +51,9 @@ Reader = Callable[[Sequence[Path]], Regions]
 
 
 def read_ade20k(sources: Sequence[Path]) -> Regions:
-    """Things from annotations_instance (red: which of the 100 classes, green: which object), stuff from annotations
-    (class + 1). Pixels of a thing's class that belong to no object are void.
+    """Read things from annotations_instance (red: class 1..100, green: object) and stuff from annotations (class + 1).
+
+    Pixels of a thing class that belong to no object are void.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown value.
@@ -66,12 +67,12 @@ def read_ade20k(sources: Sequence[Path]) -> Regions:
 
 
 def read_ade20k_instances(sources: Sequence[Path]) -> Regions:
-    """The things of `read_ade20k` alone. Raises as it does."""
+    """Read only the things of `read_ade20k`. Raises as it does."""
     return _ade20k_objects(read_image(sources[1]).astype(np.int64), sources[1])
 
 
 def _ade20k_objects(colours: np.ndarray, path: Path) -> Regions:
-    """Values from 1000 up, so that they are none of stuff's."""
+    """Objects with values from 1000 up, which no stuff class has."""
     classes = read_classes("ade20k_instance_100")
     red, green = colours[..., 0], colours[..., 1]
     _check_range(red, len(classes), path)
@@ -80,8 +81,9 @@ def _ade20k_objects(colours: np.ndarray, path: Path) -> Regions:
 
 
 def read_cityscapes(sources: Sequence[Path]) -> Regions:
-    """From *_gtFine_instanceIds.png: an object's value is 1000 classes + number, other regions' the class; of a thing's
-    class that is a group of objects, a crowd.
+    """Read *_gtFine_instanceIds.png: an object has the value 1000 * class + number, any other region its class.
+
+    A region of a thing class without a number is a group of objects, hence a crowd.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
@@ -90,17 +92,17 @@ def read_cityscapes(sources: Sequence[Path]) -> Regions:
     classes = {c.id: c for c in read_classes("cityscapes_19")}
     regions = {}
     for value in np.unique(values).tolist():
-        single = value < _STEP
-        label = value if single else value // _STEP
+        numbered = value >= _STEP
+        label = value // _STEP if numbered else value
         if label > 33:
-            raise ValueError(f"{sources[0]} has the value {value}, whose class {label} is none of 0 to 33")
+            raise ValueError(f"{sources[0]} has the value {value}, whose class {label} is not in 0 to 33")
         if label in classes:
-            regions[value] = Region(label, iscrowd=single and classes[label].is_thing)
+            regions[value] = Region(label, iscrowd=classes[label].is_thing and not numbered)
     return values, regions
 
 
 def read_scannet(sources: Sequence[Path]) -> Regions:
-    """Things from the instance image (1000 NYU40 classes + number), wall and floor from the label image (NYU40).
+    """Read things from the instance image (1000 * NYU40 class + number), wall and floor from the label image (NYU40).
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown value.
@@ -119,8 +121,9 @@ def read_scannet(sources: Sequence[Path]) -> Regions:
 
 
 def read_bdd10k(sources: Sequence[Path]) -> Regions:
-    """From a bitmask, RGBA: red the class, green four flags (1 ignored, 2 crowd), blue and alpha the object's number.
-    What is ignored counts as a crowd. Stuff of one class is one region.
+    """Read an RGBA bitmask: red is the class, green has flags (1 ignored, 2 crowd), blue and alpha are the object.
+
+    Ignored objects count as crowds. Stuff of one class is one region.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
@@ -133,7 +136,7 @@ def read_bdd10k(sources: Sequence[Path]) -> Regions:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{sources[0]} is not a readable bitmask: {error}") from error
     if pixels.ndim != 3 or pixels.shape[2] != 4:
-        raise ValueError(f"{sources[0]} is no bitmask: four channels, got {pixels.shape}")
+        raise ValueError(f"{sources[0]} is not a bitmask of four channels: its shape is {pixels.shape}")
     red, green, blue, alpha = np.moveaxis(pixels, 2, 0)
     classes = {c.id: c for c in read_classes("bdd10k_panoptic_40")}
     _check_range(red, len(classes), sources[0])
@@ -156,7 +159,7 @@ def _check_range(values: np.ndarray, most: int, path: Path) -> None:
 
 
 def write_panoptic(job: Job, read: Reader, folder: Path) -> dict[str, Any] | str:
-    """Write an image's panoptic PNG; returns its entry in the json, or what is wrong."""
+    """Write an image's panoptic PNG; returns its entry in the json, or the problem."""
     try:
         ids, segments = _segments(job, read)
     except (OSError, ValueError) as error:
@@ -166,7 +169,7 @@ def write_panoptic(job: Job, read: Reader, folder: Path) -> dict[str, Any] | str
 
 
 def encode_instances(job: Job, read: Reader) -> list[dict[str, Any]] | str:
-    """The objects of an image as COCO's annotations, without ids; or what is wrong."""
+    """The objects of an image as COCO annotations without ids, or the problem."""
     try:
         ids, segments = _segments(job, read)
     except (OSError, ValueError) as error:
@@ -178,7 +181,7 @@ def encode_instances(job: Job, read: Reader) -> list[dict[str, Any]] | str:
 
 
 def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The ids 1, 2, ... of the regions, int32 [H, W], and COCO's description of each.
+    """Number the regions 1, 2, ...; returns the map of ids, int32 [H, W], and COCO's description of each.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, of another size than the image, or has an unknown
@@ -238,7 +241,7 @@ def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> None:
 
 
 def make_ade20k(plan: Plan) -> None:
-    """Make ADE20K-150's panoptic and instance jsons. Raises as all `make_*` do: see `_make`."""
+    """Make ADE20K-150's panoptic and instance jsons. All `make_*` raise as `_make` does."""
     root = plan.root / "ADEChallengeData2016"
     jobs = []
     for image in sorted((root / "images/validation").glob("*.jpg")):
@@ -282,8 +285,8 @@ def make_scannet(plan: Plan, *, raw_table: Path | None) -> None:
     """Make ScanNet-20's panoptic json from the frames of the validation scenes.
 
     Args:
-        plan: where, and how.
-        raw_table: makes the frames' label images first, see `make_scannet_labels`.
+        plan: folder, processes and counts.
+        raw_table: for frames without label images; see `make_scannet_labels`.
     """
     if raw_table:
         make_scannet_labels(plan, raw_table)

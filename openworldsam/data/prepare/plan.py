@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from openworldsam.utils.workers import for_each
 
-EXAMPLES = 3  # of each kind of problem, in a message
+EXAMPLES = 3  # shown of each kind of problem
 
 
 class Plan(NamedTuple):
@@ -34,17 +34,17 @@ def work_through(work: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan, ti
     """Apply the work to all jobs in several processes.
 
     Args:
-        work: returns a result, or a text that says what is wrong with the job.
+        work: returns a result, or a text that describes a problem with the job.
         jobs: one per image.
         plan: has the number of processes.
-        title: of the progress bar and in messages: what the jobs are.
+        title: of the progress bar and in messages, such as "images of ADE20K-847".
 
     Returns:
         the results, in order.
 
     Raises:
         OSError: a file cannot be written, or a process was killed.
-        ValueError: something is wrong with some of the jobs; names the first few.
+        ValueError: some jobs have problems; names the first few.
     """
     results = list(for_each(work, jobs, plan.workers, title))
     if problems := [result for result in results if isinstance(result, str)]:

@@ -57,21 +57,21 @@ def make_refcocog(plan: Plan, *, refs: Path | None, instances: Path | None) -> N
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, tuples, dicts, numbers and texts; these need no import, which is how a pickle runs code."""
+    """Reads lists, tuples, dicts, numbers and texts; refuses imports, by which a pickle can run code."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}; only lists, dicts, numbers and texts are allowed")
 
 
 def read_refs(path: str | Path) -> list[dict[str, Any]]:
-    """Read `refs(umd).p` without running anything that a pickle could make Python run.
+    """Read `refs(umd).p` without running code from it.
 
     Returns:
         one dict per reference, with ann_id, image_id, split and sentences.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no pickle, holds other than plain data, or is no list of references.
+        ValueError: it is not a pickle of plain data, or not a list of references.
     """
     try:
         with Path(path).open("rb") as file:
@@ -86,15 +86,15 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
     if not isinstance(refs, list) or not all(
         isinstance(ref, dict) and all(isinstance(ref.get(key), kind) for key, kind in keys.items()) for ref in refs
     ):
-        raise ValueError(f"{path} is no list of references with {', '.join(sorted(keys))}; RefCOCOg's refs(umd).p is")
+        raise ValueError(f"{path} is not RefCOCOg's refs(umd).p: not a list of dicts with {', '.join(sorted(keys))}")
     return refs
 
 
 def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """One split of RefCOCOg as a json, COCO's instances with "sentences" added.
+    """Convert one split to a json like COCO's instances, with "sentences" added to each annotation.
 
-    Each object is there once, with the sentences of all its references, lower-cased; blank ones are left out. Images
-    have their names of 2017.
+    Each object occurs once, with the sentences of all its references, lower-cased and without blank ones. Images have
+    their names of COCO 2017.
 
     Args:
         refs: from `read_refs`.
@@ -102,7 +102,7 @@ def convert(refs: Sequence[Mapping[str, Any]], instances: Mapping[str, Any], spl
         split: "train", "val" or "test".
 
     Raises:
-        ValueError: instances.json is of another format or lacks an object or image of the references.
+        ValueError: instances.json is in another format or lacks an object or image of the references.
     """
     sentences: dict[int, list[str]] = {}
     try:
