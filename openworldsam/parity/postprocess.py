@@ -11,11 +11,11 @@ from torch import Tensor
 from openworldsam.config import load_config
 from openworldsam.inference import (
     InferenceOptions,
-    MaskRows,
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    semantic_inference,
+    InstanceResult,
+    PanopticResult,
+    Queries,
+    Question,
+    infer,
     semantic_scores,
 )
 from openworldsam.parity.checks import Check, align_ties, close, equal, same_map
@@ -33,9 +33,9 @@ def released_options(golden: np.lib.npyio.NpzFile) -> InferenceOptions:
     return InferenceOptions.from_config(cfg)
 
 
-def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> MaskRows:
-    """Query rows whose masks are rotated ellipses, some of them near duplicates, some turned by 90 degrees."""
-    num_rows = len(categories) * num_queries
+def ellipse_queries(seed: int, num_prompts: int, num_queries: int = 20) -> Queries:
+    """Queries whose masks are rotated ellipses, some of them near duplicates, some turned by 90 degrees."""
+    num_rows = num_prompts * num_queries
     u = np.random.Generator(np.random.Philox(key=seed)).random((num_rows, 6), dtype=np.float32)
     f32 = np.float32
     cx, cy, ra = f32(256) * u[:, 0], f32(256) * u[:, 1], f32(20) + f32(70) * u[:, 2]
@@ -55,8 +55,14 @@ def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> Ma
     s = (x - cx) * np.cos(theta) + (y - cy) * np.sin(theta)
     t = -(x - cx) * np.sin(theta) + (y - cy) * np.cos(theta)
     logits = np.clip(f32(8) * (1 - np.sqrt((s / ra) ** 2 + (t / rb) ** 2)), -12, 12).astype(np.float32)
-    labels = np.repeat(categories, num_queries)
-    return MaskRows(torch.from_numpy(logits), torch.from_numpy(scores), torch.from_numpy(labels))
+    labels = torch.arange(num_prompts).repeat_interleave(num_queries)
+    return Queries(torch.from_numpy(logits), torch.from_numpy(scores), labels)
+
+
+def coco_question(categories: np.ndarray, size: tuple[int, int]) -> Question:
+    """Prompts of contiguous COCO classes [P]."""
+    ids = torch.from_numpy(categories)
+    return Question.of(size, len(ids), class_ids=ids, is_thing=ids < NUM_THINGS, num_classes=NUM_CLASSES)
 
 
 def check_postprocess(golden_file: str | Path) -> list[Check]:
@@ -66,19 +72,19 @@ def check_postprocess(golden_file: str | Path) -> list[Check]:
         golden_file: the .npz.
     """
     golden = np.load(golden_file)
-    rows = ellipse_rows(int(golden["seed"]), golden["categories"])
-    size = (int(golden["height"]), int(golden["width"]))
+    queries = ellipse_queries(int(golden["seed"]), len(golden["categories"]))
+    question = coco_question(golden["categories"], (int(golden["height"]), int(golden["width"])))
     options = released_options(golden)
-    checks = [close("scores", rows.scores, golden["scores"])]
-    checks += _check_instance(rows, size, options, golden)
-    checks += _check_panoptic(rows, size, options, golden)
+    results = infer([queries], ("semantic", "panoptic", "referring"), question, options)
+    checks = [close("scores", queries.scores, golden["scores"])]
+    checks += _check_instance(instances_of_all(queries, question, options), golden)
+    checks += _check_panoptic(results["panoptic"], golden)
 
-    _, scores = semantic_scores(rows, size, NUM_CLASSES, options)
-    label_map = semantic_inference(rows, size, NUM_CLASSES, options)
-    checks.append(same_map("semantic_argmax", label_map, golden["semantic_argmax"]))
+    _, scores = semantic_scores(queries, question, options)
+    checks.append(same_map("semantic_argmax", results["semantic"].map, golden["semantic_argmax"]))
     checks.append(close("semantic_prompted", scores, golden["semantic_prompted"]))
 
-    best = referring_inference(rows, size)
+    best = results["referring"]
     checks.append(same_map("refer_masks", best.masks, _unpacked(golden["refer_masks"], best.masks)))
     checks.append(close("refer_scores", best.scores, golden["refer_scores"]))
     return checks
@@ -89,10 +95,13 @@ def _unpacked(bits: np.ndarray, like: Tensor) -> np.ndarray:
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
 
 
-def _check_instance(
-    rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: np.lib.npyio.NpzFile
-) -> list[Check]:
-    found = instance_inference(rows, size, options)
+def instances_of_all(queries: Queries, question: Question, options: InferenceOptions) -> InstanceResult:
+    """Instances of stuff too, as the released model's instance segmentation finds what it is asked for."""
+    everything = question._replace(is_thing=torch.ones_like(question.is_thing))
+    return infer([queries], ("instance",), everything, options)["instance"]
+
+
+def _check_instance(found: InstanceResult, golden: np.lib.npyio.NpzFile) -> list[Check]:
     order = align_ties(found.labels.numpy(), golden["instance_classes"], golden["instance_scores"])
     ties = int((order != np.arange(len(order))).sum())
     checks = [
@@ -106,11 +115,7 @@ def _check_instance(
     return checks
 
 
-def _check_panoptic(
-    rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: np.lib.npyio.NpzFile
-) -> list[Check]:
-    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
-    result = panoptic_inference(rows, size, is_thing, options)
+def _check_panoptic(result: PanopticResult, golden: np.lib.npyio.NpzFile) -> list[Check]:
     ids = np.array([s.id for s in result.segments])
     return [
         same_map("panoptic_map", result.map, golden["panoptic_map"]),

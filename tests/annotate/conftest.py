@@ -5,7 +5,8 @@ import torch
 from openworldsam.annotate.pictures import Picture, Stamp
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.inference import Found
+from openworldsam.predictor.prediction import Prediction
 
 
 @pytest.fixture
