@@ -16,7 +16,7 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
@@ -113,7 +113,7 @@ def segment_images(args: argparse.Namespace) -> int:
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
         print(f"These weights are {min(notes)}: the masks mean nothing.")
-    tasks = TASKS if args.task == "all" else [args.task]
+    tasks = [*TASKS] if args.task == "all" else [args.task]
     failed = 0
     for path in args.input:
         try:

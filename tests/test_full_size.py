@@ -48,7 +48,6 @@ def test_decoding_stays_below_2_gib(num_images, num_rows, num_tokens):
 STREAM = """
 import resource, sys, torch
 from openworldsam.config import load_config
-from openworldsam.evaluation.streaming import stream
 from openworldsam.modeling import OpenWorldSAM
 
 def peak():
@@ -59,20 +58,20 @@ size, width, tokenizer = ["MODEL.SAM2.IMAGE_SIZE", 1024], ["MODEL.SAM2.WIDTH", 2
 queries = ["MODEL.ADAPTER.NUM_TIE_BREAKERS", 20]
 cfg = load_config("configs/tiny.yaml", [*size, *width, *queries, "MODEL.PROMPT_ENCODER.TOKENIZER", tokenizer])
 model = OpenWorldSAM(cfg).eval()
-decode, rows_of_chunks = model.mask_decoder.forward, []
+decode, queries_of_chunks = model.mask_decoder.forward, []
 
 def decode_last(features, tokens):
-    rows_of_chunks.append(len(tokens.image_index))
-    if sum(rows_of_chunks) == 847 * 20:
+    queries_of_chunks.append(len(tokens.image_index))
+    if sum(queries_of_chunks) == 847 * 20:
         return decode(features, tokens)
-    return torch.randn(rows_of_chunks[-1], 256, 256), torch.rand(rows_of_chunks[-1])
+    return torch.randn(queries_of_chunks[-1], 256, 256), torch.rand(rows_of_chunks[-1])
 
 model.mask_decoder.forward = decode_last
 picture = torch.randint(0, 256, (3, 1024, 2048), dtype=torch.uint8)
 inputs = {"image": picture, "height": 1024, "width": 2048, "prompts": [f"class {c}" for c in range(847)]}
 before = peak()
-labels = stream(model, inputs, ("semantic",), cfg.TEST.PROMPT_CHUNK)["semantic"]
-print(len(rows_of_chunks), labels.unique().numel(), peak() - before)
+labels = model([inputs], tasks=("semantic",), prompt_chunk=cfg.TEST.PROMPT_CHUNK)[0]["semantic"]
+print(len(queries_of_chunks), labels.unique().numel(), peak() - before)
 """
 
 

@@ -15,11 +15,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from openworldsam.ablation.observations import (
     FOUND,
     Observations,
+    decode_queries,
     distinct,
     full_size,
     mask_iou,
     observe,
-    query_rows,
     specialisation,
 )
 from openworldsam.ablation.plots import contours, heat_maps
@@ -103,11 +103,11 @@ def _equal_shapes(
     words = [f'{example.inputs["file_name"]} has {len(true)} things of the class "{prompt}".']
     alone = [("One query (E1)", single)] if single else []
     for who, one in [*alone, (f"{model.adapter.num_queries} tie-breakers ({adapter})", model)]:
-        _, rows = query_rows(one, example.inputs["image"], [prompt])
-        kept = distinct(one, rows, size)
-        masks = full_size(rows.select(kept), size) > 0
+        _, queries = decode_queries(one, example.inputs["image"], [prompt])
+        kept = distinct(one, queries, size)
+        masks = full_size(queries.select(kept).logits, size) > 0
         names = tuple(f"tie-breaker {k}" for k in range(one.adapter.num_queries)) if one is model else ("the query",)
-        drawing = LabelledMasks("semantic", names, masks, rows.scores[kept].cpu().numpy(), kept.cpu().numpy())
+        drawing = LabelledMasks("semantic", names, masks, queries.scores[kept].numpy(), kept.numpy())
         panels.append((who, draw_prediction(image, drawing)))
         found = sum(any(mask_iou(mask, thing) > FOUND for mask in masks) for thing in true)
         words.append(f"{who}: {len(masks)} distinct confident masks, {found} of the things found.")

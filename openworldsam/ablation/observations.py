@@ -1,13 +1,13 @@
 """What a model does with the things of a split: where its tie-breakers look, what the second stage changes.
 
-Shapes: P prompts about things, K tie-breakers, R = P * K query rows (row = prompt * K + tie-breaker), n distinct masks,
+Shapes: P prompts about things, K tie-breakers, R = P * K queries (query = prompt * K + tie-breaker), n distinct masks,
 H, W size of the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from openworldsam.evaluation.examples import EvaluationDataset, Example
-from openworldsam.inference import MaskRows
+from openworldsam.inference import Queries
 from openworldsam.inference.nms import mask_nms
-from openworldsam.inference.rows import positive, upsampled
+from openworldsam.inference.queries import positive, upsampled
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.utils.progress import Progress
 
@@ -60,27 +60,24 @@ class Observations:
 
 
 @torch.no_grad()
-def query_rows(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tuple[ImageFeatures, MaskRows]:
-    """Decode prompts about one image, uint8 [3, H, W], in one stage; the rows are labelled by prompt."""
+def decode_queries(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tuple[ImageFeatures, Queries]:
+    """Decode prompts about one image, uint8 [3, H, W], in one stage; the queries are labelled by prompt."""
     pixels = [image.to(model.device)]
     features = model.encode_images(pixels)
     image_index = torch.zeros(len(prompts), dtype=torch.long)
     embeddings = model.encode_prompts(model.prompt_inputs(pixels), prompts, image_index)
-    (rows,) = model.query_rows(features, embeddings, image_index, replace(model.inference, two_stage=False))
-    return features, rows
+    return features, model.queries(features, embeddings)
 
 
-def distinct(model: OpenWorldSAM, rows: MaskRows, size: tuple[int, int]) -> Tensor:
-    """Indices [n] of the confident rows that are no duplicate of a better one of their prompt, the best first."""
-    confident = torch.nonzero(rows.scores >= model.inference.score_threshold)[:, 0]
-    return confident[mask_nms(rows.select(confident), size, model.inference.nms_threshold, positive)]
+def distinct(model: OpenWorldSAM, queries: Queries, size: tuple[int, int]) -> Tensor:
+    """Indices [n] of the confident queries that are no duplicate of a better one of their prompt, the best first."""
+    confident = torch.nonzero(queries.scores >= model.inference.score_threshold)[:, 0]
+    return confident[mask_nms(queries.select(confident), size, model.inference.nms_threshold, positive)[0]]
 
 
-def full_size(rows: MaskRows, size: tuple[int, int]) -> np.ndarray:
-    """Mask logits [n, H, W]."""
-    return (
-        torch.cat([rows.logits.new_zeros(0, *size), *(part for _, part in upsampled(rows.logits, size))]).cpu().numpy()
-    )
+def full_size(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Mask logits [n, h, w] at full size, [n, H, W]."""
+    return torch.cat([logits.new_zeros(0, *size), *(part for _, part in upsampled(logits, size))]).cpu().numpy()
 
 
 def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -100,31 +97,31 @@ def observe(model: OpenWorldSAM, dataset: EvaluationDataset, images: int) -> Obs
         )
         if isinstance(example, Example) and classes:
             names = [dataset.class_names[c] for c in classes]
-            features, rows = query_rows(model, example.inputs["image"], names)
-            _add_centres(seen, rows, model.inference.score_threshold)
-            by_class = torch.tensor(classes, device=rows.labels.device)[rows.labels]
-            _add_found(seen, model, features, rows._replace(labels=by_class), example)
+            features, queries = decode_queries(model, example.inputs["image"], names)
+            _add_centres(seen, queries, model.inference.score_threshold)
+            by_class = queries._replace(labels=torch.tensor(classes)[queries.labels])
+            _add_found(seen, model, features, by_class, example)
         progress.update(1, len(classes))
     return seen
 
 
-def _add_centres(seen: Observations, rows: MaskRows, threshold: float) -> None:
-    masks = positive(rows.logits).cpu()
-    for row in torch.nonzero((rows.scores >= threshold).cpu() & masks.flatten(1).any(dim=1))[:, 0].tolist():
-        y, x = (torch.nonzero(masks[row]).float().mean(dim=0) + 0.5) / torch.tensor(masks.shape[1:])
-        seen.centres[row % len(seen.centres)].append((float(x), float(y)))
+def _add_centres(seen: Observations, queries: Queries, threshold: float) -> None:
+    masks = positive(queries.logits).cpu()
+    for query in torch.nonzero((queries.scores >= threshold) & masks.flatten(1).any(dim=1))[:, 0].tolist():
+        y, x = (torch.nonzero(masks[query]).float().mean(dim=0) + 0.5) / torch.tensor(masks.shape[1:])
+        seen.centres[query % len(seen.centres)].append((float(x), float(y)))
 
 
 @torch.no_grad()
 def _add_found(
-    seen: Observations, model: OpenWorldSAM, features: ImageFeatures, rows: MaskRows, example: Example
+    seen: Observations, model: OpenWorldSAM, features: ImageFeatures, queries: Queries, example: Example
 ) -> None:
     """Pass the distinct masks of an image, labelled by class, through the second stage; compare both with the truth."""
     size = (example.inputs["height"], example.inputs["width"])
-    first = rows.select(distinct(model, rows, size))
+    first = queries.select(distinct(model, queries, size))
     with model.autocast():
         logits, scores = model.mask_decoder.refine(features, torch.zeros(len(first.scores)).long(), first.logits)
-    before, after = full_size(first, size), full_size(first._replace(logits=logits), size)
+    before, after = full_size(first.logits, size), full_size(logits, size)
     wanted = len(seen.closeups) < SHOWN
     for segment in example.truth.segments:
         true = example.truth.segment_map == segment["id"]

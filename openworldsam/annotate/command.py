@@ -27,8 +27,8 @@ from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.config import load_config
 from openworldsam.engine.evaluate import identity
 from openworldsam.evaluation.saved import claim_folder
-from openworldsam.evaluation.streaming import chunk_of
-from openworldsam.modeling import TASKS, OpenWorldSAM
+from openworldsam.inference import TASKS, prompt_chunk
+from openworldsam.modeling import OpenWorldSAM
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
@@ -127,7 +127,7 @@ def predict_images(
         collate_fn=list,
         worker_init_fn=end_with_parent,
     )
-    chunk = chunk_of(cfg, results.task == "referring")
+    chunk = prompt_chunk(cfg, results.task == "referring")
     progress, unreadable = Progress(len(todo)), {}
     for batch in loader:
         images = [item for item in batch if isinstance(item, LoadedImage)]

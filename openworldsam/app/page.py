@@ -12,7 +12,7 @@ from gradio.data_classes import FileData, ImageData
 from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
 from openworldsam.app.session import TASK_THRESHOLDS
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import png_bytes

@@ -18,8 +18,8 @@ import torch
 
 from openworldsam.annotate.prompts import split_mark
 from openworldsam.data.datasets.coco import COCO_STUFF
+from openworldsam.inference import Found
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
-from openworldsam.predictor.prediction import Found
 from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks
 
 TASK_THRESHOLDS: dict[str, tuple[str, ...]] = {

@@ -34,8 +34,8 @@ from openworldsam.evaluation.metrics.referring import ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.saved import SavedPredictions, Saving, claim_folder
-from openworldsam.evaluation.streaming import chunk_of, predict
 from openworldsam.evaluation.summary import Results
+from openworldsam.inference import prompt_chunk
 from openworldsam.utils.progress import Progress
 from openworldsam.utils.workers import end_with_parent
 
@@ -238,7 +238,7 @@ def _run(
         pin_memory=torch.cuda.is_available(),
     )
     progress = Progress(len(sampler))
-    chunk = chunk_of(cfg, "referring" in benchmark.accumulators)
+    chunk = prompt_chunk(cfg, "referring" in benchmark.accumulators)
     for batch in loader:
         examples = [example for example in batch if isinstance(example, Example)]
         for unreadable in (example for example in batch if not isinstance(example, Example)):
@@ -246,7 +246,8 @@ def _run(
             benchmark.skipped[unreadable.file_name] = unreadable.reason
         answers = [saved.load(e.inputs) if saved else None for e in examples]
         todo = [e for e, answer in zip(examples, answers, strict=True) if answer is None]
-        predicted = predict(model, [e.inputs for e in todo], benchmark.model_tasks, chunk)
+        inputs = [e.inputs for e in todo]
+        predicted = iter(model(inputs, tasks=benchmark.model_tasks, prompt_chunk=chunk) if inputs else [])
         for example, done in zip(examples, answers, strict=True):
             answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
             benchmark.update(example, answer)

@@ -1,28 +1,69 @@
-"""From mask logits and scores to results: one pure function per task."""
+"""The one way from queries to results: `infer` hands the queries of an image, chunk by chunk, to each task.
 
-from openworldsam.inference.instance import InstanceResult, instance_inference
-from openworldsam.inference.options import InferenceOptions
-from openworldsam.inference.panoptic import PanopticResult, Segment, panoptic_inference
-from openworldsam.inference.referring import ReferringResult, referring_inference
+A task is a class with `add(queries)` and `result()`. All choices (thresholds, duplicates, ties) are made on the CPU;
+how often that waits for the device does not depend on the number of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+
+from openworldsam.inference.instance import InstanceInference, InstanceResult
+from openworldsam.inference.options import InferenceOptions, prompt_chunk
+from openworldsam.inference.panoptic import PanopticInference, PanopticResult, PanopticSegment
+from openworldsam.inference.queries import Found, Queries, Question
+from openworldsam.inference.referring import ReferringInference, ReferringResult
 from openworldsam.inference.refine import refine
-from openworldsam.inference.rows import MaskRows
-from openworldsam.inference.semantic import SemanticMerge, semantic_inference, semantic_scores
-from openworldsam.inference.streaming import join_rows, useful_rows
+from openworldsam.inference.semantic import SemanticInference, SemanticResult, semantic_scores
+
+TASKS: dict[str, Any] = {
+    "semantic": SemanticInference,
+    "instance": InstanceInference,
+    "panoptic": PanopticInference,
+    "referring": ReferringInference,
+}
+
+
+def infer(
+    chunks: Iterable[Queries], tasks: Collection[str], question: Question, options: InferenceOptions
+) -> dict[str, Any]:
+    """Answer tasks about one image.
+
+    Args:
+        chunks: queries labelled by prompt, at least one chunk, each with all queries of its prompts; prompts ascend.
+        tasks: of `TASKS`.
+        question: what was asked, and the size of the results.
+        options: thresholds and rules.
+
+    Returns:
+        the result of each task, such as an `InstanceResult`, by its name; and best_scores [P], the highest score of
+        each prompt's queries, 0 without any.
+    """
+    inferences = {task: TASKS[task](question, options) for task in tasks}
+    best_scores = torch.zeros(len(question.class_ids))
+    for queries in chunks:
+        best_scores = best_scores.scatter_reduce(0, queries.labels, queries.scores, "amax")
+        for inference in inferences.values():
+            inference.add(queries)
+    return {task: inference.result() for task, inference in inferences.items()} | {"best_scores": best_scores}
+
 
 __all__ = [
+    "TASKS",
+    "Found",
     "InferenceOptions",
     "InstanceResult",
-    "MaskRows",
     "PanopticResult",
+    "PanopticSegment",
+    "Queries",
+    "Question",
     "ReferringResult",
-    "Segment",
-    "SemanticMerge",
-    "instance_inference",
-    "join_rows",
-    "panoptic_inference",
-    "referring_inference",
+    "SemanticResult",
+    "infer",
+    "prompt_chunk",
     "refine",
-    "semantic_inference",
     "semantic_scores",
-    "useful_rows",
 ]

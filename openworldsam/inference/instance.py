@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torchvision.ops import nms
 
 from openworldsam.inference.nms import mask_boxes, mask_nms
 from openworldsam.inference.options import InferenceOptions
-from openworldsam.inference.rows import MaskRows, binary_masks, positive, upsampled
+from openworldsam.inference.queries import Found, Queries, Question, binary_masks, join, positive, upsampled
 
 
 class InstanceResult(NamedTuple):
-    """N instances in descending order of score.
+    """N instances in descending order of score; scores and labels on the CPU.
 
     masks: bool [N, H, W]; scores: [N]; labels: int64 [N]; boxes: [N, 4], x0 y0 x1 y1, right and bottom exclusive;
     logits: [N, h, w].
@@ -25,34 +26,47 @@ class InstanceResult(NamedTuple):
     boxes: Tensor
     logits: Tensor
 
+    def found(self) -> Found:
+        return Found(self.masks.cpu(), self.scores, self.labels, self.logits)
 
-def instance_inference(rows: MaskRows, size: tuple[int, int], options: InferenceOptions) -> InstanceResult:
-    """Turn query rows into instances.
 
-    Args:
-        rows: of things only; stuff is the caller's to leave out.
-        size: (H, W) of the image.
-        options: score threshold (inclusive), NMS threshold and rule, top k.
+class InstanceInference:
+    """Instances of the things that were asked for; of their queries those of at least the score threshold.
+
+    Duplicates go within each class by mask ("mask"), or within all classes by box ("box"). With top k, only the best
+    k queries are considered, duplicates included.
     """
-    if options.top_k and len(rows.scores) > options.top_k:
-        best = rows.scores.argsort(descending=True, stable=True)
-        rows = rows.select(best[: options.top_k].sort().values)
-    rows = rows.select(rows.scores >= options.score_threshold)
-    if options.instance_nms == "box":
-        kept = nms(_boxes(rows, size), rows.scores, options.nms_threshold)
-    else:
-        kept = mask_nms(rows, size, options.nms_threshold, positive)
-    masks = binary_masks(rows.logits[kept], size, positive)
-    covered = masks.flatten(1).any(dim=1)
-    rows, masks = rows.select(kept[covered]), masks[covered]
-    return InstanceResult(masks, rows.scores, rows.labels, mask_boxes(masks), rows.logits)
 
+    def __init__(self, question: Question, options: InferenceOptions) -> None:
+        self.question, self.options = question, options
+        self.parts: list[Queries] = []
+        # chunks can lose their duplicates one by one, unless something compares queries of different chunks
+        self.at_once = options.top_k > 0 or options.instance_nms == "box"
 
-def _boxes(rows: MaskRows, size: tuple[int, int]) -> Tensor:
-    """Boxes [R, 4] of the masks at full size, 0 where a mask has no pixel; the masks never exist all at once."""
-    boxes = rows.logits.new_zeros(len(rows.logits), 4)
-    for part, logits in upsampled(rows.logits, size):
-        masks = positive(logits)
-        covered = masks.flatten(1).any(dim=1)
-        boxes[part][covered] = mask_boxes(masks[covered])
-    return boxes
+    def add(self, queries: Queries) -> None:
+        confident = queries.scores >= self.options.score_threshold
+        queries = self.question.by_class(queries.select(confident & self.question.is_thing[queries.labels]))
+        self.parts.append(queries if self.at_once else self._distinct(queries))
+        if self.options.top_k:
+            joined = join(self.parts)
+            best = joined.scores.argsort(descending=True, stable=True)[: self.options.top_k]
+            self.parts = [joined.select(best.sort().values)]
+
+    def result(self) -> InstanceResult:
+        queries = join(self.parts)
+        if self.at_once:
+            queries = self._distinct(queries)
+        queries = queries.select(queries.scores.argsort(descending=True, stable=True))
+        masks = binary_masks(queries.logits, self.question.size, positive)
+        return InstanceResult(masks, queries.scores, queries.labels, mask_boxes(masks), queries.logits)
+
+    def _distinct(self, queries: Queries) -> Queries:
+        """Remove duplicates and masks without a pixel; best first."""
+        size, threshold = self.question.size, self.options.nms_threshold
+        if self.options.instance_nms == "mask":
+            kept, areas = mask_nms(queries, size, threshold, positive)
+            return queries.select(kept[areas[kept] > 0])
+        boxes = [mask_boxes(positive(logits)) for _, logits in upsampled(queries.logits, size)]
+        corners = torch.cat([queries.logits.new_zeros(0, 4), *boxes]).cpu()
+        kept = nms(corners, queries.scores, threshold)
+        return queries.select(kept[corners[kept, 2] > 0])

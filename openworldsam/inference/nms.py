@@ -7,82 +7,90 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
-from openworldsam.inference.rows import Claims, MaskRows, binary_masks
+from openworldsam.inference.queries import Claims, Queries, binary_masks
 
 PIXELS = 2**20
 """Pixels multiplied at a time: bounds the float copies, and keeps every partial sum exact in float32."""
 
 
-def mask_iou(masks: Tensor) -> Tensor:
-    """Intersection over union of every pair of masks, by matrix products.
-
-    Args:
-        masks: bool [N, H, W].
-
-    Returns:
-        float64 [N, N]; 0 for a pair of empty masks.
-    """
-    flat = masks.flatten(1)
-    intersection = torch.zeros(len(masks), len(masks), dtype=torch.float64, device="cpu")
+def mask_intersections(masks: Tensor) -> Tensor:
+    """Pixels that each pair of masks shares, by matrix products: bool [N, H, W] -> int64 [N, N] on the same device."""
+    shared = torch.zeros(len(masks), len(masks), dtype=torch.long, device=masks.device)
     with torch.autocast(masks.device.type, enabled=False):  # half precision cannot count pixels
-        for part in flat.split(PIXELS, dim=1):
+        for part in masks.flatten(1).split(PIXELS, dim=1):
             values = part.float()
-            intersection += (values @ values.T).cpu()
-    area = intersection.diagonal()
-    union = area[:, None] + area[None] - intersection
-    return intersection / union.clamp(min=1)
+            shared += (values @ values.T).long()
+    return shared
+
+
+def iou_of(intersections: Tensor) -> Tensor:
+    """IoU of each pair, float64 [N, N], from `mask_intersections` on the CPU; 0 for a pair of empty masks."""
+    areas = intersections.diagonal()
+    return intersections.double() / (areas[:, None] + areas - intersections).clamp(min=1)
+
+
+def mask_iou(masks: Tensor) -> Tensor:
+    """IoU of each pair of masks: bool [N, H, W] -> float64 [N, N] on the CPU."""
+    return iou_of(mask_intersections(masks).cpu())
 
 
 def greedy_nms(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Keep the best row, drop what overlaps it by more than `threshold`, go on with the best of the rest.
+    """Keep the best mask, drop what overlaps it by more than the threshold, go on with the best of the rest.
 
     Args:
-        iou: [N, N].
-        scores: [N]; of equal scores the earlier row is better.
+        iou: [N, N] on the CPU.
+        scores: [N] on the CPU; of equal scores the earlier mask is better.
         threshold: IoU.
 
     Returns:
-        int64 [n] on the CPU, the rows kept, in descending order of score.
+        int64 [n], the masks kept, in descending order of score.
     """
-    order = torch.argsort(scores.cpu(), descending=True, stable=True).tolist()
-    duplicate = (iou.cpu() > threshold).numpy()
-    alive = torch.ones(len(order), dtype=torch.bool).numpy()
+    duplicate = (iou > threshold).numpy()
+    alive = torch.ones(len(scores), dtype=torch.bool).numpy()
     kept = []
-    for row in order:
-        if alive[row]:
-            kept.append(row)
-            alive &= ~duplicate[row]
+    for mask in torch.argsort(scores, descending=True, stable=True).tolist():
+        if alive[mask]:
+            kept.append(mask)
+            alive &= ~duplicate[mask]
     return torch.tensor(kept, dtype=torch.long)
 
 
-def mask_nms(rows: MaskRows, size: tuple[int, int], threshold: float, claims: Claims) -> Tensor:
+def mask_nms(queries: Queries, size: tuple[int, int], threshold: float, claims: Claims) -> tuple[Tensor, Tensor]:
     """Remove duplicate masks within each class.
 
-    Classes are compared one after the other: masks of different classes need no product, and only one class's
-    masks exist at full size at a time.
+    Masks of different classes need no product, and only one class's masks exist at full size at a time; the counts
+    of all classes reach the CPU together.
 
     Args:
-        rows: N query rows.
+        queries: R queries, labelled by class.
         size: (H, W) at which masks are compared.
         threshold: a mask goes whose IoU with a better one of its class exceeds this.
         claims: the rule that makes masks of logits.
 
     Returns:
-        int64 [n] on the device of `rows`, the rows kept, in descending order of score.
+        int64 [n], the queries kept, in descending order of score; int64 [R], the pixels that each query claims.
     """
+    areas = torch.zeros_like(queries.labels)
+    classes = [(queries.labels == label).nonzero()[:, 0] for label in queries.labels.unique()]
+    if not classes:
+        return areas, areas
+    counts = torch.cat(
+        [mask_intersections(binary_masks(queries.select(own).logits, size, claims)).flatten() for own in classes]
+    ).cpu()
     kept = []
-    for label in rows.labels.unique():
-        own = torch.nonzero(rows.labels == label)[:, 0]
-        iou = mask_iou(binary_masks(rows.logits[own], size, claims))
-        kept.append(own[greedy_nms(iou, rows.scores[own], threshold).to(own.device)])
-    indices = torch.cat(kept).sort().values if kept else rows.labels.new_zeros(0)
-    return indices[torch.argsort(rows.scores[indices], descending=True, stable=True)]
+    for own, count in zip(classes, counts.split([len(own) ** 2 for own in classes]), strict=True):
+        intersections = count.view(len(own), len(own))
+        areas[own] = intersections.diagonal()
+        kept.append(own[greedy_nms(iou_of(intersections), queries.scores[own], threshold)])
+    indices = torch.cat(kept).sort().values
+    return indices[torch.argsort(queries.scores[indices], descending=True, stable=True)], areas
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of non-empty masks: bool [N, H, W] -> float [N, 4], x0 y0 x1 y1, right and bottom exclusive."""
-    boxes = masks_to_boxes(masks) if len(masks) else masks.new_zeros(0, 4, dtype=torch.float32)
-    boxes[:, 2:] += 1
-    return boxes
+    """Tight boxes: bool [N, H, W] -> float32 [N, 4], x0 y0 x1 y1, right and bottom exclusive; 0 for an empty mask."""
+    corners = []
+    for covered in (masks.any(dim=1).int(), masks.any(dim=2).int()):  # [N, W], [N, H]
+        corners.append((covered.argmax(dim=1), covered.shape[1] - covered.flip(1).argmax(dim=1)))
+    (x0, x1), (y0, y1) = corners
+    return (torch.stack([x0, y0, x1, y1], dim=1) * masks.flatten(1).any(dim=1)[:, None]).float()

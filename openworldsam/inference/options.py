@@ -54,3 +54,17 @@ class InferenceOptions:
     def threshold_of(self, task: str) -> float:
         """The predicted IoU that a mask of a task must reach; 0 for "semantic" and "referring", which have none."""
         return self.score_threshold if task in ("instance", "panoptic") else 0.0
+
+
+def prompt_chunk(cfg: CfgNode, referring: bool = False) -> int:
+    """Prompts to decode together, so that memory does not grow with the vocabulary; 0 for all prompts of an image.
+
+    Prompts depend on each other, and stay together, if queries attend to those of other prompts, or if two-stage
+    inference asks whether the image has any confident query. Expressions are each decoded alone where TEST.SENTENCES
+    says so.
+    """
+    if referring and cfg.TEST.SENTENCES.endswith("alone"):
+        return 1
+    inference = cfg.MODEL.INFERENCE
+    together = cfg.MODEL.ADAPTER.INTERACTION == "image" or (inference.TWO_STAGE and inference.TWO_STAGE_KEEP != "all")
+    return 0 if together else cfg.TEST.PROMPT_CHUNK

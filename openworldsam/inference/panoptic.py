@@ -9,11 +9,11 @@ from torch import Tensor
 
 from openworldsam.inference.nms import mask_nms
 from openworldsam.inference.options import InferenceOptions
-from openworldsam.inference.rows import MaskRows, binary_masks, probable, upsampled
+from openworldsam.inference.queries import Found, Queries, Question, join, probable, upsampled
 
 
-class Segment(NamedTuple):
-    """A segment of a panoptic map: its id there (from 1), label, thing or stuff, and predicted IoU."""
+class PanopticSegment(NamedTuple):
+    """A segment of a panoptic map: its id there (from 1), class, thing or stuff, and score."""
 
     id: int
     label: int
@@ -25,55 +25,74 @@ class PanopticResult(NamedTuple):
     """map: int32 [H, W], 0 where no segment is; segments in ascending order of id."""
 
     map: Tensor
-    segments: list[Segment]
+    segments: list[PanopticSegment]
+
+    def found(self) -> Found:
+        """A mask for each segment."""
+        ids, labels = (
+            torch.tensor([getattr(s, key) for s in self.segments], dtype=torch.long) for key in ("id", "label")
+        )
+        return Found(self.map.cpu() == ids[:, None, None], torch.tensor([s.score for s in self.segments]), labels)
 
 
-def panoptic_inference(
-    rows: MaskRows, size: tuple[int, int], is_thing: dict[int, bool], options: InferenceOptions
-) -> PanopticResult:
-    """Turn query rows into a panoptic map.
+class PanopticInference:
+    """A panoptic map.
 
-    Confident rows lose their duplicates per label. Each pixel then goes to the row of highest score times
-    probability, and stays empty where that row's probability is below 0.5. A row most of which is hidden by
-    others is dropped; the stuff rows of one label share a segment.
-
-    Args:
-        rows: of things and stuff.
-        size: (H, W) of the image.
-        is_thing: for every label among the rows.
-        options: score threshold (exclusive), NMS threshold, and overlap threshold: the smallest visible fraction,
-            pixels that a row wins over pixels that it claims.
+    Queries above the score threshold lose their duplicates per class. Each pixel then goes to the query of highest
+    score times probability, and stays empty where that query's probability is below 0.5. A query is dropped if the
+    pixels that it wins over the pixels that it claims are less than the overlap threshold; the stuff queries of one
+    class share a segment.
     """
-    rows = rows.select(rows.scores > options.score_threshold)
-    rows = rows.select(mask_nms(rows, size, options.nms_threshold, probable).sort().values)
-    winner = _winning_row(rows, size)
 
-    panoptic_map = torch.zeros(size, dtype=torch.int32, device=rows.logits.device)
-    segments: list[Segment] = []
-    stuff_ids: dict[int, int] = {}
-    for row, (label, score) in enumerate(zip(rows.labels.tolist(), rows.scores.tolist(), strict=True)):
-        won = winner == row
-        claimed = binary_masks(rows.logits[row : row + 1], size, probable)[0]
-        segment = won & claimed
-        if not segment.any() or int(won.sum()) / int(claimed.sum()) < options.overlap_threshold:
-            continue
-        if label in stuff_ids:
-            panoptic_map[segment] = stuff_ids[label]
-            continue
-        segments.append(Segment(len(segments) + 1, label, is_thing[label], score))
-        panoptic_map[segment] = len(segments)
-        if not is_thing[label]:
-            stuff_ids[label] = len(segments)
-    return PanopticResult(panoptic_map, segments)
+    def __init__(self, question: Question, options: InferenceOptions) -> None:
+        self.question, self.options = question, options
+        self.parts: list[Queries] = []
+        self.claimed: list[int] = []
+        """Pixels that each query claims."""
 
+    def add(self, queries: Queries) -> None:
+        queries = self.question.by_class(queries.select(queries.scores > self.options.score_threshold))
+        kept, areas = mask_nms(queries, self.question.size, self.options.nms_threshold, probable)
+        kept = kept.sort().values
+        self.parts.append(queries.select(kept))
+        self.claimed += areas[kept].tolist()
 
-def _winning_row(rows: MaskRows, size: tuple[int, int]) -> Tensor:
-    """The row of highest score x probability at each pixel, [H, W]; of equal ones the first."""
-    best = torch.full(size, -1.0, device=rows.logits.device)
-    winner = torch.full(size, -1, dtype=torch.long, device=rows.logits.device)
-    for part, logits in upsampled(rows.logits, size):
-        value, index = (rows.scores[part, None, None] * logits.sigmoid()).max(dim=0)
-        better = value > best
-        best = torch.where(better, value, best)
-        winner = torch.where(better, index + part.start, winner)
-    return winner
+    def result(self) -> PanopticResult:
+        queries = join(self.parts)
+        winner, claimed = self._winners(queries)
+        place = winner.flatten() + 1  # 0 where no query is
+        counts = torch.zeros(2, len(queries.labels) + 1, dtype=torch.long, device=place.device)
+        counts[0].scatter_add_(0, place, torch.ones_like(place))
+        counts[1].scatter_add_(0, place, claimed.flatten().long())
+        won, visible = counts.tolist()
+
+        is_thing = dict(zip(self.question.class_ids.tolist(), self.question.is_thing.tolist(), strict=True))
+        segments: list[PanopticSegment] = []
+        segment_of = [0] * len(won)
+        stuff: dict[int, int] = {}
+        for i, (label, score) in enumerate(zip(queries.labels.tolist(), queries.scores.tolist(), strict=True), start=1):
+            if not visible[i] or won[i] / self.claimed[i - 1] < self.options.overlap_threshold:
+                continue
+            if label not in stuff:
+                segments.append(PanopticSegment(len(segments) + 1, label, is_thing[label], score))
+            segment_of[i] = stuff.get(label, len(segments))
+            if not is_thing[label]:
+                stuff[label] = segment_of[i]
+        ids = torch.tensor(segment_of, dtype=torch.int32).to(place.device)
+        return PanopticResult(ids[place].view(self.question.size) * claimed, segments)
+
+    def _winners(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """The query of highest score times probability at each pixel, int64 [H, W], -1 without any, of equal ones the
+        first; and whether its probability there is at least 0.5, bool [H, W]."""
+        size, device, scores = self.question.size, queries.logits.device, queries.scores.to(queries.logits.device)
+        best = torch.full(size, -1.0, device=device)
+        winner = torch.full(size, -1, device=device)
+        claimed = torch.zeros(size, dtype=torch.bool, device=device)
+        for part, logits in upsampled(queries.logits, size):
+            probability = logits.sigmoid()
+            value, index = (scores[part, None, None] * probability).max(dim=0)
+            better = value > best
+            best = torch.where(better, value, best)
+            winner = torch.where(better, index + part.start, winner)
+            claimed = torch.where(better, probability.gather(0, index[None])[0] >= 0.5, claimed)
+        return winner, claimed

@@ -7,29 +7,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openworldsam.inference.rows import MaskRows, binary_masks, positive
+from openworldsam.inference.options import InferenceOptions
+from openworldsam.inference.queries import Found, Queries, Question, binary_masks, join, positive
 
 
 class ReferringResult(NamedTuple):
-    """labels: int64 [L], ascending; masks: bool [L, H, W]; scores: [L] predicted IoU; logits: [L, h, w]."""
+    """masks: bool [P, H, W]; scores: [P] on the CPU; logits: [P, h, w]; in the order of the prompts.
 
-    labels: Tensor
+    Nothing and 0 for a prompt without a query, which two-stage inference may leave.
+    """
+
     masks: Tensor
     scores: Tensor
     logits: Tensor
 
+    def found(self) -> Found:
+        """The masks that have a pixel, labelled by prompt."""
+        masks = self.masks.cpu()
+        labels = masks.flatten(1).any(dim=1).nonzero()[:, 0]
+        return Found(masks[labels], self.scores[labels], labels, self.logits[labels.to(self.logits.device)])
 
-def referring_inference(rows: MaskRows, size: tuple[int, int]) -> ReferringResult:
-    """For each label among the rows, the mask of highest predicted IoU; of equal ones the first.
 
-    Args:
-        rows: of the image; no threshold applies.
-        size: (H, W).
-    """
-    labels = rows.labels.unique()
-    best = [
-        candidates[rows.scores[candidates].argmax()]
-        for candidates in (torch.nonzero(rows.labels == label)[:, 0] for label in labels)
-    ]
-    chosen = rows.select(torch.stack(best) if best else labels)
-    return ReferringResult(labels, binary_masks(chosen.logits, size, positive), chosen.scores, chosen.logits)
+class ReferringInference:
+    """For each prompt the mask of highest score, of equal ones the first; no threshold applies."""
+
+    def __init__(self, question: Question, options: InferenceOptions) -> None:
+        self.question = question
+        self.parts: list[Queries] = []
+
+    def add(self, queries: Queries) -> None:
+        best = [own[queries.scores[own].argmax()] for own in _by_label(queries)]
+        self.parts.append(queries.select(torch.stack(best)) if best else queries)
+
+    def result(self) -> ReferringResult:
+        best, count = join(self.parts), len(self.question.class_ids)
+        scores = torch.zeros(count).index_put((best.labels,), best.scores)
+        logits = best.logits.new_zeros(count, *best.logits.shape[1:])
+        logits[best.labels.to(logits.device)] = best.logits
+        return ReferringResult(binary_masks(logits, self.question.size, positive), scores, logits)
+
+
+def _by_label(queries: Queries) -> list[Tensor]:
+    return [(queries.labels == label).nonzero()[:, 0] for label in queries.labels.unique()]

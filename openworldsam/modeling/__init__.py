@@ -4,12 +4,11 @@ from openworldsam.modeling.adapter import Adapter, DecoderTokens
 from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
-from openworldsam.modeling.openworldsam import TASKS, OpenWorldSAM
+from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY, PromptEncoder
 
 __all__ = [
     "PROMPT_ENCODER_REGISTRY",
-    "TASKS",
     "Adapter",
     "Criterion",
     "DecoderTokens",

@@ -1,12 +1,13 @@
 """The meta-architecture: from images and texts to masks (paper Fig. 4b).
 
-Shapes: B images, P prompts of the whole batch (sorted by image), K queries per prompt, R = P * K query rows,
-D width of a prompt embedding, C width and S side of the image features, H, W size of an image.
+Shapes: B images, P prompts of the whole batch (sorted by image), K queries per prompt, R = P * K queries,
+D width of a prompt embedding, S side of the image features, H, W size of an image.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,24 +17,13 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from openworldsam.data.preprocessing import resize_for_sam2
-from openworldsam.inference import (
-    InferenceOptions,
-    InstanceResult,
-    MaskRows,
-    Segment,
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    refine,
-    semantic_inference,
-)
+from openworldsam.inference import TASKS, InferenceOptions, Queries, Question, infer, refine
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
 from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
 
-TASKS = ("semantic", "instance", "panoptic", "referring")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -77,7 +67,7 @@ class OpenWorldSAM(nn.Module):
     ) -> None:
         super().__init__()
         if unknown := set(tasks) - set(TASKS):
-            raise ValueError(f"MODEL.INFERENCE.TASKS has {sorted(unknown)}; the tasks are {TASKS}")
+            raise ValueError(f"MODEL.INFERENCE.TASKS has {sorted(unknown)}; the tasks are {tuple(TASKS)}")
         if precision not in PRECISIONS:
             raise ValueError(f"MODEL.PRECISION is one of {tuple(PRECISIONS)}, got {precision!r}")
         if (len(pixel_mean), len(pixel_std)) != (3, 3) or not min(pixel_std) > 0:
@@ -146,7 +136,9 @@ class OpenWorldSAM(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]], tasks: tuple[str, ...] | None = None) -> Any:
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], tasks: Sequence[str] | None = None, *, prompt_chunk: int = 0
+    ) -> Any:
         """Losses in training mode, results in eval mode.
 
         Args:
@@ -161,6 +153,7 @@ class OpenWorldSAM(nn.Module):
                 prompt_embeddings: (optional, for all images or none) float [P, D], in place of encoding the prompts.
                 image_embed, high_res: (optional, likewise) its `ImageFeatures`, without the batch dimension.
             tasks: (eval mode) what to answer; MODEL.INFERENCE.TASKS by default.
+            prompt_chunk: (eval mode) see `answer`.
 
         Returns:
             In training mode a dict of scalar losses. In eval mode one dict per image with a key per task:
@@ -168,39 +161,62 @@ class OpenWorldSAM(nn.Module):
                 instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
                 referring: masks bool [P, H, W] and scores [P] in the order of the prompts; nothing and 0 for one of
-                    which two-stage inference kept no row.
-                best_scores: (whatever the tasks) [P], the highest predicted IoU of each prompt's queries.
+                    which two-stage inference kept no query.
+                best_scores: (whatever the tasks) [P], the highest score of each prompt's queries.
         """
-        _check_inputs(batched_inputs, need_targets=self.training)
-        prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
+        if not self.training:
+            return [_as_detectron2(answer) for answer in self.answer(batched_inputs, tasks, prompt_chunk=prompt_chunk)]
+        _check_inputs(batched_inputs, need_targets=True)
+        if not any(x["prompts"] for x in batched_inputs):
+            raise ValueError("a training batch without any prompt; leave such images out of the data")
+        features, embeddings, image_index = self._encode(batched_inputs)
+        targets = [t.to(self.device, non_blocking=True) for x in batched_inputs for t in x["targets"]]
+        return self.losses(features, embeddings, image_index, targets)
+
+    @torch.no_grad()
+    def answer(
+        self, batched_inputs: list[dict[str, Any]], tasks: Sequence[str] | None = None, *, prompt_chunk: int = 0
+    ) -> list[dict[str, Any]]:
+        """The results of a batch as `inference.infer` gives them, one dict per image.
+
+        Args:
+            batched_inputs, tasks: as for `forward`.
+            prompt_chunk: prompts of an image that are decoded together, see `inference.prompt_chunk`; 0 for all. Where
+                prompts are independent it bounds memory and changes no result.
+        """
+        _check_inputs(batched_inputs, need_targets=False)
+        counts = [len(x["prompts"]) for x in batched_inputs]
+        features, embeddings = None, self.pixel_mean.new_zeros(0)
+        if any(counts):
+            features, embeddings, _ = self._encode(batched_inputs)
+        answers = []
+        for image, (x, own) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
+            size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
+            described = {key: x[key] for key in ("class_ids", "is_thing", "num_classes") if key in x}
+            question = Question.of(size, len(own), **described)
+            chunks = self._query_chunks(features.of_image(image) if features else None, own, prompt_chunk)
+            answers.append(infer(chunks, tasks or self.tasks, question, self.inference))
+        return answers
+
+    def _encode(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageFeatures, Tensor, Tensor]:
+        """Features of B images, embeddings [P, D] and image_index [P] on the CPU, unless they come with the batch."""
         image_index = torch.arange(len(batched_inputs)).repeat_interleave(
             torch.tensor([len(x["prompts"]) for x in batched_inputs])
         )
-        if not prompts:
-            if self.training:
-                raise ValueError("a training batch without any prompt; leave such images out of the data")
-            return [self._results(self.no_rows(), x, tasks or self.tasks) for x in batched_inputs]
-        features, embeddings = self._cached_features(batched_inputs), None
+        features, embeddings = None, None
+        if "image_embed" in batched_inputs[0]:
+            levels = zip(*((x["image_embed"], *x["high_res"]) for x in batched_inputs), strict=True)
+            embed, high_res0, high_res1 = (torch.stack(level).to(self.device).float() for level in levels)
+            features = ImageFeatures(embed, (high_res0, high_res1))
         if "prompt_embeddings" in batched_inputs[0]:
             embeddings = torch.cat([x["prompt_embeddings"] for x in batched_inputs]).to(self.device)
         if features is None or embeddings is None:
             images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
             features = features or self.encode_images(images)
             if embeddings is None:
+                prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
                 embeddings = self.encode_prompts(self.prompt_inputs(images), prompts, image_index)
-        if self.training:
-            targets = [t.to(self.device, non_blocking=True) for x in batched_inputs for t in x["targets"]]
-            return self.losses(features, embeddings, image_index, targets)
-        rows = self.query_rows(features, embeddings, image_index, self.inference)
-        return [self._results(r, x, tasks or self.tasks) for r, x in zip(rows, batched_inputs, strict=True)]
-
-    def _cached_features(self, batched_inputs: list[dict[str, Any]]) -> ImageFeatures | None:
-        """The image features that come with the batch, as float32; None if they do not."""
-        if "image_embed" not in batched_inputs[0]:
-            return None
-        levels = zip(*((x["image_embed"], *x["high_res"]) for x in batched_inputs), strict=True)
-        embed, high_res0, high_res1 = (torch.stack(level).to(self.device).float() for level in levels)
-        return ImageFeatures(embed, (high_res0, high_res1))
+        return features, embeddings, image_index
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of MODEL.PRECISION for the networks, whatever autocast surrounds the call."""
@@ -258,73 +274,49 @@ class OpenWorldSAM(nn.Module):
             return self.criterion(matched, targets, matches)
 
     @torch.no_grad()
-    def query_rows(
-        self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor, options: InferenceOptions
-    ) -> list[MaskRows]:
-        """Decode P prompts.
+    def queries(self, features: ImageFeatures, embeddings: Tensor) -> Queries:
+        """Decode P prompts about one image in one pass.
 
         Args:
-            features: of B images.
+            features: B = 1.
             embeddings: [P, D].
-            image_index: [P] on the CPU, ascending.
-            options: two-stage inference or not, and its rule.
 
         Returns:
-            for each of B images its query rows, labelled 0, 1, ... by prompt within the image.
+            R = P * K queries, labelled 0, 1, ... by prompt.
         """
-        tokens = self.decoder_tokens(features, embeddings, image_index)
+        tokens = self.decoder_tokens(features, embeddings, torch.zeros(len(embeddings), dtype=torch.long))
         with self.autocast():
-            logits, scores = self.mask_decoder(features, tokens)
-        counts = torch.bincount(tokens.image_index, minlength=len(features.embed)).tolist()
-        rows = []
-        for image, own in enumerate(zip(logits.split(counts), scores.split(counts), strict=True)):
-            labels = torch.arange(counts[image], device=logits.device) // self.adapter.num_queries
-            image_rows = MaskRows(*own, labels)
-            if options.two_stage:
-                image_rows = self.second_pass(features, image, image_rows, options)
-            rows.append(image_rows)
-        return rows
+            logits, predicted_iou = self.mask_decoder(features, tokens)
+        labels = torch.arange(len(embeddings)).repeat_interleave(self.adapter.num_queries)
+        return Queries(logits, predicted_iou.cpu(), labels)
 
     @torch.no_grad()
-    def second_pass(self, features: ImageFeatures, image: int, rows: MaskRows, options: InferenceOptions) -> MaskRows:
-        """Two-stage inference: one image's first-pass rows to those of a second; see `refine`."""
+    def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:
+        """Two-stage inference: the queries of a second pass about one image, B = 1; see `inference.refine`."""
 
         def decode(logits: Tensor) -> tuple[Tensor, Tensor]:
             with self.autocast():
-                return self.mask_decoder.refine(features, torch.full((len(logits),), image), logits)
+                return self.mask_decoder.refine(features, torch.zeros(len(logits), dtype=torch.long), logits)
 
-        return refine(rows, options, decode)
+        return refine(queries, options, decode)
 
-    def no_rows(self) -> MaskRows:
-        """The query rows of an image about which nothing was asked."""
+    def no_queries(self) -> Queries:
+        """The queries of an image about which nothing was asked."""
         side = 4 * self.image_encoder.feature_side
-        empty = self.pixel_mean.new_zeros
-        return MaskRows(empty(0, side, side), empty(0), empty(0, dtype=torch.long))
+        return Queries(self.pixel_mean.new_zeros(0, side, side), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 
-    def _results(self, rows: MaskRows, x: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
-        """Answer the tasks for one image; see `forward`."""
-        prompts = x["prompts"]
-        size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
-        class_ids = torch.as_tensor(x.get("class_ids", range(len(prompts))), device=rows.labels.device)
-        is_thing = torch.as_tensor(x.get("is_thing", [True] * len(prompts)), device=rows.labels.device)
-        by_class = rows._replace(labels=class_ids.long()[rows.labels])
-        results: dict[str, Any] = {"best_scores": rows.best_scores(len(prompts))}
-        if "semantic" in tasks:
-            classes = x.get("num_classes", len(prompts))
-            results["semantic"] = semantic_inference(by_class, size, classes, self.inference)
-        if "instance" in tasks:
-            things = by_class.select(is_thing.bool()[rows.labels])
-            results["instances"] = _instances(instance_inference(things, size, self.inference), size)
-        if "panoptic" in tasks:
-            thing_classes = dict(zip(class_ids.tolist(), is_thing.tolist(), strict=True))
-            panoptic = panoptic_inference(by_class, size, thing_classes, self.inference)
-            results["panoptic_seg"] = (panoptic.map, [_segment_info(s) for s in panoptic.segments])
-        if "referring" in tasks:
-            best = referring_inference(rows, size)
-            masks, scores = best.masks.new_zeros(len(prompts), *size), best.scores.new_zeros(len(prompts))
-            masks[best.labels], scores[best.labels] = best.masks, best.scores
-            results["referring"] = (masks, scores)
-        return results
+    def _query_chunks(self, features: ImageFeatures | None, embeddings: Tensor, chunk: int) -> Iterator[Queries]:
+        """The queries of P prompts [P, D] about one image, so many prompts at a time; at least one chunk."""
+        if features is None or not len(embeddings):
+            yield self.no_queries()
+            return
+        start = 0
+        for part in embeddings.split(chunk or len(embeddings)):
+            queries = self.queries(features, part)
+            if self.inference.two_stage:
+                queries = self.refine(features, queries, self.inference)
+            yield queries._replace(labels=queries.labels + start)
+            start += len(part)
 
 
 def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> None:
@@ -346,20 +338,19 @@ def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> N
                 raise ValueError(f"image {i} has {len(prompts)} prompts and {got} {key}; there must be one for each")
 
 
-def _instances(result: InstanceResult, size: tuple[int, int]) -> Instances:
-    return Instances(
-        size,
-        pred_masks=result.masks,
-        pred_boxes=Boxes(result.boxes),
-        scores=result.scores,
-        pred_classes=result.labels,
-    )
-
-
-def _segment_info(segment: Segment) -> dict[str, Any]:
-    return {
-        "id": segment.id,
-        "category_id": segment.label,
-        "isthing": segment.is_thing,
-        "score": segment.score,
-    }
+def _as_detectron2(answer: dict[str, Any]) -> dict[str, Any]:
+    """The results of an image in the form of Detectron2's evaluators; see `OpenWorldSAM.forward`."""
+    results: dict[str, Any] = {"best_scores": answer["best_scores"]}
+    if "semantic" in answer:
+        results["semantic"] = answer["semantic"].map
+    if "instance" in answer:
+        masks, scores, labels, boxes, _ = answer["instance"]
+        found = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores.to(masks.device)}
+        results["instances"] = Instances(masks.shape[1:], **found, pred_classes=labels.to(masks.device))
+    if "panoptic" in answer:
+        panoptic_map, segments = answer["panoptic"]
+        keys = ("id", "category_id", "isthing", "score")
+        results["panoptic_seg"] = (panoptic_map, [dict(zip(keys, s, strict=True)) for s in segments])
+    if "referring" in answer:
+        results["referring"] = answer["referring"][:2]
+    return results

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,7 @@ from openworldsam.checkpoint import convert_released, load_weights
 from openworldsam.checkpoint.released import released_name
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
-from openworldsam.inference import (
-    InferenceOptions,
-    MaskRows,
-    referring_inference,
-    semantic_inference,
-    semantic_scores,
-)
+from openworldsam.inference import InferenceOptions, Queries, Question, infer, semantic_scores
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.parity.checks import (
@@ -38,7 +31,13 @@ from openworldsam.parity.checks import (
     read_golden,
     same_areas,
 )
-from openworldsam.parity.postprocess import NUM_CLASSES, check_instances, check_panoptic, released_options
+from openworldsam.parity.postprocess import (
+    NUM_CLASSES,
+    check_instances,
+    check_panoptic,
+    coco_question,
+    released_options,
+)
 from openworldsam.parity.rule_weights import rule_stream, save_rule_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -125,40 +124,39 @@ def _check_queries(
     index = _image_index(golden)
     tokens = model.decoder_tokens(features, embeddings, index)
     assert tokens.shared is not None  # the preset's fusion is broadcast
-    (rows,) = model.query_rows(features, embeddings, index, options)
-    refining = replace(options, two_stage=True)
-    (refined,) = model.query_rows(features, embeddings, index, refining)
-    confident = torch.nonzero(rows.scores >= options.score_threshold)[:, 0]
-    classes = torch.from_numpy(golden["categories"])
-    rows, refined = (r._replace(labels=classes[r.labels]) for r in (rows, refined))
+    queries = model.queries(features, embeddings)
+    refined = model.refine(features, queries, options)
+    confident = torch.nonzero(queries.scores >= options.score_threshold)[:, 0]
+    question = coco_question(golden["categories"], size)
     return [
         close_in_norm("soft_prompt", tokens.shared, golden["soft_prompt"]),
-        close("low_res", rows.logits[:, ::16, ::16], golden["low_res_sample"]),
-        close("low_res_mean", rows.logits.mean(dim=(1, 2)), golden["low_res_mean"]),
-        close("low_res_std", rows.logits.std(dim=(1, 2)), golden["low_res_std"]),
-        close("iou", rows.scores, golden["iou"]),
-        *_check_tasks(rows, size, options, golden),
+        close("low_res", queries.logits[:, ::16, ::16], golden["low_res_sample"]),
+        close("low_res_mean", queries.logits.mean(dim=(1, 2)), golden["low_res_mean"]),
+        close("low_res_std", queries.logits.std(dim=(1, 2)), golden["low_res_std"]),
+        close("iou", queries.predicted_iou, golden["iou"]),
+        *_check_tasks(queries, question, options, golden),
         equal("two_stage_rows", confident, golden["two_stage_rows"]),
         close("two_stage_low_res", refined.logits[:, ::16, ::16], golden["two_stage_low_res_sample"]),
-        close("two_stage_iou", refined.scores, golden["two_stage_iou"]),
-        *check_instances("two_stage", refined, size, options, golden),
+        close("two_stage_iou", refined.predicted_iou, golden["two_stage_iou"]),
+        *check_instances("two_stage", refined, question, options, golden),
     ]
 
 
-def _check_tasks(rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden) -> list[Check]:
-    """Semantic, panoptic, referring and instance segmentation; labels are class ids."""
-    pixels = size[0] * size[1]
-    labels, scores = semantic_scores(rows, size, NUM_CLASSES, options)
+def _check_tasks(queries: Queries, question: Question, options: InferenceOptions, golden: Golden) -> list[Check]:
+    """Semantic, panoptic, referring and instance segmentation."""
+    pixels = question.size[0] * question.size[1]
+    labels, scores = semantic_scores(queries, question, options)
     in_prompt_order = torch.searchsorted(labels, torch.from_numpy(golden["categories"]))
-    counts = torch.bincount(semantic_inference(rows, size, NUM_CLASSES, options).flatten(), minlength=NUM_CLASSES)
-    best = referring_inference(rows, size)
+    results = infer([queries], ("semantic", "referring"), question, options)
+    counts = torch.bincount(results["semantic"].map.flatten(), minlength=NUM_CLASSES)
+    best = results["referring"]
     return [
         close("sem_seg", scores[in_prompt_order, ::16, ::16], golden["sem_seg_sample"]),
         same_areas("sem_seg_argmax_counts", counts, golden["sem_seg_argmax_counts"], pixels),
-        *check_panoptic(rows, size, options, golden),
+        *check_panoptic(queries, question, options, golden),
         same_areas("grounding_area", best.masks.sum(dim=(1, 2)), golden["grounding_area"], pixels),
         close("grounding_score", best.scores, golden["grounding_score"]),
-        *check_instances("instance", rows, size, options, golden),
+        *check_instances("instance", queries, question, options, golden),
     ]
 
 

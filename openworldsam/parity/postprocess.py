@@ -8,15 +8,7 @@ import numpy as np
 import torch
 
 from openworldsam.config import load_config
-from openworldsam.inference import (
-    InferenceOptions,
-    MaskRows,
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    semantic_inference,
-    semantic_scores,
-)
+from openworldsam.inference import InferenceOptions, Queries, Question, infer, semantic_scores
 from openworldsam.parity.checks import Check, Golden, align_ties, close, equal, read_golden, same_areas, same_map
 
 NUM_CLASSES, NUM_THINGS = 133, 80
@@ -32,17 +24,17 @@ def released_options(golden: Golden) -> InferenceOptions:
     return InferenceOptions.from_config(cfg)
 
 
-def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> MaskRows:
+def ellipse_queries(seed: int, num_prompts: int, num_queries: int = 20) -> Queries:
     """Queries whose masks are rotated ellipses, some of them near duplicates, some turned by 90 degrees."""
-    num_rows = len(categories) * num_queries
-    u = np.random.Generator(np.random.Philox(key=seed)).random((num_rows, 6), dtype=np.float32)
+    count = num_prompts * num_queries
+    u = np.random.Generator(np.random.Philox(key=seed)).random((count, 6), dtype=np.float32)
     f32 = np.float32
     cx, cy, ra = f32(256) * u[:, 0], f32(256) * u[:, 1], f32(20) + f32(70) * u[:, 2]
     rb, theta = ra * (f32(0.15) + f32(0.5) * u[:, 4]), f32(np.pi) * u[:, 5]
     scores = f32(0.3) + f32(0.69) * u[:, 3]
     scores[10] = f32(0.7)
     ellipses = np.stack([cx, cy, ra, rb, theta])
-    for q in range(num_rows):
+    for q in range(count):
         if q % 4 == 3:
             ellipses[:, q] = ellipses[:, q - 1]
             ellipses[0, q] += f32(3)
@@ -54,8 +46,14 @@ def ellipse_rows(seed: int, categories: np.ndarray, num_queries: int = 20) -> Ma
     s = (x - cx) * np.cos(theta) + (y - cy) * np.sin(theta)
     t = -(x - cx) * np.sin(theta) + (y - cy) * np.cos(theta)
     logits = np.clip(f32(8) * (1 - np.sqrt((s / ra) ** 2 + (t / rb) ** 2)), -12, 12).astype(np.float32)
-    labels = np.repeat(categories, num_queries)
-    return MaskRows(torch.from_numpy(logits), torch.from_numpy(scores), torch.from_numpy(labels))
+    labels = torch.arange(num_prompts).repeat_interleave(num_queries)
+    return Queries(torch.from_numpy(logits), torch.from_numpy(scores), labels)
+
+
+def coco_question(categories: np.ndarray, size: tuple[int, int]) -> Question:
+    """Ask for contiguous COCO classes [P]."""
+    ids = torch.from_numpy(categories)
+    return Question.of(size, len(ids), class_ids=ids, is_thing=ids < NUM_THINGS, num_classes=NUM_CLASSES)
 
 
 def check_postprocess(golden_file: str | Path) -> list[Check]:
@@ -65,31 +63,33 @@ def check_postprocess(golden_file: str | Path) -> list[Check]:
         FileNotFoundError, ValueError: the golden file is missing or damaged.
     """
     golden = read_golden(golden_file)
-    rows = ellipse_rows(int(golden["seed"]), golden["categories"])
-    size = (int(golden["height"]), int(golden["width"]))
+    queries = ellipse_queries(int(golden["seed"]), len(golden["categories"]))
+    question = coco_question(golden["categories"], (int(golden["height"]), int(golden["width"])))
     options = released_options(golden)
-    _, scores = semantic_scores(rows, size, NUM_CLASSES, options)
-    label_map = semantic_inference(rows, size, NUM_CLASSES, options)
-    best = referring_inference(rows, size)
+    _, scores = semantic_scores(queries, question, options)
+    results = infer([queries], ("semantic", "referring"), question, options)
+    best = results["referring"]
     return [
-        close("scores", rows.scores, golden["scores"]),
-        *check_instances("instance", rows, size, options, golden),
-        *check_panoptic(rows, size, options, golden),
-        same_map("semantic_argmax", label_map, golden["semantic_argmax"]),
+        close("scores", queries.scores, golden["scores"]),
+        *check_instances("instance", queries, question, options, golden),
+        *check_panoptic(queries, question, options, golden),
+        same_map("semantic_argmax", results["semantic"].map, golden["semantic_argmax"]),
         close("semantic_prompted", scores, golden["semantic_prompted"]),
-        same_map("refer_masks", best.masks, _unpack(golden["refer_masks"], len(best.masks), size)),
+        same_map("refer_masks", best.masks, _unpack(golden["refer_masks"], len(best.masks), question.size)),
         close("refer_scores", best.scores, golden["refer_scores"]),
     ]
 
 
 def check_instances(
-    name: str, rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden
+    name: str, queries: Queries, question: Question, options: InferenceOptions, golden: Golden
 ) -> list[Check]:
     """Compare instance segmentation with the arrays NAME_*: scores, classes and, where recorded, boxes, areas, masks.
 
-    The order of nearly equal scores does not matter.
+    The released model's instances may be stuff. The order of nearly equal scores does not matter.
     """
-    found = instance_inference(rows, size, options)
+    everything = question._replace(is_thing=torch.ones_like(question.is_thing))
+    found = infer([queries], ("instance",), everything, options)["instance"]
+    size = question.size
     scores, classes = golden[f"{name}_scores"], golden[f"{name}_classes"]
     order = align_ties(found.labels.numpy(), classes, scores)
     ties = int((order != np.arange(len(order))).sum())
@@ -108,10 +108,10 @@ def check_instances(
     return checks
 
 
-def check_panoptic(rows: MaskRows, size: tuple[int, int], options: InferenceOptions, golden: Golden) -> list[Check]:
+def check_panoptic(queries: Queries, question: Question, options: InferenceOptions, golden: Golden) -> list[Check]:
     """Compare panoptic segmentation: the segments' classes, and map and ids or, where not recorded, areas."""
-    is_thing = {int(c): int(c) < NUM_THINGS for c in golden["categories"]}
-    found = panoptic_inference(rows, size, is_thing, options)
+    found = infer([queries], ("panoptic",), question, options)["panoptic"]
+    size = question.size
     if "panoptic_map" in golden:
         ids = np.array([s.id for s in found.segments])
         where = [

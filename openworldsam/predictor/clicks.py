@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from openworldsam.inference import MaskRows
+from openworldsam.inference import Queries
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.predictor.prediction import Prediction
 
@@ -118,8 +118,8 @@ class Clicks(NamedTuple):
         labels = torch.tensor([*CORNERS[: len(corners)], *self.labels.tolist()])
         return points / torch.tensor(self.size[::-1]) * side, labels
 
-    def decode(self, model: OpenWorldSAM, features: ImageFeatures, mask: ArrayLike | None) -> MaskRows:
-        """The one row that clicks, box and mask give.
+    def decode(self, model: OpenWorldSAM, features: ImageFeatures, mask: ArrayLike | None) -> Queries:
+        """The one query that clicks, box and mask give.
 
         Args:
             model: in eval mode.
@@ -135,8 +135,8 @@ class Clicks(NamedTuple):
         logits = None if mask is None else mask_logits(mask, side, self.size).to(model.device)
         points, labels = (part.to(model.device) for part in self.tokens(model.image_encoder.image_size))
         with model.autocast():
-            decoded, scores = model.mask_decoder.decode_clicks(features, points, labels, logits)
-        return MaskRows(decoded, scores, torch.zeros(1, dtype=torch.long, device=model.device))
+            decoded, predicted_iou = model.mask_decoder.decode_clicks(features, points, labels, logits)
+        return Queries(decoded, predicted_iou.cpu(), torch.zeros(1, dtype=torch.long))
 
 
 def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:

@@ -9,27 +9,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
+from openworldsam.inference import Found
 from openworldsam.inference.nms import mask_boxes
 
 LISTED = 20
 """Prompts of which a summary also names those that nothing was found for."""
-
-
-class Found(NamedTuple):
-    """What a task's inference found: masks bool [N, H, W], scores [N], labels [N] indices of prompts, logits [N, h, w].
-
-    logits: None where a mask is not a single query's, or nobody asks for them.
-    """
-
-    masks: Tensor
-    scores: Tensor
-    labels: Tensor
-    logits: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +60,20 @@ class Prediction:
         threshold: float,
         best_score: float,
     ) -> Prediction:
-        """Bring what was found to NumPy; is_thing is that of the P prompts, the others are as in the class."""
-        masks, scores, labels = (part.cpu().numpy() for part in found[:3])
+        """Bring what was found to NumPy.
+
+        Args:
+            found: labelled by prompt.
+            is_thing: of the P prompts.
+            task, prompts, threshold, best_score: as in the class.
+        """
+        masks, scores, labels = (part.numpy() for part in found[:3])
         return cls(
             task=task,
             prompts=tuple(prompts),
             masks=masks,
             scores=scores,
-            boxes=mask_boxes(found.masks).cpu().numpy(),
+            boxes=mask_boxes(found.masks).numpy(),
             prompt_index=labels,
             is_thing=np.array(is_thing, dtype=bool)[labels],
             label_map=_label_map(masks, scores),

@@ -1,6 +1,6 @@
 """Masks from an image and texts: encode the image once, ask as often as you like.
 
-What a question shares with earlier ones about the image is not computed again; see `AskedImage`.
+What a question shares with earlier ones about the image is not computed again; see `ImageSession`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,12 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
-from openworldsam.inference import (
-    InferenceOptions,
-    MaskRows,
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    semantic_inference,
-)
-from openworldsam.modeling import TASKS, ImageFeatures, OpenWorldSAM
+from openworldsam.inference import TASKS, InferenceOptions, Question, infer
+from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.predictor.clicks import Clicks
-from openworldsam.predictor.image_session import AskedImage, EncodedImage, encoder_identity
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.predictor.image_session import ImageSession
+from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.pretrained import folder_config, save_folder
 from openworldsam.utils.device import checked_device, usable_device
 
@@ -68,7 +61,7 @@ class OpenWorldSAMPredictor:
         self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
         self.model.to(target).eval()
-        self._image: AskedImage | None = None
+        self._session: ImageSession | None = None
 
     def set_image(self, image: ImageLike) -> None:
         """Encode an image; later predictions are about it.
@@ -81,51 +74,23 @@ class OpenWorldSAMPredictor:
             FileNotFoundError: there is no such file.
             ValueError: it is not a readable image.
         """
-        pixels = to_tensor(read_image(image)).to(self.model.device)
-        encoded = EncodedImage(
-            self.model.encode_images([pixels]), self.model.prompt_inputs([pixels]), (pixels.shape[1], pixels.shape[2])
-        )
-        self._image = AskedImage(self.model, encoded)
+        self._session = ImageSession(self.model, to_tensor(read_image(image)).to(self.model.device))
 
-    def save_image(self, path: str | Path) -> None:
-        """Write the encoded image, for `load_image` of a later process; 17 MB for the full-size model.
-
-        Args:
-            path: the .safetensors file; one that is there is replaced.
+    @property
+    def session(self) -> ImageSession:
+        """The image that is set.
 
         Raises:
             ValueError: no image set.
-            OSError: it cannot be written.
         """
-        self._asked().encoded.save(Path(path), encoder_identity(self.cfg, self.sources))
-
-    def load_image(self, path: str | Path) -> None:
-        """Set the image that `save_image` wrote, without encoding it. Its prompts are encoded anew.
-
-        Args:
-            path: the file. Any adapter and prompt weights may ask about it; SAM2's weights, the sizes and the
-                precision must be those that made it.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or another image encoder made it.
-        """
-        identity = encoder_identity(self.cfg, self.sources)
-        self._image = AskedImage(self.model, EncodedImage.load(Path(path), identity, self.model.device))
-
-    def _asked(self) -> AskedImage:
-        if self._image is None:
+        if self._session is None:
             raise ValueError("no image: call set_image first")
-        return self._image
+        return self._session
 
     @property
     def features(self) -> ImageFeatures:
-        """What SAM2 sees of the image that is set, B = 1.
-
-        Raises:
-            ValueError: no image set.
-        """
-        return self._asked().encoded.features
+        """SAM2's features of the image that is set, B = 1."""
+        return self.session.features
 
     @torch.no_grad()
     def predict(
@@ -153,7 +118,7 @@ class OpenWorldSAMPredictor:
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
-        image = self._asked()
+        session = self.session
         if task not in TASKS:
             raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
@@ -163,16 +128,15 @@ class OpenWorldSAMPredictor:
         inference = replace(self.model.inference, **options)
         stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff, "stuff")}
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
-        rows = image.rows(prompts, inference) if prompts else self.model.no_rows()
-        size = image.encoded.size
         asked = options.get("score_threshold", 0.0)
         threshold = asked if task == "referring" else inference.threshold_of(task)
-        if len(rows.scores):
-            found = _found(task, rows, size, is_thing, inference, threshold)
-        else:
-            logits = rows.logits if task in ("instance", "referring") else None
-            found = Found(rows.labels.new_zeros(0, *size, dtype=torch.bool), rows.scores, rows.labels, logits)
-        best = float(rows.scores.max()) if len(rows.scores) else 0.0
+        # only panoptic segmentation treats stuff apart
+        question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
+        results = infer([session.queries(prompts, inference)], (task,), question, inference)
+        found = results[task].found()
+        if task == "referring":
+            found = found.at_least(threshold)
+        best = float(results["best_scores"].max()) if prompts else 0.0
         return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
 
     @torch.no_grad()
@@ -205,16 +169,17 @@ class OpenWorldSAMPredictor:
             ValueError: no image set, nothing to go by, a click outside the image, labels of another number, a mask or
                 result that does not fit.
         """
-        encoded = self._asked().encoded
+        session = self.session
         if mask is not None and among is not None:
             raise ValueError("give mask or among, not both")
-        clicks = Clicks.checked(points, labels, box, encoded.size)
+        clicks = Clicks.checked(points, labels, box, session.size)
         name, is_thing = "object", True
         if among is not None and (picked := clicks.pick(among)):
             mask, name, is_thing = picked
-        rows = clicks.decode(self.model, encoded.features, mask)
-        found = _found("referring", rows, encoded.size, [is_thing], self.model.inference, 0.0)
-        best = float(rows.scores)
+        queries = clicks.decode(self.model, session.features, mask)
+        question = Question.of(session.size, 1)
+        result = infer([queries], ("referring",), question, self.model.inference)["referring"]
+        found, best = result.found(), float(queries.scores)
         return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -246,34 +211,6 @@ class OpenWorldSAMPredictor:
             ValueError: it is damaged or not of `save_pretrained`, or there is no such device.
         """
         return cls(folder_config(Path(folder)), device=device)
-
-
-def _found(
-    task: str,
-    rows: MaskRows,
-    size: tuple[int, int],
-    is_thing: list[bool],
-    inference: InferenceOptions,
-    smallest: float,
-) -> Found:
-    """Apply one task's inference to the query rows, labelled by prompt."""
-    if task == "instance":
-        instances = instance_inference(rows, size, inference)
-        return Found(instances.masks, instances.scores, instances.labels, instances.logits)
-    if task == "panoptic":
-        result = panoptic_inference(rows, size, dict(enumerate(is_thing)), inference)
-        ids = torch.tensor([s.id for s in result.segments], device=rows.labels.device)
-        scores = torch.tensor([s.score for s in result.segments])
-        labels = torch.tensor([s.label for s in result.segments], dtype=torch.long)
-        return Found(result.map == ids[:, None, None], scores, labels)
-    if task == "referring":
-        best = referring_inference(rows.select(rows.scores >= smallest), size)
-        found = best.masks.flatten(1).any(dim=1)
-        return Found(best.masks[found], best.scores[found], best.labels[found], best.logits[found])
-    label_map = semantic_inference(rows, size, len(is_thing), inference)
-    labels = label_map.unique()
-    scores = torch.stack([rows.scores[rows.labels == label].max() for label in labels])
-    return Found(label_map == labels[:, None, None], scores, labels)
 
 
 def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:

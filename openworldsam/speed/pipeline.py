@@ -1,13 +1,13 @@
 """One image and its prompts through a model, stage by stage.
 
-Shapes: P prompts, K queries per prompt, R = P * K rows, D width of an embedding, H, W size of the image; the batch is
-one image.
+Shapes: P prompts, K queries per prompt, R = P * K queries, D width of an embedding, H, W size of the image; the batch
+is one image.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +17,7 @@ from torch import Tensor
 
 from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
-from openworldsam.inference import (
-    MaskRows,
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    semantic_inference,
-)
+from openworldsam.inference import Queries, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import DecoderTokens
 
@@ -39,7 +33,7 @@ class State:
     features: ImageFeatures
     embeddings: Tensor
     tokens: DecoderTokens
-    rows: MaskRows
+    queries: Queries
     results: dict[str, Any]
 
 
@@ -57,8 +51,8 @@ STAGES = {
     "image encoder": Stage("encode_image", "image_encoder", ("sam2_input",), ("features",)),
     "prompt encoder": Stage("encode_prompts", "prompt_encoder", ("prompt_input",), ("embeddings",)),
     "adapter": Stage("adapt", "adapter", ("features", "embeddings"), ("tokens",)),
-    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("rows",)),
-    "post-processing": Stage("post_process", None, ("rows",), ()),
+    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("queries",)),
+    "post-processing": Stage("post_process", None, ("queries",), ()),
 }
 PER_IMAGE = ("decode and resize", "image encoder")
 """The stages that do not depend on the prompts."""
@@ -154,27 +148,22 @@ class Pipeline:
 
     def decode(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            self.set_rows(s, *self.model.mask_decoder(s.features, s.tokens))
+            self.set_queries(s, *self.model.mask_decoder(s.features, s.tokens))
 
-    def set_rows(self, s: State, logits: Tensor, scores: Tensor) -> None:
-        """Label the decoded rows, logits [R, h, w] and scores [R], by prompt."""
-        queries = len(scores) // len(self.prompts)
+    def set_queries(self, s: State, logits: Tensor, scores: Tensor) -> None:
+        """Label the decoded queries, logits [R, h, w] and scores [R], by prompt."""
+        per_prompt = len(scores) // len(self.prompts)
+        scores = scores.cpu()
         if self.random:
-            scores = scores.new_zeros(len(self.prompts), queries)
+            scores = scores.new_zeros(len(self.prompts), per_prompt)
             scores[:, 0] = 1
-        labels = torch.arange(len(self.prompts), device=logits.device).repeat_interleave(queries)
-        s.rows = MaskRows(logits, scores.flatten(), labels)
+        labels = torch.arange(len(self.prompts)).repeat_interleave(per_prompt)
+        s.queries = Queries(logits, scores.flatten(), labels)
 
     @torch.no_grad()
     def post_process(self, s: State) -> None:
-        options, things = self.model.inference, torch.tensor(self.is_thing, device=s.rows.labels.device)
-        tasks: dict[str, Callable[[], Any]] = {
-            "semantic": lambda: semantic_inference(s.rows, self.size, len(self.prompts), options),
-            "instance": lambda: instance_inference(s.rows.select(things[s.rows.labels]), self.size, options),
-            "panoptic": lambda: panoptic_inference(s.rows, self.size, dict(enumerate(self.is_thing)), options),
-            "referring": lambda: referring_inference(s.rows, self.size),
-        }
-        s.results = {task: tasks[task]() for task in self.model.tasks}
+        question = Question.of(self.size, len(self.prompts), is_thing=self.is_thing)
+        s.results = infer([s.queries], self.model.tasks, question, self.model.inference)
 
     def whole(self) -> State:
         """All stages, from the bytes of the image to the results."""

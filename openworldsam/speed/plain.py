@@ -83,7 +83,7 @@ class PlainPipeline(Pipeline):
 
     @torch.no_grad()
     def decode(self, s: State) -> None:
-        self.set_rows(s, *self._decode(s.features, s.tokens, dynamic_multimask=True))
+        self.set_queries(s, *self._decode(s.features, s.tokens, dynamic_multimask=True))
 
     def _embed(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
         """[1, 3, s, s] and P texts -> [P, D]: the image once for each text, all padded to the longest."""

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from openworldsam.inference.nms import mask_boxes, mask_iou
-from openworldsam.inference.rows import upsampled
+from openworldsam.inference.queries import upsampled
 from openworldsam.modeling import ImageFeatures
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.video.memory import ObjectMemory, SAM2Memory

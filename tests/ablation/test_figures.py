@@ -17,7 +17,7 @@ from openworldsam.ablation.observations import observe, specialisation
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.evaluation.examples import EvaluationDataset
-from openworldsam.inference import MaskRows
+from openworldsam.inference import Queries
 from openworldsam.modeling import OpenWorldSAM
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml"
@@ -44,7 +44,7 @@ def perfect(cfg, dataset, monkeypatch):
     model = OpenWorldSAM(cfg).eval()
     examples = [dataset[index] for index in range(20)]
 
-    def query_rows(asked, image, prompts):
+    def decode_queries(asked, image, prompts):
         example = next(x for x in examples if torch.equal(x.inputs["image"], image))
         logits = torch.full((len(prompts), asked.adapter.num_queries, 64, 64), -5.0)
         scores = torch.zeros(logits.shape[:2])
@@ -54,13 +54,13 @@ def perfect(cfg, dataset, monkeypatch):
                 logits[p, k, torch.from_numpy(mask)] = 5.0
                 scores[p, k] = 0.9 - k / 10
         labels = torch.arange(len(prompts)).repeat_interleave(asked.adapter.num_queries)
-        return None, MaskRows(logits.flatten(0, 1), scores.flatten(), labels)
+        return None, Queries(logits.flatten(0, 1), scores.flatten(), labels)
 
     def refine(features, image_index, logits):
         return -max_pool2d(-logits[:, None], 3, 1, 1)[:, 0], torch.full((len(logits),), 0.6)
 
     for module in ("observations", "figures"):
-        monkeypatch.setattr(f"openworldsam.ablation.{module}.query_rows", query_rows)
+        monkeypatch.setattr(f"openworldsam.ablation.{module}.decode_queries", decode_queries)
     monkeypatch.setattr(model.mask_decoder, "refine", refine)
     return model
 

@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from openworldsam.app.download import results_zip
 from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.inference import Found
+from openworldsam.predictor.prediction import Prediction
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 
@@ -54,7 +55,7 @@ def test_the_answer_is_the_predictors(shapes, scenes, task):
 def test_thresholds_move_without_the_model(asked, monkeypatch):
     """What passes is chosen among masks that there are."""
     scores = asked.shown.scores
-    for name in ("encode_images", "encode_prompts", "query_rows"):
+    for name in ("encode_images", "encode_prompts", "queries"):
         monkeypatch.setattr(asked._predictor.model, name, None)
     asked.ask(asked.found.prompts, "instance", {**USUAL, "score_threshold": float(scores[1])})
     assert np.array_equal(asked.shown.scores, scores[:2])

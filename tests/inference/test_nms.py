@@ -2,22 +2,23 @@
 
 import pytest
 import torch
+from one_task import instances
 
-from openworldsam.inference import InferenceOptions, instance_inference, nms
+from openworldsam.inference import InferenceOptions, nms
 from openworldsam.inference.nms import greedy_nms, mask_boxes, mask_iou
-from openworldsam.inference.rows import MaskRows, positive
+from openworldsam.inference.queries import Queries, positive
 
 
 def mask_nms(masks, scores, labels, threshold):
-    """The rows kept, in order, when masks are compared within their class."""
-    return nms.mask_nms(MaskRows(masks.float() * 2 - 1, scores, labels), masks.shape[1:], threshold, positive)
+    """The queries kept, in order, when masks are compared within their class."""
+    return nms.mask_nms(Queries(masks.float() * 2 - 1, scores, labels), masks.shape[1:], threshold, positive)[0]
 
 
 def box_nms(masks, scores, threshold):
-    """The rows kept, in order, when boxes are compared across classes."""
-    rows = MaskRows(masks.float() * 2 - 1, scores, torch.arange(len(masks)))
+    """The queries kept, in order, when boxes are compared across classes."""
+    queries = Queries(masks.float() * 2 - 1, scores, torch.arange(len(masks)))
     options = InferenceOptions(score_threshold=0.0, nms_threshold=threshold, instance_nms="box")
-    return instance_inference(rows, masks.shape[1:], options).labels
+    return instances(queries, masks.shape[1:], options).labels
 
 
 def strips(width, *spans):
@@ -42,11 +43,11 @@ def loop_mask_iou(masks):
 
 
 def loop_nms(iou, scores, threshold):
-    """Rows best first (earlier rows first among equals), each kept unless a kept one overlaps it by more."""
+    """Queries best first (earlier queries first among equals), each kept unless a kept one overlaps it by more."""
     kept = []
-    for row in sorted(range(len(scores)), key=lambda row: (-scores[row], row)):
-        if all(iou[row][better] <= threshold for better in kept):
-            kept.append(row)
+    for query in sorted(range(len(scores)), key=lambda query: (-scores[query], query)):
+        if all(iou[query][better] <= threshold for better in kept):
+            kept.append(query)
     return kept
 
 
@@ -89,7 +90,7 @@ def test_mask_iou_of_no_masks():
     assert mask_iou(torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0, 0)
 
 
-def test_a_removed_row_removes_nothing_itself():
+def test_a_removed_query_removes_nothing_itself():
     iou = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.9], [0.0, 0.9, 1.0]])
     assert greedy_nms(iou, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
     assert greedy_nms(iou, torch.tensor([0.7, 0.8, 0.9]), 0.5).tolist() == [2, 0]
@@ -113,7 +114,7 @@ def test_extreme_thresholds(threshold, kept):
     assert box_nms(masks, scores, threshold).tolist() == kept
 
 
-def test_of_equal_scores_the_earlier_row_stays():
+def test_of_equal_scores_the_earlier_query_stays():
     masks, scores = strips(4, (0, 4)).expand(40, -1, -1), torch.full((40,), 0.75)
     assert greedy_nms(mask_iou(masks), scores, 0.5).tolist() == [0]
     assert mask_nms(masks, scores, torch.zeros(40, dtype=torch.long), 0.5).tolist() == [0]
@@ -126,7 +127,7 @@ def test_masks_of_different_classes_do_not_remove_each_other():
     assert mask_nms(masks, scores, labels, 0.5).tolist() == [1, 2, 3]
 
 
-def test_results_come_best_first_and_ties_in_the_order_of_the_rows():
+def test_results_come_best_first_and_ties_in_the_order_of_the_queries():
     masks = strips(6, (0, 1), (1, 2), (2, 3), (3, 4), (4, 5))
     scores, labels = torch.tensor([0.7, 0.9, 0.7, 0.9, 0.8]), torch.tensor([9, 4, 1, 0, 9])
     assert mask_nms(masks, scores, labels, 0.5).tolist() == [1, 3, 4, 0, 2]
@@ -174,13 +175,13 @@ def test_box_nms_equals_a_loop(seed):
 
 
 def test_boxes_are_tight_with_exclusive_right_and_bottom():
-    masks = torch.zeros(3, 5, 6, dtype=torch.bool)
+    masks = torch.zeros(4, 5, 6, dtype=torch.bool)
     masks[0, 2, 3] = True
     masks[1, 1, 4] = masks[1, 3, 0] = True
     masks[2] = True
     boxes = mask_boxes(masks)
     assert boxes.is_floating_point()
-    assert boxes.tolist() == [[3, 2, 4, 3], [0, 1, 5, 4], [0, 0, 6, 5]]
+    assert boxes.tolist() == [[3, 2, 4, 3], [0, 1, 5, 4], [0, 0, 6, 5], [0, 0, 0, 0]]
 
 
 def test_diagonals_of_one_box_are_duplicates_only_by_box():

@@ -1,63 +1,59 @@
 """Referring: the one best mask of every label, whatever its score."""
 
 import torch
+from one_task import referring, strips
 
-from openworldsam.inference import MaskRows, referring_inference
-from openworldsam.inference import rows as rows_module
-
-
-def strip_rows(scores, labels, *strips):
-    return MaskRows(torch.tensor(strips).float()[:, None], torch.tensor(scores), torch.tensor(labels))
+from openworldsam.inference import Queries
+from openworldsam.inference import queries as queries_module
 
 
-def test_each_label_gets_its_own_best_row_in_ascending_order_of_labels():
-    rows = strip_rows([0.1, 0.9, 0.3, 0.2], [5, 2, 5, 2], [1, 1], [1, -1], [-1, 1], [1, 1])
-    best = referring_inference(rows, (1, 2))
-    assert best.labels.tolist() == [2, 5]
-    assert torch.equal(best.scores, torch.tensor([0.9, 0.3]))
-    assert best.masks.tolist() == [[[True, False]], [[False, True]]]
+def test_each_prompt_gets_its_own_best_query_in_the_order_of_prompts():
+    best = referring(strips([0.1, 0.9, 0.3, 0.2], [2, 0, 2, 0], [1, 1], [1, -1], [-1, 1], [1, 1]), (1, 2))
+    assert torch.equal(best.scores, torch.tensor([0.9, 0, 0.3]))
+    assert best.masks.tolist() == [[[True, False]], [[False, False]], [[False, True]]]  # nothing for prompt 1
+    found = best.found()
+    assert found.labels.tolist() == [0, 2] and found.masks.tolist() == [[[True, False]], [[False, True]]]
 
 
 def test_no_threshold_applies():
-    best = referring_inference(strip_rows([0.0, 1e-6], [0, 1], [1, 1], [1, 1]), (1, 2))
+    best = referring(strips([0.0, 1e-6], [0, 1], [1, 1], [1, 1]), (1, 2))
     assert best.masks.all()
     assert best.scores.tolist() == [0.0, torch.tensor(1e-6).item()]
 
 
-def test_of_equal_scores_the_first_row_wins():
-    rows = strip_rows([0.4, 0.6, 0.6, 0.6], [0, 0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1])
-    assert referring_inference(rows, (1, 3)).masks.tolist() == [[[True, False, False]]]
+def test_of_equal_scores_the_first_query_wins():
+    queries = strips([0.4, 0.6, 0.6, 0.6], [0, 0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1])
+    assert referring(queries, (1, 3)).masks.tolist() == [[[True, False, False]]]
 
 
 def test_only_logits_above_zero_belong_to_the_mask():
-    best = referring_inference(strip_rows([0.9], [0], [0.0, 1e-6, -1e-6]), (1, 3))
+    best = referring(strips([0.9], [0], [0.0, 1e-6, -1e-6]), (1, 3))
     assert best.masks.tolist() == [[[False, True, False]]]
 
 
-def test_the_best_row_counts_even_if_its_mask_is_empty():
-    best = referring_inference(strip_rows([0.9, 0.8], [0, 0], [-1, -1], [1, 1]), (1, 2))
+def test_the_best_query_counts_even_if_its_mask_is_empty():
+    best = referring(strips([0.9, 0.8], [0, 0], [-1, -1], [1, 1]), (1, 2))
     assert not best.masks.any()
     assert torch.equal(best.scores, torch.tensor([0.9]))
 
 
 def test_logits_are_resized_before_they_are_thresholded():
-    best = referring_inference(strip_rows([0.9], [0], [3, -1]), (2, 4))
+    best = referring(strips([0.9], [0], [3, -1]), (2, 4))
     assert best.masks.tolist() == [[[True, True, False, False]] * 2]
 
 
-def test_no_rows():
-    best = referring_inference(MaskRows(torch.zeros(0, 4, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)), (3, 2))
-    assert [tuple(part.shape) for part in best] == [(0,), (0, 3, 2), (0,), (0, 4, 4)]
-    assert (best.labels.dtype, best.masks.dtype) == (torch.int64, torch.bool)
+def test_no_queries():
+    best = referring(Queries(torch.zeros(0, 4, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)), (3, 2))
+    assert [tuple(part.shape) for part in best] == [(0, 3, 2), (0,), (0, 4, 4)]
 
 
 def test_chunks_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    rows = MaskRows(
+    queries = Queries(
         torch.randn(30, 4, 4, generator=generator), torch.rand(30, generator=generator), torch.arange(30) % 6
     )
-    whole = referring_inference(rows, (9, 11))
-    monkeypatch.setattr(rows_module, "CHUNK_BYTES", 2 * 4 * 9 * 11)
-    chunked = referring_inference(rows, (9, 11))
+    whole = referring(queries, (9, 11))
+    monkeypatch.setattr(queries_module, "CHUNK_BYTES", 2 * 4 * 9 * 11)
+    chunked = referring(queries, (9, 11))
     assert all(torch.equal(a, b) for a, b in zip(chunked, whole, strict=True))
-    assert torch.equal(whole.scores, torch.stack([rows.scores[rows.labels == label].max() for label in range(6)]))
+    assert torch.equal(whole.scores, torch.stack([queries.scores[queries.labels == label].max() for label in range(6)]))

@@ -52,20 +52,19 @@ def test_a_batch_gives_each_image_its_own_result(build, pictures, opts):
         assert segments[0] == segments[1]
 
 
-def query_rows(model, pictures, prompts):
-    image_index = torch.arange(len(pictures)).repeat_interleave(torch.tensor([len(p) for p in prompts]))
-    flat = [text for texts in prompts for text in texts]
-    with torch.no_grad():
-        features = model.encode_images(pictures)
-        embeddings = model.encode_prompts(model.prompt_inputs(pictures), flat, image_index)
-        return model.query_rows(features, embeddings, image_index, model.inference)
+@torch.no_grad()
+def decoded(model, image, prompts):
+    embeddings = model.encode_prompts(
+        model.prompt_inputs([image]), prompts, torch.zeros(len(prompts), dtype=torch.long)
+    )
+    return model.queries(model.encode_images([image]), embeddings)
 
 
 @pytest.mark.parametrize("fusion", ["replace", "add", "broadcast"])
 def test_prompts_are_independent_under_interaction_prompt(build, pictures, fusion):
     model = build("MODEL.ADAPTER.FUSION", fusion)
-    (alone,) = query_rows(model, pictures[:1], [["cat"]])
-    (together,) = query_rows(model, pictures[:1], [["cat", "a very different thing"]])
+    alone = decoded(model, pictures[0], ["cat"])
+    together = decoded(model, pictures[0], ["cat", "a very different thing"])
     torch.testing.assert_close(together.logits[:4], alone.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together.scores[:4], alone.scores, rtol=1e-5, atol=1e-6)
 
@@ -73,27 +72,23 @@ def test_prompts_are_independent_under_interaction_prompt(build, pictures, fusio
 @pytest.mark.parametrize("fusion", ["replace", "add", "broadcast"])
 def test_prompts_of_an_image_interact_under_interaction_image(build, pictures, fusion):
     model = build("MODEL.ADAPTER.FUSION", fusion, "MODEL.ADAPTER.INTERACTION", "image")
-    (alone,) = query_rows(model, pictures[:1], [["cat"]])
-    (together,) = query_rows(model, pictures[:1], [["cat", "a very different thing"]])
+    alone = decoded(model, pictures[0], ["cat"])
+    together = decoded(model, pictures[0], ["cat", "a very different thing"])
     assert (together.logits[:4] - alone.logits).abs().max() > 1e-3
 
 
 def test_chunks_change_nothing(build, pictures):
-    whole = query_rows(build(), pictures, [["cat", "dog", "sky"], ["tree"]])
-    chunked = query_rows(
-        build("MODEL.MASK_DECODER.CHUNK", 3, "MODEL.PROMPT_ENCODER.CHUNK", 1),
-        pictures,
-        [["cat", "dog", "sky"], ["tree"]],
-    )
-    for a, b in zip(whole, chunked, strict=True):
-        torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(a.scores, b.scores, rtol=1e-5, atol=1e-6)
+    prompts = ["cat", "dog", "sky"]
+    whole = decoded(build(), pictures[0], prompts)
+    chunked = decoded(build("MODEL.MASK_DECODER.CHUNK", 4, "MODEL.PROMPT_ENCODER.CHUNK", 1), pictures[0], prompts)
+    torch.testing.assert_close(chunked.logits, whole.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(chunked.scores, whole.scores, rtol=1e-5, atol=1e-6)
 
 
 def test_the_order_of_prompts_does_not_matter(build, pictures):
     model = build("MODEL.ADAPTER.FUSION", "broadcast", "MODEL.ADAPTER.INTERACTION", "image")
-    (forward,) = query_rows(model, pictures[:1], [["cat", "sky"]])
-    (backward,) = query_rows(model, pictures[:1], [["sky", "cat"]])
+    forward = decoded(model, pictures[0], ["cat", "sky"])
+    backward = decoded(model, pictures[0], ["sky", "cat"])
     torch.testing.assert_close(forward.logits[:4], backward.logits[4:], rtol=1e-4, atol=1e-5)
 
 
@@ -253,8 +248,8 @@ def test_training_in_half_precision_stays_near_fp32(build, pictures, precision):
 
 
 def test_bf16_stays_near_fp32(build, pictures):
-    (exact,) = query_rows(build(), pictures[:1], [["cat", "sky"]])
-    (rounded,) = query_rows(build("MODEL.PRECISION", "bf16"), pictures[:1], [["cat", "sky"]])
+    exact = decoded(build(), pictures[0], ["cat", "sky"])
+    rounded = decoded(build("MODEL.PRECISION", "bf16"), pictures[0], ["cat", "sky"])
     assert rounded.logits.dtype == torch.float32
     assert not torch.equal(rounded.logits, exact.logits)
     assert ((rounded.logits - exact.logits).norm() / exact.logits.norm()) < 0.1
@@ -381,11 +376,11 @@ def test_compiled_equals_eager_and_is_not_compiled_anew_for_each_number_of_promp
     graphs = []
     for prompts in (["a zebra", "grass"], ["a zebra on the left", "grass", "sky"], ["zebra"] * 5, ["sky above"] * 9):
         index = torch.zeros(len(prompts), dtype=torch.long)
-        rows = []
+        queries = []
         for model in (eager, compiled):
             embeddings = model.encode_prompts(model.prompt_inputs([image]), prompts, index)
-            rows += model.query_rows(model.encode_images([image]), embeddings, index, model.inference)
-        torch.testing.assert_close(rows[1].logits, rows[0].logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(rows[1].scores, rows[0].scores, rtol=1e-4, atol=1e-5)
+            queries.append(model.queries(model.encode_images([image]), embeddings))
+        torch.testing.assert_close(queries[1].logits, queries[0].logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(queries[1].scores, queries[0].scores, rtol=1e-4, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] >= 3 and graphs[2] == graphs[3] <= 8

@@ -15,8 +15,9 @@ from openworldsam import OpenWorldSAMPredictor
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import render
+from openworldsam.inference import Found
 from openworldsam.predictor.clicks import mask_logits
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.predictor.prediction import Prediction
 from openworldsam.pretraining.describe import innermost
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def asked(predictor, photograph):
 @pytest.fixture
 def sam2(asked):
     """SAM2's own predictor with the weights, features and picture of ours."""
-    module, features = asked.model.mask_decoder, asked._image.encoded.features
+    module, features = asked.model.mask_decoder, asked.session.features
     width = module.prompt_encoder.embed_dim
     decoder = MaskDecoder(
         transformer_dim=width,

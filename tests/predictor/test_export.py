@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from openworldsam.inference import Found
 from openworldsam.predictor.export import coco_annotations, to_detectron2, to_fiftyone, to_supervision
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.predictor.prediction import Prediction
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from openworldsam.predictor.prediction import Found, Prediction
+from openworldsam.inference import Found
+from openworldsam.predictor.prediction import Prediction
 
 
 def prediction(task, labels=(), prompts=("zebra", "grass"), threshold=0.7, best=0.0):

@@ -5,9 +5,8 @@ import torch
 from test_benchmark import cfg  # noqa: F401 (fixture)
 
 from openworldsam.evaluation.benchmark import evaluate
-from openworldsam.evaluation.streaming import chunk_of, predict, stream
 from openworldsam.evaluation.summary import scalars
-from openworldsam.inference import InferenceOptions, MaskRows, SemanticMerge, semantic_inference
+from openworldsam.inference import InferenceOptions, Queries, Question, infer, prompt_chunk
 
 TASKS = ("semantic", "instance", "panoptic", "referring")
 PROMPTS = ["cat", "dog", "grass", "sky", "a red cup", "wall", "tree"]
@@ -47,37 +46,33 @@ def test_streamed_equals_all_at_once(build, asked, opts, chunk):
     keys = [f"MODEL.INFERENCE.{key}" if isinstance(key, str) and key.isupper() else key for key in opts]
     model = build("MODEL.INFERENCE.SCORE_THRESHOLD", 0.45, *keys)
     whole = model([asked], tasks=TASKS[:3])[0]
-    assert_same(stream(model, asked, TASKS[:3], chunk), whole)
+    assert_same(model([asked], tasks=TASKS[:3], prompt_chunk=chunk)[0], whole)
 
 
 def test_streamed_expressions_equal_all_at_once(build, asked):
     expressions = {key: asked[key] for key in ("image", "height", "width", "prompts")}
     model = build()
     (masks, scores), (other, others) = (
-        result["referring"]
-        for result in (stream(model, expressions, ("referring",), 2), model([expressions], tasks=("referring",))[0])
+        model([expressions], tasks=("referring",), prompt_chunk=chunk)[0]["referring"] for chunk in (2, 0)
     )
     assert torch.equal(masks, other)
     torch.testing.assert_close(scores, others)
 
 
-def test_only_images_of_many_prompts_go_by_themselves(build, asked):
+def test_images_of_a_batch_are_chunked_one_by_one(build, asked):
     model = build("MODEL.INFERENCE.SCORE_THRESHOLD", 0.45)
     few = {**asked, "prompts": PROMPTS[:2], "class_ids": [4, 0], "is_thing": [True, True]}
-    batch, forwarded = [asked, few, asked], []
-    model.register_forward_hook(lambda _, inputs, __: forwarded.append(len(inputs[0])))
-    results = list(predict(model, batch, TASKS[:3], 3))
-    assert forwarded == [1]
-    for result, inputs in zip(results, batch, strict=True):
+    batch = [asked, few, asked]
+    for result, inputs in zip(model(batch, tasks=TASKS[:3], prompt_chunk=3), batch, strict=True):
         assert_same(result, model([inputs], tasks=TASKS[:3])[0])
 
 
-def test_no_more_rows_are_decoded_than_a_chunk_has(build, asked):
-    model, rows = build(), []
-    model.mask_decoder.register_forward_hook(lambda _, __, output: rows.append(len(output[1])))
-    stream(model, asked, TASKS[:3], 2)
+def test_no_more_queries_are_decoded_than_a_chunk_has(build, asked):
+    model, decoded = build(), []
+    model.mask_decoder.register_forward_hook(lambda _, __, output: decoded.append(len(output[1])))
+    model([asked], tasks=TASKS[:3], prompt_chunk=2)
     queries = model.adapter.num_queries
-    assert rows == [2 * queries] * 3 + [queries]
+    assert decoded == [2 * queries] * 3 + [queries]
 
 
 def test_the_protocol_global_gives_the_same_metrics(cfg, build):  # noqa: F811
@@ -100,7 +95,7 @@ def test_the_protocol_global_gives_the_same_metrics(cfg, build):  # noqa: F811
 )
 def test_prompts_that_depend_on_each_other_stay_together(tiny_cfg, opts, chunk):
     tiny_cfg.merge_from_list(opts)
-    assert chunk_of(tiny_cfg) == chunk
+    assert prompt_chunk(tiny_cfg) == chunk
 
 
 @pytest.mark.parametrize("sentences", ["first", "all"])
@@ -111,9 +106,9 @@ def test_expressions_are_asked_jointly_or_each_alone(cfg, build, sentences):  # 
         model = build("MODEL.ADAPTER.INTERACTION", interaction)
         for way in (sentences, f"{sentences}_alone"):
             cfg.merge_from_list(["TEST.SENTENCES", way, "MODEL.ADAPTER.INTERACTION", interaction])
-            rows = decoded[interaction, way] = []
+            counts = decoded[interaction, way] = []
             hook = model.mask_decoder.register_forward_hook(
-                lambda _, __, output, rows=rows: rows.append(len(output[1]) // queries)
+                lambda _, __, output, counts=counts: counts.append(len(output[1]) // queries)
             )
             found[interaction, way] = scalars(evaluate(cfg, model))["shapes_refer_val"]
             hook.remove()
@@ -126,10 +121,7 @@ def test_expressions_are_asked_jointly_or_each_alone(cfg, build, sentences):  # 
 
 
 def test_classes_may_come_in_any_order():
-    logits = torch.zeros(3, 4, 4)  # equal scores: the smallest label wins
-    rows = MaskRows(logits, torch.ones(3), torch.tensor([5, 1, 3]))
-    merge = SemanticMerge((8, 8), 6, InferenceOptions(), logits.device)
-    for part in range(3):
-        merge.add(rows.select(torch.tensor([part])))
-    assert torch.equal(merge.labels, semantic_inference(rows, (8, 8), 6, InferenceOptions()))
-    assert merge.labels.unique().tolist() == [1]
+    queries = Queries(torch.zeros(3, 4, 4), torch.ones(3), torch.tensor([5, 1, 3]))  # equal scores: the smallest wins
+    parts = [queries.select(torch.tensor([part])) for part in range(3)]
+    result = infer(parts, ("semantic",), Question.of((8, 8), 6), InferenceOptions())["semantic"]
+    assert result.map.unique().tolist() == [1]

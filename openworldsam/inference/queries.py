@@ -1,0 +1,144 @@
+"""The mask decoder's queries of one image, what the image was asked, and masks at full size.
+
+Shapes: P prompts of the image, R queries, h = w = 4S side of the mask logits, N masks found, H, W output size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_BYTES = 256 * 2**20
+"""Most bytes of full-size float masks that exist at a time (at least one mask does)."""
+
+Claims = Callable[[Tensor], Tensor]
+"""Which pixels a query claims: logits to bool, element by element."""
+
+
+class Queries(NamedTuple):
+    """Queries of one image. Only the logits are on the model's device: all choices are made on the CPU.
+
+    logits: [R, h, w] mask logits.
+    predicted_iou: [R] on the CPU, in 0..1.
+    labels: int64 [R] on the CPU, the prompt of each query, or its class id.
+    """
+
+    logits: Tensor
+    predicted_iou: Tensor
+    labels: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """Confidence [R] in 0..1 of every task: SAM2's predicted IoU (paper Sec. 3 "Inference")."""
+        return self.predicted_iou
+
+    def select(self, index: Tensor) -> Queries:
+        """Some of the queries; index is bool [R] or int64 [n], on the CPU."""
+        if index.dtype == torch.bool:
+            if index.all():
+                return self
+            index = index.nonzero()[:, 0]
+        return Queries(self.logits[index.to(self.logits.device)], self.predicted_iou[index], self.labels[index])
+
+
+def join(parts: Sequence[Queries]) -> Queries:
+    """Concatenate queries; at least one part."""
+    return parts[0] if len(parts) == 1 else Queries(*map(torch.cat, zip(*parts, strict=True)))
+
+
+class Question(NamedTuple):
+    """What an image is asked.
+
+    size: (H, W) of the results.
+    class_ids: int64 [P] on the CPU, the label that results carry for each prompt.
+    is_thing: bool [P] on the CPU.
+    num_classes: C, size of the vocabulary.
+    """
+
+    size: tuple[int, int]
+    class_ids: Tensor
+    is_thing: Tensor
+    num_classes: int
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        num_prompts: int,
+        *,
+        class_ids: Sequence[int] | Tensor | None = None,
+        is_thing: Sequence[bool] | Tensor | None = None,
+        num_classes: int | None = None,
+    ) -> Question:
+        """Fill in defaults: each prompt is a class and a thing, and there are no other classes."""
+        return cls(
+            size,
+            torch.arange(num_prompts) if class_ids is None else torch.as_tensor(class_ids, dtype=torch.long).cpu(),
+            torch.ones(num_prompts, dtype=torch.bool)
+            if is_thing is None
+            else torch.as_tensor(is_thing, dtype=torch.bool).cpu(),
+            num_prompts if num_classes is None else num_classes,
+        )
+
+    def by_class(self, queries: Queries) -> Queries:
+        """Replace the prompts in the labels by their class ids."""
+        return queries._replace(labels=self.class_ids[queries.labels])
+
+
+class Found(NamedTuple):
+    """The masks that a task found, on the CPU but for the logits.
+
+    masks: bool [N, H, W].
+    scores: [N].
+    labels: int64 [N], class ids, or prompts where there are no classes.
+    logits: [N, h, w]; None where a mask is not a single query's.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    labels: Tensor
+    logits: Tensor | None = None
+
+    def at_least(self, score: float) -> Found:
+        """Those of at least a score."""
+        kept = (self.scores >= score).nonzero()[:, 0]
+        logits = None if self.logits is None else self.logits[kept.to(self.logits.device)]
+        return Found(self.masks[kept], self.scores[kept], self.labels[kept], logits)
+
+
+def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Resize masks bilinearly, a bounded number at a time.
+
+    Args:
+        logits: [R, h, w].
+        size: (H, W).
+
+    Yields:
+        the slice of queries and their logits [n, H, W].
+    """
+    step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
+    for start in range(0, len(logits), step):
+        part = slice(start, min(start + step, len(logits)))
+        yield part, F.interpolate(logits[part, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def binary_masks(logits: Tensor, size: tuple[int, int], claims: Claims) -> Tensor:
+    """Full-size masks: logits [R, h, w] and (H, W) -> bool [R, H, W]."""
+    masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
+    for part, full_size in upsampled(logits, size):
+        masks[part] = claims(full_size)
+    return masks
+
+
+def positive(logits: Tensor) -> Tensor:
+    """The masks of instances and expressions: logit > 0."""
+    return logits > 0
+
+
+def probable(logits: Tensor) -> Tensor:
+    """The masks of panoptic segmentation: probability >= 0.5."""
+    return logits.sigmoid() >= 0.5
