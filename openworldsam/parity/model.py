@@ -19,13 +19,7 @@ from openworldsam.checkpoint import convert_released, load_weights
 from openworldsam.checkpoint.released import released_name
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
-from openworldsam.inference import (
-    InferenceOptions,
-    MaskRows,
-    referring_inference,
-    semantic_inference,
-    semantic_scores,
-)
+from openworldsam.inference import InferenceOptions, MaskRows, referring_inference, semantic_inference, semantic_scores
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.parity.checks import (
