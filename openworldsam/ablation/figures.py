@@ -24,10 +24,8 @@ from openworldsam.ablation.observations import (
 )
 from openworldsam.ablation.plots import contours, heat_maps
 from openworldsam.ablation.report import FIGURES
-from openworldsam.checkpoint import load_weights
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
 
@@ -43,20 +41,6 @@ class Illustration(NamedTuple):
     file: Path
     title: str
     words: str
-
-
-def load_model(cfg: CfgNode, adapter: Path) -> OpenWorldSAM:
-    """Load the model of a config with a trained adapter, in eval mode.
-
-    Raises:
-        FileNotFoundError, ValueError: weights are missing or do not match the config.
-    """
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS = str(adapter)
-    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
-    model = OpenWorldSAM(cfg)
-    load_weights(model, cfg)
-    return model.to(cfg.MODEL.DEVICE).eval()
 
 
 def draw_figures(
