@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from openworldsam.ablation.observations import (
     FOUND,
@@ -24,6 +24,7 @@ from openworldsam.ablation.observations import (
 )
 from openworldsam.ablation.plots import contours, heat_maps
 from openworldsam.ablation.report import FIGURES
+from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.files import save_json, save_png
@@ -59,7 +60,7 @@ def draw_figures(
     Raises:
         ValueError: no image of the dataset has enough things of one class.
     """
-    metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)
+    metadata, records = MetadataCatalog.get(name), load_records(name)
     dataset = EvaluationDataset(records, class_names=metadata.vocabulary, is_thing=metadata.is_thing)
     images = cfg.TEST.MAX_IMAGES or len(records)
     figures = [_equal_shapes(model, adapter, single, dataset, folder / "equal_shapes.png")]
