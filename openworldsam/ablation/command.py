@@ -11,12 +11,12 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from openworldsam.ablation.figures import draw_figures, load_model
+from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.report import write_report
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, Experiment
-from openworldsam.config import load_config
 from openworldsam.data.feature_cache import IMAGE_FEATURES
 from openworldsam.engine.evaluate import RESULTS
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.launch import user_errors
 
 
@@ -66,13 +66,14 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
     """Draw the figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg
-    alone = experiment.run_folder("E1", cfg.SEED) / ADAPTER
-    single = None
-    if alone.exists():
-        single = load_model(load_config(experiment.config_file, experiment.options("E1", cfg.SEED)), alone)
     cfg.OUTPUT_DIR = str(experiment.folder)
+    model, single = OpenWorldSAMPredictor(cfg, opts=["MODEL.WEIGHTS", str(adapter)]).model, None
+    alone = experiment.run_folder("E1", cfg.SEED) / ADAPTER
+    if alone.exists():
+        opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
+        single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
     name = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
-    draw_figures(load_model(cfg, adapter), single, cfg, experiment.benchmarks[0], folder, name)
+    draw_figures(model, single, cfg, experiment.benchmarks[0], folder, name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

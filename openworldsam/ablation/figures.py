@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from openworldsam.ablation.observations import (
     FOUND,
@@ -24,10 +24,9 @@ from openworldsam.ablation.observations import (
 )
 from openworldsam.ablation.plots import contours, heat_maps
 from openworldsam.ablation.report import FIGURES
-from openworldsam.checkpoint import load_weights
+from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
 
@@ -43,20 +42,6 @@ class Illustration(NamedTuple):
     file: Path
     title: str
     words: str
-
-
-def load_model(cfg: CfgNode, adapter: Path) -> OpenWorldSAM:
-    """Load the model of a config with a trained adapter, in eval mode.
-
-    Raises:
-        FileNotFoundError, ValueError: weights are missing or do not match the config.
-    """
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS = str(adapter)
-    cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
-    model = OpenWorldSAM(cfg)
-    load_weights(model, cfg)
-    return model.to(cfg.MODEL.DEVICE).eval()
 
 
 def draw_figures(
@@ -75,7 +60,7 @@ def draw_figures(
     Raises:
         ValueError: no image of the dataset has enough things of one class.
     """
-    metadata, records = MetadataCatalog.get(name), DatasetCatalog.get(name)
+    metadata, records = MetadataCatalog.get(name), load_records(name)
     dataset = EvaluationDataset(records, class_names=metadata.vocabulary, is_thing=metadata.is_thing)
     images = cfg.TEST.MAX_IMAGES or len(records)
     figures = [_equal_shapes(model, adapter, single, dataset, folder / "equal_shapes.png")]

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from openworldsam.config import load_config
-from openworldsam.data.datasets.coco import SEGMENTATION
+from openworldsam.data.datasets.catalog import SEGMENTATION
 from openworldsam.engine import cache_features, evaluate, train
 from openworldsam.evaluation.benchmark import check_benchmarks
 from openworldsam.utils.files import read_json

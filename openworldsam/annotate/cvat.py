@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 from pycocotools import mask as mask_util
 
 from openworldsam.annotate.results import Results
-from openworldsam.data.rle import run_lengths
+from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_json, save_text
 
 

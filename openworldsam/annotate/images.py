@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from openworldsam.data.datasets.coco import MAX_SIDE
 from openworldsam.data.datasets.custom import IMAGE_SUFFIXES
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.coco_json import MAX_SIDE
 from openworldsam.evaluation.examples import Unreadable
 
 _NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")

@@ -20,7 +20,7 @@ from pycocotools import mask as mask_util
 
 from openworldsam.annotate.coco import json_list
 from openworldsam.annotate.results import Results
-from openworldsam.data.rle import run_lengths
+from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_text
 
 TAG, IMAGE = "tag", "image"

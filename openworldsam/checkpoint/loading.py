@@ -55,7 +55,7 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     for component in components.values():
         for module in map(model.get_submodule, component.modules):
             if _is_frozen(module):
-                module.to("meta")  # gives its memory back before the files take theirs
+                _release(module)
     files = component_files(cfg, components)
     _check_complete(components, files, need_adapter=need_adapter)
     for name, file in files.items():
@@ -164,6 +164,16 @@ def misfits(state: StateDict, expected: StateDict) -> str:
         ),
     ]
     return "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
+
+
+def _release(module: nn.Module) -> None:
+    """Free the memory of what a file will bring, before the file takes its own; buffers that no file has stay."""
+    persistent = module.state_dict().keys()
+    kept = {name: buffer for name, buffer in module.named_buffers() if name not in persistent}
+    module.to("meta")
+    for name, buffer in kept.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, buffer)
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -14,21 +14,19 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 
-from openworldsam.data.datasets import check_registered, custom
+from openworldsam.data.datasets import custom
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
-from openworldsam.data.datasets.coco import dataset_root
-from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring
+from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records
+from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
 from openworldsam.utils.workers import for_each
 
 _SHOWN = 3
-_FILES = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
 
 
 class Finding(NamedTuple):
@@ -55,17 +53,14 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
         workers: processes, for reading.
     """
     try:
-        records = DatasetCatalog.get(name)
+        records = load_records(name)
     except (OSError, ValueError) as error:
         return Finding(name, 0, [str(error)])
     problems, expected = [], EXPECTED_IMAGES.get(name, len(records))
     if len(records) != expected:
         problems.append(f"{len(records)} images, published are {expected}")
-    for key in _FILES:
-        # semantic PNGs beside panoptic ones are an extra of COCO that nothing here reads
-        if key == "sem_seg_file_name" and records and "pan_seg_file_name" in records[0]:
-            continue
-        if missing := find_missing(record[key] for record in records if key in record):
+    for files in zip(*(record.files() for record in records), strict=False):  # first all images, then all labels
+        if missing := find_missing(files):
             problems.append(f"{len(missing)} of {len(records)} files are missing, such as {missing[0]}")
     if read:
         wrong = [problem for problem in for_each(read_all, records, workers, name) if problem]
@@ -74,14 +69,14 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
     return Finding(name, len(records), problems)
 
 
-def read_all(record: Mapping[str, Any]) -> str | None:
+def read_all(record: Record) -> str | None:
     """Read a record's image and ground truth; returns what is wrong with them."""
     try:
-        read_picture(record)
-        if is_referring(record):
-            read_referring(record)
+        record.read_image()
+        if record.is_referring:
+            record.read_referring()
         else:
-            read_panoptic(record)
+            record.read_panoptic()
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -112,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")
     args = parser.parse_args(argv)
     try:
-        for path in args.own:
-            custom.register(path)
-        names = args.names + [custom.read_description(path).name for path in args.own] or list(EXPECTED_IMAGES)
+        names = args.names + [custom.register(path) for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetFromList, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from openworldsam.data.datasets import register_datasets
+from openworldsam.data.datasets.catalog import load_records
 from openworldsam.data.feature_cache import FeatureCache
-from openworldsam.data.ground_truth import is_referring
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records import Record
 from openworldsam.utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         ValueError: no records.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: DatasetMapper, seed: int, max_bad: int = 20) -> None:
+    def __init__(self, records: Sequence[Record], mapper: DatasetMapper, seed: int, max_bad: int = 20) -> None:
         if not records:
             raise ValueError("the training set has no image")
         self.records = records
@@ -67,9 +68,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
 
-    def some_records(self) -> list[dict[str, Any]]:
-        """All records; of rendered scenes every 50th, as each would have to be rendered for what it may be asked."""
-        return [r for index, r in enumerate(self.records) if "scene" not in r or index % 50 == 0]
+    def sample_records(self) -> list[Record]:
+        """The records to list for an estimate of all prompts: all, or every n-th (`Record.listing_step`)."""
+        return [record for index, record in enumerate(self.records) if index % record.listing_step == 0]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The image at a position, with `skipped`: the files that could not be read before it.
@@ -141,11 +142,11 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
     vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
     if len(vocabularies) != 1:
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
-    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    records = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
     if not records:
         raise ValueError(f"the training set {list(cfg.DATASETS.TRAIN)} has no image")
     vocabulary = vocabularies.pop()
-    if not vocabulary and not all(map(is_referring, records)):
+    if not vocabulary and not all(record.is_referring for record in records):
         raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
     is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
     mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)

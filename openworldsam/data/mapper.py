@@ -14,15 +14,8 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from openworldsam.data.augmentation import flip, large_scale_jitter
-from openworldsam.data.ground_truth import (
-    is_referring,
-    read_panoptic,
-    read_picture,
-    read_referring,
-    read_segments,
-    read_sentences,
-)
 from openworldsam.data.preprocessing import to_tensor
+from openworldsam.data.records import IMAGE_KEYS, Record
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class DatasetMapper:
         }
 
     def __call__(
-        self, record: dict[str, Any], generator: np.random.Generator, *, need_ground_truth: bool = True
+        self, record: Record, generator: np.random.Generator, *, need_ground_truth: bool = True
     ) -> dict[str, Any] | None:
         """Read a record.
 
@@ -99,10 +92,9 @@ class DatasetMapper:
         Raises:
             FileNotFoundError, ValueError: an image or annotation is missing, damaged or of another size.
         """
-        image = read_picture(record)
-        refers = is_referring(record)
-        prompts = self._referring(record) if refers else self._classes(record, generator)
-        may_flip = self.flip and not refers  # "the left dog" would be the wrong one
+        image = record.read_image()
+        prompts = self._expressions(record) if record.is_referring else self._classes(record, generator)
+        may_flip = self.flip and not record.is_referring  # "the left dog" would be the wrong one
         pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], may_flip, generator)
         kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
         if not kept and need_ground_truth:
@@ -114,25 +106,22 @@ class DatasetMapper:
             "is_thing": [prompt.is_thing for prompt, _ in kept],
             "targets": [mask for _, mask in kept],
             "num_classes": max([len(self.class_names), *(prompt.class_id + 1 for prompt, _ in kept)]),
-            "height": record["height"],
-            "width": record["width"],
-            "file_name": record["file_name"],
-            "image_id": record["image_id"],
+            **{key: record[key] for key in IMAGE_KEYS},
         }
 
-    def texts(self, record: dict[str, Any]) -> list[str]:
+    def texts(self, record: Record) -> list[str]:
         """Every text that a visit may ask about a record, whatever is drawn: all classes, or all sentences.
 
-        Reads no file, so a class whose segments have no pixel is among them.
+        Classes are those of `Record.segments`, so one whose segments have no pixel is among them.
         """
-        if is_referring(record):
-            return list(dict.fromkeys(text for texts in read_sentences(record) for text in texts))
-        classes = {segment["category_id"] for segment in read_segments(record) if not segment["iscrowd"]}
+        if record.is_referring:
+            return list(dict.fromkeys(text for texts in record.sentences() for text in texts))
+        classes = {segment["category_id"] for segment in record.segments() if not segment["iscrowd"]}
         return [self.class_names[c] for c in sorted(classes)]
 
-    def _classes(self, record: dict[str, Any], generator: np.random.Generator) -> list[PromptTarget]:
-        """The classes of a panoptic record in ascending order, at most `max_prompts` of them."""
-        ids, segments = read_panoptic(record)
+    def _classes(self, record: Record, generator: np.random.Generator) -> list[PromptTarget]:
+        """The classes of a record in ascending order, at most `max_prompts` of them."""
+        ids, segments = record.read_panoptic()
         masks: dict[int, list[np.ndarray]] = {}
         for segment in segments:
             mask = ids == segment["id"]
@@ -143,11 +132,11 @@ class DatasetMapper:
             classes = sorted(generator.choice(classes, self.max_prompts, replace=False).tolist())
         return [PromptTarget((self.class_names[c],), c, self.is_thing[c], np.stack(masks[c])) for c in classes]
 
-    def _referring(self, record: dict[str, Any]) -> list[PromptTarget]:
+    def _expressions(self, record: Record) -> list[PromptTarget]:
         """The objects of a referring record in its order."""
         return [
             PromptTarget(referent.sentences, index, True, referent.mask[None][: int(referent.mask.any())])
-            for index, referent in enumerate(read_referring(record))
+            for index, referent in enumerate(record.read_referring())
         ]
 
     def _augmented(

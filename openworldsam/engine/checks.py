@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from openworldsam.config import config_value
-from openworldsam.data.datasets import check_registered, register_datasets
+from openworldsam.data.datasets import register_datasets
+from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.evaluation.benchmark import check_benchmarks
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 

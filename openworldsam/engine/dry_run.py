@@ -65,7 +65,7 @@ def _data(cfg: CfgNode) -> tuple[str, int]:
         dataset = training_dataset(cfg)
     except FileNotFoundError as error:
         return f"{names}: not there ({error})", 0
-    images, counted = len(dataset.records), dataset.some_records()
+    images, counted = len(dataset.records), dataset.sample_records()
     texts = sum(len(dataset.mapper.texts(record)) for record in counted) * images // len(counted)
     about = "" if len(counted) == images else "about "
     return f"{names}: {images:,} images, {about}{texts:,} prompts", images

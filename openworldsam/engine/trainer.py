@@ -127,7 +127,7 @@ class Trainer(TrainerBase):
             made_by = cache.header.fingerprints.get(component.name, "")
             sources[component.name] = Source(str(cache.folder), "feature cache", made_by)
         self.dataset.cache = cache
-        some = self.dataset.some_records()
+        some = self.dataset.sample_records()
         lacking = [r for r in some if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
         if lacking:  # an image that could not be read is not held, and will not be read now
             logger.warning(

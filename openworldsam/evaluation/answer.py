@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from pycocotools import mask as mask_util
 
-from openworldsam.data.rle import encode_mask
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.examples import Truth
 
 NO_CLASS = -1

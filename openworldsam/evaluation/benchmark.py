@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openworldsam.data.datasets import check_registered, register_datasets
+from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
+from openworldsam.data.datasets.catalog import check_registered, load_records
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
@@ -194,7 +195,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     referring = "referring" in metadata.tasks
     protocol = PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
-    records = DatasetCatalog.get(name)[: cfg.TEST.MAX_IMAGES or None]
+    records = load_records(name)[: cfg.TEST.MAX_IMAGES or None]
     dataset = EvaluationDataset(
         records,
         **classes,

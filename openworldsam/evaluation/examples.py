@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from openworldsam.data.datasets.coco import Segment
-from openworldsam.data.ground_truth import Record, is_referring, read_panoptic, read_picture, read_referring
 from openworldsam.data.preprocessing import to_tensor
+from openworldsam.data.records import IMAGE_KEYS, Record, Segment
 from openworldsam.evaluation.prompt_text import PromptText
 
 PROTOCOLS = ("oracle", "global", "present+absent")
@@ -95,15 +94,14 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
     def __getitem__(self, index: int) -> Example | Unreadable:
         record = self.records[index]
         try:
-            image = to_tensor(read_picture(record))
-            asked, truth = self._expressions(record) if is_referring(record) else self._classes(record, index)
+            image = to_tensor(record.read_image())
+            asked, truth = self._expressions(record) if record.is_referring else self._classes(record, index)
         except (ValueError, OSError) as error:
             return Unreadable(record["file_name"], str(error))
-        plain = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
-        return Example({"image": image, **plain, **asked}, truth)
+        return Example({"image": image, **{key: record[key] for key in IMAGE_KEYS}, **asked}, truth)
 
     def _classes(self, record: Record, index: int) -> tuple[dict[str, Any], Truth]:
-        segment_map, segments = read_panoptic(record)
+        segment_map, segments = record.read_panoptic()
         visible = set(np.unique(segment_map).tolist())
         there = {s["category_id"] for s in segments if s["id"] in visible}
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})
@@ -126,7 +124,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
         number = 1 if self.sentences.startswith("first") else None
-        pairs = [(text, r.mask) for r in read_referring(record) for text in r.sentences[:number]]
+        pairs = [(text, r.mask) for r in record.read_referring() for text in r.sentences[:number]]
         return {"prompts": [text for text, _ in pairs]}, Truth(np.zeros((0, 0)), referents=[mask for _, mask in pairs])
 
 

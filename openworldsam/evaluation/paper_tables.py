@@ -1,7 +1,7 @@
-"""The numbers of the paper's Tables 1 to 5 and 8, and which of them a config stands for.
+"""Numbers of the paper's Tables 1 to 5 and 8, and the row that a config reproduces.
 
-Columns are (benchmark, task, metric) in the project's names. Table 1 lists PQ, AP and mIoU of ADE20K-150, then mIoU and
-PQ of ScanNet-20; the header of the published table names its columns otherwise than its text does.
+Columns are (benchmark, task, metric) in this project's names. Table 1 lists PQ, AP and mIoU of ADE20K-150, then mIoU
+and PQ of ScanNet-20; where the header of the published table contradicts its text, the text is followed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from detectron2.config import CfgNode
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 
 Column = tuple[str, str, str]
-"""Name of a benchmark, task, metric."""
+"""(benchmark, task, metric)."""
 
 PRESETS = ("paper", "released")
-"""Presets that stand for the paper's model."""
+"""Presets that reproduce the paper's model."""
 
 
 class PaperTable(NamedTuple):
-    """The numbers of each row by column, None where the paper has none."""
+    """Numbers of each row by column; None where the paper has none."""
 
     columns: tuple[Column, ...]
     rows: dict[str, tuple[float | None, ...]]
 
 
 class Number(NamedTuple):
-    """A number of the paper, 0 to 100, and the table it stands in."""
+    """A number of the paper, 0 to 100, and the number of its table."""
 
     value: float
     table: int
@@ -55,7 +55,7 @@ _BDD = (*_miou("bdd10k_19"), ("bdd10k_40_panoptic_val", "panoptic", "PQ"))
 _NO = None
 
 PAPER_TABLES: dict[int, PaperTable] = {
-    1: PaperTable(  # zero-shot; all but OpenWorldSAM are asked for the whole vocabulary
+    1: PaperTable(  # zero-shot; all but OpenWorldSAM are prompted with the whole vocabulary
         (*_ADE, *_MIDDLE, *_SCANNET),
         {
             "MSeg (B)": (33.7, 32.6, 19.1, _NO, 73.4, 43.4, _NO, 29.6, 33.4, _NO, _NO),
@@ -73,7 +73,7 @@ PAPER_TABLES: dict[int, PaperTable] = {
             "+ two-stage inference": (36.3, 15.6, 58.0, 32.6, 97.6, 72.6, 45.8, 68.2, 64.8, 39.9, 54.1),
         },
     ),
-    2: PaperTable(  # oracle prompts, but for the first row
+    2: PaperTable(  # oracle prompts, except for the first row
         (*_ADE[2:], *_MIDDLE, *_miou("scannet_40")),
         {
             "X-Decoder (L), global": (29.6, 9.2, 97.7, 64.0, 16.1, 43.0, 29.7),
@@ -127,10 +127,10 @@ PAPER_TABLES: dict[int, PaperTable] = {
         },
     ),
 }
-"""By number of the table. Row names are the paper's; what they add to it tells rows of one name apart."""
+"""Tables by number. Row names are the paper's, with additions where several rows share one name."""
 
 OUR_ENCODER = "BEiT-3-Large"
-"""Table 4's row of the prompt encoder that all other tables are of."""
+"""Row of Table 4 with the prompt encoder of all other tables."""
 _ROWS = {
     (True, True, False, False): "OpenWorldSAM",
     (True, True, False, True): "+ two-stage inference",
@@ -139,11 +139,11 @@ _ROWS = {
     (True, False, True, False): "E4",
     (True, True, True, False): "E6",
 }
-"""By: tie-breakers, soft-prompt layers, trained prompt encoder, two-stage inference."""
+"""Row by: tie-breakers, soft-prompt layers, trained prompt encoder, two-stage inference."""
 
 
 def row_of(cfg: CfgNode) -> str | None:
-    """The row of the paper's tables that a config stands for; None if the preset or the switches have none."""
+    """Return the row of the paper's tables that a config reproduces; None if there is none."""
     adapter, encoder = cfg.MODEL.ADAPTER, cfg.MODEL.PROMPT_ENCODER
     switches = (adapter.NUM_TIE_BREAKERS > 0, adapter.NUM_LAYERS > 0, encoder.TRAINABLE, cfg.MODEL.INFERENCE.TWO_STAGE)
     row = _ROWS.get(switches) if cfg.PRESET in PRESETS else None
@@ -154,7 +154,7 @@ def row_of(cfg: CfgNode) -> str | None:
 
 
 def paper_numbers(row: str | None) -> dict[Column, Number]:
-    """The paper's numbers of a row, from the first table that has it; they are of oracle prompts if it is ours."""
+    """Return the paper's numbers of a row by column, each from the first table that has it."""
     numbers: dict[Column, Number] = {}
     for number, (columns, rows) in PAPER_TABLES.items():
         for column, value in zip(columns, rows.get(row or "", ()), strict=False):

@@ -26,10 +26,10 @@ import numpy as np
 from panopticapi.utils import id2rgb, rgb2id
 from pycocotools import mask as mask_util
 
-from openworldsam.data.datasets.coco import lack
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.coco_json import lack
 from openworldsam.data.records.labels import read_labels
-from openworldsam.data.rle import encode_mask
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.metrics.accumulator import named
 from openworldsam.utils.files import save_json, save_png, save_text

@@ -29,10 +29,10 @@ from panopticapi.utils import rgb2id
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from openworldsam.data.datasets.coco import by_id, lack, read_categories
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.coco_json import by_id, lack, read_categories
 from openworldsam.data.records.labels import read_labels
-from openworldsam.data.rle import to_rle
+from openworldsam.data.records.rle import to_rle
 from openworldsam.evaluation.metrics.accumulator import Scores, named
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality

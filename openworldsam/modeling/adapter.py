@@ -1,8 +1,8 @@
-"""The trained part: projector, tie-breakers and soft-prompt transformer (paper Sec. 3, Fig. 4b and 4c, Eq. 1).
+"""Adapter, the trained part: projector, tie-breakers and soft-prompt transformer (paper Sec. 3, Fig. 4b and c, Eq. 1).
 
-Shapes: B images, P prompts of the whole batch (sorted by image), K tie-breakers, R = P * K query rows
-(row = prompt * K + tie-breaker), D width of the prompt embedding, C width of the queries, S feature side,
-M most prompts of any image, T decoder tokens of a row.
+Shapes: B images, P prompts of the whole batch (sorted by image), K tie-breakers, R = P x K queries
+(query = prompt * K + tie-breaker), r queries of a chunk, T decoder tokens of a query, D width of the prompt embedding,
+C width of the queries, S feature side, M most prompts of an image.
 """
 
 from __future__ import annotations
@@ -18,45 +18,40 @@ INTERACTIONS = ("prompt", "image")
 
 
 class DecoderTokens(NamedTuple):
-    """The mask decoder's tokens of R query rows.
+    """Mask-decoder tokens of R queries.
 
-    Row i has the one token own[i], or, when `shared` is given, the T tokens own[i] + shared[j] of all rows j of its
-    group. The latter are made chunk by chunk (`gather`): all at once they take T times the memory.
+    Query i has one token, queries[i]. With `shared` it has T tokens, queries[i] + shared[j] for all queries j of its
+    group; `gather` makes these chunk by chunk, because all at once they would take T times the memory.
 
-    own: [R, C].
-    image_index: [R] on the CPU, whose image each row looks at.
+    queries: [R, C].
+    image_index: [R] on the CPU, image of each query.
+    group: [R] on the CPU, ascending; the queries of a group belong to one image, and interact if `shared` is given.
     shared: [R, C] or None.
-    group: [R] on the CPU, ascending; rows of one group are of one image, and interact if there is `shared`.
     """
 
-    own: Tensor
+    queries: Tensor
     image_index: Tensor
     group: Tensor
     shared: Tensor | None = None
 
-    def chunks(self, rows: Tensor, size: int) -> list[Tensor]:
-        """Split row numbers [r] into runs of at most `size` of one image whose rows have the same number of tokens.
+    def chunks(self, selected: Tensor, size: int) -> list[Tensor]:
+        """Split query indices [n] into chunks of at most `size` from one group; smaller ones beyond 512 tokens."""
+        groups, counts = torch.unique_consecutive(self.group[selected], return_counts=True)
+        tokens = torch.ones_like(groups) if self.shared is None else torch.bincount(self.group)[groups]
+        by_group = zip(selected.split(counts.tolist()), tokens.tolist(), strict=True)
+        return [chunk for part, t in by_group for chunk in part.split(max(1, size * 512 // max(512, t)))]
 
-        Beyond 512 tokens the runs get shorter, so that memory stays bounded.
-        """
-        groups, counts = torch.unique_consecutive(self.group[rows], return_counts=True)
-        tokens = (
-            torch.ones_like(groups).tolist() if self.shared is None else torch.bincount(self.group)[groups].tolist()
-        )
-        runs = zip(rows.split(counts.tolist()), tokens, strict=True)
-        return [part for run, t in runs for part in run.split(max(1, size * 512 // max(512, t)))]
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The tokens [r, T, C] of the rows of one chunk."""
-        own = self.own[rows.to(self.own.device, non_blocking=True), None]
+    def gather(self, chunk: Tensor) -> Tensor:
+        """Return the tokens [r, T, C] of a chunk of query indices [r]."""
+        queries = self.queries[chunk.to(self.queries.device, non_blocking=True), None]
         if self.shared is None:
-            return own
-        members = torch.nonzero(self.group == self.group[rows[0]])[:, 0]
-        return own + self.shared[members.to(self.own.device, non_blocking=True)]
+            return queries
+        members = torch.nonzero(self.group == self.group[chunk[0]])[:, 0]
+        return queries + self.shared[members.to(self.queries.device, non_blocking=True)]
 
 
 class SoftPromptLayer(nn.Module):
-    """Pre-norm layer: queries attend to each other, then to the image, then an MLP (Fig. 4c)."""
+    """Pre-norm layer: self-attention among queries, cross-attention to the image, MLP (Fig. 4c)."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -75,13 +70,13 @@ class SoftPromptLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def self_attention(self, queries: Tensor, padding: Tensor | None) -> Tensor:
-        """Queries [N, Q, C] attend within each of N sequences; padding [N, Q] is True where there is no query."""
+        """Let queries [N, Q, C] attend within each of N sequences; padding [N, Q] is True where there is no query."""
         x = self.self_attn_norm(queries)
         attended, _ = self.self_attn(x, x, x, key_padding_mask=padding, need_weights=False)
         return queries + self.dropout(attended)
 
     def cross_attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries [B, Q, C] attend to their image, keys and values [B, S*S, C]; then the MLP."""
+        """Let queries [B, Q, C] attend to their image, keys and values [B, S*S, C], and apply the MLP."""
         x = self.cross_attn_norm(queries)
         attended, _ = self.cross_attn(x, keys, values, need_weights=False)
         queries = queries + self.dropout(attended)
@@ -93,8 +88,9 @@ class SoftPromptTransformer(nn.Module):
 
     Args:
         width: C.
-        num_layers, num_heads, dropout: of the transformer.
-        interaction: which queries attend to each other: those of one "prompt" or of all prompts of an "image".
+        num_layers: number of layers.
+        num_heads, dropout: arguments of each layer.
+        interaction: queries that attend to each other: those of a "prompt", or of all prompts of an "image".
     """
 
     def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, interaction: str) -> None:
@@ -114,13 +110,13 @@ class SoftPromptTransformer(nn.Module):
             [P, K, C].
         """
         # Cross-attention treats every query alone, so all queries of an image share its projected keys and values:
-        # the prompts lie in a padded table [B * M], each at its `place`.
+        # prompts are laid out in a padded table [B * M, K, C], each at its `place`.
         counts = torch.bincount(image_index, minlength=len(keys))
         most = int(counts.max())
         nth = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
         place = (image_index * most + nth).to(queries.device, non_blocking=True)
         empty = torch.arange(most) >= counts[:, None]
-        empty[:, 0] = False  # an image without prompts attends to zeros, which nobody reads, rather than to nothing
+        empty[:, 0] = False  # an image without prompts: attending to nothing would give NaN
         padding = None
         if empty.any():
             padding = empty.to(queries.device, non_blocking=True).repeat_interleave(queries.shape[1], dim=1)
@@ -143,22 +139,22 @@ class SoftPromptTransformer(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Prompt embeddings to decoder tokens: K queries per prompt, each meant for another instance.
+    """Turns each prompt embedding into the decoder tokens of K queries, one per potential instance.
 
     Args:
         embed_dim: D, width of the prompt embedding.
         width: C, width of SAM2's features.
-        num_tie_breakers: K of Eq. 1; 0 gives one query a prompt and no tie-breaker (Table 5, E1).
-        tie_breaker_std: of their normal initialisation.
-        num_layers: of the soft-prompt transformer; 0 leaves it out (Table 5, E1 to E4).
-        num_heads, dropout: of the soft-prompt transformer.
-        fusion: "replace" (token q'_i, the paper), "add" (q_i + q'_i) or "broadcast" (every q_i + q'_j, the
-            released code); without the transformer the token is q_i.
-        interaction: "prompt" or "image", which queries attend to each other.
-        key_positions: add the image positions to the keys of the cross-attention.
+        num_tie_breakers: K of Eq. 1; 0 gives one query per prompt and no tie-breaker (Table 5, E1).
+        tie_breaker_std: standard deviation of their normal initialisation.
+        num_layers: layers of the soft-prompt transformer; 0 leaves it out (Table 5, E1 to E4).
+        num_heads, dropout: heads and dropout of its layers.
+        fusion: how projected queries q and refined queries q' make the tokens: "replace" (q'_i, the paper), "add"
+            (q_i + q'_i) or "broadcast" (every q_i + q'_j, the released code); without the transformer, q_i.
+        interaction: queries that attend to each other: those of a "prompt", or of all prompts of an "image".
+        key_positions: add the image's positional encoding to the keys of the cross-attention.
 
     Raises:
-        ValueError: an unknown fusion or interaction, or a number that cannot be.
+        ValueError: unknown fusion or interaction, or a number out of range.
     """
 
     @configurable
@@ -178,13 +174,12 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS:
-            raise ValueError(f"MODEL.ADAPTER.FUSION is one of {FUSIONS}, got {fusion!r}")
+            raise ValueError(f"MODEL.ADAPTER.FUSION must be one of {FUSIONS}, got {fusion!r}")
         if interaction not in INTERACTIONS:
-            raise ValueError(f"MODEL.ADAPTER.INTERACTION is one of {INTERACTIONS}, got {interaction!r}")
+            raise ValueError(f"MODEL.ADAPTER.INTERACTION must be one of {INTERACTIONS}, got {interaction!r}")
         if num_tie_breakers < 0 or num_layers < 0:
-            raise ValueError(
-                f"MODEL.ADAPTER.NUM_TIE_BREAKERS and NUM_LAYERS are 0 or more, got {num_tie_breakers} and {num_layers}"
-            )
+            got = f"got {num_tie_breakers} and {num_layers}"
+            raise ValueError(f"MODEL.ADAPTER.NUM_TIE_BREAKERS and NUM_LAYERS must be at least 0, {got}")
         if num_layers and width % num_heads:
             raise ValueError(f"MODEL.ADAPTER.NUM_HEADS must divide the width {width}, got {num_heads}")
         self.fusion = fusion
@@ -199,28 +194,17 @@ class Adapter(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, embed_dim: int) -> dict[str, Any]:
-        adapter = cfg.MODEL.ADAPTER
-        return {
-            "embed_dim": embed_dim,
-            "width": cfg.MODEL.SAM2.WIDTH,
-            "num_tie_breakers": adapter.NUM_TIE_BREAKERS,
-            "tie_breaker_std": adapter.TIE_BREAKER_STD,
-            "num_layers": adapter.NUM_LAYERS,
-            "num_heads": adapter.NUM_HEADS,
-            "dropout": adapter.DROPOUT,
-            "fusion": adapter.FUSION,
-            "interaction": adapter.INTERACTION,
-            "key_positions": adapter.KEY_POSITIONS,
-        }
+        options = {key.lower(): value for key, value in cfg.MODEL.ADAPTER.items()}
+        return {"embed_dim": embed_dim, "width": cfg.MODEL.SAM2.WIDTH, **options}
 
     @property
     def num_queries(self) -> int:
-        """K, queries of a prompt."""
+        """K, queries per prompt."""
         return 1 if self.tie_breakers is None else len(self.tie_breakers)
 
     @property
     def prompts_interact(self) -> bool:
-        """Whether a prompt's tokens depend on the other prompts of its image."""
+        """True if the tokens of a prompt depend on the other prompts of its image."""
         return self.soft_prompt is not None and self.soft_prompt.interaction == "image"
 
     def forward(
@@ -235,22 +219,21 @@ class Adapter(nn.Module):
             positions: [1, C, S, S], SAM2's positional encoding.
 
         Returns:
-            the tokens of R = P * K rows.
+            the tokens of R queries.
         """
         queries = self.projector(prompt_embeddings)[:, None]
         if self.tie_breakers is not None:
             queries = queries + self.tie_breakers  # Eq. 1
-        row_image = image_index.repeat_interleave(self.num_queries)
+        query_image = image_index.repeat_interleave(self.num_queries)
         if self.soft_prompt is None:
-            return DecoderTokens(queries.flatten(0, 1), row_image, row_image)
+            return DecoderTokens(queries.flatten(0, 1), query_image, query_image)
         values = embed.flatten(2).transpose(1, 2)
         keys = values + positions.flatten(2).transpose(1, 2) if self.key_positions else values
         refined = self.soft_prompt(queries, keys, values, image_index).flatten(0, 1)
         queries = queries.flatten(0, 1)
-        if self.fusion == "replace":
-            return DecoderTokens(refined, row_image, row_image)
-        if self.fusion == "add":
-            return DecoderTokens(queries + refined, row_image, row_image)
-        prompt_of_row = torch.arange(len(image_index)).repeat_interleave(self.num_queries)
-        group = row_image if self.soft_prompt.interaction == "image" else prompt_of_row
-        return DecoderTokens(queries, row_image, group, shared=refined)
+        if self.fusion != "broadcast":
+            tokens = refined if self.fusion == "replace" else queries + refined
+            return DecoderTokens(tokens, query_image, query_image)
+        query_prompt = torch.arange(len(image_index)).repeat_interleave(self.num_queries)
+        group = query_image if self.soft_prompt.interaction == "image" else query_prompt
+        return DecoderTokens(queries, query_image, group, shared=refined)

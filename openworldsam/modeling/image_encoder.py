@@ -1,6 +1,6 @@
 """SAM2's image encoder, without its video modules (paper Fig. 4a).
 
-Shapes: B images, C = WIDTH = 256 channels, S = IMAGE_SIZE / 16 = 64 feature side.
+Shapes: B images, C = 256 channels (MODEL.SAM2.WIDTH), S = 64 feature side (IMAGE_SIZE / 16).
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 STRIDE = 16
-"""Pixels of the input per position of the embedding."""
+"""Input pixels per position of the feature map, along each side."""
 
 
 class ImageFeatures(NamedTuple):
-    """What SAM2 sees of B images.
+    """SAM2's features of B images.
 
-    embed: [B, C, S, S], the level that the adapter and the decoder attend to.
-    high_res: [B, C/8, 4S, 4S] and [B, C/4, 2S, 2S], added while masks are upscaled.
+    embed: [B, C, S, S], the level that adapter and mask decoder attend to.
+    high_res: [B, C/8, 4S, 4S] and [B, C/4, 2S, 2S], added when masks are upscaled.
     """
 
     embed: Tensor
     high_res: tuple[Tensor, Tensor]
 
     def of_image(self, image: int) -> ImageFeatures:
-        """The features of one image, as a batch of one."""
+        """Return the features of one image, as a batch of one."""
         one = slice(image, image + 1)
         return ImageFeatures(self.embed[one], (self.high_res[0][one], self.high_res[1][one]))
 
 
 class SAM2ImageEncoder(nn.Module):
-    """Hiera trunk, feature pyramid and the two 1x1 convolutions that prepare the decoder's high-res features.
+    """Hiera trunk, feature pyramid, and the two 1x1 convolutions of the decoder's high-res features.
 
     Args:
         image_size: side of the square input in pixels.
-        embed_dim, num_heads, stages, global_att_blocks, window_spec, pos_embed_size: the Hiera trunk; the
+        embed_dim, num_heads, stages, global_att_blocks, window_spec, pos_embed_size: arguments of the Hiera trunk; the
             defaults are Hiera-L.
-        width: channels C of the features.
-        compiled: run it through torch.compile.
+        width: C, channels of the features.
+        compiled: use torch.compile.
 
     Raises:
-        ValueError: a size that SAM2 cannot have.
+        ValueError: a size that SAM2 does not support.
     """
 
     @configurable
@@ -69,9 +69,8 @@ class SAM2ImageEncoder(nn.Module):
         if width % 16:
             raise ValueError(f"MODEL.SAM2.WIDTH must be a multiple of 16, got {width}")
         if len(stages) != 4 or len(window_spec) != 4:
-            raise ValueError(
-                f"MODEL.SAM2.STAGES and WINDOW_SPEC have 4 entries each, got {list(stages)} and {list(window_spec)}"
-            )
+            got = f"got {list(stages)} and {list(window_spec)}"
+            raise ValueError(f"MODEL.SAM2.STAGES and WINDOW_SPEC must have 4 entries each, {got}")
         self.image_size = image_size
         self.width = width
         trunk = Hiera(
@@ -89,7 +88,7 @@ class SAM2ImageEncoder(nn.Module):
             fpn_top_down_levels=[2, 3],
             fpn_interp_model="nearest",
         )
-        # scalp drops the coarsest level, which only feeds the level above it
+        # scalp drops the coarsest level, which is only needed to compute the next finer one
         self.backbone = ImageEncoder(trunk=trunk, neck=neck, scalp=1)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, width))
         self.conv_s0 = nn.Conv2d(width, width // 8, kernel_size=1)
@@ -99,27 +98,17 @@ class SAM2ImageEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        sam2 = cfg.MODEL.SAM2
-        return {
-            "image_size": sam2.IMAGE_SIZE,
-            "embed_dim": sam2.EMBED_DIM,
-            "num_heads": sam2.NUM_HEADS,
-            "stages": sam2.STAGES,
-            "global_att_blocks": sam2.GLOBAL_ATT_BLOCKS,
-            "window_spec": sam2.WINDOW_SPEC,
-            "pos_embed_size": sam2.POS_EMBED_SIZE,
-            "width": sam2.WIDTH,
-            "compiled": cfg.MODEL.COMPILE,
-        }
+        options = {key.lower(): value for key, value in cfg.MODEL.SAM2.items() if key != "WEIGHTS"}
+        return {**options, "compiled": cfg.MODEL.COMPILE}
 
     @property
     def feature_side(self) -> int:
-        """S, positions along a side of the embedding."""
+        """S, positions along a side of the feature map."""
         return self.image_size // STRIDE
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encode B normalised images [B, 3, IMAGE_SIZE, IMAGE_SIZE]."""
         level0, level1, level2 = self.backbone(images)["backbone_fpn"]
-        # SAM2 marks "a still image, no memory of a video" by adding this vector
+        # SAM2 adds this vector to frames without a video memory
         embed = level2 + self.no_mem_embed.permute(2, 0, 1)
         return ImageFeatures(embed, (self.conv_s0(level0), self.conv_s1(level1)))

@@ -1,12 +1,12 @@
-"""SAM2's mask decoder as its weights define it, with what rows share computed once and nothing laid out twice.
+"""Faster forward pass of SAM2's mask decoder: equal results, with the work that queries share done once per image.
 
-SAM2's own forward copies the image's tokens for every row and projects them ten times a row. Here the first layer's
-projections of the image are made once per image; later ones are absorbed into the few tokens of a row, since
-q (W k) = (q W) k; and masks are upscaled by matrix products, in an order of pixels in which a position's 4 x 4
-pixels stay together. tests/modeling/test_two_way.py holds it against SAM2's forward.
+SAM2's forward copies the image tokens for every query and projects them ten times per query. Here the first layer
+projects them once per image; later projections are absorbed into the few tokens of a query, since q (W k) = (q W) k;
+and masks are upscaled by matrix products on a pixel order that keeps the 4 x 4 pixels of a position together.
+tests/modeling/test_two_way.py compares it with SAM2's forward.
 
-Shapes: r rows of one image, T tokens of a row (SAM2's six and the prompt's), N = S * S image positions, C width,
-h heads of d = C / 2h channels, m masks of a row.
+Shapes: r queries of one image, T tokens of a query (SAM2's six and t of the prompt), N = S * S image positions,
+C width, h heads of d = C / 2h channels, m masks of a query.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from openworldsam.modeling.image_encoder import ImageFeatures
 
 
 class SharedImage(NamedTuple):
-    """What all rows of one image have in common.
+    """Tensors that all queries of one image share, in the arithmetic's number format.
 
-    keys: [1, N, C] image tokens, like all here in the number format of the arithmetic.
-    positions: [1, N, C].
-    projected: keys, values [1, h, N, d] of the first layer's token-to-image attention and queries [1, h, N, d] of its
-        image-to-token attention; None if the rows differ from the start.
-    high_res: [N, 4, 4, C/8] and [N, 4, C/4], the pixels of each position together, plus the biases that the
-        upscaling adds at the same place.
+    keys: [1, N, C], image tokens.
+    positions: [1, N, C], positional encoding.
+    projected: [1, h, N, d] each: keys and values of the first layer's token-to-image attention, and queries of its
+        image-to-token attention; None if every query has a dense prompt of its own.
+    high_res: [N, 4, 4, C/8] and [N, 4, C/4], with the pixels of a position together, plus the biases of the upscaling
+        convolutions that are added at the same point.
     """
 
     keys: Tensor
@@ -41,13 +41,13 @@ class SharedImage(NamedTuple):
 
 
 def shared_image(decoder: MaskDecoder, features: ImageFeatures, positions: Tensor, dense: Tensor | None) -> SharedImage:
-    """Prepare one image for its rows.
+    """Prepare one image for its queries.
 
     Args:
-        decoder: SAM2's, for its weights.
-        features: of one image.
-        positions: [1, C, S, S].
-        dense: [1, C, S, S], added to the image for every row; None if every row brings its own (`decode_masks`).
+        decoder: SAM2's module, for its weights.
+        features: features of one image.
+        positions: positional encoding [1, C, S, S].
+        dense: dense prompt of all queries [1, C, S, S]; None if `decode_masks` gets one per query.
     """
     device = features.embed.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.embed.dtype
@@ -76,33 +76,31 @@ def shared_image(decoder: MaskDecoder, features: ImageFeatures, positions: Tenso
 def decode_masks(
     decoder: MaskDecoder, image: SharedImage, tokens: Tensor, num_masks: int, dense: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Decode r rows of one image.
+    """Decode r queries of one image.
 
     Args:
-        decoder: SAM2's, for its weights.
-        image: of the rows.
-        tokens: [r, t, C], the prompt's; t may be 0.
-        num_masks: how many of SAM2's four masks to make, the single one first.
-        dense: [r, C, S, S], the rows' own dense prompts, if `image` was made without.
+        decoder: SAM2's module, for its weights.
+        image: image of the queries.
+        tokens: tokens of the prompt [r, t, C]; t may be 0.
+        num_masks: m, how many of SAM2's four masks to compute; the single mask comes first.
+        dense: dense prompts [r, C, S, S], if `image` was prepared without.
 
     Returns:
-        mask logits [r, m, 4S, 4S] and predicted IoU [r, 4] of all four.
+        mask logits [r, m, 4S, 4S] and the predicted IoU [r, 4] of all four masks.
     """
     output_tokens = (decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)
     tokens = torch.cat([torch.cat(output_tokens).expand(len(tokens), -1, -1), tokens], dim=1)
     queries, keys = _two_way(decoder.transformer, image, tokens, None if dense is None else _flat(dense))
-    kernels = torch.stack(
-        [mlp(queries[:, 2 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps[:num_masks])], dim=1
-    )
-    return _upscaled_masks(decoder.output_upscaling, keys, image.high_res, kernels), decoder.iou_prediction_head(
-        queries[:, 1]
-    )
+    mlps = decoder.output_hypernetworks_mlps[:num_masks]
+    kernels = torch.stack([mlp(queries[:, 2 + i]) for i, mlp in enumerate(mlps)], dim=1)
+    masks = _upscaled_masks(decoder.output_upscaling, keys, image.high_res, kernels)
+    return masks, decoder.iou_prediction_head(queries[:, 1])
 
 
 def _two_way(
     transformer: TwoWayTransformer, image: SharedImage, tokens: Tensor, dense: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [r, T, C] and image look at each other: -> queries [r, T, C], keys [r, N, C]."""
+    """Let tokens [r, T, C] and image attend to each other; return queries [r, T, C] and keys [r, N, C]."""
     queries, projected = tokens, image.projected
     keys = image.keys if dense is None else image.keys + dense.to(image.keys.dtype)
     for layer in transformer.layers:
@@ -118,7 +116,7 @@ def _two_way(
         queries = layer.norm3(queries + layer.mlp(queries))
         attention = layer.cross_attn_image_to_token
         keys = layer.norm4(_image_to_token(attention, keys, positioned, queries + tokens, queries, projected))
-        projected = None  # from here on every row has an image of its own
+        projected = None  # from here on the image tokens differ between queries
     positioned = keys + image.positions
     attended = _token_to_image(transformer.final_attn_token_to_image, queries + tokens, positioned, keys, None)
     return transformer.norm_final_attn(queries + attended), keys
@@ -127,16 +125,16 @@ def _two_way(
 def _token_to_image(
     attention: Attention, q: Tensor, positioned: Tensor, keys: Tensor, projected: tuple[Tensor, ...] | None
 ) -> Tensor:
-    """Queries [r, T, C] attend to image tokens [r, N, C], or [1, N, C] with their projections: -> [r, T, C]."""
-    rows, length, _ = q.shape
+    """Let q [r, T, C] attend to image tokens, [r, N, C] or [1, N, C] with their projections; return [r, T, C]."""
+    count, length, _ = q.shape
     queries = _heads(attention, attention.q_proj(q))  # [r, h, T, d]
     if projected:
-        folded = queries.transpose(0, 1).flatten(1, 2)[None]  # the rows one after the other: [1, h, r * T, d]
+        folded = queries.transpose(0, 1).flatten(1, 2)[None]  # all queries in one sequence: [1, h, r * T, d]
         attended = F.scaled_dot_product_attention(folded, projected[0], projected[1])
-        attended = attended[0].unflatten(1, (rows, length)).transpose(0, 1)
+        attended = attended[0].unflatten(1, (count, length)).transpose(0, 1)
     elif _few(attention, length):
-        # the bias of k_proj changes all scores of a query alike, which softmax does not see; the weights of the
-        # attention add up to 1, so the bias of v_proj is added once
+        # the bias of k_proj shifts all scores of a token equally, which softmax ignores; attention weights sum to 1,
+        # so the bias of v_proj is added once
         absorbed = torch.einsum("rhtd,hdc->rhtc", queries, _by_head(attention.k_proj.weight, attention)).flatten(1, 2)
         scale = queries.shape[-1] ** -0.5
         seen = F.scaled_dot_product_attention(absorbed[:, None], positioned[:, None], keys[:, None], scale=scale)
@@ -152,15 +150,15 @@ def _token_to_image(
 def _image_to_token(
     attention: Attention, image: Tensor, positioned: Tensor, k: Tensor, v: Tensor, projected: tuple[Tensor, ...] | None
 ) -> Tensor:
-    """Image tokens [r or 1, N, C] plus what they see in keys and values [r, T, C]: -> [r, N, C]."""
-    rows, length, _ = k.shape
+    """Let image tokens [r or 1, N, C] attend to k and v [r, T, C], and add them; return [r, N, C]."""
+    count, length, _ = k.shape
     keys, values = _heads(attention, attention.k_proj(k)), _heads(attention, attention.v_proj(v))  # [r, h, T, d]
     if not _few(attention, length):
         q = projected[2] if projected else _heads(attention, attention.q_proj(positioned))
-        attended = F.scaled_dot_product_attention(q.expand(rows, -1, -1, -1), keys, values)
+        attended = F.scaled_dot_product_attention(q.expand(count, -1, -1, -1), keys, values)
         return image + attention.out_proj(attended.transpose(1, 2).flatten(2))
     keys = keys * keys.shape[-1] ** -0.5
-    # softmax over few tokens is slow where they are the last dimension, so the image's tokens are that
+    # softmax over few tokens is slow along the last dimension, so the image tokens are last
     if projected:
         scores = keys @ projected[2].mT  # [r, h, T, N]
     else:
@@ -170,13 +168,13 @@ def _image_to_token(
     weights = scores.softmax(dim=2).flatten(1, 2).mT  # [r, N, h * T]
     out = _by_head(attention.out_proj.weight.T, attention)  # [h, d, C]
     contributions = torch.einsum("rhtd,hdc->rhtc", values, out)
-    # every head's weights add up to 1, so what one head contributes may carry the bias
+    # the weights of each head sum to 1, so the contributions of one head can carry the bias
     contributions[:, 0] += attention.out_proj.bias
     return torch.baddbmm(image, weights, contributions.flatten(1, 2))
 
 
 def _upscaled_masks(upscaling: nn.Sequential, keys: Tensor, high_res: tuple[Tensor, Tensor], kernels: Tensor) -> Tensor:
-    """Image tokens [r, N, C] and kernels [r, m, C/8] -> mask logits [r, m, 4S, 4S]."""
+    """Upscale image tokens [r, N, C] and apply the masks' kernels [r, m, C/8]; return logits [r, m, 4S, 4S]."""
     first, norm, activation, second, last_activation = upscaling
     assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
     assert isinstance(norm, LayerNorm2d)
@@ -194,12 +192,12 @@ def _upscaled_masks(upscaling: nn.Sequential, keys: Tensor, high_res: tuple[Tens
 
 
 def _pixels(convolution: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A transposed 2 x 2 convolution of stride 2, without bias, as a matrix product: [..., in] -> [..., 4, out]."""
+    """Apply a transposed 2 x 2 convolution of stride 2, without bias, to pixels [..., in]; return [..., 4, out]."""
     return F.linear(x, convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)).unflatten(-1, (4, -1))
 
 
 def _few(attention: Attention, length: int) -> bool:
-    """Whether this many tokens of all heads are fewer than the channels that the image would be projected to."""
+    """Whether absorbing is cheaper: `length` tokens of all heads are fewer than the channels of a projection."""
     return attention.num_heads * length < attention.internal_dim
 
 

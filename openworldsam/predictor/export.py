@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from openworldsam.data.rle import encode_mask
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.predictor.prediction import Prediction
 
 if TYPE_CHECKING:

@@ -103,14 +103,9 @@ class TinyMemory(nn.Module):
         for name, parameter in self.memory.named_parameters():
             parameter.requires_grad_(name.startswith((*SAM2_VIDEO, HEAD)))
         nn.init.constant_(self.memory.get_parameter(f"{HEAD}layers.2.bias"), PRESENT_AT_FIRST)
-        self._start_local()
-
-    def _start_local(self) -> None:
-        """Initialise attention so that each place of a frame attends to the same place in memory.
-
-        Positions rotate queries and keys, so a constant part in both agrees where the places do. From random
-        projections, 600 steps learnt to find things, but not which one was tracked.
-        """
+        # Let each place of a frame attend to the same place in memory: positions rotate queries and keys, so a constant
+        # part in both agrees where the places do. From random projections, 600 steps learnt to find things, but not
+        # which one was tracked.
         for layer in self.memory.memory_attention.layers:
             for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
                 nn.init.constant_(projection.bias, LOCAL)

@@ -102,7 +102,7 @@ class PlainPipeline(Pipeline):
     ) -> tuple[Tensor, Tensor]:
         """One image's R rows at once -> logits [R, 4S, 4S] and predicted IoU [R]."""
         decoder, prompts = self.model.mask_decoder.decoder, self.model.mask_decoder.prompt_encoder
-        own, side = tokens.own[:, None], features.embed.shape[-1]
+        own, side = tokens.queries[:, None], features.embed.shape[-1]
         decoder.dynamic_multimask_via_stability = dynamic_multimask
         logits, iou, _, _ = decoder(
             image_embeddings=features.embed,

@@ -1,4 +1,4 @@
-"""Text finds objects in a clip, tracking keeps their identity."""
+"""Segment and track in a clip: prompts find objects, trackers keep their ids."""
 
 from openworldsam.video.frames import Clip, open_clip
 from openworldsam.video.predictor import Track, TrackedFrame, VideoPredictor

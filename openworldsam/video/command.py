@@ -1,4 +1,4 @@
-"""Segment and track in a clip what texts name: an overlay video, id maps, and who is who."""
+"""Segment and track in a clip: write an overlay video, id maps and a list of objects."""
 
 from __future__ import annotations
 
@@ -13,60 +13,46 @@ import cv2
 from tqdm import tqdm
 
 from openworldsam.checkpoint import provenance
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
-from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.launch import user_errors
 from openworldsam.video.frames import open_clip
-from openworldsam.video.predictor import TASKS, TRACKERS, VideoPredictor
+from openworldsam.video.predictor import OBJECT_TASKS, TRACKERS, VideoPredictor
 from openworldsam.video.results import ResultWriter
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of openworldsam-video."""
+    """Parse the command line of openworldsam-video."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
     parser.add_argument("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
     parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
     parser.add_argument(
-        "--task",
-        default="instance",
-        choices=TASKS,
-        help="every occurrence of a text (the default), or the best",
+        "--task", default="instance", choices=OBJECT_TASKS, help="every occurrence of a prompt (default), or the best"
     )
     parser.add_argument(
-        "--every",
-        type=int,
-        default=15,
-        metavar="N",
-        help="look for newcomers every N frames (15); 0: in the first",
+        "--every", type=int, default=15, metavar="N", help="look for new objects every N frames (default: 15); 0: first"
     )
     parser.add_argument(
         "--tracker",
         default="memory",
         choices=TRACKERS,
-        help="SAM2's memory (the default), or the text again in every frame, for weights without video modules",
+        help="SAM2's memory (default), or the prompts in every frame, for weights without video modules",
     )
     parser.add_argument(
-        "--forget",
-        type=int,
-        default=300,
-        metavar="N",
-        help="forget an object that is out of sight for N frames (300)",
+        "--forget", type=int, default=300, metavar="N", help="forget objects out of sight for N frames (default: 300)"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    parser.add_argument("--device", help="cpu, cuda or mps; MODEL.DEVICE by default")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_args(argv)
 
 
 def segment_clip(args: argparse.Namespace) -> str:
-    """Do what the command line says.
-
-    Returns:
-        a line about the result.
+    """Segment and track the clip of the command line; return a line that summarises the result.
 
     Raises:
-        ValueError, OSError, KeyError: something of the input is wrong, or the results cannot be written.
+        ValueError, OSError, KeyError: the input is unusable, or the results cannot be written.
     """
     clip = open_clip(args.input)
     writer = ResultWriter(args.output, clip.fps)
@@ -79,7 +65,7 @@ def segment_clip(args: argparse.Namespace) -> str:
             for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
                 frame = video.step(image)
                 writer.write(number, image, frame, video.tracks)
-        finally:  # ids of frames that are written must have names, whatever stops the rest
+        finally:  # the ids in the frames written so far need names, whatever stopped the rest
             about = {
                 **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
                 **{"prompts": prompts, **options},
@@ -95,10 +81,10 @@ def segment_clip(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 2 after a user error, with 130 after Ctrl-C. What was written before it stays."""
+    """Run the command; exit with 2 after a user error, 130 after Ctrl-C. Results written by then are kept."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video is one line, ours
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video gives one line, our own
     cv2.setLogLevel(2)  # errors
     with user_errors("stopped"):
         print(segment_clip(args))

@@ -1,7 +1,7 @@
-"""SAM2's video side (memory attention, memory encoder, object pointers) around an image model's own weights.
+"""SAM2's video modules (memory attention, memory encoder, object pointers) around the weights of an image model.
 
-The image encoder, prompt encoder and mask decoder share their tensors with the `OpenWorldSAM`. Each clip has one object
-here: SAM2's masks of an object do not depend on other objects.
+Image encoder, SAM2 prompt encoder and mask decoder share their tensors with the `OpenWorldSAM`. A clip here has one
+object: SAM2's masks of an object do not depend on other objects.
 
 Shapes: B clips, C width, S feature side, M = 4S mask side, H, W size of the video.
 """
@@ -30,7 +30,7 @@ from openworldsam.modeling.image_encoder import STRIDE
 from openworldsam.modeling.mask_decoder import STABILITY_DELTA, STABILITY_THRESHOLD
 
 ObjectMemory = dict[str, dict[int, dict[str, Any]]]
-"""What SAM2 remembers of an object, in its own layout: the frame where it was given, and the last frames."""
+"""SAM2's memory of an object, in SAM2's layout: the frame where its mask was given, and the last frames."""
 OPTIONS: dict[str, Any] = {
     "sigmoid_scale_for_mem_enc": 20.0,
     "sigmoid_bias_for_mem_enc": -10.0,
@@ -51,17 +51,17 @@ OPTIONS: dict[str, Any] = {
     "pred_obj_scores_mlp": True,
     "fixed_no_obj_ptr": True,
 }
-"""Of all public SAM2 video models, in the words of `SAM2Base`."""
+"""Arguments of `SAM2Base` that all public SAM2 video models share."""
 
 
 class SAM2Memory(SAM2Base):
-    """Carries the mask of an object from frame to frame; its video modules are random until `from_file` fills them.
+    """Carries the mask of an object from frame to frame, as the public SAM 2.0 and 2.1 video models do.
 
-    The options are those of the public SAM 2.0 and 2.1 video models.
+    The video modules are random; `from_file` fills them.
 
     Args:
-        model: whose encoder and decoder are used, on its final device.
-        is_2_1: SAM 2.1, else SAM 2.0.
+        model: lends its encoder and decoder; already on its final device.
+        is_2_1: SAM 2.1 rather than SAM 2.0.
     """
 
     def __init__(self, model: OpenWorldSAM, *, is_2_1: bool = True) -> None:
@@ -94,7 +94,7 @@ class SAM2Memory(SAM2Base):
 
     @classmethod
     def from_file(cls, model: OpenWorldSAM, file: WeightFile) -> SAM2Memory:
-        """The memory of a SAM2 checkpoint; whether it is of 2.0 or 2.1 shows in the weights.
+        """Build the memory from a SAM2 checkpoint; its weights tell 2.0 from 2.1.
 
         Raises:
             ValueError: the file has no video modules, or they do not fit the model.
@@ -102,11 +102,11 @@ class SAM2Memory(SAM2Base):
         weights = {name: t.float() for name, t in file.components["sam2"].items() if name.startswith(SAM2_VIDEO)}
         if not weights:
             raise ValueError(
-                f"{file.path} holds no video memory (memory_attention.*, ...): give SAM2's own checkpoint in "
-                "MODEL.SAM2.WEIGHTS, or track by --tracker detection"
+                f"{file.path} has no video memory (memory_attention.*, ...): give SAM2's own checkpoint in "
+                "MODEL.SAM2.WEIGHTS, or use --tracker detection"
             )
         memory = cls(model, is_2_1="no_obj_embed_spatial" in weights)
-        shared = ("image_encoder.", "sam_prompt_encoder.")  # the very modules of the model
+        shared = ("image_encoder.", "sam_prompt_encoder.")  # modules of the image model itself
         expected = {name: tensor for name, tensor in memory.state_dict().items() if not name.startswith(shared)}
         if problems := misfits({**_decoder_state(model), **weights}, expected):
             raise ValueError(f"the video memory of {file.path} does not fit the configured sam2: {problems}")
@@ -114,11 +114,11 @@ class SAM2Memory(SAM2Base):
         return memory
 
     def video_state(self) -> StateDict:
-        """The tensors that the image model does not have."""
+        """Tensors of the video modules, which the image model does not have."""
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(SAM2_VIDEO)}
 
     def begin(self, frame: int, features: ImageFeatures, masks: Tensor) -> ObjectMemory:
-        """Remember an object in each of B clips.
+        """Start the memory of one object in each of B clips.
 
         Args:
             frame: number of the frame.
@@ -139,7 +139,7 @@ class SAM2Memory(SAM2Base):
                 num_frames=sys.maxsize,
                 run_mem_encoder=False,
             )
-            # as SAM2's predictor does: what is remembered has the resolution of the decoder's masks
+            # like SAM2's predictor, encode the mask at the resolution of the decoder's masks
             out["maskmem_features"], _ = self._encode_new_memory(
                 current_vision_feats=seen["current_vision_feats"],
                 feat_sizes=seen["feat_sizes"],
@@ -150,12 +150,12 @@ class SAM2Memory(SAM2Base):
         return {"cond_frame_outputs": {frame: self._compact(out)}, "non_cond_frame_outputs": {}}
 
     def carry_on(self, frame: int, features: ImageFeatures, memory: ObjectMemory) -> tuple[Tensor, Tensor]:
-        """Find remembered objects in the next frame, and remember that.
+        """Find the objects in the next frame, and update their memory.
 
         Args:
             frame: number of the frame.
             features: of that frame.
-            memory: of the objects; the frame is added, and what SAM2 will not look at again is removed.
+            memory: of the objects; gains this frame and loses entries that SAM2 will not read again.
 
         Returns:
             mask logits [B, M, M], -1024 where an object is absent, and the logits of their presence [B].
@@ -172,14 +172,14 @@ class SAM2Memory(SAM2Base):
             )
         recent = memory["non_cond_frame_outputs"]
         recent[frame] = self._compact(out)
-        # it will attend to the memories of num_maskmem - 1 frames, and to the pointers of more
+        # SAM2 reads the memories of the last num_maskmem - 1 frames, and the pointers of more
         recent.get(frame - self.num_maskmem + 1, {}).pop("maskmem_features", None)
         recent.pop(frame - self.max_obj_ptrs_in_encoder + 1, None)
         return out["pred_masks"][:, 0].float(), out["object_score_logits"][:, 0].float()
 
     def _seen(self, features: ImageFeatures) -> dict[str, Any]:
-        """The features of a frame as SAM2's video model wants them, each level [h * w, 1, c]."""
-        raw = features.embed - self.no_mem_embed.permute(2, 0, 1)  # the mark of a still image
+        """Convert features to the arguments of SAM2's video model, each level [h * w, 1, c]."""
+        raw = features.embed - self.no_mem_embed.permute(2, 0, 1)  # which marks a still image
         levels = [*features.high_res, raw]
         positions = self.image_encoder.neck.position_encoding(raw)
         return {
@@ -189,7 +189,7 @@ class SAM2Memory(SAM2Base):
         }
 
     def _compact(self, out: dict[str, Any]) -> dict[str, Any]:
-        """What is kept of a frame; the memory in half precision, as SAM2's predictor keeps it."""
+        """Select what is kept of a frame; the memory in half precision, as in SAM2's predictor."""
         return {
             "maskmem_features": out["maskmem_features"].to(self._kept),
             "maskmem_pos_enc": [self._memory_positions.expand(len(out["obj_ptr"]), -1, -1, -1)],
@@ -198,18 +198,18 @@ class SAM2Memory(SAM2Base):
 
 
 def _decoder_state(model: OpenWorldSAM) -> StateDict:
-    """What SAM2's video model has of an image model besides its encoders: the tensors themselves, not copies."""
+    """Tensors of the image model that SAM2's video model uses besides the encoders; not copies."""
     encoder, decoder = model.image_encoder, model.mask_decoder.decoder
     state: StateDict = {"no_mem_embed": encoder.no_mem_embed}
     state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
-    for name in ("conv_s0", "conv_s1"):  # which belong to the image, but SAM2's decoder owns them
+    for name in ("conv_s0", "conv_s1"):  # they process image features, but SAM2's decoder owns them
         own = encoder.get_submodule(name).state_dict()
         state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in own.items()})
     return state
 
 
 def read_video_weights(cfg: CfgNode) -> WeightFile:
-    """The file from which the model has its SAM2, read again for what an image does not need.
+    """Read the file of the model's SAM2 weights again, for the video modules that images do not need.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -220,7 +220,7 @@ def read_video_weights(cfg: CfgNode) -> WeightFile:
 
 
 def _memory_attention(width: int, side: int) -> MemoryAttention:
-    """Four layers that fuse a frame with the memory."""
+    """Build the four layers that fuse a frame with the memory."""
     common = {"embedding_dim": width, "num_heads": 1, "downsample_rate": 1, "dropout": 0.1, "feat_sizes": (side, side)}
     layer = MemoryAttentionLayer(
         activation="relu",
@@ -237,7 +237,7 @@ def _memory_attention(width: int, side: int) -> MemoryAttention:
 
 
 def _memory_encoder(width: int) -> MemoryEncoder:
-    """From a frame's features and a mask to a memory of C/4 channels."""
+    """Build the encoder from a frame's features and a mask to a memory of C/4 channels."""
     return MemoryEncoder(
         in_dim=width,
         out_dim=width // 4,

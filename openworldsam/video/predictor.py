@@ -1,4 +1,4 @@
-"""Masks with identities from a clip and texts, frame by frame."""
+"""Masks with object ids from the frames of a clip, one frame at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
 from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
 
-TASKS = ("instance", "referring")
-"""Tasks whose masks are objects."""
+OBJECT_TASKS = ("instance", "referring")
 TRACKERS = ("memory", "detection")
 
 
 @dataclass
 class Track:
-    """An object of a clip: its id (from 1), the text that found it with what predicted IoU, and where it was seen."""
+    """An object of a clip: id from 1, the prompt and predicted IoU of its first mask, first and last visible frame."""
 
     id: int
     prompt: str
@@ -34,9 +33,10 @@ class Track:
 
 
 class TrackedFrame(NamedTuple):
-    """id_map: uint16 [H, W], whose each pixel is, 0 nobody's; scores: 0..1 of the objects that are seen, by id.
+    """Objects visible in a frame.
 
-    A score is the predicted IoU where text found the mask, and SAM2's probability of presence where memory carried it.
+    id_map: uint16 [H, W], object id per pixel, 0 = background.
+    scores: 0..1 by id; predicted IoU if a prompt found the mask, SAM2's probability of presence if memory carried it.
     """
 
     id_map: np.ndarray
@@ -44,27 +44,27 @@ class TrackedFrame(NamedTuple):
 
 
 class VideoPredictor:
-    """Text finds objects, tracking keeps their identity; frames come one at a time, and only one is held.
+    """Segments and tracks: prompts find objects, a tracker keeps their ids. Only one frame is held at a time.
 
         video = VideoPredictor(OpenWorldSAMPredictor("configs/presets/released.yaml"), ["zebra"])
         for frame in open_clip("clip.mp4").frames:
             result = video.step(frame)
 
-    A mask that text finds is a known object if their IoU exceeds 0.5; else it is a new one, with a new id. An object
-    that is out of sight keeps its id, until it is forgotten.
+    A found mask whose IoU with a known object exceeds 0.5 is that object; any other is a new object with a new id. An
+    object out of sight keeps its id until it is forgotten.
 
     Args:
         predictor: the image model.
         prompts: texts.
-        task: "instance": every occurrence of a text; "referring": the best one.
-        every: text looks for newcomers in the first frame and every so many frames after it; 0: in the first alone.
-        tracker: "memory": SAM2's memory carries the masks on; "detection": every frame is asked by text, and masks of
-            one text are joined by their overlap, for weights without SAM2's video modules.
+        task: "instance": every occurrence of a prompt; "referring": the best one.
+        every: look for new objects in the first frame and every so many frames after it; 0: in the first only.
+        tracker: "memory": SAM2's memory carries the masks on; "detection": the prompts are asked in every frame and
+            masks of the same prompt are linked by overlap, for weights without SAM2's video modules.
         forget: frames out of sight after which an object is forgotten, so that memory and time do not grow with the
-            clip; if it comes back it has a new id.
+            clip; if it returns it gets a new id.
 
     Raises:
-        ValueError: an option that does not exist, no, a bad or a repeated prompt, or weights without video modules.
+        ValueError: unknown options; no prompt, a bad or a repeated one; weights without video modules.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class VideoPredictor:
     ) -> None:
         check_prompts(prompts)
         if not prompts:
-            raise ValueError("no prompt: a clip is searched for what texts name")
+            raise ValueError("no prompt: name what to look for in the clip")
         if len(set(prompts)) < len(prompts):
-            raise ValueError(f"a prompt is there twice: {', '.join(prompts)}")
-        if task not in TASKS or tracker not in TRACKERS or every < 0 or forget < 1:
+            raise ValueError(f"a prompt is given twice: {', '.join(prompts)}")
+        if task not in OBJECT_TASKS or tracker not in TRACKERS or every < 0 or forget < 1:
             raise ValueError(
-                f"task is one of {', '.join(TASKS)}, tracker one of {', '.join(TRACKERS)}, every a number from 0, "
-                f"forget one from 1; got {task!r}, {tracker!r}, {every}, {forget}"
+                f"task is one of {', '.join(OBJECT_TASKS)}, tracker one of {', '.join(TRACKERS)}, every at least 0, "
+                f"forget at least 1; got {task!r}, {tracker!r}, {every}, {forget}"
             )
         self.predictor, self.prompts, self.task = predictor, list(prompts), task
         self.every, self.forget = every, forget
         self.tracks: list[Track] = []
         self.best_score = 0.0
-        """Highest predicted IoU of any query, found or not."""
+        """Highest predicted IoU of any query so far, whether it passed the threshold or not."""
         self._known: set[int] = set()
         self._num_frames = 0
         self._size: tuple[int, int] | None = None
@@ -100,19 +100,19 @@ class VideoPredictor:
             self._tracker = MemoryTracker(SAM2Memory.from_file(predictor.model, read_video_weights(predictor.cfg)))
 
     def step(self, image: np.ndarray) -> TrackedFrame:
-        """Take the next frame, uint8 [H, W, 3] in RGB order.
+        """Segment and track in the next frame, uint8 [H, W, 3], RGB.
 
         Raises:
-            ValueError: it is of another size than those before, or no such array.
+            ValueError: its size differs from that of earlier frames, or it is not such an array.
         """
         size, frame = (image.shape[0], image.shape[1]), len(self)
         if self._size not in (None, size):
             height, width = self._size or size
-            raise ValueError(f"frame {frame} is {size[1]} x {size[0]} pixels, those before are {width} x {height}")
+            raise ValueError(f"frame {frame} is {size[1]} x {size[0]} pixels, earlier ones are {width} x {height}")
         self.predictor.set_image(image)
         features = self.predictor.features
         looks = frame == 0 or (self.every > 0 and frame % self.every == 0)
-        found = self.predictor.predict(self.prompts, self.task) if looks or self._tracker.needs_text else None
+        found = self.predictor.predict(self.prompts, self.task) if looks or self._tracker.needs_prompts else None
         located = self._tracker.locate(frame, features, found, size)
         for track in located.scores:
             self.tracks[track - 1].last_frame = frame
@@ -128,11 +128,11 @@ class VideoPredictor:
         return TrackedFrame(located.id_map, located.scores)
 
     def __len__(self) -> int:
-        """Number of frames so far."""
+        """Return the number of frames so far."""
         return self._num_frames
 
     def _begin(self, chosen: list[int], found: Prediction, located: Located, features: ImageFeatures) -> None:
-        """Give new ids to some of the masks found, best first, and add them to the frame."""
+        """Give new ids to the chosen masks, best first, and add them to the frame."""
         first, frame = len(self.tracks) + 1, len(self)
         for track, index in enumerate(chosen, start=first):
             prompt, score, mask = int(found.prompt_index[index]), float(found.scores[index]), found.masks[index]
@@ -140,12 +140,12 @@ class VideoPredictor:
             self._tracker.begin(track, prompt, frame, features, mask)
             self._known.add(track)
             located.scores[track] = score
-        for track, index in reversed(list(enumerate(chosen, start=first))):  # the best is on top
+        for track, index in reversed(list(enumerate(chosen, start=first))):  # the best one on top
             located.id_map[found.masks[index]] = track
 
 
 def newcomers(found: Prediction, located: Located) -> list[int]:
-    """Which of the masks found are no known object, and none that is found twice: indices, best score first."""
+    """Indices of the found masks that are new objects, without duplicates among them, best score first."""
     known = np.stack([*located.masks.values()]) if located.masks else np.zeros((0, *located.id_map.shape), bool)
     fresh = np.flatnonzero(~(iou_between(found.masks, known) > SAME_OBJECT).any(axis=1))
     iou, scores = mask_iou(torch.from_numpy(found.masks[fresh])), torch.from_numpy(found.scores[fresh])

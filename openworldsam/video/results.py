@@ -1,44 +1,42 @@
-"""What is written of a clip: a video of the masks, their id maps, and who is who.
+"""Result files of a clip.
 
-overlay.mp4            VP9, which browsers play
-masks/000000.png       16-bit ids of the pixels of each frame, 0 is nobody's
-frames.jsonl           a line per frame: the objects that are seen, their scores and areas
-tracks.json            the objects: ids, prompts, scores, first and last frame; and where the weights come from
+overlay.mp4            the masks drawn over the clip; VP9, which browsers play
+masks/000000.png       16-bit object id per pixel of each frame, 0 = background
+frames.jsonl           one line per frame: ids, scores and areas of the visible objects
+tracks.json            all objects: id, prompt, score, first and last frame; provenance of the weights
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_json, save_png
 from openworldsam.video.predictor import Track, TrackedFrame
 from openworldsam.visualization import LabelledMasks, draw_masks
 
 
 class ResultWriter:
-    """Writes frame by frame; a context, so that the video is closed whatever happens.
+    """Writes the results frame by frame; a context manager that closes the video.
 
     Args:
-        folder: of the results; must not hold others yet.
+        folder: for the results; must have none yet.
         fps: frames per second of the video.
 
     Raises:
-        ValueError: the folder holds results already.
-        OSError: something cannot be written.
+        ValueError: the folder has results already.
+        OSError: a file cannot be written.
     """
 
     def __init__(self, folder: Path, fps: float) -> None:
         if (lines := folder / "frames.jsonl").exists() and lines.stat().st_size:
-            raise ValueError(f"{folder} holds results already; remove them or choose another folder")
+            raise ValueError(f"{folder} has results already; remove them or choose another folder")
         self.folder, self.fps = folder, fps
         self._video: cv2.VideoWriter | None = None
         self._lines: IO[str]
@@ -56,46 +54,38 @@ class ResultWriter:
             self._video.release()
 
     def write(self, number: int, image: np.ndarray, frame: TrackedFrame, tracks: Sequence[Track]) -> None:
-        """Add a frame.
+        """Write one frame.
 
         Args:
             number: of the frame.
             image: uint8 [H, W, 3], RGB.
-            frame: what is seen in it.
+            frame: the objects visible in it.
             tracks: all objects so far, in order of id.
         """
         file = f"masks/{number:06d}.png"
-        save_atomically(self.folder / file, partial(Image.fromarray(frame.id_map).save, format="PNG"))
+        save_png(self.folder / file, frame.id_map)
         areas = np.bincount(frame.id_map.ravel(), minlength=len(tracks) + 1).tolist()
-        seen = [
-            {"id": track, "score": round(score, 4), "area": areas[track]}
-            for track, score in sorted(frame.scores.items())
-        ]
-        self._lines.write(json.dumps({"frame": number, "file": file, "objects": seen}) + "\n")
-        self._write_picture(draw_masks(image, drawing(frame, tracks)))
+        ids = sorted(frame.scores)
+        objects = [{"id": id_, "score": round(frame.scores[id_], 4), "area": areas[id_]} for id_ in ids]
+        self._lines.write(json.dumps({"frame": number, "file": file, "objects": objects}) + "\n")
+        drawn = LabelledMasks(
+            task="semantic",
+            prompts=tuple(f"{track.id} {track.prompt}" for track in tracks),  # one each, so that colours stay the same
+            masks=frame.id_map == np.array(ids, np.uint16)[:, None, None],
+            scores=np.array([frame.scores[id_] for id_ in ids], np.float32),
+            prompt_index=np.array(ids, np.int64) - 1,
+        )
+        self._write_overlay(draw_masks(image, drawn))
 
-    def _write_picture(self, picture: np.ndarray) -> None:
-        height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2  # codecs want even sizes
+    def _write_overlay(self, image: np.ndarray) -> None:
+        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2  # the codec needs even sizes
         if self._video is None:
             path = str(self.folder / "overlay.mp4")
             self._video = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"vp09"), self.fps, (width, height))
             if not self._video.isOpened():
                 raise OSError(f"{path} cannot be written: this OpenCV has no VP9, or the folder is not writable")
-        self._video.write(cv2.cvtColor(picture[:height, :width], cv2.COLOR_RGB2BGR))
+        self._video.write(cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR))
 
     def write_tracks(self, tracks: Sequence[Track], about: dict[str, Any]) -> None:
-        """Write the objects of the whole clip, and what else is to be said about it."""
-        content = json.dumps({**about, "tracks": [vars(track) for track in tracks]}, indent=1)
-        save_atomically(self.folder / "tracks.json", lambda path: path.write_text(content))
-
-
-def drawing(frame: TrackedFrame, tracks: Sequence[Track]) -> LabelledMasks:
-    """A frame for `draw_masks`: every object is a prompt of its own, so that its colour stays the same."""
-    seen = sorted(frame.scores)
-    return LabelledMasks(
-        task="semantic",
-        prompts=tuple(f"{track.id} {track.prompt}" for track in tracks),
-        masks=frame.id_map == np.array(seen, np.uint16)[:, None, None],
-        scores=np.array([frame.scores[track] for track in seen], np.float32),
-        prompt_index=np.array(seen, np.int64) - 1,
-    )
+        """Write all objects of the clip, after the entries of `about`."""
+        save_json(self.folder / "tracks.json", {**about, "tracks": [vars(track) for track in tracks]}, indent=1)

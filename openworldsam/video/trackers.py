@@ -1,6 +1,6 @@
-"""Where the known objects are in the next frame: by SAM2's memory, or by asking the text again.
+"""Trackers: locate known objects in the next frame by SAM2's memory, or by asking the prompts again.
 
-Shapes: T objects, N masks found by text, H, W size of the video.
+Shapes: T objects, N masks found by prompts, H, W size of the video.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from openworldsam.predictor.prediction import Prediction
 from openworldsam.video.memory import ObjectMemory, SAM2Memory
 
 SAME_OBJECT = 0.5
-"""A mask that text finds is a known object if its IoU with it exceeds this."""
+"""IoU above which a found mask is a known object in the same frame."""
 MOVED = 0.3
-"""A mask of the same text is the object of the frame before, moved, if the IoU with it exceeds this."""
+"""IoU above which a found mask of the same prompt is an object of the previous frame that has moved."""
 
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """The known objects that are visible in a frame.
+    """Known objects that are visible in a frame.
 
-    masks: bool [H, W] by id; they may overlap.
-    scores: by id, 0..1.
-    id_map: uint16 [H, W], whose each pixel is; 0 is nobody's.
+    masks: bool [H, W] by id; may overlap.
+    scores: 0..1 by id.
+    id_map: uint16 [H, W], object id per pixel, 0 = background.
     """
 
     masks: dict[int, np.ndarray]
@@ -39,32 +39,32 @@ class Located:
 
 
 class Tracker(Protocol):
-    """Keeps the objects of one clip apart."""
+    """Follows the objects of one clip."""
 
-    needs_text: bool
-    """Whether every frame is asked by text."""
+    needs_prompts: bool
+    """Whether `locate` needs the masks that the prompts find in every frame."""
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """Find the known objects in the frame of number `frame`, of H x W = `size`; `found` is what text found."""
+        """Locate the known objects in a frame, given its number, its features, what the prompts find in it, (H, W)."""
 
     def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
-        """Know one more object: its id, which prompt found it, and its mask bool [H, W] in this frame."""
+        """Start to follow an object, given its id, its prompt's index and its mask bool [H, W] in this frame."""
 
     def forget(self, track: int) -> None:
-        """Know an object no more."""
+        """Stop following an object."""
 
 
 class MemoryTracker:
-    """By SAM2's memory. Scores are the probability that the object is there."""
+    """Follows objects by SAM2's memory; scores are probabilities of presence."""
 
-    needs_text = False
+    needs_prompts = False
 
     def __init__(self, sam2: SAM2Memory) -> None:
         self.sam2 = sam2
         self.memories: dict[int, ObjectMemory] = {}
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """See `Tracker`. Where objects overlap a pixel is that of the highest logit."""
+        """See `Tracker`. Where objects overlap the highest logit wins."""
         masks, scores = {}, {}
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
@@ -92,30 +92,30 @@ class MemoryTracker:
 
 
 class DetectionTracker:
-    """By text alone, for weights without video modules: masks of the same text are joined from frame to frame.
+    """Follows objects by linking masks of the same prompt, for weights without video modules; scores are predicted IoU.
 
-    Scores are the predicted IoU.
+    It believes the prompts in every frame.
     """
 
-    needs_text = True
+    needs_prompts = True
 
     def __init__(self) -> None:
         self.prompts: dict[int, int] = {}
         self.last: dict[int, np.ndarray] = {}
-        """The last mask of each object."""
+        """Last mask of each object."""
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """See `Tracker`. First what has moved a little, then what was lost and comes back within its own size."""
+        """See `Tracker`. Links objects that moved a little, then lost ones that return within their own size."""
         assert found is not None
         tracks = list(self.last)
         known = np.stack([self.last[track] for track in tracks]) if tracks else np.zeros((0, *size), bool)
         prompts = np.array([self.prompts[track] for track in tracks], int)
-        same_text = prompts[:, None] == found.prompt_index
-        pairs = associate(np.where(same_text, iou_between(known, found.masks) - MOVED, 0))
+        same_prompt = prompts[:, None] == found.prompt_index
+        pairs = associate(np.where(same_prompt, iou_between(known, found.masks) - MOVED, 0))
         seen, used = [row for row, _ in pairs], [column for _, column in pairs]
-        # a mask over an object that is seen is that object again, not one that was lost behind it
+        # a mask over a visible object is that object again, not one hidden behind it
         taken = (iou_between(found.masks[used], found.masks) > SAME_OBJECT).any(axis=0)
-        lost = same_text & ~np.isin(np.arange(len(tracks)), seen)[:, None] & ~taken
+        lost = same_prompt & ~np.isin(np.arange(len(tracks)), seen)[:, None] & ~taken
         boxes = mask_boxes(torch.from_numpy(known)).numpy()
         pairs += associate(np.where(lost, nearness(boxes, found.boxes), 0))
         masks = {tracks[row]: found.masks[column] for row, column in pairs}
@@ -141,7 +141,7 @@ def iou_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def nearness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """1 where boxes have one centre, falling to 0 where they are the larger one's diagonal apart, and on.
+    """Rate how near box centres are: 1 for the same centre, 0 at a distance of the larger box's diagonal, then below 0.
 
     Args:
         a, b: float [T, 4] and [N, 4], x0 y0 x1 y1.
@@ -155,6 +155,6 @@ def nearness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def associate(gain: np.ndarray) -> list[tuple[int, int]]:
-    """The one-to-one pairs (row, column) of largest total gain (Hungarian), of a matrix [T, N]; only gains above 0."""
+    """Pair rows and columns of a matrix [T, N] for the largest total gain (Hungarian); only gains above 0 make pairs."""
     rows, columns = linear_sum_assignment(np.maximum(gain, 0), maximize=True)
     return [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if gain[row, column] > 0]

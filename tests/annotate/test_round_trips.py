@@ -17,7 +17,7 @@ from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import pack_mask, write_label_studio
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
-from openworldsam.data.rle import run_lengths
+from openworldsam.data.records.rle import run_lengths
 from openworldsam.modeling import TASKS
 
 

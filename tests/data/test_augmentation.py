@@ -9,6 +9,7 @@ from PIL import Image
 from openworldsam.data import augmentation
 from openworldsam.data.augmentation import flip, large_scale_jitter
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records import as_record
 
 SIZE = 96
 
@@ -186,7 +187,7 @@ def test_targets_that_leave_the_crop_go_with_their_prompts(monkeypatch, tmp_path
     )
     source, seen = generator(), set()
     for _ in range(120):
-        mapped = mapper(record, source)
+        mapped = mapper(as_record(record), source)
         if mapped is None:
             seen.add("nothing")
             continue

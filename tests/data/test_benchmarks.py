@@ -16,20 +16,19 @@ from openworldsam.data.datasets.benchmarks import (
     find_pairs,
     read_classes,
 )
-from openworldsam.data.ground_truth import read_panoptic
 
 CLASSES = {
-    "ade20k_150_val": ("ade20k_150", 0),
-    "ade20k_100_instance_val": ("ade20k_instance_100", 0),
-    "ade20k_847_val": ("ade20k_847", 0),
-    "pascal_voc_20_val": ("pascal_voc_20", 1),
-    "pascal_context_59_val": ("pascal_context_59", 0),
-    "pascal_context_459_val": ("pascal_context_459", 0),
-    "sun_rgbd_37_val": ("sun_rgbd_37", 0),
-    "scannet_20_panoptic_val": ("scannet_20_panoptic", 0),
-    "scannet_40_val": ("scannet_40", 0),
-    "bdd10k_19_val": ("bdd10k_19", 0),
-    "bdd10k_40_panoptic_val": ("bdd10k_panoptic_40", 0),
+    "ade20k_150_val": "ade20k_150",
+    "ade20k_100_instance_val": "ade20k_instance_100",
+    "ade20k_847_val": "ade20k_847",
+    "pascal_voc_20_val": "pascal_voc_20",
+    "pascal_context_59_val": "pascal_context_59",
+    "pascal_context_459_val": "pascal_context_459",
+    "sun_rgbd_37_val": "sun_rgbd_37",
+    "scannet_20_panoptic_val": "scannet_20_panoptic",
+    "scannet_40_val": "scannet_40",
+    "bdd10k_19_val": "bdd10k_19",
+    "bdd10k_40_panoptic_val": "bdd10k_panoptic_40",
 }
 
 
@@ -61,17 +60,18 @@ def put_labels(root, name, *stars, labels=None, size=(6, 4)):
 def found_names(name, index=0):
     """The classes of a record, by name, through the catalog."""
     vocabulary = MetadataCatalog.get(name).vocabulary
-    return {vocabulary[s["category_id"]] for s in read_panoptic(DatasetCatalog.get(name)[index])[1]}
+    return {vocabulary[s["category_id"]] for s in DatasetCatalog.get(name)[index].read_panoptic()[1]}
 
 
-@pytest.mark.parametrize(("name", "file"), [(name, file) for name, (file, _) in CLASSES.items()])
+@pytest.mark.parametrize(("name", "file"), CLASSES.items())
 def test_class_lists_are_those_of_the_facts(shared, name, file):
     facts = json.loads((shared / f"benchmarks/{file}.json").read_text())["classes"]
     assert MetadataCatalog.get(name).vocabulary == [c["name"].strip() for c in facts]
-    classes = read_classes(file.removesuffix("_panoptic") if "scannet" in file else file)
+    table = LABELS | PANOPTIC
+    classes = read_classes(table[name].classes if name in table else file)
     for fact, category in zip(facts, classes, strict=True):
         value = next(fact[key] for key in ("train_id", "dataset_id", "label_value", "id") if key in fact)
-        assert category.id == value + CLASSES[name][1]
+        assert category.id == value
         assert "isthing" not in fact or category.is_thing == bool(fact["isthing"])
 
 
@@ -105,7 +105,7 @@ def test_ade20k_150(shared, root):
     official = {row[-1].split(",")[0].strip() for row in info if int(row[0]) in (1, 2, 3, 5, 7, 10, 18)}
     assert {name.split(",")[0] for name in found_names("ade20k_150_val")} == official
     labels = np.asarray(Image.open(sample / "annotations/ADE_val_00000003.png")).astype(int)
-    ids, segments = read_panoptic(records[2])
+    ids, segments = records[2].read_panoptic()
     assert (ids == labels).all() and sum(s["area"] for s in segments) == (labels > 0).sum()
 
 
@@ -174,7 +174,7 @@ def test_other_codings(root, name, stars, values, names, caplog):
 def test_unknown_labels_are_named(root, name, stars, value):
     put_labels(root, name, *stars, labels=np.full((4, 6), value, np.uint8))
     with pytest.raises(ValueError, match=f"has the label {value} "):
-        read_panoptic(DatasetCatalog.get(name)[0])
+        DatasetCatalog.get(name)[0].read_panoptic()
 
 
 def test_pairs_of_listed_images_need_not_exist(root):

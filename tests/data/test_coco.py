@@ -12,15 +12,10 @@ from PIL import Image
 
 import openworldsam.data.datasets
 from openworldsam.data.datasets import coco
-from openworldsam.data.datasets.coco import (
-    CATEGORIES,
-    COCO_STUFF,
-    Category,
-    PanopticFiles,
-    load_panoptic,
-    read_categories,
-    register_panoptic,
-)
+from openworldsam.data.datasets.catalog import PanopticFiles, register_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES, COCO_STUFF
+from openworldsam.data.records.coco_json import Category, read_categories
+from openworldsam.data.records.panoptic import load_panoptic
 
 NAMES = [category.name for category in CATEGORIES]
 VAL = "coco_2017_val_panoptic_openworldsam"
@@ -52,7 +47,7 @@ def make_json(tmp_path):
 
 
 def load(path, **options):
-    return load_panoptic(path, path.parent, path.parent, **options)
+    return load_panoptic(path, path.parent, path.parent, categories=CATEGORIES, **options)
 
 
 def test_class_list():
@@ -181,8 +176,11 @@ def set_category(content, value):
         (lambda c: [a.update(segments_info=[]) for a in c["annotations"]], "no usable image: 2 annotated"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=1), "no usable image"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "1 images are annotated twice, such as image 1"),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(id=[]), r"segments of image 1 .* they have \[\[\]\]"),
-        (lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]), "of its own"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=[]), r"segments of image 1 .* got \[\[\]\]"),
+        (
+            lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]),
+            "ids, each once; got",
+        ),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd is 0 or 1, got 'no'"),
         (lambda c: c["images"][0].update(width=0), "the width of image 1 is 0, not one of 1 to 65535"),
     ],

@@ -11,7 +11,6 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from openworldsam.data.datasets import custom, register_datasets
-from openworldsam.data.ground_truth import read_panoptic
 from openworldsam.data.loader import training_dataset
 from openworldsam.evaluation.benchmark import evaluate
 
@@ -79,7 +78,7 @@ def test_values_names_and_things(reef):
     metadata, record = MetadataCatalog.get("reef"), DatasetCatalog.get("reef")[1]
     assert metadata.vocabulary == ["sand", "fish"] and metadata.is_thing == [False, True]
     assert record["file_name"] == str(reef / "images/day/b.jpg")
-    assert [(s["category_id"], s["area"]) for s in read_panoptic(record)[1]] == [(0, 280), (1, 20)]
+    assert [(s["category_id"], s["area"]) for s in record.read_panoptic()[1]] == [(0, 280), (1, 20)]
 
 
 def test_a_json_may_be_renamed(reef):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworldsam.data.datasets.coco import Category, read_categories
-from openworldsam.data.ground_truth import is_referring, read_panoptic, read_segments
+from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
 
 CATEGORIES = (Category(5, "fish", True), Category(2, "shark", True))
@@ -40,12 +39,12 @@ def make(tmp_path):
 
 def test_objects_are_segments_the_small_above_the_large_above_crowds(make):
     empty, record = load_instances(make(), make().parent, categories=CATEGORIES)
-    assert not empty["instances"] and not is_referring(record)
-    ids, segments = read_panoptic(record)
+    assert not empty["instances"] and not record.is_referring
+    ids, segments = record.read_panoptic()
     assert [(s["id"], s["category_id"], s["iscrowd"]) for s in segments] == [(1, 1, 0), (2, 0, 0), (3, 0, 1)]
-    assert read_segments(record) == segments
+    assert record.segments() == segments
     assert {i: int((ids == i).sum()) for i in range(4)} == {0: 64 - 36 - 12, 1: 4, 2: 32, 3: 12}
-    assert not read_panoptic(empty)[0].any()
+    assert not empty.read_panoptic()[0].any()
 
 
 def test_classes_of_a_json_that_says_nothing_of_things(make):
@@ -75,7 +74,7 @@ def test_a_damaged_mask_names_its_image(make):
     path = make(lambda c: c["annotations"][0].update(segmentation=wrong))
     record = load_instances(path, path.parent, categories=CATEGORIES)[1]
     with pytest.raises(ValueError, match=r"an object of .*7\.png: .*\[9, 9\]"):
-        read_panoptic(record)
+        record.read_panoptic()
 
 
 def test_missing_images(make, caplog):
@@ -90,5 +89,5 @@ def test_missing_images(make, caplog):
 
 def test_an_area_under_another_is_not_counted(make):
     path = make(lambda c: c["annotations"].append({**c["annotations"][0], "id": 14}))
-    ids, _ = read_panoptic(load_instances(path, path.parent, categories=CATEGORIES)[1])
+    ids, _ = load_instances(path, path.parent, categories=CATEGORIES)[1].read_panoptic()
     assert np.unique(ids).tolist() == [0, 2, 3, 4]

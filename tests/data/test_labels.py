@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworldsam.data.datasets.coco import Category
-from openworldsam.data.ground_truth import is_referring, read_panoptic, read_segments
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.labels import LabelCoding, load_labels, read_labels
 from openworldsam.evaluation.examples import EvaluationDataset, Unreadable
 
@@ -32,24 +31,24 @@ def make(tmp_path):
 )
 def test_each_class_that_is_there_is_a_segment(make, dtype, suffix):
     record = make(dtype=dtype, suffix=suffix)
-    ids, segments = read_panoptic(record)
+    ids, segments = record.read_panoptic()
     assert ids.tolist() == [[0, 1, 1, 2], [0, 1, 2, 2], [0, 0, 2, 2]]
     assert segments == [
         {"id": 1, "category_id": 0, "isthing": True, "iscrowd": False, "area": 3},
         {"id": 2, "category_id": 1, "isthing": False, "iscrowd": False, "area": 5},
     ]
-    assert read_segments(record) == segments and not is_referring(record)
+    assert record.segments() == segments and not record.is_referring
 
 
 def test_palettes_and_large_values(make):
     coding = LabelCoding.of([Category(845, "rail", False)], [65_535])
-    assert read_panoptic(make([[845] * 4] * 3, np.uint16, ".tif", coding))[0].tolist() == [[1] * 4] * 3
+    assert make([[845] * 4] * 3, np.uint16, ".tif", coding).read_panoptic()[0].tolist() == [[1] * 4] * 3
     record = make()
     indexed = Image.new("P", (4, 3))
     indexed.putpalette([7, 7, 7] * 256)
     indexed.putdata(LABELS.ravel().tolist())
     indexed.save(record["sem_seg_file_name"])
-    assert read_panoptic(record)[0].max() == 2
+    assert record.read_panoptic()[0].max() == 2
 
 
 def test_the_mapper_and_the_evaluation_read_it_unchanged(make):
@@ -63,7 +62,7 @@ def test_the_mapper_and_the_evaluation_read_it_unchanged(make):
 
 
 def test_nothing_but_void_has_no_segment(make):
-    ids, segments = read_panoptic(make(np.zeros((3, 4))))
+    ids, segments = make(np.zeros((3, 4))).read_panoptic()
     assert not ids.any() and segments == []
 
 
@@ -85,7 +84,7 @@ def test_an_offset_moves_the_values_and_a_class_wins_over_an_ignored_value():
 def test_bad_labels_name_file_and_value(make, change, message):
     record = make(**change)
     with pytest.raises(ValueError, match=message):
-        read_panoptic(record)
+        record.read_panoptic()
     assert isinstance(EvaluationDataset([record])[0], Unreadable)
 
 

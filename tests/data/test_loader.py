@@ -15,6 +15,7 @@ from PIL import Image
 
 from openworldsam.data.loader import TrainingDataset, training_batches
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records import as_record
 
 LOADING = """
 import json
@@ -201,7 +202,7 @@ def test_the_warning_names_the_image_whatever_the_error(tmp_path, caplog):
         }
         for i, segmentation in enumerate((whole, broken))
     ]  # fmt: skip
-    dataset = TrainingDataset(referring, DatasetMapper(), seed=0)
+    dataset = TrainingDataset(list(map(as_record, referring)), DatasetMapper(), seed=0)
     with caplog.at_level(logging.WARNING):
         assert {name for position in range(2) for name in dataset[position]["skipped"]} == {str(tmp_path / "1.png")}
     assert "1.png" in caplog.text
@@ -271,7 +272,7 @@ def test_the_real_mapper_in_workers(tmp_path):
         )  # fmt: skip
     (tmp_path / "2.png").unlink()
     mapper = DatasetMapper(class_names=tuple("abcdefgh"), is_thing=(True,) * 8, max_prompts=3)
-    dataset = TrainingDataset(panoptic_records, mapper, seed=0)
+    dataset = TrainingDataset(list(map(as_record, panoptic_records)), mapper, seed=0)
     here, there = (flat(load(dataset, steps=4, num_workers=n)) for n in (0, 2))
     for own, other in zip(here, there, strict=True):
         assert own.keys() == other.keys()

@@ -9,8 +9,10 @@ import torch
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from openworldsam.data.datasets.coco import CATEGORIES, load_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records import as_record
+from openworldsam.data.records.panoptic import load_panoptic
 
 NAMES = tuple(f"class {c}" for c in range(12))
 IS_THING = tuple(c < 8 for c in range(12))
@@ -35,15 +37,15 @@ def panoptic(folder, segments, ids=None, **changes):
         for strip, (segment, _, _) in enumerate(segments):
             ids[:, 2 * strip : 2 * strip + 2] = segment
     Image.fromarray(id2rgb(ids)).save(folder / "panoptic.png")
-    return {
+    record = {
         "file_name": str(folder / "image.png"),
         "image_id": 5,
         "height": HEIGHT,
         "width": WIDTH,
         "pan_seg_file_name": str(folder / "panoptic.png"),
         "segments_info": [{"id": i, "category_id": c, "iscrowd": crowd} for i, c, crowd in segments],
-        **changes,
     }
+    return as_record({**record, **changes})
 
 
 def strips(*numbers):
@@ -64,14 +66,8 @@ def referring(folder, *objects, **changes):
         {"id": i, "sentences": list(sentences), "segmentation": polygons, "bbox": [0, 0, 1, 1], "category_id": 0}
         for i, (sentences, polygons) in enumerate(objects)
     ]
-    return {
-        "file_name": str(folder / "image.png"),
-        "image_id": 6,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "annotations": annotations,
-        **changes,
-    }
+    size = {"height": HEIGHT, "width": WIDTH, **changes}
+    return as_record({"file_name": str(folder / "image.png"), "image_id": 6, **size, "annotations": annotations})
 
 
 def mapper(**options):
@@ -295,7 +291,7 @@ def train_one_step(model, batch):
 
 def test_real_panoptic_annotations(shared, build):
     folder = shared / "data/coco_panoptic_sample"
-    records = load_panoptic(folder / "panoptic.json", folder / "images", folder / "panoptic")
+    records = load_panoptic(folder / "panoptic.json", folder / "images", folder / "panoptic", categories=CATEGORIES)
     names, is_thing = [c.name for c in CATEGORIES], [c.is_thing for c in CATEGORIES]
     complete = DatasetMapper(class_names=tuple(names), is_thing=tuple(is_thing), max_prompts=0)
     batch = [complete(record, generator()) for record in records]
@@ -320,7 +316,7 @@ def test_real_referring_annotations(shared):
             **{key: own[0][key] for key in ("image_id", "height", "width")},
             "annotations": [{**o, "sentences": [o["sentence"]]} for o in own],
         }
-        mapped = DatasetMapper()(record, generator())
+        mapped = DatasetMapper()(as_record(record), generator())
         assert mapped["prompts"] == [o["sentence"] for o in own]
         for o, target in zip(own, mapped["targets"], strict=True):
             _, rows, columns = target.nonzero(as_tuple=True)

@@ -12,8 +12,9 @@ import pytest
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from openworldsam.data.datasets.coco import CATEGORIES, load_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.prepare import coco
+from openworldsam.data.records.panoptic import load_panoptic
 
 FILTERED = "coco/annotations/panoptic_train2017_filtrefgumdval_filtvlp.json"
 CAT, SKY = 15, 119  # contiguous ids; 17 and 187 in COCO's own files
@@ -95,7 +96,8 @@ def test_several_processes_make_the_same(root, command):
 
 def test_real_sample(shared, tmp_path):
     sample = shared / "data/coco_panoptic_sample"
-    records = load_panoptic(sample / "panoptic.json", sample / "images", sample / "panoptic", tmp_path)
+    folders = (sample / "images", sample / "panoptic", tmp_path)
+    records = load_panoptic(sample / "panoptic.json", *folders, categories=CATEGORIES)
     assert coco.make_semantic_pngs(records, workers=1, title="") == []
     for record in records:
         assert coco.check_panoptic(record) is None

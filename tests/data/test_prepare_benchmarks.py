@@ -14,7 +14,6 @@ from PIL import Image
 from openworldsam.data.check import read_all
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
-from openworldsam.data.ground_truth import read_panoptic
 from openworldsam.data.prepare.command import PREPARATIONS
 from openworldsam.data.prepare.labels import ade20k_classes, read_scannet_table
 from openworldsam.data.preprocessing import read_image
@@ -53,7 +52,7 @@ def summary(name, index=0):
     """Name, whether a crowd, and area of each segment of a registered record; the map agrees."""
     record = DatasetCatalog.get(name)[index]
     assert read_all(record) is None
-    ids, segments = read_panoptic(record)
+    ids, segments = record.read_panoptic()
     vocabulary = MetadataCatalog.get(name).vocabulary
     return sorted((vocabulary[s["category_id"]], bool(s["iscrowd"]), int((ids == s["id"]).sum())) for s in segments)
 

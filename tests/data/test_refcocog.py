@@ -9,9 +9,11 @@ import pytest
 from detectron2.data import DatasetCatalog
 from pycocotools import mask as rle
 
-from openworldsam.data.datasets.refcocog import load_referring, union_mask
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.prepare import refcocog
 from openworldsam.data.prepare.refcocog import Counts, convert, count, read_refs
+from openworldsam.data.records.referring import load_referring
+from openworldsam.data.records.rle import union_mask
 
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
 
@@ -198,7 +200,7 @@ def test_public_file_with_sentences_as_objects(tmp_path):
     content["annotations"][0]["sentences"] = [{"raw": "One DOG", "sent": "one dog"}, {"raw": " "}]
     (tmp_path / "val.json").write_text(json.dumps(content))
     (tmp_path / "000000000002.jpg").touch()
-    (record,) = load_referring(tmp_path / "val.json", tmp_path)
+    (record,) = load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
     assert record["annotations"][0]["sentences"] == ["one dog"]
 
 
@@ -223,13 +225,13 @@ def test_bad_json_is_an_error(tmp_path, change, message):
     change(content)
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        load_referring(tmp_path / "val.json", tmp_path)
+        load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
 
 
 def test_without_any_image_is_an_error(tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(convert(REFS, instances(), "val")))
     with pytest.raises(FileNotFoundError, match="1 of 1 files"):
-        load_referring(tmp_path / "val.json", tmp_path)
+        load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
 
 
 def test_union_of_overlapping_polygons():

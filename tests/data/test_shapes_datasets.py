@@ -11,9 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets, shapes
-from openworldsam.data.datasets.shapes import SPLITS, configured_world, render_reference
-from openworldsam.data.ground_truth import is_referring, read_panoptic, read_picture, read_referring, read_sentences
+from openworldsam.data.datasets.shapes import SPLITS, configured_world
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records.scenes import render_reference
 from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, expressions
 from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache
@@ -57,7 +57,7 @@ def test_records_are_small_and_can_be_sent_to_other_processes(cfg):
         assert record["file_name"] == f"{name}/000003"
         assert len(pickle.dumps(record)) < 1000
         again = pickle.loads(pickle.dumps(record))
-        np.testing.assert_array_equal(read_picture(again), read_picture(record))
+        np.testing.assert_array_equal(again.read_image(), record.read_image())
 
 
 def test_the_seed_fixes_a_split_and_another_one_changes_every_split(cfg):
@@ -65,7 +65,7 @@ def test_the_seed_fixes_a_split_and_another_one_changes_every_split(cfg):
         cfg.DATASETS.SHAPES_SEED = seed
         register_datasets(cfg)
         records = {name: DatasetCatalog.get(name)[:5] for name in SPLITS}
-        return {name: np.stack([read_picture(record) for record in own]) for name, own in records.items()}
+        return {name: np.stack([record.read_image() for record in own]) for name, own in records.items()}
 
     first, again, other = pictures(3), pictures(3), pictures(4)
     for name in SPLITS:
@@ -83,7 +83,7 @@ def test_no_scene_and_no_image_id_is_in_two_splits_seeds_or_worlds(cfg):
             own = {record["image_id"] for record in records}
             assert len(own) == 500 and not own & ids
             ids |= own
-            few = {read_picture(record).tobytes() for record in records[:5]}
+            few = {record.read_image().tobytes() for record in records[:5]}
             assert not few & pictures
             pictures |= few
 
@@ -92,8 +92,8 @@ def test_no_scene_and_no_image_id_is_in_two_splits_seeds_or_worlds(cfg):
 def test_ground_truth_is_that_of_the_scene(cfg, name):
     for record in DatasetCatalog.get(name)[:5]:
         scene = render_reference(record["scene"])
-        ids, segments = read_panoptic(record)
-        assert not is_referring(record) and (record["height"], record["width"]) == ids.shape == (64, 64)
+        ids, segments = record.read_panoptic()
+        assert not record.is_referring and (record["height"], record["width"]) == ids.shape == (64, 64)
         np.testing.assert_array_equal(ids, scene.segment_map)
         named = {(s["id"], MetadataCatalog.get(name).vocabulary[s["category_id"]]) for s in segments}
         assert len(named) == len(segments)
@@ -135,10 +135,10 @@ def test_a_shape_is_asked_for_in_all_its_colours_and_in_each(cfg):
 def test_expressions_come_with_the_masks_of_their_things(cfg):
     for record in DatasetCatalog.get("shapes_refer_val")[:5]:
         scene = render_reference(record["scene"])
-        assert is_referring(record)
+        assert record.is_referring
         expected = expressions(scene)
-        found = read_referring(record)
-        assert [r.sentences for r in found] == read_sentences(record) == list(expected.values())
+        found = record.read_referring()
+        assert [r.sentences for r in found] == record.sentences() == list(expected.values())
         for referent, id_ in zip(found, expected, strict=True):
             np.testing.assert_array_equal(referent.mask, scene.segment_map == id_)
 

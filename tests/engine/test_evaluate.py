@@ -12,8 +12,8 @@ from test_training_processes import forked_processes
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
-from openworldsam.data.datasets import check_registered
-from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
+from openworldsam.data.datasets.catalog import PanopticFiles, check_registered, register_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.engine.evaluate import main, parse_args
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import Saving

@@ -14,7 +14,8 @@ from test_trainer import make_dataset, register, run, start, training_cfg
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
-from openworldsam.data.datasets.coco import CATEGORIES, PanopticFiles, register_panoptic
+from openworldsam.data.datasets.catalog import PanopticFiles, register_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache

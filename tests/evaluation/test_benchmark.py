@@ -15,8 +15,8 @@ from torch import nn
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
-from openworldsam.data.datasets.coco import CATEGORIES, SEGMENTATION, PanopticFiles, register_panoptic
-from openworldsam.data.ground_truth import read_sentences
+from openworldsam.data.datasets.catalog import SEGMENTATION, PanopticFiles, load_records, register_panoptic
+from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
 from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
@@ -108,7 +108,7 @@ class Oracle(nn.Module):
         super().__init__()
         metadata = MetadataCatalog.get(name)
         classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
-        examples = EvaluationDataset(DatasetCatalog.get(name)[:4], **classes, **options)
+        examples = EvaluationDataset(load_records(name)[:4], **classes, **options)
         readable = [e for e in map(examples.__getitem__, range(len(examples))) if isinstance(e, Example)]
         self.answers = {e.inputs["image_id"]: perfect(e, metadata.is_thing) for e in readable}
         self.asked = []
@@ -145,14 +145,14 @@ def test_perfect_masks_of_expressions_give_100(cfg, sentences):
     content = evaluate(cfg, model)["shapes_refer_val"]
     assert content.keys() == {"referring", "protocol", "images", "skipped", "remarks"}
     assert content["referring"]["cIoU"] == content["referring"]["precision@0.9"] == 100
-    texts = [read_sentences(record) for record in DatasetCatalog.get("shapes_refer_val")[:4]]
+    texts = [record.sentences() for record in load_records("shapes_refer_val")[:4]]
     expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]
     assert model.asked == [[image] for image in expected]
 
 
 def test_what_is_wrong_costs(cfg):
     """A class mistaken for another, on half of the images."""
-    dataset = EvaluationDataset(DatasetCatalog.get("shapes_val")[:4], class_names=NAMES * 5, is_thing=[True] * 20)
+    dataset = EvaluationDataset(load_records("shapes_val")[:4], class_names=NAMES * 5, is_thing=[True] * 20)
     benchmark = Benchmark(("panoptic", "semantic"), NAMES * 5, [True] * 20)
     for index in range(4):
         example = dataset[index]
@@ -167,7 +167,7 @@ def test_what_is_wrong_costs(cfg):
 
 
 def test_protocols_ask_what_they_say(cfg):
-    records = DatasetCatalog.get("shapes_val")[:6]
+    records = load_records("shapes_val")[:6]
     metadata = MetadataCatalog.get("shapes_val")
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
     oracle, everything, absent = (
@@ -196,7 +196,7 @@ def ask(record, index=0, names=NAMES, is_thing=IS_THING, **options):
 
 
 def test_a_number_of_absent_classes(pictures_on_disk):
-    record = DatasetCatalog.get(pictures_on_disk)[0]  # a cat and grass
+    record = load_records(pictures_on_disk)[0]  # a cat and grass
     options = {"protocol": "present+absent", "num_absent": 1}
     inputs, truth = ask(record, **options)
     assert len(truth.absent) == 1 and inputs["class_ids"] == sorted([0, 2, *truth.absent])
@@ -205,7 +205,7 @@ def test_a_number_of_absent_classes(pictures_on_disk):
 
 
 def test_caps_of_the_released_code(pictures_on_disk):
-    record = DatasetCatalog.get(pictures_on_disk)[0]
+    record = load_records(pictures_on_disk)[0]
     capped = ask(record, cap=1)
     assert len(capped.inputs["prompts"]) == 1 and set(capped.inputs["class_ids"]) < {0, 2}
     assert ask(record, 3, cap=1).inputs["class_ids"] == capped.inputs["class_ids"]  # the same seed for every image
@@ -243,7 +243,7 @@ def test_the_text_of_prompts(tiny_cfg, opts, expected, pictures_on_disk):
     tiny_cfg.merge_from_list([f"TEST.{x}" if isinstance(x, str) and x.isupper() else x for x in opts])
     text, names = PromptText.from_config(tiny_cfg), ["pottedplant", "road, route", "sky"]
     assert [text.of(name) for name in names] == expected
-    record = DatasetCatalog.get(pictures_on_disk)[0]
+    record = load_records(pictures_on_disk)[0]
     asked = ask(record, names=names, is_thing=[False] * 3, protocol="global", text=text)
     assert asked.inputs["prompts"] == expected
 
@@ -274,7 +274,7 @@ def test_what_is_empty_is_said():
 
 
 def test_a_class_of_a_crowd_is_neither_present_nor_absent(pictures_on_disk):
-    records = DatasetCatalog.get(pictures_on_disk)
+    records = load_records(pictures_on_disk)
     dataset = EvaluationDataset(records, class_names=NAMES, is_thing=IS_THING, protocol="present+absent")
     inputs, truth = dataset[1]
     assert inputs["class_ids"][0] == 1 and truth.absent in ([2], [3])
@@ -302,7 +302,7 @@ def test_unreadable_images_are_listed_and_images_without_prompts_predict_nothing
     lines = remarks({pictures_on_disk: content})
     assert [line.split(": ")[1][:20] for line in lines] == ["1 images not scored,", "1 images to be noted"]
     assert content["semantic"]["per_class"]["cat"]["IoU"] is not None
-    dataset = EvaluationDataset(DatasetCatalog.get(pictures_on_disk), class_names=NAMES, is_thing=IS_THING)
+    dataset = EvaluationDataset(load_records(pictures_on_disk), class_names=NAMES, is_thing=IS_THING)
     assert dataset[2].inputs["prompts"] == [] and isinstance(dataset[3], Unreadable)
     perfect_content = evaluate(cfg, Oracle(pictures_on_disk))[pictures_on_disk]
     assert [perfect_content["panoptic"]["PQ"], perfect_content["instance"]["AP"]] == [pytest.approx(100)] * 2
@@ -340,7 +340,7 @@ def test_a_model_keeps_its_mode_and_the_generators_their_state(cfg, build):
 
 
 def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
-    dataset = EvaluationDataset(DatasetCatalog.get("shapes_val")[:1], class_names=NAMES * 5, is_thing=[True] * 20)
+    dataset = EvaluationDataset(load_records("shapes_val")[:1], class_names=NAMES * 5, is_thing=[True] * 20)
     benchmark = Benchmark(("semantic",), NAMES * 5, [True] * 20)
     with pytest.raises(ValueError, match=r"shapes_val/000000: the prediction is \(3, 3\)"):
         benchmark.update(dataset[0], Answer(semantic=np.zeros((3, 3))))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_benchmark import Oracle, cfg, coco_sample, pictures_on_disk  # noqa: F401 (fixtures)
 
-from openworldsam.data.datasets.coco import CATEGORIES, read_categories
+from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.data.records.coco_json import read_categories
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import SavedPredictions, Saving

@@ -1,3 +1,5 @@
+"""Adapter: Eq. 1, the soft-prompt transformer, fusions, and chunks of decoder tokens."""
+
 import pytest
 import torch
 
@@ -14,31 +16,28 @@ def adapter(**options):
 
 @pytest.fixture
 def batch():
-    """Embeddings of five prompts about three images, the middle one without any."""
+    """Embeddings of five prompts on three images; the second image has none."""
     torch.manual_seed(1)
     return torch.randn(5, D), torch.randn(B, C, S, S), torch.tensor([0, 0, 2, 2, 2])
 
 
 def test_equation_1(batch):
-    embeddings, embed, index = batch
     module = adapter(num_layers=0)
-    tokens = module(embeddings, embed, index, POSITIONS)
+    tokens = module(*batch, POSITIONS)
     for p in range(5):
         for k in range(K):
-            expected = module.projector(embeddings[p]) + module.tie_breakers[k]
-            torch.testing.assert_close(tokens.own[p * K + k], expected)
+            expected = module.projector(batch[0][p]) + module.tie_breakers[k]
+            torch.testing.assert_close(tokens.queries[p * K + k], expected)
     assert tokens.shared is None
     assert tokens.image_index.tolist() == [0] * 2 * K + [2] * 3 * K
 
 
 def test_without_tie_breakers_a_prompt_has_one_query(batch):
-    embeddings, embed, index = batch
-    tokens = adapter(num_tie_breakers=0)(embeddings, embed, index, POSITIONS)
-    assert tokens.own.shape == (5, C)
+    assert adapter(num_tie_breakers=0)(*batch, POSITIONS).queries.shape == (5, C)
 
 
 def reference_transformer(module, queries, memory, interaction):
-    """One image at a time, written out with the layers' own weights: queries [P, K, C], memory [S*S, C]."""
+    """Straightforward version for one image, with the same weights: queries [P, K, C], memory [S*S, C]."""
     x = queries
     for layer in module.soft_prompt.layers:
         groups = [x.reshape(1, -1, C)] if interaction == "image" else list(x[:, None].unbind(0))
@@ -54,63 +53,62 @@ def reference_transformer(module, queries, memory, interaction):
 
 
 @pytest.mark.parametrize("interaction", ["prompt", "image"])
-def test_the_padded_table_equals_a_loop_over_images(batch, interaction):
+def test_batched_transformer_equals_a_loop_over_images(batch, interaction):
     embeddings, embed, index = batch
     module = adapter(interaction=interaction, fusion="replace")
-    tokens = module(embeddings, embed, index, POSITIONS).own.view(5, K, C)
+    tokens = module(embeddings, embed, index, POSITIONS).queries.view(5, K, C)
     queries = module.projector(embeddings)[:, None] + module.tie_breakers
     for image in (0, 2):
         expected = reference_transformer(module, queries[index == image], embed[image].flatten(1).T, interaction)
         torch.testing.assert_close(tokens[index == image], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fusions_are_what_they_say(batch):
+def test_fusions(batch):
     tokens = {f: adapter(fusion=f, interaction="image")(*batch, POSITIONS) for f in ("replace", "add", "broadcast")}
-    queries, refined = tokens["broadcast"].own, tokens["replace"].own
-    torch.testing.assert_close(tokens["add"].own, queries + refined)
+    queries, refined = tokens["broadcast"].queries, tokens["replace"].queries
+    torch.testing.assert_close(tokens["add"].queries, queries + refined)
     torch.testing.assert_close(tokens["broadcast"].shared, refined)
-    rows = torch.tensor([8, 9])  # of image 2, whose rows are 8 to 19
-    gathered = tokens["broadcast"].gather(rows)
+    chunk = torch.tensor([8, 9])  # image 2 has queries 8 to 19
+    gathered = tokens["broadcast"].gather(chunk)
     assert gathered.shape == (2, 12, C)
-    for i, row in enumerate(rows):
-        for j in range(12):
-            torch.testing.assert_close(gathered[i, j], queries[row] + refined[8 + j])
+    torch.testing.assert_close(gathered, queries[chunk][:, None] + refined[8:])
 
 
-def test_broadcast_under_interaction_prompt_stays_within_the_prompt(batch):
+def test_broadcast_with_interaction_prompt_stays_within_the_prompt(batch):
     tokens = adapter(fusion="broadcast", interaction="prompt")(*batch, POSITIONS)
-    gathered = tokens.gather(torch.tensor([5]))  # row 1 of prompt 1
-    torch.testing.assert_close(gathered[0], tokens.own[5] + tokens.shared[4:8])
+    gathered = tokens.gather(torch.tensor([5]))  # query 1 of prompt 1
+    torch.testing.assert_close(gathered[0], tokens.queries[5] + tokens.shared[4:8])
 
 
-def test_without_the_transformer_every_fusion_gives_the_query(batch):
+def test_without_transformer_the_token_is_the_query(batch):
     results = [adapter(fusion=f, num_layers=0)(*batch, POSITIONS) for f in ("replace", "add", "broadcast")]
-    assert all(r.shared is None and torch.equal(r.own, results[0].own) for r in results)
+    assert all(r.shared is None and torch.equal(r.queries, results[0].queries) for r in results)
 
 
-def test_chunks_cover_every_row_once_and_keep_groups_apart():
+def test_chunks_cover_every_query_once_and_separate_groups():
     group = torch.tensor([0] * 5 + [1] * 2 + [3] * 4)
-    own = torch.zeros(11, C)
-    rows = torch.tensor([0, 1, 2, 3, 4, 6, 7, 10])
-    for shared in (None, own):
-        chunks = DecoderTokens(own, group, group, shared=shared).chunks(rows, 3)
+    queries = torch.zeros(11, C)
+    selected = torch.tensor([0, 1, 2, 3, 4, 6, 7, 10])
+    for shared in (None, queries):
+        chunks = DecoderTokens(queries, group, group, shared=shared).chunks(selected, 3)
         assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4], [6], [7, 10]]
-    assert DecoderTokens(own, group, group).chunks(rows[:0], 3) == []
+    assert DecoderTokens(queries, group, group).chunks(selected[:0], 3) == []
 
 
-def test_many_tokens_make_shorter_chunks():
+def test_chunks_of_many_tokens_are_smaller():
     group = torch.zeros(4000, dtype=torch.long)
-    own = torch.zeros(4000, 1)
-    sizes = {len(c) for c in DecoderTokens(own, group, group, shared=own).chunks(torch.arange(4000), 32)}
+    queries = torch.zeros(4000, 1)
+    tokens = DecoderTokens(queries, group, group, shared=queries)
+    sizes = {len(chunk) for chunk in tokens.chunks(torch.arange(4000), 32)}
     assert sizes == {32 * 512 // 4000}
 
 
-def test_key_positions_reach_the_keys_alone(batch):
+def test_key_positions_change_only_the_keys(batch):
     positions = torch.randn(1, C, S, S)
-    plain = adapter(key_positions=False)(*batch, positions).own
-    with_positions = adapter(key_positions=True)(*batch, positions).own
+    plain = adapter(key_positions=False)(*batch, positions).queries
+    with_positions = adapter(key_positions=True)(*batch, positions).queries
     assert not torch.allclose(plain, with_positions)
-    torch.testing.assert_close(adapter(key_positions=True)(*batch, POSITIONS).own, plain)
+    torch.testing.assert_close(adapter(key_positions=True)(*batch, POSITIONS).queries, plain)
 
 
 def test_tie_breaker_std():

@@ -4,14 +4,8 @@ from hydra import compose
 from hydra.utils import instantiate
 from sam2.build_sam import build_sam2  # noqa: F401  (initialises the package's configs)
 
-from openworldsam import OpenWorldSAMPredictor
 from openworldsam.modeling.image_encoder import SAM2ImageEncoder
-from openworldsam.modeling.prompt_encoders import (
-    PROMPT_ENCODER_REGISTRY,
-    BEiT3PromptEncoder,
-    PromptEncoder,
-    build_prompt_encoder,
-)
+from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 
 TINY_TRUNK = {
     "embed_dim": 16,
@@ -68,34 +62,3 @@ def test_the_embedding_depends_on_text_and_image_but_text_alone_does_not_see_the
 def test_an_id_beyond_the_table_is_an_error():
     with pytest.raises(ValueError, match="token id 100 is beyond the 100 rows"):
         encoder().encode_tokens(torch.randn(1, 3, 32, 32), torch.tensor([[0, 100, 2]]), torch.tensor([0]))
-
-
-@PROMPT_ENCODER_REGISTRY.register()
-class LengthEncoder(PromptEncoder):
-    """Embeds a text by its length; brings its own weights, and a buffer that no file holds."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.embed_dim = 32
-        self.register_buffer("scale", torch.ones(32), persistent=False)
-
-    def preprocess(self, image):
-        return image.new_zeros(3, 4, 4)
-
-    def forward(self, images, prompts, image_index):
-        return torch.tensor([[float(len(prompt))] for prompt in prompts]) * self.scale
-
-
-def test_an_encoder_of_ones_own_works_with_the_other_weights(tiny_cfg, photograph):
-    tiny_cfg.MODEL.PROMPT_ENCODER.NAME = "LengthEncoder"
-    predictor = OpenWorldSAMPredictor(tiny_cfg)
-    assert predictor.sources.keys() == {"sam2", "adapter"}
-    predictor.set_image(photograph)
-    scores = predictor.predict(["a", "b", "four"], "referring").scores
-    assert scores[0] == scores[1] != scores[2]
-
-
-def test_an_unknown_encoder_is_named(tiny_cfg):
-    tiny_cfg.MODEL.PROMPT_ENCODER.NAME = "Nothing"
-    with pytest.raises(KeyError, match="Nothing"):
-        build_prompt_encoder(tiny_cfg)

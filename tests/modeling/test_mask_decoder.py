@@ -1,3 +1,5 @@
+"""Mask decoder: equal to the sam2 package, mask selection, subsets of queries, refinement."""
+
 import pytest
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
@@ -29,8 +31,8 @@ def tokens(index=(0, 0, 0, 1, 1)):
     return DecoderTokens(torch.randn(len(index), C), index, index)
 
 
-def sam2_reference(module, dynamic):
-    """The package's own decoder with the same weights."""
+def sam2_decode(module, image, sparse, dense, dynamic):
+    """Decode queries of one image by the sam2 package's decoder with the same weights."""
     theirs = MaskDecoder(
         transformer_dim=C,
         transformer=TwoWayTransformer(depth=2, embedding_dim=C, mlp_dim=2048, num_heads=8),
@@ -42,7 +44,16 @@ def sam2_reference(module, dynamic):
     ).eval()
     missing, unexpected = theirs.load_state_dict(module.decoder.state_dict(), strict=False)
     assert {name.split(".")[0] for name in missing} == {"conv_s0", "conv_s1"} and not unexpected
-    return theirs
+    masks, iou, _, _ = theirs(
+        image_embeddings=image.embed,
+        image_pe=module.positions(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+        repeat_image=True,
+        high_res_features=list(image.high_res),
+    )
+    return masks[:, 0], iou[:, 0]
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
@@ -50,33 +61,24 @@ def sam2_reference(module, dynamic):
 def test_equals_the_sam2_package_one_image_at_a_time(dynamic):
     module, f, t = decoder(dynamic_multimask=dynamic, chunk=2), features(), tokens()
     logits, iou = module(f, t)
-    theirs = sam2_reference(module, dynamic)
+    no_mask = module.prompt_encoder.no_mask_embed.weight[:, :, None, None]
     for image in range(2):
-        own = t.image_index == image
-        expected, expected_iou, _, _ = theirs(
-            image_embeddings=f.embed[image : image + 1],
-            image_pe=module.positions(),
-            sparse_prompt_embeddings=t.own[own][:, None],
-            dense_prompt_embeddings=module.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand(
-                int(own.sum()), -1, S, S
-            ),
-            multimask_output=False,
-            repeat_image=True,
-            high_res_features=[level[image : image + 1] for level in f.high_res],
-        )
-        torch.testing.assert_close(logits[own], expected[:, 0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(iou[own], expected_iou[:, 0], rtol=1e-4, atol=1e-5)
+        queries = t.queries[t.image_index == image][:, None]
+        dense = no_mask.expand(len(queries), -1, S, S)
+        expected, expected_iou = sam2_decode(module, f.of_image(image), queries, dense, dynamic)
+        torch.testing.assert_close(logits[t.image_index == image], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(iou[t.image_index == image], expected_iou, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_fallback_was_exercised_above():
+def test_these_weights_need_the_fallback():
     module, f, t = decoder(), features(), tokens()
     assert not torch.equal(module(f, t)[1], module(f, t, single_mask=True)[1])
 
 
 def test_select_mask_by_hand():
     single = torch.full((4, 4), -1.0)
-    single[0, 0], single[0, 1] = 1.0, 0.01  # area 1 above 0.05, 2 above -0.05: unstable
+    single[0, 0], single[0, 1] = 1.0, 0.01  # area 1 above 0.05, area 2 above -0.05: unstable
     logits = torch.stack([single, *(torch.full((4, 4), float(i)) for i in (1, 2, 3))])[None]
     iou = torch.tensor([[0.99, 0.1, 0.3, 0.2]])
     mask, score = select_mask(logits, iou, dynamic_multimask=True)
@@ -94,22 +96,20 @@ def test_an_empty_or_stable_mask_does_not_fall_back():
 
 
 @torch.no_grad()
-def test_some_rows_equal_those_of_all():
+def test_selected_queries_equal_those_of_all():
     module, f, t = decoder(chunk=2), features(), tokens()
-    rows = torch.tensor([1, 3, 4])
+    selected = torch.tensor([1, 3, 4])
     logits, iou = module(f, t)
-    some, some_iou = module(f, t, rows)
-    torch.testing.assert_close(some, logits[rows], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(some_iou, iou[rows], rtol=1e-5, atol=1e-6)
+    some, some_iou = module(f, t, selected)
+    torch.testing.assert_close(some, logits[selected], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(some_iou, iou[selected], rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
-def test_no_rows_give_empty_results():
-    module, f = decoder(), features()
-    logits, iou = module(f, tokens(), torch.zeros(0, dtype=torch.long))
-    assert logits.shape == (0, 4 * S, 4 * S) and iou.shape == (0,)
-    logits, iou = module.refine(f, torch.zeros(0, dtype=torch.long), torch.zeros(0, 4 * S, 4 * S))
-    assert logits.shape == (0, 4 * S, 4 * S) and iou.shape == (0,)
+def test_no_queries_give_empty_results():
+    module, f, none = decoder(), features(), torch.zeros(0, dtype=torch.long)
+    for logits, iou in (module(f, tokens(), none), module.refine(f, none, torch.zeros(0, 4 * S, 4 * S))):
+        assert logits.shape == (0, 4 * S, 4 * S) and iou.shape == (0,)
 
 
 @torch.no_grad()
@@ -117,18 +117,9 @@ def test_refinement_equals_the_sam2_package_with_a_mask_prompt():
     module, f = decoder(chunk=2), features()
     masks, index = torch.randn(3, 4 * S, 4 * S) * 5, torch.tensor([1, 0, 1])
     logits, iou = module.refine(f, index, masks)
-    theirs = sam2_reference(module, dynamic=True)
-    for row, image in enumerate(index.tolist()):
-        sparse, dense = module.prompt_encoder(points=None, boxes=None, masks=masks[row : row + 1, None])
+    for n, image in enumerate(index.tolist()):
+        sparse, dense = module.prompt_encoder(points=None, boxes=None, masks=masks[n : n + 1, None])
         assert sparse.shape[1] == 0
-        expected, expected_iou, _, _ = theirs(
-            image_embeddings=f.embed[image : image + 1],
-            image_pe=module.positions(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-            repeat_image=False,
-            high_res_features=[level[image : image + 1] for level in f.high_res],
-        )
-        torch.testing.assert_close(logits[row], expected[0, 0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(iou[row], expected_iou[0, 0], rtol=1e-4, atol=1e-5)
+        expected, expected_iou = sam2_decode(module, f.of_image(image), sparse, dense, dynamic=True)
+        torch.testing.assert_close(logits[n], expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(iou[n], expected_iou[0], rtol=1e-4, atol=1e-5)

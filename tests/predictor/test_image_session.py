@@ -42,7 +42,7 @@ def counts(monkeypatch):
             return encode(inputs, prompts, index)
 
         def forward(features, tokens, *rest, **options):
-            counted["queries"] += len(tokens.own)
+            counted["queries"] += len(tokens.queries)
             return decode(features, tokens, *rest, **options)
 
         def encode_images(pixels):

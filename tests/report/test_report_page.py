@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openworldsam.data.rle import encode_mask
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.charts import MOST_BARS, class_bars, sorted_classes

@@ -1,5 +1,6 @@
-"""SAM2's own video predictor at the size of configs/tiny.yaml, with random weights, and our model with them."""
+"""SAM2's own video predictor at the size of configs/tiny.yaml with random weights, and our model with the same."""
 
+import cv2
 import pytest
 import torch
 from sam2.build_sam import build_sam2_video_predictor
@@ -29,22 +30,36 @@ SIZES = {
     "+memory_encoder.mask_downsampler.embed_dim": 32,
     "memory_encoder.fuser.layer.dim": 32,
 }
-"""Of SAM2's config, what the tiny model has otherwise."""
+"""Where the tiny model differs from SAM2's config."""
 
 
 @pytest.fixture(scope="session")
 def sam2_video(request):
-    """SAM2VideoPredictor as SAM2 builds it from its config, that of 2.1 if a test does not name another."""
+    """SAM2VideoPredictor as SAM2 builds it from a config, by default that of 2.1."""
     config = getattr(request, "param", "sam2.1/sam2.1_hiera_t")
     overrides = [f"{'+' * key.startswith('+')}model.{key.lstrip('+')}={value}" for key, value in SIZES.items()]
     torch.manual_seed(0)
     video = build_sam2_video_predictor(f"configs/{config}.yaml", device="cpu", hydra_overrides_extra=overrides)
-    video.fill_hole_area = 0  # which needs a CUDA extension
+    video.fill_hole_area = 0  # filling needs a CUDA extension
     with torch.no_grad():
         for parameter in video.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # norms, biases and zeros too
         video.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.add_(1)
     return video
+
+
+@pytest.fixture(scope="session")
+def write_video():
+    """Write BGR frames into a video file."""
+
+    def write(path, frames):
+        size = frames[0].shape[1::-1]
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, size)
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+
+    return write
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import struct
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,15 +7,12 @@ from PIL import Image
 from openworldsam.video import open_clip
 
 
-def write_video(path, count, size=(64, 48)):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, size)
-    for number in range(count):
-        writer.write(np.full((size[1], size[0], 3), (20 * number, 0, 200), np.uint8))  # BGR
-    writer.release()
+def shades(count, size=(48, 64)):
+    return [np.full((*size, 3), (20 * number % 256, 0, 200), np.uint8) for number in range(count)]  # BGR
 
 
-def test_a_video_comes_frame_by_frame_in_rgb(tmp_path):
-    write_video(tmp_path / "clip.mp4", 8)
+def test_a_video_comes_frame_by_frame_in_rgb(tmp_path, write_video):
+    write_video(tmp_path / "clip.mp4", shades(8))
     clip = open_clip(tmp_path / "clip.mp4")
     frames = list(clip.frames)
     assert clip.fps == 12.5 and clip.length == len(frames) == 8
@@ -24,13 +20,10 @@ def test_a_video_comes_frame_by_frame_in_rgb(tmp_path):
     np.testing.assert_allclose(frames[5].mean(axis=(0, 1)), (200, 0, 100), atol=6)
 
 
-def test_a_video_that_was_taken_upright_comes_upright(tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 48))
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:, :32] = 255
-    for _ in range(3):
-        writer.write(picture)
-    writer.release()
+def test_a_video_that_was_taken_upright_comes_upright(tmp_path, write_video):
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:, :32] = 255
+    write_video(tmp_path / "clip.mp4", [image] * 3)
     content = bytearray((tmp_path / "clip.mp4").read_bytes())
     matrix = content.find(b"tkhd") + 44  # of the track header, 16.16 and 2.30 fixed point
     one = 1 << 16
@@ -42,7 +35,7 @@ def test_a_video_that_was_taken_upright_comes_upright(tmp_path):
     assert frame[:30].min() > 200 and frame[34:].max() < 50
 
 
-def test_a_folder_is_read_in_the_order_of_its_numbers_as_it_is_asked_for(tmp_path):
+def test_a_folder_is_read_on_demand_in_the_order_of_its_numbers(tmp_path):
     for number in (10, 9, 1):
         Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
     (tmp_path / "frame11.png").write_text("not a picture")
@@ -54,18 +47,18 @@ def test_a_folder_is_read_in_the_order_of_its_numbers_as_it_is_asked_for(tmp_pat
         next(clip.frames)
 
 
-def test_what_is_no_clip_is_named(tmp_path):
+def test_other_inputs_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.mp4 not found"):
         open_clip(tmp_path / "none.mp4")
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="has no image"):
         open_clip(tmp_path)
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(ValueError, match=r"text\.mp4 is not a readable video"):
         open_clip(tmp_path / "text.mp4")
 
 
-def test_a_video_that_ends_early_is_told_of(tmp_path, caplog):
-    write_video(tmp_path / "whole.avi", 40, (320, 240))
+def test_a_video_that_ends_early_is_reported(tmp_path, write_video, caplog):
+    write_video(tmp_path / "whole.avi", shades(40, (240, 320)))
     content = (tmp_path / "whole.avi").read_bytes()
     (tmp_path / "part.avi").write_bytes(content[: len(content) // 2])
     clip = open_clip(tmp_path / "part.avi")

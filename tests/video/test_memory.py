@@ -115,7 +115,7 @@ def test_half_precision(video_predictor, precision):
 
 
 def test_a_file_without_or_with_other_video_modules_is_named(predictor, video_predictor):
-    with pytest.raises(ValueError, match=r"model_final\.pth holds no video memory.*--tracker detection"):
+    with pytest.raises(ValueError, match=r"model_final\.pth has no video memory.*--tracker detection"):
         SAM2Memory.from_file(predictor.model, read_video_weights(predictor.cfg))
     file = read_weights(video_predictor.cfg.MODEL.WEIGHTS)
     state = file.components["sam2"]

@@ -1,12 +1,10 @@
-"""Identities, with a predictor that finds colours instead of texts."""
+"""Object ids, with a predictor that finds colours."""
 
 import numpy as np
 import pytest
 import torch
 
-from openworldsam import Prediction
 from openworldsam.checkpoint import convert_released
-from openworldsam.inference.nms import mask_boxes
 from openworldsam.video import VideoPredictor
 from openworldsam.video.memory import read_video_weights
 
@@ -15,46 +13,39 @@ COLOURS = {"red": 200, "green": 100, "grey or green": 100}
 
 
 class ColourPredictor:
-    """Finds all pixels of a colour; counts its images."""
+    """Finds all pixels of a colour."""
+
+    def __init__(self, predicted):
+        self.predicted = predicted
 
     def set_image(self, image):
-        self.image, self.features, self.asked = image, object(), False
+        self.image, self.features = image, object()
 
     def predict(self, prompts, task):
-        self.asked = True
-        masks = [self.image[..., 0] == COLOURS[prompt] for prompt in prompts]
-        kept = [n for n, mask in enumerate(masks) if mask.any()]
-        stacked = np.stack(masks)[kept]
-        return Prediction(
-            task=task,
-            prompts=tuple(prompts),
-            masks=stacked,
-            scores=np.array([0.9 - 0.1 * n for n in kept], np.float32),
-            boxes=mask_boxes(torch.from_numpy(stacked)).numpy(),
-            prompt_index=np.array(kept, int),
-            is_thing=np.ones(len(kept), bool),
-            label_map=np.zeros(SIZE, np.int32),
-            threshold=0.7,
-            best_score=0.95,
-            logits=None,
-        )
+        masks = np.stack([self.image[..., 0] == COLOURS[prompt] for prompt in prompts])
+        kept = np.flatnonzero(masks.any(axis=(1, 2)))
+        about = {"prompts": prompts, "task": task, "best_score": 0.95}
+        return self.predicted(masks[kept], 0.9 - 0.1 * kept, kept, **about)
 
 
-def picture(**places):
-    """A picture with a square of each colour at x."""
+def frame_of(**places):
+    """A frame with a square of each colour at x."""
     image = np.zeros((*SIZE, 3), np.uint8)
     for colour, x in places.items():
         image[10:30, x : x + 20] = COLOURS[colour]
     return image
 
 
-def video(*prompts, **options):
-    return VideoPredictor(ColourPredictor(), prompts, tracker="detection", **options)
+@pytest.fixture
+def video(predicted):
+    """Make a video predictor that follows colours."""
+    model = ColourPredictor(predicted)
+    return lambda *prompts, **options: VideoPredictor(model, prompts, tracker="detection", **options)
 
 
-def test_newcomers_are_looked_for_every_so_many_frames():
+def test_newcomers_are_looked_for_every_so_many_frames(video):
     clip = video("red", "green", every=3)
-    seen = [set(clip.step(picture(red=5 * n, **({"green": 60} if n else {}))).scores) for n in range(5)]
+    seen = [set(clip.step(frame_of(red=5 * n, **({"green": 60} if n else {}))).scores) for n in range(5)]
     assert seen == [{1}, {1}, {1}, {1, 2}, {1, 2}]
     assert [(t.id, t.prompt, t.first_frame, t.last_frame) for t in clip.tracks] == [
         (1, "red", 0, 4),
@@ -63,23 +54,23 @@ def test_newcomers_are_looked_for_every_so_many_frames():
     assert clip.tracks[1].score == pytest.approx(0.8) and clip.best_score == 0.95
 
 
-def test_every_0_looks_in_the_first_frame_alone():
+def test_every_0_looks_in_the_first_frame_alone(video):
     clip = video("red", "green", every=0)
     for n in range(4):
-        clip.step(picture(red=10, **({"green": 60} if n else {})))
+        clip.step(frame_of(red=10, **({"green": 60} if n else {})))
     assert len(clip.tracks) == 1
 
 
-def test_an_object_that_is_gone_for_a_while_keeps_its_id():
+def test_an_object_that_is_gone_for_a_while_keeps_its_id(video):
     clip = video("red", every=1)
-    seen = [set(clip.step(picture(**places)).scores) for places in ({"red": 10}, {}, {"red": 25}, {"red": 80})]
+    seen = [set(clip.step(frame_of(**places)).scores) for places in ({"red": 10}, {}, {"red": 25}, {"red": 80})]
     assert seen == [{1}, set(), {1}, {2}], "what turns up far away is another"
 
 
-def test_an_object_that_is_gone_for_long_is_forgotten():
+def test_an_object_that_is_gone_for_long_is_forgotten(video):
     places = ({"red": 10}, {}, {"red": 12}, {}, {}, {"red": 10})
     clip = video("red", every=1, forget=2)
-    assert [set(clip.step(picture(**x)).scores) for x in places] == [{1}, set(), {1}, set(), set(), {2}]
+    assert [set(clip.step(frame_of(**x)).scores) for x in places] == [{1}, set(), {1}, set(), set(), {2}]
     assert [(track.first_frame, track.last_frame) for track in clip.tracks] == [(0, 2), (5, 5)]
 
 
@@ -97,19 +88,19 @@ def test_the_memory_of_what_is_gone_is_freed(video_predictor, monkeypatch):
     assert not memories and not clip.step(image).scores
 
 
-def test_an_object_of_two_names_has_one_id():
+def test_an_object_of_two_names_has_one_id(video):
     clip = video("green", "grey or green", every=1)
     for x in (10, 14):
-        frame = clip.step(picture(green=x))
+        frame = clip.step(frame_of(green=x))
     assert list(frame.scores) == [1] and clip.tracks[0].prompt == "green"
-    assert np.array_equal(frame.id_map > 0, picture(green=14)[..., 0] > 0)
+    assert np.array_equal(frame.id_map > 0, frame_of(green=14)[..., 0] > 0)
 
 
-def test_a_crossing_of_two_colours():
+def test_a_crossing_of_two_colours(video):
     """The nearer one hides the other for a while; each comes out as itself."""
     clip = video("red", "green", every=1)
     for n in range(13):
-        frame = clip.step(picture(green=5 * n, red=60 - 5 * n))  # red is drawn over green
+        frame = clip.step(frame_of(green=5 * n, red=60 - 5 * n))  # red is drawn over green
         assert frame.id_map[20, 60 - 5 * n] == {"red": 1, "green": 2}["red"]
     assert len(clip.tracks) == 2 and frame.id_map[20, 65] == 2
 
@@ -133,20 +124,20 @@ def test_the_memory_carries_on_between_the_questions(video_predictor):
         (["red", "red"], {}, "twice: red, red"),
         (["red", " "], {}, "prompt 1 is empty"),
         (["red"], {"task": "semantic"}, "task is one of instance, referring"),
-        (["red"], {"every": -1}, "every a number from 0"),
-        (["red"], {"forget": 0}, "forget one from 1"),
+        (["red"], {"every": -1}, "every at least 0"),
+        (["red"], {"forget": 0}, "forget at least 1"),
     ],
 )
-def test_a_bad_argument_is_named(prompts, options, message):
+def test_a_bad_argument_is_named(video, prompts, options, message):
     with pytest.raises(ValueError, match=message):
         video(*prompts, **options)
 
 
-def test_frames_of_another_size_are_refused():
+def test_frames_of_another_size_are_refused(video):
     clip = video("red")
-    clip.step(picture(red=3))
-    with pytest.raises(ValueError, match="frame 1 is 50 x 40 pixels, those before are 100 x 40"):
-        clip.step(picture(red=3)[:, :50])
+    clip.step(frame_of(red=3))
+    with pytest.raises(ValueError, match="frame 1 is 50 x 40 pixels, earlier ones are 100 x 40"):
+        clip.step(frame_of(red=3)[:, :50])
 
 
 def test_the_sam2_of_a_file_of_its_own_is_read(tiny_cfg, tmp_path):

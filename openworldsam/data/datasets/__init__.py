@@ -5,10 +5,7 @@ Paths are relative to $DETECTRON2_DATASETS, or to `datasets`, looked up when a d
 datasets/README.md says how to get each of them.
 """
 
-from collections.abc import Iterable
-
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from openworldsam.data.datasets import benchmarks, coco, custom, refcocog, shapes
 
@@ -18,7 +15,7 @@ benchmarks.register()
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register the datasets that a config describes: the splits of Shapes, and your own. May be called again.
+    """Register the datasets that a config describes: the splits of Shapes, and custom ones. May be called again.
 
     Raises:
         FileNotFoundError: a file of DATASETS.OWN, or a json that one names, is missing.
@@ -29,10 +26,3 @@ def register_datasets(cfg: CfgNode) -> None:
         raise ValueError(f"DATASETS.OWN is a list of names of files, got {cfg.DATASETS.OWN!r}")
     for path in cfg.DATASETS.OWN:
         custom.register(path)
-
-
-def check_registered(names: Iterable[str]) -> None:
-    """Raise ValueError if a dataset of one of the names is not registered."""
-    known = DatasetCatalog.list()
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")

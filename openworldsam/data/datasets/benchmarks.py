@@ -15,16 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from openworldsam.data.datasets.coco import (
-    Category,
-    PanopticFiles,
-    dataset_root,
-    register_panoptic,
-    set_metadata,
-)
-from openworldsam.data.records.instances import load_instances
+from openworldsam.data.datasets.catalog import PanopticFiles, dataset_root, register_dataset, register_panoptic
+from openworldsam.data.records.coco_json import Category
+from openworldsam.data.records.instances import InstanceRecord, load_instances
 from openworldsam.data.records.labels import LabelCoding, LabelRecord, load_labels
 
 logger = logging.getLogger(__name__)
@@ -36,13 +29,13 @@ _README = "datasets/README.md says how to get it"
 class LabelBenchmark(NamedTuple):
     """A benchmark of label images (semantic segmentation).
 
-    classes: name in classes/. images, labels: where the files are, from the root of all datasets; each * of labels
-    stands for what the same * of images matched. listed: a text file whose lines are what the first * may be.
-    ignored: label values that are void. expected: number of images. offset: label value less the class's id.
-    command: makes what is not for download.
+    classes: the names of the classes 0, 1, ..., or the name of a list in classes/. images, labels: where the files are,
+    from the root of all datasets; each * of labels stands for what the same * of images matched. listed: a text file
+    whose lines are what the first * may be. ignored: label values that are void. expected: number of images. offset:
+    label value less the class's id. command: makes what is not for download.
     """
 
-    classes: str
+    classes: str | tuple[str, ...]
     images: str
     labels: str
     ignored: Sequence[int]
@@ -71,12 +64,16 @@ LABELS: dict[str, LabelBenchmark] = {
         command=_MAKE.format("ade20k_847"),
     ),
     "pascal_voc_20_val": LabelBenchmark(
-        "pascal_voc_20",
+        (
+            *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+            *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+        ),
         f"{_VOC}/JPEGImages/*.jpg",
         f"{_VOC}/SegmentationClass/*.png",
         (0, 255),  # background, and the borders of objects
         1449,
         listed=f"{_VOC}/ImageSets/Segmentation/val.txt",
+        offset=1,
     ),
     "pascal_context_59_val": LabelBenchmark(
         "pascal_context_59",
@@ -197,9 +194,11 @@ COMMANDS: dict[str, str] = {
 """What makes of each benchmark's downloads the files that it is read from; empty if these are read themselves."""
 
 
-def read_classes(name: str) -> tuple[Category, ...]:
-    """The classes of classes/NAME.json in the order of their contiguous ids."""
-    return tuple(Category(c["id"], c["name"], bool(c["isthing"])) for c in class_entries(name))
+def read_classes(source: str | tuple[str, ...]) -> tuple[Category, ...]:
+    """The classes of classes/SOURCE.json, or those of the given names, in the order of their contiguous ids."""
+    if isinstance(source, str):
+        return tuple(Category(c["id"], c["name"], bool(c["isthing"])) for c in class_entries(source))
+    return tuple(Category(index, name, False) for index, name in enumerate(source))
 
 
 def class_entries(name: str) -> list[dict[str, Any]]:
@@ -210,22 +209,12 @@ def class_entries(name: str) -> list[dict[str, Any]]:
 def register() -> None:
     """Register all benchmarks of this module; may be called again."""
     for name, labels in LABELS.items():
-        put(name, partial(_load_labels, name), read_classes(labels.classes), ("semantic",))
+        register_dataset(name, partial(_load_labels, name), read_classes(labels.classes), ("semantic",))
     for name, panoptic in PANOPTIC.items():
-        register_panoptic(name, panoptic.files, read_classes(panoptic.classes), hint=hint(name))
-        set_metadata(name, tasks=panoptic.tasks)
+        classes = read_classes(panoptic.classes)
+        register_panoptic(name, panoptic.files, classes, tasks=panoptic.tasks, hint=hint(name))
     classes = read_classes("ade20k_instance_100")
-    put(ADE20K_INSTANCE, partial(_load_ade20k_instances, classes), classes, ("instance",))
-
-
-def put(name: str, load: Any, categories: Sequence[Category], tasks: tuple[str, ...]) -> None:
-    """Put a dataset into Detectron2's catalogs, in place of one of the same name."""
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-    DatasetCatalog.register(name, load)
-    names = [category.name for category in categories]
-    set_metadata(name, vocabulary=names, is_thing=[c.is_thing for c in categories], tasks=tasks)
+    register_dataset(ADE20K_INSTANCE, partial(_load_ade20k_instances, classes), classes, ("instance",))
 
 
 def hint(name: str) -> str:
@@ -271,9 +260,7 @@ def _load_labels(name: str) -> list[LabelRecord]:
     return records
 
 
-def _load_ade20k_instances(categories: Sequence[Category]) -> list[Any]:
-    root = dataset_root() / _ADE
-    advice = hint(ADE20K_INSTANCE)
-    return load_instances(
-        root / "ade20k_instance_val.json", root / "images/validation", categories=categories, hint=advice
-    )
+def _load_ade20k_instances(categories: Sequence[Category]) -> list[InstanceRecord]:
+    root, advice = dataset_root() / _ADE, hint(ADE20K_INSTANCE)
+    json_file, images = root / "ade20k_instance_val.json", root / "images/validation"
+    return load_instances(json_file, images, categories=categories, hint=advice)

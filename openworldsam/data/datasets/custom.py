@@ -1,4 +1,4 @@
-"""A dataset of your own, described by a small YAML or JSON file; DATASETS.OWN names it. datasets/README.md shows how.
+"""A custom dataset, described by a small YAML or JSON file; DATASETS.OWN names it. datasets/README.md shows how.
 
     name: reef_val                # what DATASETS.TRAIN, DATASETS.TEST and --benchmarks call it
     images: images                # folder
@@ -23,14 +23,8 @@ from typing import Any, NamedTuple
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from openworldsam.data.datasets.benchmarks import put
-from openworldsam.data.datasets.coco import (
-    Category,
-    PanopticFiles,
-    read_categories,
-    register_panoptic,
-    set_metadata,
-)
+from openworldsam.data.datasets.catalog import PanopticFiles, register_dataset, register_panoptic, set_metadata
+from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
 from openworldsam.data.records.labels import MAX_LABEL, LabelCoding, LabelRecord, load_labels
 
@@ -54,29 +48,69 @@ class Description(NamedTuple):
     things: tuple[str, ...] | None
     ignored: tuple[int, ...]
 
+    def categories(self) -> tuple[Category, ...]:
+        """The classes in the order of their contiguous ids: those of the json, or of the label values.
 
-def register(path: str | Path) -> None:
-    """Register the dataset that a file describes; may be called again, after which the file holds as it is then.
+        Raises:
+            ValueError: the file and its json do not fit together, or a value is a class and ignored.
+        """
+        if self.kind == "labels":
+            if not self.classes or max(self.classes) > MAX_LABEL:
+                raise ValueError(f"{self.path}: classes have label values from 0 to {MAX_LABEL}, got {self.classes}")
+            if both := set(self.classes) & set(self.ignored):
+                raise ValueError(f"{self.path}: the label values {sorted(both)} are classes, and ignored")
+            categories = tuple(Category(number, name, False) for number, name in sorted(self.classes.items()))
+        else:
+            categories = _json_categories(self.truth, self.kind, self.truth.stat().st_mtime_ns)
+            if unknown := set(self.classes) - {c.id for c in categories}:
+                raise ValueError(
+                    f"{self.path}: classes names the ids {sorted(unknown)}, which {self.truth} does not have"
+                )
+            categories = tuple(c._replace(name=self.classes.get(c.id, c.name)) for c in categories)
+        if self.things is None:
+            return categories
+        if strangers := set(self.things) - {c.name for c in categories}:
+            names = [c.name for c in categories]
+            raise ValueError(f"{self.path}: things has {sorted(strangers)}, which are not among the classes {names}")
+        return tuple(c._replace(is_thing=c.name in self.things) for c in categories)
+
+
+@lru_cache(maxsize=16)
+def _json_categories(path: Path, kind: str, changed: int) -> tuple[Category, ...]:
+    """`read_categories`, once for all registrations of a dataset; `changed` is the file's modification time."""
+    return read_categories(path, all_things=kind == "instances")
+
+
+def register(path: str | Path) -> str:
+    """Register the dataset that a file describes, as the file is now; may be called again.
+
+    Returns:
+        the name of the dataset.
 
     Raises:
         FileNotFoundError: the file, or a json or folder that it names, is missing.
         ValueError: says what is wrong in the file.
     """
-    own = read_description(path)
-    taken = own.name in DatasetCatalog and getattr(MetadataCatalog.get(own.name), "own_file", None) != str(own.path)
-    if taken:
-        raise ValueError(f"{own.path}: there is another dataset named {own.name!r}; give it another name")
-    categories = own_categories(own)
-    hint = f"{own.path} names it"
-    if own.kind == "labels":
-        put(own.name, partial(_load_labels, own, categories), categories, ("semantic",))
-    elif own.kind == "instances":
-        load = partial(load_instances, own.truth, own.images, categories=categories, hint=hint)
-        put(own.name, load, categories, ("instance",))
+    described = read_description(path)
+    name, kind = described.name, described.kind
+    if name in DatasetCatalog and getattr(MetadataCatalog.get(name), "custom_file", None) != str(described.path):
+        raise ValueError(f"{described.path}: there is another dataset named {name!r}; give it another name")
+    categories, hint = described.categories(), f"{described.path} names it"
+    if kind == "panoptic":
+        files = PanopticFiles(str(described.truth), str(described.images), str(described.panoptic_images))
+        register_panoptic(name, files, categories, hint=hint)
+    elif kind == "instances":
+        load = partial(load_instances, described.truth, described.images, categories=categories, hint=hint)
+        register_dataset(name, load, categories, ("instance",))
     else:
-        files = PanopticFiles(str(own.truth), str(own.images), str(own.panoptic_images))
-        register_panoptic(own.name, files, categories, hint=hint)
-    set_metadata(own.name, own_file=str(own.path))
+        register_dataset(name, partial(_load_labels, described, categories), categories, ("semantic",))
+    set_metadata(name, custom_file=str(described.path))
+    return name
+
+
+def _load_labels(described: Description, categories: tuple[Category, ...]) -> list[LabelRecord]:
+    pairs = pair_by_name(described.images, described.truth)
+    return load_labels(described.name, pairs, LabelCoding.of(categories, described.ignored), described.path)
 
 
 def read_description(path: str | Path) -> Description:
@@ -94,12 +128,12 @@ def read_description(path: str | Path) -> Description:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from None
     try:
-        return _described(path, content)
+        return _parsed(path, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _described(path: Path, content: Any) -> Description:
+def _parsed(path: Path, content: Any) -> Description:
     if not isinstance(content, dict):
         raise ValueError(f"a description is a list of `key: value`, got {type(content).__name__}")
     for key in content:
@@ -180,42 +214,6 @@ def _ignored(value: Any) -> tuple[int, ...]:
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_LABEL:
             raise ValueError(f"ignore is a label value from 0 to {MAX_LABEL}, or a list of them, got {value!r}")
     return tuple(values)
-
-
-def own_categories(own: Description) -> tuple[Category, ...]:
-    """The classes of a dataset in the order of their contiguous ids: those of its json, or of its label values.
-
-    Raises:
-        ValueError: the file and its json do not fit together, or a value is a class and ignored.
-    """
-    if own.kind == "labels":
-        if not own.classes or max(own.classes) > MAX_LABEL:
-            raise ValueError(f"{own.path}: classes have label values from 0 to {MAX_LABEL}, got {dict(own.classes)}")
-        if both := set(own.classes) & set(own.ignored):
-            raise ValueError(f"{own.path}: the label values {sorted(both)} are classes, and ignored")
-        categories = tuple(Category(number, name, False) for number, name in sorted(own.classes.items()))
-    else:
-        categories = _json_categories(own.truth, own.kind, own.truth.stat().st_mtime_ns)
-        if unknown := set(own.classes) - {c.id for c in categories}:
-            raise ValueError(f"{own.path}: classes names the ids {sorted(unknown)}, which {own.truth} does not have")
-        categories = tuple(c._replace(name=own.classes.get(c.id, c.name)) for c in categories)
-    names = [c.name for c in categories]
-    if own.things is None:
-        return categories
-    if unknown_names := set(own.things) - set(names):
-        raise ValueError(f"{own.path}: things has {sorted(unknown_names)}, which are not among the classes {names}")
-    return tuple(c._replace(is_thing=c.name in own.things) for c in categories)
-
-
-@lru_cache(maxsize=16)
-def _json_categories(path: Path, kind: str, changed: int) -> tuple[Category, ...]:
-    """As `read_categories`, but read once, as datasets are registered more than once; `changed` is the file's time."""
-    return read_categories(path, all_things=kind == "instances")
-
-
-def _load_labels(own: Description, categories: tuple[Category, ...]) -> list[LabelRecord]:
-    pairs = pair_by_name(own.images, own.truth)
-    return load_labels(own.name, pairs, LabelCoding.of(categories, own.ignored), own.path)
 
 
 def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:

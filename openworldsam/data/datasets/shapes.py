@@ -6,19 +6,16 @@ A split's scenes follow from DATASETS.SHAPES (the difficulty), DATASETS.SHAPES_S
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
-from functools import lru_cache, partial
-from typing import Literal, NamedTuple, TypedDict
+from dataclasses import fields
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
-from openworldsam.data.datasets.coco import SEGMENTATION, Segment, set_metadata
-from openworldsam.data.shapes import NOVEL_SHAPES, Kinds, Scene, World, colours_of, render, thing_name
-
-Level = Literal["shape", "pair", "both", "referring"]
-"""What things are called: "circle"; "red circle", but a novel shape "heart"; "circle" and "red circle"; expressions."""
+from openworldsam.data.datasets.catalog import SEGMENTATION, register_dataset, set_metadata
+from openworldsam.data.records.coco_json import Category
+from openworldsam.data.records.scenes import Level, SceneRecord, SceneReference, category_names
+from openworldsam.data.shapes import Kinds, Scene, World, colours_of, render
 
 
 class Split(NamedTuple):
@@ -41,27 +38,6 @@ SPLITS: dict[str, Split] = {
 }
 
 
-@dataclass(frozen=True)
-class SceneReference:
-    """The arguments of `render`, and what the scene's things are called."""
-
-    world: World
-    seed: int
-    index: int
-    kinds: Kinds
-    level: Level
-
-
-class SceneRecord(TypedDict):
-    """A scene of a split; file_name is for messages alone, as shapes_val/000012."""
-
-    file_name: str
-    image_id: int
-    height: int
-    width: int
-    scene: SceneReference
-
-
 def register(cfg: CfgNode) -> None:
     """Register all splits as a config has them, in place of those of another; may be called again.
 
@@ -72,15 +48,13 @@ def register(cfg: CfgNode) -> None:
     if cfg.DATASETS.SHAPES_SEED < 0:
         raise ValueError(f"DATASETS.SHAPES_SEED is a whole number from 0, got {cfg.DATASETS.SHAPES_SEED}")
     for name, split in SPLITS.items():
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, partial(load_split, name, world, cfg.DATASETS.SHAPES_SEED))
         try:
             classes = category_names(world, split.kinds, split.level)
-        except ValueError:  # a small world may have no novel thing; who asks for the split's scenes is told
+        except ValueError:  # a small world may have no novel thing; loading the split says so
             classes = {}
-        entries = {"tasks": split.tasks, "protocol": split.protocol}
-        set_metadata(name, vocabulary=list(classes), is_thing=list(classes.values()), **entries)
+        categories = [Category(index, *item) for index, item in enumerate(classes.items())]
+        register_dataset(name, partial(load_split, name, world, cfg.DATASETS.SHAPES_SEED), categories, split.tasks)
+        set_metadata(name, protocol=split.protocol)
 
 
 def configured_world(cfg: CfgNode) -> World:
@@ -129,48 +103,4 @@ def load_split(name: str, world: World, seed: int) -> list[SceneRecord]:
             scene=SceneReference(world, own_seed, index, split.kinds, split.level),
         )
         for index in range(split.images)
-    ]
-
-
-@lru_cache(maxsize=4)
-def render_reference(scene: SceneReference) -> Scene:
-    """The scene of a record; the last few are kept, as picture and ground truth are asked for one after the other."""
-    return render(scene.world, scene.seed, scene.index, scene.kinds)
-
-
-@lru_cache
-def category_names(world: World, kinds: Kinds, level: Level) -> dict[str, bool]:
-    """The classes of a split in the order of their ids: things (True) by shape, then textures; none for expressions.
-
-    Raises:
-        ValueError: the world has no things of these kinds.
-    """
-    if level == "referring":
-        return {}
-    things = [
-        name
-        for shape, colours in colours_of(world, kinds).items()
-        for colour in colours
-        for name in _thing_names(level, colour, shape)
-    ]
-    return dict.fromkeys(things, True) | dict.fromkeys(world.textures, False)
-
-
-def _thing_names(level: Level, colour: str, shape: str) -> tuple[str, ...]:
-    pair = thing_name(colour, shape)
-    if level == "both":
-        return shape, pair
-    return (shape,) if level == "shape" or shape in NOVEL_SHAPES else (pair,)
-
-
-def scene_segments(reference: SceneReference) -> list[Segment]:
-    """The segments of a scene; one that has two names stands there twice."""
-    scene = render_reference(reference)
-    classes = category_names(reference.world, reference.kinds, reference.level)
-    ids = {name: index for index, name in enumerate(classes)}
-    areas = np.bincount(scene.segment_map.ravel())
-    return [
-        Segment(id=s.id, category_id=ids[name], isthing=s.is_thing, iscrowd=False, area=int(areas[s.id]))
-        for s in scene.segments
-        for name in (_thing_names(reference.level, s.colour, s.name) if s.colour else (s.name,))
     ]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -14,17 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from openworldsam.data.feature_cache.index import ImageId
 from openworldsam.data.feature_cache.reader import FeatureCache
-from openworldsam.data.ground_truth import read_picture
 from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.preprocessing import to_tensor
+from openworldsam.data.records import Record
 
 
 class Work(NamedTuple):
     """An image of which something is to be computed: its record, its prompts, and its image features or not."""
 
     image_id: ImageId
-    record: Mapping[str, Any]
+    record: Record
     prompts: tuple[str, ...]
     features: bool
 
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
     work: list[Work]
 
 
-def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Mapping[str, Any], list[str]]]:
+def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Record, list[str]]]:
     """Record (without its ground truth) and prompts of each image of DATASETS.TRAIN, by image id.
 
     Raises:
@@ -44,10 +44,9 @@ def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Mapping[str, Any], list[
     """
     dataset = training_dataset(cfg)
     assert isinstance(dataset.mapper, DatasetMapper)
-    wanted: dict[ImageId, tuple[Mapping[str, Any], list[str]]] = {}
+    wanted: dict[ImageId, tuple[Record, list[str]]] = {}
     for record in dataset.records:
-        plain = {key: value for key, value in record.items() if key not in ("segments_info", "annotations")}
-        first, texts = wanted.setdefault(record["image_id"], (plain, []))
+        first, texts = wanted.setdefault(record["image_id"], (record.without_ground_truth(), []))
         if Path(first["file_name"]).name != Path(record["file_name"]).name:
             raise ValueError(
                 f"image {record['image_id']} is {first['file_name']} and also {record['file_name']}; "
@@ -58,7 +57,7 @@ def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Mapping[str, Any], list[
 
 
 def plan(
-    wanted: Mapping[ImageId, tuple[Mapping[str, Any], Sequence[str]]], cache: FeatureCache, shard_images: int
+    wanted: Mapping[ImageId, tuple[Record, Sequence[str]]], cache: FeatureCache, shard_images: int
 ) -> list[Shard | None]:
     """The shards that are to be made; None where all is there.
 
@@ -85,7 +84,7 @@ class _Images(Dataset[tuple[Work, Tensor | str]]):
 
     def __getitem__(self, index: int) -> tuple[Work, Tensor | str]:
         try:
-            return self.work[index], to_tensor(read_picture(self.work[index].record))
+            return self.work[index], to_tensor(self.work[index].record.read_image())
         except (ValueError, OSError) as error:
             return self.work[index], str(error)
 

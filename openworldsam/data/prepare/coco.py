@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from panopticapi.utils import rgb2id
 
-from openworldsam.data.datasets.coco import DATASETS, VOID, PanopticRecord, Segment, lack, load_panoptic
+from openworldsam.data.datasets.catalog import VOID
+from openworldsam.data.datasets.coco import CATEGORIES, DATASETS
 from openworldsam.data.datasets.refcocog import DATASETS as REFERRING
 from openworldsam.data.prepare.plan import EXAMPLES, Plan
 from openworldsam.data.prepare.refcocog import read_refs
 from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records import PanopticRecord, Segment
+from openworldsam.data.records.coco_json import lack
+from openworldsam.data.records.panoptic import load_panoptic
 from openworldsam.utils.files import find_missing, read_json, save_json, save_png
 from openworldsam.utils.workers import for_each
 
@@ -228,7 +232,7 @@ def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
     """Yield the problems with the filtered list, given the image ids of the full one."""
     path, files = root / FILTERED, SPLITS["train"]
     hint = "`python datasets/prepare.py coco` makes it"
-    records = load_panoptic(path, root / files.image_root, root / files.panoptic_root, hint=hint)
+    records = load_panoptic(path, root / files.image_root, root / files.panoptic_root, categories=CATEGORIES, hint=hint)
     listed = {record["image_id"] for record in records}
     origin = read_json(path).get("info", {}).get("openworldsam", "the public list, or of unknown origin")
     print(f"filtered list: {len(listed)} of {len(full)} images; {origin}")
@@ -248,4 +252,4 @@ def load_split(root: Path, split: str) -> list[PanopticRecord]:
     files = SPLITS[split]
     assert files.semseg_root
     folders = (root / files.image_root, root / files.panoptic_root, root / files.semseg_root)
-    return load_panoptic(root / files.json, *folders, hint=_README)
+    return load_panoptic(root / files.json, *folders, categories=CATEGORIES, hint=_README)

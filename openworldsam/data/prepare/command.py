@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openworldsam.data.datasets.coco import dataset_root
+from openworldsam.data.datasets.catalog import dataset_root
 from openworldsam.data.prepare import coco, labels, panoptic, refcocog, sun_rgbd
 from openworldsam.data.prepare.plan import Plan
 from openworldsam.utils.launch import user_errors

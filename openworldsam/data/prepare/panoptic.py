@@ -201,12 +201,8 @@ def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]
         ids[mask] = number = len(segments) + 1
         rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
         box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-        segments.append(
-            {
-                **{"id": number, "area": int(mask.sum()), "bbox": box},
-                **{"category_id": region.category_id, "iscrowd": int(region.iscrowd)},
-            }
-        )
+        segment = {"id": number, "area": int(mask.sum()), "bbox": box}
+        segments.append({**segment, "category_id": region.category_id, "iscrowd": int(region.iscrowd)})
     return ids, segments
 
 
@@ -221,7 +217,7 @@ def _save(target: Path, jobs: Sequence[Job], annotations: Sequence[dict[str, Any
     save_json(target, {"images": images, "annotations": annotations, "categories": categories})
 
 
-def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> None:
+def _make_panoptic(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> None:
     """Make the panoptic PNGs and the json of a benchmark of `PANOPTIC`.
 
     Raises:
@@ -241,14 +237,14 @@ def _make(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> None:
 
 
 def make_ade20k(plan: Plan) -> None:
-    """Make ADE20K-150's panoptic and instance jsons. All `make_*` raise as `_make` does."""
+    """Make ADE20K-150's panoptic and instance jsons. All `make_*` raise as `_make_panoptic` does."""
     root = plan.root / "ADEChallengeData2016"
     jobs = []
     for image in sorted((root / "images/validation").glob("*.jpg")):
         png = f"{image.stem}.png"
         sources = tuple(root / kind / "validation" / png for kind in ("annotations", "annotations_instance"))
         jobs.append(Job(image, image.name, png, sources))
-    _make(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
+    _make_panoptic(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
     if (target := root / "ade20k_instance_val.json").exists():
         print(f"{target}: already there, left as it is")
         return
@@ -268,7 +264,7 @@ def make_cityscapes(plan: Plan) -> None:
         stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
         source = root / "gtFine/val" / city / f"{stem}_gtFine_instanceIds.png"
         jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
-    _make(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
+    _make_panoptic(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
 
 
 def make_bdd10k(plan: Plan) -> None:
@@ -278,7 +274,7 @@ def make_bdd10k(plan: Plan) -> None:
         Job(image, image.name, f"{image.stem}.png", (root / f"labels/pan_seg/bitmasks/val/{image.stem}.png",))
         for image in sorted((root / "images/10k/val").glob("*.jpg"))
     ]
-    _make(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
+    _make_panoptic(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
 
 
 def make_scannet(plan: Plan, *, raw_table: Path | None) -> None:
@@ -296,4 +292,4 @@ def make_scannet(plan: Plan, *, raw_table: Path | None) -> None:
         scene = image.parents[1]
         sources = (labels, scene / "instance" / labels.name)
         jobs.append(Job(image, f"{scene.name}/color/{image.name}", f"{scene.name}__{labels.name}", sources))
-    _make(plan, "scannet_20_panoptic_val", jobs, read_scannet)
+    _make_panoptic(plan, "scannet_20_panoptic_val", jobs, read_scannet)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from openworldsam.data.datasets.coco import lack
-from openworldsam.data.datasets.refcocog import DATASETS, image_name, plain_sentences
+from openworldsam.data.datasets.refcocog import DATASETS
 from openworldsam.data.prepare.plan import Plan
+from openworldsam.data.records.coco_json import lack
+from openworldsam.data.records.referring import image_name, plain_sentences
 from openworldsam.utils.files import read_json, save_json
 
 _README = "It is in refcocog.zip; datasets/README.md says where that is"

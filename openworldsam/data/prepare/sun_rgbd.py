@@ -19,7 +19,7 @@ from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.utils.files import find_missing, save_atomically
 
 
-class _Job(NamedTuple):
+class _TestImage(NamedTuple):
     """A test image: its source folder, its cell in the metadata, and the two files to make."""
 
     folder: Path
@@ -45,7 +45,7 @@ def make_sun_rgbd(plan: Plan) -> None:
     for number, (folder, cell) in enumerate(numbers, start=1):
         patterns = (benchmark.images, benchmark.labels)
         image, labels = (plan.root / pattern.replace("*", f"{number:06d}") for pattern in patterns)
-        jobs.append(_Job(plan.root / "sun_rgbd" / folder, cell, image, labels))
+        jobs.append(_TestImage(plan.root / "sun_rgbd" / folder, cell, image, labels))
     convert = partial(_convert_sun, metadata=toolbox / "Metadata/SUNRGBD2Dseg.mat")
     work_through(convert, jobs, plan, "images of SUN RGB-D")
     print(f"{len(jobs)} images of SUN RGB-D")
@@ -70,7 +70,7 @@ def _below(path: str) -> str:
     return path[path.index("SUNRGBD/") :].rstrip("/")
 
 
-def _convert_sun(job: _Job, metadata: Path) -> str | None:
+def _convert_sun(job: _TestImage, metadata: Path) -> str | None:
     if job.labels.exists() and job.image.exists():
         return None
     import h5py

@@ -1,18 +1,19 @@
-"""Datasets in COCO's instance format: a json of images and their objects' masks. Pixels of no object are void.
+"""COCO's instance format: a json of images and their objects' masks. Pixels of no object are void.
 
 Shapes: H, W image size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
-from openworldsam.data.datasets.coco import Category, Segment, by_id, is_crowd, lack, warn_of_missing
-from openworldsam.data.datasets.refcocog import Segmentation, union_mask
+from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.record import Record, Segment
+from openworldsam.data.records.rle import Segmentation, union_mask
 from openworldsam.utils.files import read_json
 
 
@@ -25,21 +26,41 @@ class Instance(TypedDict):
     segmentation: Segmentation
 
 
-class InstanceRecord(TypedDict):
-    """An image with its objects, none or more."""
+class InstanceRecord(Record):
+    """An image with its objects, none or more: instances, a list of `Instance`."""
 
-    file_name: str
-    image_id: int
-    height: int
-    width: int
-    instances: list[Instance]
+    __slots__ = ()
+    truth_keys = ("instances",)
+
+    def segments(self) -> list[Segment]:
+        """The objects; their areas are 0, as nothing is painted yet."""
+        return [
+            Segment(id=i["id"], category_id=i["category_id"], isthing=True, iscrowd=i["iscrowd"], area=0)
+            for i in self["instances"]
+        ]
+
+    def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
+        """The id of the object at each pixel.
+
+        Where objects overlap the smaller one is on top, and crowds below all; COCO itself would keep both whole.
+        """
+        size = (self["height"], self["width"])
+        try:
+            masks = {i["id"]: union_mask(i["segmentation"], *size) for i in self["instances"]}
+        except ValueError as error:
+            raise ValueError(f"an object of {self['file_name']}: {error}") from None
+        ids = np.zeros(size, np.int32)
+        for instance in sorted(self["instances"], key=lambda i: (not i["iscrowd"], -masks[i["id"]].sum())):
+            ids[masks[instance["id"]]] = instance["id"]
+        return ids, self.segments()
 
 
 def load_instances(
     json_file: str | Path, image_root: str | Path, *, categories: Sequence[Category], hint: str = ""
 ) -> list[InstanceRecord]:
-    """Read a COCO instance json into records, in the order of its images; those without an object are among them, and
-    those whose files are missing, which a warning counts.
+    """Read a COCO instance json into records, in the order of its images.
+
+    Images without an object are among them, and so are those whose files are missing, which a warning counts.
 
     Args:
         json_file: https://cocodataset.org/#format-data, "Object Detection".
@@ -54,7 +75,7 @@ def load_instances(
     """
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
-    try:
+    with parsing(json_file, "COCO instance json", hint):
         records = {
             i: InstanceRecord(
                 file_name=str(Path(image_root, image["file_name"])),
@@ -69,40 +90,9 @@ def load_instances(
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
             crowd, mask = is_crowd(annotation), annotation["segmentation"]
-            own = records[annotation["image_id"]]["instances"]
-            own.append(Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{json_file} is no COCO instance json: {lack(error)}. {hint}".rstrip()) from error
-    except ValueError as error:
-        raise ValueError(f"{json_file}: {error}") from None
+            instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask)
+            records[annotation["image_id"]]["instances"].append(instance)
     if not any(record["instances"] for record in records.values()):
         raise ValueError(f"{json_file} has no usable image: {len(records)} listed, none with an object")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
     return list(records.values())
-
-
-def instance_map(record: Mapping[str, Any]) -> np.ndarray:
-    """The id of the object of an `InstanceRecord` at each pixel, int32 [H, W], 0 where none is.
-
-    Where objects overlap the smaller one is on top, and crowds below all; COCO itself would keep both whole.
-
-    Raises:
-        ValueError: a segmentation is damaged or of another size; names the image.
-    """
-    size = (record["height"], record["width"])
-    try:
-        masks = {i["id"]: union_mask(i["segmentation"], *size) for i in record["instances"]}
-    except ValueError as error:
-        raise ValueError(f"an object of {record['file_name']}: {error}") from None
-    ids = np.zeros(size, np.int32)
-    for instance in sorted(record["instances"], key=lambda i: (not i["iscrowd"], -masks[i["id"]].sum())):
-        ids[masks[instance["id"]]] = instance["id"]
-    return ids
-
-
-def instance_segments(record: Mapping[str, Any]) -> list[Segment]:
-    """The objects of an `InstanceRecord` as segments; areas are 0, as nothing is painted yet."""
-    return [
-        Segment(id=i["id"], category_id=i["category_id"], isthing=True, iscrowd=i["iscrowd"], area=0)
-        for i in record["instances"]
-    ]

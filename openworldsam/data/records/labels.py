@@ -1,31 +1,29 @@
-"""Datasets whose ground truth is one label image per picture: the value of a pixel says its class.
+"""Ground truth as one label image per image: the value of a pixel says its class.
 
 Shapes: H, W image size.
 """
 
 from __future__ import annotations
 
-import logging
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from openworldsam.data.datasets.coco import Category, Segment, warn_of_missing
-
-logger = logging.getLogger(__name__)
+from openworldsam.data.records.coco_json import Category, warn_of_missing
+from openworldsam.data.records.record import Record, Segment
 
 MAX_LABEL = 65_535
 _VOID, _UNKNOWN = -1, -2
-_ROTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's orientation, and its values that swap width and height
+_ROTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's orientation tag, and its values that swap width and height
 
 
 class LabelCoding(NamedTuple):
-    """What the values of a label image mean: values[c] is class c, ignored ones are void, any other is an error."""
+    """The meaning of label values: values[c] is class c, ignored ones are void, any other is an error."""
 
     values: tuple[int, ...]
     is_thing: tuple[bool, ...]
@@ -38,29 +36,48 @@ class LabelCoding(NamedTuple):
         return cls(values, tuple(c.is_thing for c in categories), frozenset(ignored) - set(values))
 
 
-class LabelRecord(TypedDict):
-    """A picture and its label image, which both are read upright; the coding is shared by the whole dataset."""
+class LabelRecord(Record):
+    """An image and its label image, sem_seg_file_name, both read upright; the whole dataset shares one coding."""
 
-    file_name: str
-    image_id: int
-    height: int
-    width: int
-    sem_seg_file_name: str
-    coding: LabelCoding
+    __slots__ = ()
+    truth_keys = ("sem_seg_file_name", "coding")
+
+    def files(self) -> list[str]:
+        return [self["file_name"], self["sem_seg_file_name"]]
+
+    def segments(self) -> list[Segment]:
+        return self.read_panoptic()[1]
+
+    def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
+        """Each class in the label image is a segment, whose id is the class id + 1."""
+        path, coding = self["sem_seg_file_name"], self["coding"]
+        labels = read_labels(path)
+        self._check_size(labels, "sem_seg_file_name", "its image")
+        classes = _table(coding)[labels]
+        if (unknown := classes == _UNKNOWN).any():
+            value, number = int(labels[unknown][0]), int(unknown.sum())
+            known = f"the {len(coding.values)} classes are {min(coding.values)} to {max(coding.values)}"
+            raise ValueError(f"{path} has the label {value} ({number} such pixels), which is no class: {known}")
+        ids = classes + 1
+        return ids, [
+            Segment(id=i, category_id=i - 1, isthing=coding.is_thing[i - 1], iscrowd=False, area=area)
+            for i, area in enumerate(np.bincount(ids.ravel()).tolist())
+            if i and area
+        ]
 
 
 def load_labels(
     name: str, pairs: Sequence[tuple[Path, Path]], coding: LabelCoding, source: str | Path, hint: str = ""
 ) -> list[LabelRecord]:
-    """Records of (picture, label image) pairs, in their order; of each picture the head is read, for its size.
+    """Records of (image, label image) pairs, in their order; each image's header is read for its size.
 
-    An image's id tells it from the images of datasets of other names.
+    Image ids differ from those of datasets of other names.
 
-    Missing files are counted in a warning and their records stay, so that no figure is of fewer images unnoticed; so do
-    those of pictures that cannot be read, with a size of 0.
+    Missing files are counted in a warning and their records stay, so that no score is of fewer images unnoticed;
+    images that cannot be read stay too, with a size of 0.
 
     Raises:
-        FileNotFoundError: there is no pair, or every single picture or label image is missing; names the source.
+        FileNotFoundError: there is no pair, or every single image or label image is missing; names the source.
     """
     if not pairs:
         raise FileNotFoundError(f"{source} has no images. {hint}".rstrip())
@@ -83,7 +100,7 @@ def load_labels(
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture once it is upright; (0, 0) if its head cannot be read, which reading it will complain of."""
+    """(H, W) of an image once it is upright; (0, 0) if its header is damaged, which an error says when it is read."""
     try:
         with Image.open(path) as image:
             sideways = "exif" in image.info and image.getexif().get(_ROTATION) in _SIDEWAYS
@@ -94,7 +111,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """The values of a label image, integers [H, W]: grey of 1 to 16 bits, or the indices of a palette.
+    """The values of a label image, int32 [H, W]: grey of 1 to 16 bits, or the indices of a palette.
 
     Raises:
         FileNotFoundError: no such file.
@@ -115,54 +132,10 @@ def read_labels(path: str | Path) -> np.ndarray:
     return labels
 
 
-def decode_labels(labels: np.ndarray, coding: LabelCoding, path: str | Path) -> np.ndarray:
-    """Contiguous class ids from the values of a label image.
-
-    Args:
-        labels: [H, W], of `read_labels`.
-        coding: what its values mean.
-        path: for the message.
-
-    Returns:
-        int32 [H, W], -1 where void.
-
-    Raises:
-        ValueError: a value is neither a class nor ignored; names file and value.
-    """
-    classes = _table(coding)[labels]
-    if (unknown := classes == _UNKNOWN).any():
-        value, number = int(labels[unknown][0]), int(unknown.sum())
-        known = f"the {len(coding.values)} classes are {min(coding.values)} to {max(coding.values)}"
-        raise ValueError(f"{path} has the label {value} ({number} such pixels), which is no class: {known}")
-    return classes
-
-
 @lru_cache(maxsize=32)
 def _table(coding: LabelCoding) -> np.ndarray:
+    """The class id of every label value, int32 [MAX_LABEL + 1]; `_VOID` if ignored, `_UNKNOWN` if neither."""
     table = np.full(MAX_LABEL + 1, _UNKNOWN, np.int32)
     table[list(coding.ignored)] = _VOID
     table[list(coding.values)] = np.arange(len(coding.values))
     return table
-
-
-def label_segments(record: Mapping[str, Any]) -> tuple[np.ndarray, list[Segment]]:
-    """The ground truth of a `LabelRecord` as segments: each class that is there is one, its id the class id + 1.
-
-    Returns:
-        int32 [H, W], segment ids, 0 for void; and the segments.
-
-    Raises:
-        FileNotFoundError, ValueError: the label image is missing, damaged, of another size, or has an unknown value.
-    """
-    path, coding = record["sem_seg_file_name"], record["coding"]
-    labels = read_labels(path)
-    if labels.shape != (record["height"], record["width"]):
-        raise ValueError(
-            f"{path} is {labels.shape[1]} x {labels.shape[0]}, its image is {record['width']} x {record['height']}"
-        )
-    ids = decode_labels(labels, coding, path) + 1
-    return ids, [
-        Segment(id=i, category_id=i - 1, isthing=coding.is_thing[i - 1], iscrowd=False, area=area)
-        for i, area in enumerate(np.bincount(ids.ravel()).tolist())
-        if i and area
-    ]

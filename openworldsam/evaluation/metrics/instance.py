@@ -17,8 +17,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from openworldsam.data.datasets.coco import is_crowd
-from openworldsam.data.rle import to_rle
+from openworldsam.data.records.coco_json import is_crowd
+from openworldsam.data.records.rle import to_rle
 from openworldsam.evaluation.metrics.accumulator import Metrics, Scores
 
 IOU_TYPES = ("segm", "bbox")

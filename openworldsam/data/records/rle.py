@@ -1,4 +1,4 @@
-"""Masks as run lengths. COCO's are checked: pycocotools reads a damaged one without a word, or never comes back."""
+"""Masks as run lengths and polygons. COCO's are checked: pycocotools reads a damaged one silently, or never returns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pycocotools import mask as mask_util
 
 RLE = dict[str, Any]
 """{"size": [H, W], "counts": text}, as pycocotools compresses it."""
+Segmentation = Any
+"""COCO's: a list of polygons [x0, y0, x1, y1, ...], or an RLE {"size": [H, W], "counts": list or text}."""
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -24,7 +26,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return np.diff(ends, prepend=0, append=mask.size).tolist()
 
 
-def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
+def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> RLE:
     """A segmentation in any of COCO's forms as compressed RLE.
 
     Args:
@@ -49,6 +51,31 @@ def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
     if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
         raise ValueError(f"the runs of a mask have {sum(lengths)} pixels, its image {size[0] * size[1]}")
     return mask_util.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+
+
+def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """The pixels that any part of a COCO segmentation covers.
+
+    Args:
+        segmentation: polygons in pixels, or an RLE of the image's size, compressed or not.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        bool [H, W].
+
+    Raises:
+        ValueError: no polygon with three or more points, or an RLE that is damaged or of another size.
+    """
+    try:
+        if isinstance(segmentation, list):
+            # fewer numbers are no area, and pycocotools takes four for a box
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+            if not segmentation:
+                raise ValueError("a segmentation without a polygon of three points")
+        return mask_util.decode(to_rle(segmentation, (height, width))).astype(bool)
+    except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
+        raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
 
 
 def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:

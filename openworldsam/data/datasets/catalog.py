@@ -1,0 +1,137 @@
+"""Detectron2's catalogs: datasets go in by name, records come out.
+
+A function in the DatasetCatalog gives a list of records; one that a user registers may give Detectron2's plain dicts.
+The metadata of a dataset have vocabulary and is_thing, an entry per contiguous class id, and tasks, on which it is
+scored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from openworldsam.data.records import PanopticRecord, Record, as_record
+from openworldsam.data.records.coco_json import Category
+from openworldsam.data.records.panoptic import load_panoptic
+
+SEGMENTATION = ("panoptic", "instance", "semantic")
+"""Tasks on which a dataset with panoptic ground truth can be scored."""
+VOID = 255
+"""Label of pixels that no class owns, in semantic PNGs."""
+
+
+def dataset_root() -> Path:
+    """The folder of all datasets, as of now: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def load_records(name: str) -> list[Record]:
+    """The records of a registered dataset.
+
+    Raises:
+        KeyError: no such dataset.
+        FileNotFoundError: a file that lists it is missing, or every single image.
+        ValueError: a file that lists it is damaged, or a record is of no known format.
+    """
+    return [as_record(entry) for entry in DatasetCatalog.get(name)]
+
+
+def check_registered(names: Iterable[str]) -> None:
+    """Raise ValueError if a dataset of one of the names is not registered."""
+    known = DatasetCatalog.list()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")
+
+
+def register_dataset(
+    name: str, load: Callable[[], Sequence[Record]], categories: Sequence[Category], tasks: Sequence[str]
+) -> None:
+    """Put a dataset into Detectron2's catalogs, in place of one of the same name.
+
+    Args:
+        name: in the catalogs.
+        load: gives its records.
+        categories: its classes in the order of their contiguous ids; none for referring expressions.
+        tasks: on which it is scored.
+    """
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, load)
+    vocabulary, is_thing = [c.name for c in categories], [c.is_thing for c in categories]
+    set_metadata(name, vocabulary=vocabulary, is_thing=is_thing, tasks=tuple(tasks))
+
+
+def set_metadata(name: str, **entries: object) -> None:
+    """Set entries of a dataset's metadata, over older ones.
+
+    Not by Detectron2's own setter, which forbids another value, as another root would be.
+    """
+    vars(MetadataCatalog.get(name)).update(entries)
+
+
+class PanopticFiles(NamedTuple):
+    """Where a panoptic dataset is. Relative paths start from `dataset_root`.
+
+    semseg_root: contiguous class ids as PNGs; datasets/prepare.py coco makes them. instances_json: COCO's own
+    instances, for Detectron2's evaluators; ours takes the things of the panoptic segments.
+    """
+
+    json: str
+    image_root: str
+    panoptic_root: str
+    semseg_root: str | None = None
+    instances_json: str | None = None
+
+
+def register_panoptic(
+    name: str,
+    files: PanopticFiles,
+    categories: Sequence[Category],
+    *,
+    tasks: Sequence[str] = SEGMENTATION,
+    hint: str = "",
+) -> None:
+    """Put a dataset in COCO's panoptic format into Detectron2's catalogs, in place of one of the same name.
+
+    Its metadata also have what Detectron2's COCOPanopticEvaluator and SemSegEvaluator need. The paths (panoptic_json,
+    panoptic_root, image_root, sem_seg_root, json_file) join them when the dataset is loaded.
+
+    Args:
+        name: in the catalogs.
+        files: where it is.
+        categories: its classes in the order of their contiguous ids.
+        tasks: on which it is scored.
+        hint: what to do about a missing file; ends the error message.
+    """
+    register_dataset(name, partial(_load_panoptic, name, files, categories, hint), categories, tasks)
+    names, colors = [c.name for c in categories], [list(c.color) for c in categories]
+    contiguous = {c.id: index for index, c in enumerate(categories)}
+    set_metadata(
+        name,
+        # Detectron2's "standard" panoptic layout: one numbering for things and stuff, and the full lists for both
+        thing_classes=names,
+        stuff_classes=names,
+        thing_colors=colors,
+        stuff_colors=colors,
+        thing_dataset_id_to_contiguous_id={c.id: contiguous[c.id] for c in categories if c.is_thing},
+        # every class, not stuff alone: SemSegEvaluator looks all of them up here
+        stuff_dataset_id_to_contiguous_id=contiguous,
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=VOID,
+        label_divisor=1000,
+    )
+
+
+def _load_panoptic(name: str, files: PanopticFiles, categories: Sequence[Category], hint: str) -> list[PanopticRecord]:
+    root = dataset_root()
+    paths: Any = [str(root / file) if file else None for file in files]
+    json_file, image_root, panoptic_root, semseg_root, instances_json = paths
+    set_metadata(name, panoptic_json=json_file, image_root=image_root, panoptic_root=panoptic_root)
+    set_metadata(name, sem_seg_root=semseg_root, json_file=instances_json)
+    return load_panoptic(json_file, image_root, panoptic_root, semseg_root, categories=categories, hint=hint)

@@ -1,0 +1,122 @@
+"""COCO's panoptic format: a json of images and their segments, and a folder of PNGs of the images' size.
+
+The colour of a pixel is the id of its segment, R + 256 G + 65536 B; 0 is void
+(https://cocodataset.org/#format-data, "Panoptic Segmentation").
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from panopticapi.utils import rgb2id
+
+from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.record import Record, Segment
+from openworldsam.utils.files import read_json
+
+
+class PanopticRecord(Record):
+    """An image with a PNG, pan_seg_file_name, and its segments, segments_info.
+
+    It has a sem_seg_file_name (contiguous class ids, for Detectron2's evaluator) where the dataset has such a folder.
+    """
+
+    __slots__ = ()
+    truth_keys = ("pan_seg_file_name", "segments_info")
+
+    def files(self) -> list[str]:
+        return [self["file_name"], self["pan_seg_file_name"]]
+
+    def segments(self) -> list[Segment]:
+        return self["segments_info"]
+
+    def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
+        ids, segments = rgb2id(read_image(self["pan_seg_file_name"])), self.segments()
+        self._check_size(ids, "pan_seg_file_name", "its image")
+        if unknown := set(np.unique(ids).tolist()) - {segment["id"] for segment in segments} - {0}:
+            raise ValueError(f"{self['pan_seg_file_name']} has ids that its json does not: {sorted(unknown)[:5]}")
+        return ids, segments
+
+
+def load_panoptic(
+    json_file: str | Path,
+    image_root: str | Path,
+    panoptic_root: str | Path,
+    semseg_root: str | Path | None = None,
+    *,
+    categories: Sequence[Category],
+    hint: str = "",
+) -> list[PanopticRecord]:
+    """Read a COCO-panoptic dataset, in the order of the json's annotations.
+
+    Missing images and PNGs are counted in a warning; their records stay, so that no score is of fewer images
+    unnoticed.
+
+    Args:
+        json_file: COCO-panoptic json.
+        image_root: folder of the images.
+        panoptic_root: folder of the panoptic PNGs.
+        semseg_root: folder of the semantic PNGs, if there is one; they may be missing.
+        categories: the classes in the order of their contiguous ids; `read_categories` gives those of a json.
+        hint: what to do about a missing file; ends the error message.
+
+    Raises:
+        FileNotFoundError: the json, or every single image or PNG, is missing.
+        ValueError: the json is damaged or of another format, has a category id that is not in `categories`, or no
+            image with a segment that is not a crowd.
+    """
+    content = read_json(json_file, hint)
+    contiguous = {category.id: index for index, category in enumerate(categories)}
+    records = []
+    with parsing(json_file, "COCO panoptic json", hint):
+        images = by_id(content["images"])
+        for annotation in content["annotations"]:
+            image, png = images[annotation["image_id"]], annotation["file_name"]
+            record = PanopticRecord(
+                file_name=str(Path(image_root, image["file_name"])),
+                image_id=image["id"],
+                height=image["height"],
+                width=image["width"],
+                pan_seg_file_name=str(Path(panoptic_root, png)),
+                segments_info=_segments(annotation["segments_info"], image["id"], contiguous, categories),
+            )
+            if semseg_root is not None:
+                record["sem_seg_file_name"] = str(Path(semseg_root, png))
+            records.append(record)
+        if twice := [i for i, times in Counter(r["image_id"] for r in records).items() if times > 1]:
+            raise ValueError(f"{len(twice)} images are annotated twice, such as image {twice[0]}")
+    if not any(not segment["iscrowd"] for record in records for segment in record["segments_info"]):
+        raise ValueError(f"{json_file} has no usable image: {len(records)} annotated, none with a segment to learn")
+    for key in ("file_name", "pan_seg_file_name"):
+        warn_of_missing((record[key] for record in records), json_file, hint)
+    return records
+
+
+def _segments(
+    listed: Sequence[Mapping[str, Any]],
+    image_id: int,
+    contiguous: Mapping[int, int],
+    categories: Sequence[Category],
+) -> list[Segment]:
+    segments: list[Segment] = []
+    for segment in listed:
+        if (index := contiguous.get(segment["category_id"])) is None:
+            raise ValueError(
+                f"segment {segment['id']} of image {image_id} has the category id {segment['category_id']!r}, which "
+                f"is none of the {len(categories)} known ones; give `categories` that fit the file"
+            )
+        is_thing, crowd = categories[index].is_thing, is_crowd(segment)
+        segments.append(
+            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=crowd, area=segment["area"])
+        )
+    ids = [segment["id"] for segment in segments]
+    if not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"the segments of image {image_id} need whole numbers as ids, each once; got {ids}")
+    return segments

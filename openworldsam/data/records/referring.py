@@ -1,0 +1,120 @@
+"""Referring expressions: COCO's instance json with "sentences" in each annotation.
+
+Shapes: H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from openworldsam.data.records.coco_json import Category, by_id, parsing, warn_of_missing
+from openworldsam.data.records.record import Record, Referent
+from openworldsam.data.records.rle import Segmentation, union_mask
+from openworldsam.utils.files import read_json
+
+
+class ReferringObject(TypedDict):
+    """An object that is referred to. bbox is x, y, width, height in pixels; category_id contiguous, as in COCO."""
+
+    id: int
+    sentences: list[str]
+    segmentation: Segmentation
+    bbox: list[float]
+    category_id: int
+
+
+class ReferringRecord(Record):
+    """An image with everything in it that is referred to: annotations, a list of `ReferringObject`."""
+
+    __slots__ = ()
+    truth_keys = ("annotations",)
+
+    @classmethod
+    def fits(cls, entry: Mapping[str, Any]) -> bool:
+        return super().fits(entry) and all("sentences" in annotation for annotation in entry["annotations"])
+
+    @property
+    def is_referring(self) -> bool:
+        return True
+
+    def sentences(self) -> list[tuple[str, ...]]:
+        return [tuple(annotation["sentences"]) for annotation in self["annotations"]]
+
+    def read_referring(self) -> list[Referent]:
+        size = (self["height"], self["width"])
+        masks = [union_mask(annotation["segmentation"], *size) for annotation in self["annotations"]]
+        return [Referent(*pair) for pair in zip(self.sentences(), masks, strict=True)]
+
+
+def load_referring(
+    json_file: str | Path, image_root: str | Path, *, categories: Sequence[Category], hint: str = ""
+) -> list[ReferringRecord]:
+    """Read a json of referring expressions into records, one per image, in order of first occurrence.
+
+    X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, is understood as well.
+    Missing images are counted in a warning; their records stay.
+
+    Args:
+        json_file: the json.
+        image_root: folder of COCO's train2017 images.
+        categories: the classes in the order of their contiguous ids.
+        hint: what to do about a missing file; ends the error message.
+
+    Raises:
+        FileNotFoundError: the json, or every single image, is missing.
+        ValueError: the json is damaged, of another format, or has no object with a sentence.
+    """
+    content = read_json(json_file, hint)
+    contiguous = {category.id: index for index, category in enumerate(categories)}
+    records: dict[int, ReferringRecord] = {}
+    with parsing(json_file, "json of referring expressions", hint):
+        images = by_id(content["images"])
+        for annotation in content["annotations"]:
+            referred = _object(annotation, contiguous)
+            if not referred["sentences"]:
+                continue
+            image = images[annotation["image_id"]]
+            record = ReferringRecord(
+                file_name=str(Path(image_root, image_name(image["id"]))),
+                image_id=image["id"],
+                height=image["height"],
+                width=image["width"],
+                annotations=[],
+            )
+            records.setdefault(image["id"], record)["annotations"].append(referred)
+    if not records:
+        raise ValueError(f"{json_file} has no usable image: none of its objects has a sentence")
+    warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
+    return list(records.values())
+
+
+def _object(annotation: Mapping[str, Any], contiguous: Mapping[int, int]) -> ReferringObject:
+    if (index := contiguous.get(annotation["category_id"])) is None:
+        raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']!r}, none of COCO's")
+    return {
+        "id": annotation["id"],
+        "sentences": plain_sentences(annotation["sentences"], annotation["id"]),
+        "segmentation": annotation["segmentation"],
+        "bbox": annotation["bbox"],
+        "category_id": index,
+    }
+
+
+def plain_sentences(sentences: Any, object_id: int) -> list[str]:
+    """Lower-cased, stripped texts of a list of sentences, each a text or an object with a "raw" text, without blanks.
+
+    Raises:
+        ValueError: it is no list of these.
+    """
+    texts: list[Any] = sentences if isinstance(sentences, list) else [None]
+    texts = [text.get("raw") if isinstance(text, dict) else text for text in texts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the sentences of object {object_id} are no list of texts: {str(sentences)[:80]}")
+    return [plain for text in texts if (plain := text.lower().strip())]
+
+
+def image_name(image_id: int) -> str:
+    """The name of an image in COCO 2017. RefCOCOg has those of 2014, COCO_train2014_*; the ids are the same."""
+    return f"{image_id:012d}.jpg"
