@@ -27,11 +27,7 @@ def sorted_classes(runs: Mapping[str, ClassMetrics]) -> list[str]:
 
 
 def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
-    """Draw a bar per class and run, one panel per metric, in the order of `sorted_classes` (Fig. 9).
-
-    Args:
-        runs: metrics by name of the run; at least one has a value.
-    """
+    """Draw a bar per class and run (by name; at least one has a value), one panel per metric, best first (Fig. 9)."""
     classes = sorted_classes(runs)
     half = MOST_BARS // 2
     shown = classes if len(classes) <= MOST_BARS else [*classes[:half], *classes[-half:]]

@@ -33,12 +33,7 @@ nav a { margin-right: 1rem }
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """Assemble the document.
-
-    Args:
-        title: plain text.
-        sections: heading (plain text) and body (HTML) of each section.
-    """
+    """Assemble the document from a title and the heading (both plain text) and body (HTML) of each section."""
     links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
     parts = [f'<h2 id="s{i}">{escape(heading)}</h2>\n{body}' for i, (heading, body) in enumerate(sections)]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
