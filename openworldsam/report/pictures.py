@@ -17,7 +17,7 @@ from openworldsam.report.evaluations import Evaluation
 from openworldsam.visualization import LabelledMasks, RGBImage, draw_masks
 from openworldsam.visualization.legend import prompt_colors
 
-SIDE = 480
+PICTURE_SIDE = 480
 """Longest side of a picture in pixels."""
 TRUTH = "ground truth"
 
@@ -68,7 +68,7 @@ def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Pic
         scores = np.array([score for _, score, _ in column], np.float32)
         index = np.array([texts.index(text) for _, _, text in column], dtype=np.int64)
         drawing = LabelledMasks(task, texts, masks, scores, index)
-        pictures[name] = draw_masks(image.picture, drawing, max_side=SIDE)
+        pictures[name] = draw_masks(image.picture, drawing, max_side=PICTURE_SIDE)
     return PictureRow(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
 
 
