@@ -6,7 +6,6 @@ Shapes: K tie-breakers, H, W image size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -36,12 +35,8 @@ EQUAL = 3
 """Least number of things of one class in the image of Fig. 3b and c."""
 
 
-class Illustration(NamedTuple):
-    """A figure of the report: PNG file, title, and caption."""
-
-    file: Path
-    title: str
-    words: str
+Illustration = dict[str, str]
+"""Figure of the report: "file" (path of the PNG), "title", and "words" (caption)."""
 
 
 def draw_figures(
@@ -69,8 +64,7 @@ def draw_figures(
     figures.append(_tie_breakers(seen, model.inference.score_threshold, about, folder / "tie_breakers.png"))
     if seen.found:
         figures.append(_two_stage(seen, about, folder / "two_stage.png"))
-    content = [{**figure._asdict(), "file": str(figure.file.resolve())} for figure in figures]
-    save_json(Path(cfg.OUTPUT_DIR) / FIGURES, content, indent=1)
+    save_json(Path(cfg.OUTPUT_DIR) / FIGURES, figures, indent=1)
 
 
 def _equal_shapes(
@@ -97,7 +91,8 @@ def _equal_shapes(
         found = sum(any(mask_iou(mask, thing) > FOUND for mask in masks) for thing in true)
         words.append(f"{who}: {len(masks)} distinct confident masks, {found} of the things found.")
     save_png(path, contact_sheet(panels, columns=len(panels)))
-    return Illustration(path, "Several things of one class (Fig. 3b and c)", " ".join(words))
+    title = "Several things of one class (Fig. 3b and c)"
+    return {"file": str(path.resolve()), "title": title, "words": " ".join(words)}
 
 
 def _equal_scene(dataset: EvaluationDataset) -> tuple[Example, int]:
@@ -129,7 +124,7 @@ def _tie_breakers(seen: Observations, threshold: float, about: str, path: Path) 
             f" The tie-breaker explains {100 * share:.0f} % of the variance of the centres (0 %: all cover the same "
             "places; 100 %: each has one place of its own)."
         )
-    return Illustration(path, "Mask centres of each tie-breaker (Fig. 3b)", words)
+    return {"file": str(path.resolve()), "title": "Mask centres of each tie-breaker (Fig. 3b)", "words": words}
 
 
 def _two_stage(seen: Observations, about: str, path: Path) -> Illustration:
@@ -143,4 +138,4 @@ def _two_stage(seen: Observations, about: str, path: Path) -> Illustration:
         f"rises for {100 * better:.0f} % of them. Their mean predicted IoU goes from {100 * score:.1f} to "
         f"{100 * new_score:.1f}. The paper (Table 1, ADE-150): PQ 35.2 to 36.3, AP 16.9 to 15.6, mIoU 60.4 to 58.0."
     )
-    return Illustration(path, "Two-stage inference (Sec. 3, Sec. B)", words)
+    return {"file": str(path.resolve()), "title": "Two-stage inference (Sec. 3, Sec. B)", "words": words}

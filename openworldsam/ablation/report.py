@@ -22,7 +22,7 @@ from openworldsam.utils.files import read_json, save_text
 
 FIGURES = "figures.json"
 """File in the experiment's folder that lists the figures drawn by `figures`."""
-METRICS = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
+COMPARED = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
 """Metrics to compare, with their tasks."""
 
 
@@ -35,7 +35,7 @@ class PaperRow(NamedTuple):
 
 
 def _row(source: str, trained: str, table: int, row: str) -> PaperRow:
-    ade150 = dict(zip(METRICS, PAPER_TABLES[table].rows[row], strict=False))  # the columns begin with PQ, AP, mIoU
+    ade150 = dict(zip(COMPARED, PAPER_TABLES[table].rows[row], strict=False))  # the columns begin with PQ, AP, mIoU
     return PaperRow(source, trained, {metric: value for metric, value in ade150.items() if value is not None})
 
 
@@ -70,7 +70,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
 
     seed: int
@@ -79,7 +79,7 @@ class Run:
     results: dict[str, Any]
 
 
-Runs = dict[str, list[Run]]
+Runs = dict[str, list[FinishedRun]]
 """Runs by variant, in ascending order of seeds."""
 
 
@@ -99,7 +99,7 @@ def read_runs(folder: Path) -> Runs:
     return runs
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> FinishedRun:
     results, settings = read_json(folder / RESULTS), read_settings(folder)
     # each prompt encoder has its own cache; only whether there was one must be equal
     settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
@@ -107,12 +107,12 @@ def _read_run(folder: Path) -> Run:
     sources.pop("weights of the adapter", None)  # trained by the run
     with safe_open(folder / ADAPTER, framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return Run(settings["SEED"], settings | sources, parameters, results)
+    return FinishedRun(settings["SEED"], settings | sources, parameters, results)
 
 
-def spread(runs: list[Run], benchmark: str, metric: str) -> Spread | None:
+def spread(runs: list[FinishedRun], benchmark: str, metric: str) -> Spread | None:
     """Compute the spread of a metric over seeds; None if no run has it."""
-    found = [run.results["benchmarks"].get(benchmark, {}).get(METRICS[metric], {}).get(metric) for run in runs]
+    found = [run.results["benchmarks"].get(benchmark, {}).get(COMPARED[metric], {}).get(metric) for run in runs]
     values = [value for value in found if value is not None]
     if not values:
         return None
@@ -155,7 +155,7 @@ def write_report(folder: Path, path: Path, command: str) -> None:
         raise ValueError(f"{folder} has no finished run to report on")
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     plot = path.with_suffix(".png")
-    spreads = {b: {m: {name: spread(runs[name], b, m) for name in VARIANTS} for m in METRICS} for b in benchmarks}
+    spreads = {b: {m: {name: spread(runs[name], b, m) for name in VARIANTS} for m in COMPARED} for b in benchmarks}
     bar_plot(spreads, {name: row.scores for name, row in PAPER.items()}, plot)
     lines = [*_introduction(finished, command), f"![Scores of every variant]({plot.name})", ""]
     for benchmark in benchmarks:
@@ -168,7 +168,7 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     save_text(path, "\n".join(lines).rstrip() + "\n")
 
 
-def _introduction(runs: list[Run], command: str) -> list[str]:
+def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
     """Describe the settings that all runs share."""
     settings, seeds = runs[0].settings, sorted({run.seed for run in runs})
     lost = [PAPER[name].scores["mIoU"] - PAPER["E5"].scores["mIoU"] for name in ("E3", "text_only")]
@@ -199,12 +199,12 @@ def _table(runs: Runs, benchmark: str) -> str:
     for name, variant in VARIANTS.items():
         found, paper = runs[name], PAPER.get(name)
         trained = f"{found[0].parameters:,}" if found else "-"
-        ours = [str(spread(found, benchmark, metric) or NOT_RUN) for metric in METRICS]
-        theirs = [f"{paper.scores[m]:.1f}" for m in METRICS] if paper else ["-"] * len(METRICS)
+        ours = [str(spread(found, benchmark, metric) or NOT_RUN) for metric in COMPARED]
+        theirs = [f"{paper.scores[m]:.1f}" for m in COMPARED] if paper else ["-"] * len(COMPARED)
         source = (paper.source, paper.trained) if paper else ("not reported", "-")
         rows.append([f"**{name}**: {variant.title}", trained, len(found), *ours, *source, *theirs])
-    columns = ["run", "trained parameters", "seeds", *METRICS, "paper", "Train Params"]
-    headers = [*columns, *(f"{metric} (ADE-150)" for metric in METRICS)]
+    columns = ["run", "trained parameters", "seeds", *COMPARED, "paper", "Train Params"]
+    headers = [*columns, *(f"{metric} (ADE-150)" for metric in COMPARED)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -215,7 +215,7 @@ def _verdicts(runs: Runs, benchmark: str) -> list[str]:
     for idea, (one, other) in COMPARISONS.items():
         reported = one in PAPER and other in PAPER
         parts = []
-        for metric in METRICS:
+        for metric in COMPARED:
             ours, others = (spread(runs[name], benchmark, metric) for name in (one, other))
             theirs = [PAPER[name].scores[metric] for name in (one, other)] if reported else []
             said = verdict(ours, others, theirs[0] - theirs[1] if theirs else None)

@@ -22,7 +22,7 @@ from openworldsam.data.shapes import Scene, World, expressions, render, thing_na
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
-from openworldsam.pretraining.loop import batches
+from openworldsam.pretraining.loop import in_batches
 from openworldsam.utils.files import save_atomically
 
 SEEING_STEPS = 2500
@@ -46,7 +46,7 @@ class Described(NamedTuple):
     cells: Tensor
 
 
-def describe(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
+def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
     """Return the texts that refer to each set of segment ids, with and without their article.
 
     They are expressions for single things, names of stuff, and names that several things share, which refer to all.
@@ -81,7 +81,7 @@ class DescribedScenes(Dataset[Described]):
     def __getitem__(self, index: int) -> Described:
         scene = render(self.world, self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 78])
-        texts = describe(scene)
+        texts = texts_by_region(scene)
         table = describe_segments(scene)
         regions = list(texts)
         weights = np.array([table[ids[0], -1] for ids in regions])
@@ -190,11 +190,11 @@ def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
+def validate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Return how often the patch that an embedding points at lies in the region, by kind of text."""
     data = DescribedScenes(world, seed, 4, model.grid)
     found: dict[str, list[float]] = {}
-    for batch in batches(data, collate, scenes, batch_size):
+    for batch in in_batches(data, collate, scenes, batch_size):
         embeddings, _ = model(batch.image.to(model.device), model.tokenize(batch.texts))
         pointed = model.place_head(embeddings).argmax(dim=1).cpu()
         share = F.adaptive_avg_pool2d(batch.masks.float()[:, None], model.grid).flatten(1)
@@ -213,7 +213,7 @@ def _kind(text: str, world: World) -> str:
     return "name" if words[-1] in world.shapes and len(words) <= 2 else "relation"
 
 
-def save_tokenizer(path: Path, texts: Iterable[str], vocab_size: int = 512) -> None:
+def train_tokenizer(path: Path, texts: Iterable[str], vocab_size: int) -> None:
     """Train a sentencepiece model on texts, with a vocabulary of at most `vocab_size` pieces, and save it."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

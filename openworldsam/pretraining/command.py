@@ -74,7 +74,7 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     tiny.start_local()
     data = sam2.PromptedScenes(world, _seed(cfg, "sam2_train"))
     pretrain(tiny, data, sam2.collate, partial(sam2.training_losses, tiny), schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    logger.info("IoU: %s", sam2.evaluate(tiny.eval(), world, _seed(cfg, "sam2_val"), SCORED_SCENES))
+    logger.info("IoU: %s", sam2.validate(tiny.eval(), world, _seed(cfg, "sam2_val"), SCORED_SCENES))
     save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -82,15 +82,15 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     world, tokenizer = configured_world(cfg), Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
     if not tokenizer.is_file():
         scenes = (render(world, _seed(cfg, "tokenizer"), index, "all") for index in range(TOKENIZER_SCENES))
-        texts = (text for scene in scenes for group in beit3.describe(scene).values() for text in group)
-        beit3.save_tokenizer(tokenizer, texts, cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE)
+        texts = (text for scene in scenes for group in beit3.texts_by_region(scene).values() for text in group)
+        beit3.train_tokenizer(tokenizer, texts, cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE)
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
     pointing = beit3.PointingBEiT3(model.prompt_encoder).to(cfg.MODEL.DEVICE).train()
     data = beit3.DescribedScenes(world, _seed(cfg, "beit3_train"), num_texts=4, grid=pointing.grid)
     losses = partial(beit3.training_losses, pointing)
     pretrain(pointing, data, beit3.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    scores = beit3.evaluate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
+    scores = beit3.validate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
     logger.info("share of texts that point into their region: %s", scores)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 
@@ -104,7 +104,7 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     losses = partial(memory.training_losses, tiny)
     pretrain(tiny, data, memory.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
-    logger.info("tracking: %s", memory.evaluate(tiny, validation, SCORED_SCENES))
+    logger.info("tracking: %s", memory.validate(tiny, validation, SCORED_SCENES))
     note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 

@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def batches(data: Any, collate: Callable[[list[Any]], Any], count: int, batch_size: int) -> Iterator[Any]:
+def in_batches(data: Any, collate: Callable[[list[Any]], Any], count: int, batch_size: int) -> Iterator[Any]:
     """Yield the first `count` examples of a dataset in batches."""
     for start in range(0, count, batch_size):
         yield collate([data[index] for index in range(start, min(start + batch_size, count))])

@@ -21,7 +21,7 @@ from openworldsam.data.shapes import World
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.pretraining.loop import batches
+from openworldsam.pretraining.loop import in_batches
 from openworldsam.pretraining.sam2 import mask_losses, paired_iou
 from openworldsam.video.memory import SAM2Memory
 
@@ -145,10 +145,10 @@ def training_losses(tiny: TinyMemory, clips: Tracked, step: int) -> dict[str, Te
 
 
 @torch.no_grad()
-def evaluate(tiny: TinyMemory, data: MovingThings, clips: int, batch_size: int = 8) -> dict[str, float]:
+def validate(tiny: TinyMemory, data: MovingThings, clips: int, batch_size: int = 8) -> dict[str, float]:
     """Return the mean IoU over frames where the thing is visible, and the accuracy of its presence."""
     ious, right = [], []
-    for batch in batches(data, collate, clips, batch_size):
+    for batch in in_batches(data, collate, clips, batch_size):
         logits, presence = (part.flatten(0, 1).cpu() for part in tiny.track(batch))
         masks = batch.masks[:, 1:].flatten(0, 1)
         there = masks.sum(dim=(1, 2)) >= LEAST

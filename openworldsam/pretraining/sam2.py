@@ -24,7 +24,7 @@ from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2Image
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
-from openworldsam.pretraining.loop import batches
+from openworldsam.pretraining.loop import in_batches
 
 NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
 """SAM2's point labels."""
@@ -266,12 +266,12 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 
 
 @torch.no_grad()
-def evaluate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
+def validate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Return the mean IoU from an innermost point (things, stuff) and an exact box (things), and the score's error."""
     data = PromptedScenes(world, seed, 6, exact=True)
     names = ("point, things", "point, stuff", "box, things", "score error")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for batch in batches(data, collate, scenes, batch_size):
+    for batch in in_batches(data, collate, scenes, batch_size):
         features = model.encode(batch.image.to(model.device))
         index = torch.arange(len(batch.image)).repeat_interleave(6)
         points, boxes = batch.points.to(model.device), batch.boxes.to(model.device)

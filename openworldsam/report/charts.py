@@ -10,7 +10,7 @@ from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Confusi
 
 MOST_BARS = 60
 """Most classes in a chart; of more classes, the best and the worst half of this number are shown."""
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
+RUN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 """Colours of the runs in turn (Okabe and Ito's palette)."""
 
 
@@ -27,11 +27,7 @@ def sorted_classes(runs: Mapping[str, ClassMetrics]) -> list[str]:
 
 
 def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
-    """Draw a bar per class and run, one panel per metric, in the order of `sorted_classes` (Fig. 9).
-
-    Args:
-        runs: metrics by name of the run; at least one has a value.
-    """
+    """Draw a bar per class and run (by name; at least one has a value), one panel per metric, best first (Fig. 9)."""
     classes = sorted_classes(runs)
     half = MOST_BARS // 2
     shown = classes if len(classes) <= MOST_BARS else [*classes[:half], *classes[-half:]]
@@ -43,7 +39,7 @@ def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
         for index, (name, run) in enumerate(runs.items()):
             values = {place: run.get(metric, {}).get(c) for place, c in enumerate(shown)}
             known = {place - 0.4 + width * (index + 0.5): value for place, value in values.items() if value is not None}
-            axis.bar(list(known), list(known.values()), width, color=COLOURS[index % len(COLOURS)], label=name)
+            axis.bar(list(known), list(known.values()), width, color=RUN_COLOURS[index % len(RUN_COLOURS)], label=name)
         axis.set(ylim=(0, 100), ylabel=metric, xlim=(-0.6, len(shown) - 0.4))
         axis.grid(axis="y", linewidth=0.4)
         axis.set_axisbelow(True)

@@ -33,12 +33,7 @@ nav a { margin-right: 1rem }
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """Assemble the document.
-
-    Args:
-        title: plain text.
-        sections: heading (plain text) and body (HTML) of each section.
-    """
+    """Assemble the document from a title and the heading (both plain text) and body (HTML) of each section."""
     links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
     parts = [f'<h2 id="s{i}">{escape(heading)}</h2>\n{body}' for i, (heading, body) in enumerate(sections)]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -46,7 +41,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
     """Build a table of HTML cells; the last `numbers` columns are right-aligned."""
     first = len(header) - numbers
 
@@ -87,7 +82,7 @@ def about_runs(runs: Sequence[Evaluation]) -> str:
         weights = "<br>".join(f"{escape(name)}: {_source(source)}" for name, source in content["weights"].items())
         command = f"<code>{escape(content['command'])}</code><br>{content.get('seconds')} s"
         rows.append((*map(escape, (run.name, content["preset"], content["protocol"], prompts)), weights, command))
-    return table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
+    return html_table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
 
 
 def _source(source: dict[str, Any]) -> str:
@@ -104,7 +99,7 @@ def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
         cells = [_score(*values[column]) if column in values else "" for values in found]
         if any(cells):
             rows.append((escape(column[0]), f"{column[1]} {column[2]}", *cells))
-    return table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs))
+    return html_table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs))
 
 
 def _score(value: float | None, paper: Number | None) -> str:
@@ -126,7 +121,7 @@ def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
                 rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in notes.items()]
     if not rows:
         return "<p>Every image of every benchmark was read and scored.</p>"
-    return table(("run", "benchmark", "note", "reason"), [tuple(map(escape, row)) for row in rows])
+    return html_table(("run", "benchmark", "note", "reason"), [tuple(map(escape, row)) for row in rows])
 
 
 def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> str:
@@ -134,7 +129,8 @@ def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> str
     columns = [(run, metric) for metric in CLASS_METRICS for run, metrics in runs.items() if metric in metrics]
     rows = [(escape(c), *(number(runs[r][m].get(c), ".1f") for r, m in columns)) for c in classes]
     header = ("class", *(f"{m}, {escape(r)}" for r, m in columns))
-    return f"<details><summary>{len(classes)} classes in numbers</summary>{table(header, rows, len(columns))}</details>"
+    summary = f"<summary>{len(classes)} classes in numbers</summary>"
+    return f"<details>{summary}{html_table(header, rows, len(columns))}</details>"
 
 
 def picture_table(rows: Sequence[PictureRow], task: str) -> str:

@@ -155,6 +155,6 @@ def nearness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def associate(gain: np.ndarray) -> list[tuple[int, int]]:
-    """Pair rows and columns of a matrix [T, N] for the largest total gain (Hungarian); only gains above 0 make pairs."""
+    """Pair rows and columns of a matrix [T, N] for the largest total gain (Hungarian); only gains above 0 pair."""
     rows, columns = linear_sum_assignment(np.maximum(gain, 0), maximize=True)
     return [(row, column) for row, column in zip(rows.tolist(), columns.tolist(), strict=True) if gain[row, column] > 0]

@@ -1,21 +1,16 @@
 """Conversion from and to the released layout, by function and by command."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from openworldsam.checkpoint import (
     Source,
@@ -37,12 +32,12 @@ VIDEO = {"maskmem_tpos_enc": (7, 1, 1, 4), "memory_encoder.out_proj.weight": (4,
 UNUSED = {"evf_sam2.text_hidden_fcs.0.0.weight": (32, 32), "evf_sam2.text_hidden_fcs.0.0.bias": (32,)}
 
 
-def make_cfg(*opts: object) -> CfgNode:
+def make_cfg(*opts):
     return load_config(CONFIG, [str(word) for word in opts])
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(tmp_path_factory):
     """A full checkpoint with video modules, the duplicates, the unused projector and training state."""
     path = tmp_path_factory.mktemp("released") / "model_final.pth"
     save_rule_checkpoint(OpenWorldSAM(make_cfg()), make_cfg(), 7, path)
@@ -55,25 +50,32 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(released: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def parts(released, tmp_path_factory):
     return convert_released(released, tmp_path_factory.mktemp("parts") / "new" / "coco")
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
+def load_state(path):
     return torch.load(path)["model"]
 
 
-def metadata_of(path: Path) -> dict[str, str]:
+def metadata_of(path):
     with safe_open(path, framework="pt") as file:
         return file.metadata()
 
 
-def join(parts: dict[str, Path], path: Path) -> Path:
+def join(parts, path):
     convert_to_released(parts["adapter"], parts["sam2"], parts["beit3"], path)
     return path
 
 
-def test_split_writes_three_files_under_public_names(released: Path, parts: dict[str, Path]) -> None:
+def assert_is_whole(path, released):
+    """A joined checkpoint has all of the released one that anything reads."""
+    joined, whole = load_state(path), load_state(released)
+    assert whole.keys() - joined.keys() == UNUSED.keys() and joined.keys() <= whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in joined.items())
+
+
+def test_split_writes_three_files_under_public_names(released, parts):
     assert {c: p.name for c, p in parts.items()} == {c: f"{c}.safetensors" for c in COMPONENTS}
     assert sorted(p.name for p in parts["sam2"].parent.iterdir()) == sorted(f"{c}.safetensors" for c in COMPONENTS)
     whole = load_state(released)
@@ -91,7 +93,7 @@ def test_split_writes_three_files_under_public_names(released: Path, parts: dict
     assert torch.equal(adapter[ours], whole[theirs])
 
 
-def test_split_records_how_the_released_code_trains_and_with_what(released: Path, parts: dict[str, Path]) -> None:
+def test_split_records_how_the_released_code_trains_and_with_what(released, parts):
     metadata = metadata_of(parts["adapter"])
     assert metadata["preset"] == "released"
     assert (metadata["ADAPTER.FUSION"], metadata["ADAPTER.INTERACTION"], metadata["ADAPTER.KEY_POSITIONS"]) == (
@@ -105,9 +107,7 @@ def test_split_records_how_the_released_code_trains_and_with_what(released: Path
         assert source["fingerprint"] == read_weights(parts[component]).source(component).fingerprint
 
 
-def test_the_parts_load_like_the_whole_without_a_warning(
-    released: Path, parts: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_parts_load_like_the_whole_without_a_warning(released, parts, caplog):
     as_released = ("MODEL.ADAPTER.FUSION", "broadcast", "MODEL.ADAPTER.INTERACTION", "image")
     whole_cfg = make_cfg("MODEL.WEIGHTS", released, *as_released)
     whole = OpenWorldSAM(whole_cfg)
@@ -123,16 +123,12 @@ def test_the_parts_load_like_the_whole_without_a_warning(
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_join_gives_back_what_was_split(released: Path, parts: dict[str, Path], tmp_path: Path) -> None:
-    joined = load_state(join(parts, tmp_path / "new" / "joined.pth"))
-    whole = load_state(released)
-    assert whole.keys() - joined.keys() == UNUSED.keys()
-    assert not joined.keys() - whole.keys()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in joined.items())
+def test_join_gives_back_what_was_split(released, parts, tmp_path):
+    assert_is_whole(join(parts, tmp_path / "new" / "joined.pth"), released)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["joined.pth"]
 
 
-def test_join_stores_the_duplicates_in_the_same_memory(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_join_stores_the_duplicates_in_the_same_memory(parts, tmp_path):
     path = join(parts, tmp_path / "joined.pth")
     state = load_state(path)
     duplicates = [name for name in state if name.startswith("evf_sam2.")]
@@ -142,7 +138,7 @@ def test_join_stores_the_duplicates_in_the_same_memory(parts: dict[str, Path], t
     assert path.stat().st_size < 1.2 * sum(part.stat().st_size for part in parts.values())
 
 
-def test_split_join_split_gives_back_the_same_parts(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_split_join_split_gives_back_the_same_parts(parts, tmp_path):
     again = convert_released(join(parts, tmp_path / "joined.pth"), tmp_path / "again")
     for component, path in parts.items():
         first, second = load_file(path), load_file(again[component])
@@ -150,22 +146,14 @@ def test_split_join_split_gives_back_the_same_parts(parts: dict[str, Path], tmp_
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_join_takes_a_component_out_of_any_file_that_holds_it(released: Path, tmp_path: Path) -> None:
-    convert_to_released(released, released, released, tmp_path / "joined.pth")
-    whole, joined = load_state(released), load_state(tmp_path / "joined.pth")
-    assert whole.keys() - joined.keys() == UNUSED.keys()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in joined.items())
-
-
-def test_join_may_replace_a_file_that_it_reads(released: Path, tmp_path: Path) -> None:
+def test_join_takes_a_component_out_of_any_file_and_may_replace_it(released, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(released.read_bytes())
     convert_to_released(path, path, path, path)
-    whole, joined = load_state(released), load_state(path)
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in joined.items())
+    assert_is_whole(path, released)
 
 
-def test_split_and_join_keep_half_precision(released: Path, tmp_path: Path) -> None:
+def test_split_and_join_keep_half_precision(released, tmp_path):
     half = {name: tensor.bfloat16() for name, tensor in load_state(released).items()}
     torch.save(half, tmp_path / "half.pth")
     parts = convert_released(tmp_path / "half.pth", tmp_path / "parts")
@@ -174,7 +162,7 @@ def test_split_and_join_keep_half_precision(released: Path, tmp_path: Path) -> N
     assert all(torch.equal(tensor, half[name]) for name, tensor in joined.items())
 
 
-def test_the_origin_of_rule_made_weights_survives_split_and_join(tmp_path: Path) -> None:
+def test_the_origin_of_rule_made_weights_survives_split_and_join(tmp_path):
     path = tmp_path / "model_final.pth"
     save_rule_checkpoint(OpenWorldSAM(make_cfg()), make_cfg(), 7, path)
     note = read_weights(path).source("sam2").note
@@ -186,7 +174,7 @@ def test_the_origin_of_rule_made_weights_survives_split_and_join(tmp_path: Path)
         assert joined.source(component).note == note
 
 
-def trained_adapter(parts: dict[str, Path], path: Path, *opts: object) -> CfgNode:
+def trained_adapter(parts, path, *opts):
     """An adapter as training writes it: fusion replace, interaction prompt."""
     cfg = make_cfg(*opts)
     sources = {c: read_weights(parts[c]).source(c) for c in ("sam2", "beit3")}
@@ -194,9 +182,7 @@ def trained_adapter(parts: dict[str, Path], path: Path, *opts: object) -> CfgNod
     return cfg
 
 
-def test_a_full_checkpoint_used_otherwise_than_the_released_code_is_told(
-    released: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_checkpoint_used_otherwise_than_the_released_code_is_told(released, caplog):
     cfg = make_cfg("MODEL.WEIGHTS", released)  # fusion replace, interaction prompt
     with caplog.at_level(logging.WARNING, logger="openworldsam"):
         load_weights(OpenWorldSAM(cfg), cfg)
@@ -204,7 +190,7 @@ def test_a_full_checkpoint_used_otherwise_than_the_released_code_is_told(
     assert "MODEL.ADAPTER.FUSION" in told and "MODEL.ADAPTER.INTERACTION" in told
 
 
-def test_how_an_adapter_was_trained_survives_join_and_split(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_how_an_adapter_was_trained_survives_join_and_split(parts, tmp_path):
     ours = tmp_path / "adapter.safetensors"
     trained_adapter(parts, ours)
     again = convert_released(join({**parts, "adapter": ours}, tmp_path / "joined.pth"), tmp_path / "again")
@@ -213,7 +199,7 @@ def test_how_an_adapter_was_trained_survives_join_and_split(parts: dict[str, Pat
 
 
 @pytest.mark.parametrize("layers", [0, 3])
-def test_an_adapter_without_tie_breakers_survives_join(layers: int, parts: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_without_tie_breakers_survives_join(layers, parts, tmp_path):
     ours = tmp_path / "adapter.safetensors"
     sizes = ("MODEL.ADAPTER.NUM_TIE_BREAKERS", 0, "MODEL.ADAPTER.NUM_LAYERS", layers)
     trained_adapter(parts, ours, *sizes)
@@ -222,7 +208,7 @@ def test_an_adapter_without_tie_breakers_survives_join(layers: int, parts: dict[
     assert joined.source("adapter").fingerprint == read_weights(ours).source("adapter").fingerprint
 
 
-def other_layout(name: str, released: Path, parts: dict[str, Path], folder: Path) -> Path:
+def other_layout(name, released, parts, folder):
     if name in parts:
         return parts[name]
     state = load_state(released)
@@ -234,9 +220,7 @@ def other_layout(name: str, released: Path, parts: dict[str, Path], folder: Path
 @pytest.mark.parametrize(
     ("name", "layout"), [("sam2", "SAM 2.0"), ("beit3", "BEiT-3"), ("adapter", "adapter"), ("evf", "EVF-SAM2")]
 )
-def test_split_refuses_other_layouts(
-    name: str, layout: str, released: Path, parts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_split_refuses_other_layouts(name, layout, released, parts, tmp_path):
     path = other_layout(name, released, parts, tmp_path)
     with pytest.raises(ValueError, match=f"of the layout {layout}"):
         convert_released(path, tmp_path / "out")
@@ -244,21 +228,17 @@ def test_split_refuses_other_layouts(
 
 
 @pytest.mark.parametrize(("component", "given"), [("adapter", "sam2"), ("sam2", "beit3"), ("beit3", "adapter")])
-def test_join_refuses_a_file_without_the_component(
-    component: str, given: str, parts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_join_refuses_a_file_without_the_component(component, given, parts, tmp_path):
     with pytest.raises(ValueError, match=rf"{given}\.safetensors .* holds no {component} weights"):
         join({**parts, component: parts[given]}, tmp_path / "joined.pth")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_split_that_fails_leaves_the_old_parts(
-    released: Path, parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_split_that_fails_leaves_the_old_parts(released, parts, tmp_path, monkeypatch):
     for path in parts.values():
         (tmp_path / path.name).write_bytes(path.read_bytes())
 
-    def half(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+    def half(tensors, target, metadata):
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -268,12 +248,10 @@ def test_a_split_that_fails_leaves_the_old_parts(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in parts.values()}
 
 
-def test_a_join_that_fails_leaves_the_old_checkpoint(
-    parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_join_that_fails_leaves_the_old_checkpoint(parts, tmp_path, monkeypatch):
     (tmp_path / "joined.pth").write_text("old")
 
-    def half(content: object, target: Path) -> None:
+    def half(content, target):
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -283,12 +261,12 @@ def test_a_join_that_fails_leaves_the_old_checkpoint(
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("joined.pth", "old")]
 
 
-def test_the_whole_folder_of_parts_is_no_weight_file(parts: dict[str, Path]) -> None:
+def test_the_whole_folder_of_parts_is_no_weight_file(parts):
     with pytest.raises(ValueError, match=r"adapter\.safetensors, beit3\.safetensors, sam2\.safetensors"):
         read_weights(parts["sam2"].parent)
 
 
-def test_a_source_compares_by_its_fields(parts: dict[str, Path], released: Path) -> None:
+def test_a_source_compares_by_its_fields(parts, released):
     whole, part = read_weights(released).source("sam2"), read_weights(parts["sam2"]).source("sam2")
     assert part == Source("sam2.safetensors", "SAM 2.0", whole.fingerprint, "from model_final.pth (released)")
 
@@ -296,7 +274,7 @@ def test_a_source_compares_by_its_fields(parts: dict[str, Path], released: Path)
 # ----------------------------------------------------------------------------------------------- the command
 
 
-def load_script() -> ModuleType:
+def load_script():
     spec = importlib.util.spec_from_file_location("convert_weights", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -304,7 +282,7 @@ def load_script() -> ModuleType:
     return module
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+def run(monkeypatch, *words):
     """The command in this process; starting Python with torch takes seconds."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
     try:
@@ -314,13 +292,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return 0
 
 
-def test_the_command_splits_and_joins(
-    released: Path,
-    parts: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_command_splits_and_joins(released, parts, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "split", released, "--output", tmp_path / "parts") == 0
     made = [tmp_path / "parts" / f"{component}.safetensors" for component in COMPONENTS]
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, made))
@@ -331,21 +303,11 @@ def test_the_command_splits_and_joins(
     options = [word for path in made for word in (f"--{path.stem}", path)]
     assert run(monkeypatch, "join", *options, "--output", tmp_path / "joined.pth") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'joined.pth'}\n"
-    whole = load_state(released)
-    joined = load_state(tmp_path / "joined.pth")
-    assert whole.keys() - joined.keys() == UNUSED.keys()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in joined.items())
+    assert_is_whole(tmp_path / "joined.pth", released)
 
 
 @pytest.mark.parametrize("case", ["missing", "wrong layout", "damaged", "output is a file", "not its component"])
-def test_the_command_reports_errors_in_one_line(
-    case: str,
-    released: Path,
-    parts: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_command_reports_errors_in_one_line(case, released, parts, tmp_path, monkeypatch, capsys):
     (tmp_path / "damaged.pth").write_bytes(released.read_bytes()[:5000])
     (tmp_path / "a file").write_text("")
     words = {
@@ -370,7 +332,7 @@ def test_the_command_reports_errors_in_one_line(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "damaged.pth"]
 
 
-def command(*words: object, limit: str = "true") -> subprocess.CompletedProcess[str]:
+def command(*words, limit="true"):
     """The command as a user starts it, with a limit of the shell."""
     return subprocess.run(
         ["bash", "-c", f'{limit}; exec "$@"', "bash", sys.executable, str(SCRIPT), *map(str, words)],
@@ -380,7 +342,7 @@ def command(*words: object, limit: str = "true") -> subprocess.CompletedProcess[
     )
 
 
-def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
+def test_the_command_ends_with_2_and_no_traceback(tmp_path):
     done = command("split", tmp_path / "nowhere.pth", "--output", tmp_path)
     assert done.returncode == 2
     assert "error: " in done.stderr and "nowhere.pth not found" in done.stderr
@@ -388,7 +350,7 @@ def test_the_command_ends_with_2_and_no_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["split", "join"])
-def test_the_command_reports_a_full_disk(verb: str, released: Path, parts: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_reports_a_full_disk(verb, released, parts, tmp_path):
     given = [word for component, path in parts.items() for word in (f"--{component}", path)]
     words = ["split", released] if verb == "split" else ["join", *given]
     done = command(*words, "--output", tmp_path / "out", limit="ulimit -f 100")  # files of at most 100 KB

@@ -86,7 +86,7 @@ def test_every_text_refers_to_one_region(world):
     for index in range(5):
         x = beit3.DescribedScenes(world, 3, 8, grid=4)[index]
         scene = render(world, 3, index, "all")
-        texts = beit3.describe(scene)
+        texts = beit3.texts_by_region(scene)
         for text, mask, told in zip(x.texts, x.masks.numpy(), x.segments, strict=True):
             owners = [ids for ids, group in texts.items() if text in group]
             assert len(owners) == 1 and np.array_equal(mask, np.isin(scene.segment_map, owners[0]))
@@ -98,7 +98,7 @@ def test_every_text_refers_to_one_region(world):
 def test_a_shared_name_refers_to_all_its_things(world):
     for index in range(20):
         scene = render(world, 3, index, "all")
-        texts = beit3.describe(scene)
+        texts = beit3.texts_by_region(scene)
         for shape in {segment.name for segment in scene.segments if segment.is_thing}:
             having = tuple(segment.id for segment in scene.segments if segment.name == shape)
             assert len(having) == 1 or {shape, f"the {shape}"} <= {*texts[having]}

@@ -123,13 +123,13 @@ def test_masks_of_each_task():
     segments = [{"id": 1, "category_id": 2, "score": 0.5}, {"id": 2, "category_id": 0}]
     instances = [{"category_id": 1, "segmentation": encode_mask(left), "score": 0.25}]
     answer = Answer((ids, segments), instances, np.where(left, 0, 1), [right])
-    drawn = {t: masks_of(answer, t, (2, 4), NAMES, ["on the right"]) for t in Answer._fields}
-    assert [d.texts for d in drawn.values()] == [["road, route", "sky"], NAMES[1:2], NAMES[1::-1], ["on the right"]]
-    assert [d.scores.tolist() for d in drawn.values()] == [[0.5, 1], [0.25], [1, 1], [1]]
+    drawn = [list(zip(*masks_of(answer, t, NAMES, ["on the right"]), strict=True)) for t in Answer._fields]
+    sky, cat, road = NAMES
+    assert [texts for _, _, texts in drawn] == [(road, sky), (cat,), (cat, sky), ("on the right",)]
+    assert [scores for _, scores, _ in drawn] == [(0.5, 1), (0.25,), (1, 1), (1,)]
     masks = [[left, right], [left], [right, left], [right]]
-    assert all(np.array_equal(d.masks, m) for d, m in zip(drawn.values(), masks, strict=True))
-    nothing = masks_of(Answer(), "panoptic", (2, 4))
-    assert nothing.masks.shape == (0, 2, 4) and nothing.texts == []
+    assert all(np.array_equal(found, expected) for (found, _, _), expected in zip(drawn, masks, strict=True))
+    assert masks_of(Answer(), "panoptic", NAMES, []) == []
 
 
 def test_pictures_show_the_images_that_all_runs_have_saved(tmp_path):

@@ -14,12 +14,7 @@ class AbsentPrompts:
         self.asked = self.found = 0
 
     def update(self, absent: Collection[int], found: Collection[int]) -> None:
-        """Add an image.
-
-        Args:
-            absent: class ids that were prompted and are not in the image.
-            found: class ids with a prediction.
-        """
+        """Add an image by the ids of the absent classes that were prompted, and of all classes with a prediction."""
         self.asked += len(absent)
         self.found += len(set(absent) & set(found))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, mean, percent
 
-VOID = 0
+VOID_ID = 0
 """Segment id of pixels without a segment, in both maps; negative ids mean the same."""
 
 
@@ -75,7 +75,7 @@ class PanopticQuality:
         predicted = self._categories("predicted", predicted_segments)
         truth = self._categories("ground-truth", (segment[:2] for segment in truth_segments))
         overlaps = _overlaps(predicted_map, truth_map)
-        in_map = {predicted_id for predicted_id, _ in overlaps} - {VOID}
+        in_map = {predicted_id for predicted_id, _ in overlaps} - {VOID_ID}
         if unlisted := in_map - predicted.keys():
             raise ValueError(f"the predicted map has the ids {sorted(unlisted)[:3]}, which no predicted segment has")
         if absent := predicted.keys() - in_map:
@@ -90,7 +90,7 @@ class PanopticQuality:
         for segment, category in segments:
             if category not in self.counts:
                 raise ValueError(f"the {kind} segment {segment} has the unknown category {category}")
-            if segment <= VOID or segment in categories:
+            if segment <= VOID_ID or segment in categories:
                 raise ValueError(f"{kind} segment ids must be unique and at least 1, got {segment}")
             categories[segment] = category
         return categories
@@ -113,7 +113,7 @@ class PanopticQuality:
             if category is None or category != truth.get(truth_id) or truth_id in crowd_ids:
                 continue
             union = predicted_area[predicted_id] + truth_area[truth_id] - pixels
-            iou = pixels / (union - overlaps.get((predicted_id, VOID), 0))
+            iou = pixels / (union - overlaps.get((predicted_id, VOID_ID), 0))
             if iou > 0.5:
                 self.counts[category].ious.append(iou)
                 unmatched.remove(predicted_id)
@@ -123,7 +123,7 @@ class PanopticQuality:
         for predicted_id in unmatched:
             category = predicted[predicted_id]
             # -1 for a class without a crowd region: no id in the map is negative
-            excused = sum(overlaps.get((predicted_id, region), 0) for region in (VOID, crowds.get(category, -1)))
+            excused = sum(overlaps.get((predicted_id, region), 0) for region in (VOID_ID, crowds.get(category, -1)))
             if excused / predicted_area[predicted_id] <= 0.5:
                 self.counts[category].false_positives += 1
 
@@ -152,6 +152,6 @@ def _overlaps(predicted_map: np.ndarray, truth_map: np.ndarray) -> dict[tuple[in
     """Count the pixels of each (predicted id, true id) pair that overlaps; ids below 1 become 0."""
     if predicted_map.shape != truth_map.shape:
         raise ValueError(f"the predicted map is {predicted_map.shape}, the ground truth {truth_map.shape}")
-    predicted, truth = (np.maximum(ids, VOID).astype(np.int64) for ids in (predicted_map, truth_map))
+    predicted, truth = (np.maximum(ids, VOID_ID).astype(np.int64) for ids in (predicted_map, truth_map))
     pairs, pixels = np.unique(predicted << 32 | truth, return_counts=True)
     return {divmod(pair, 1 << 32): count for pair, count in zip(pairs.tolist(), pixels.tolist(), strict=True)}

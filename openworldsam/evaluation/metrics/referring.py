@@ -26,15 +26,7 @@ class ReferringScores:
         """Intersection and union per expression, in pixels."""
 
     def update(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Add an expression.
-
-        Args:
-            predicted: bool [H, W].
-            truth: bool [H, W].
-
-        Raises:
-            ValueError: the sizes differ.
-        """
+        """Add an expression by its predicted and true mask, bool [H, W]; raises ValueError if the sizes differ."""
         if predicted.shape != truth.shape:
             raise ValueError(f"the predicted mask is {predicted.shape}, the ground truth {truth.shape}")
         self.areas.append((int((predicted & truth).sum()), int((predicted | truth).sum())))

@@ -1,0 +1,230 @@
+"""Weight files read without a model: the public layouts, and files that are broken in every way."""
+
+import math
+import pickle
+import random
+
+import pytest
+import torch
+from published import write_shards
+from safetensors.torch import save_file
+
+from openworldsam.checkpoint import fingerprint, read_weights
+
+SMALL = {"adapter.tie_breakers": torch.arange(6.0).view(2, 3), "adapter.projector.0.bias": torch.arange(3.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "components"),
+    [
+        ("sam2_hiera.pt", "SAM 2.0", {"sam2"}),
+        ("sam2.1_hiera.pt", "SAM 2.1", {"sam2"}),
+        ("beit3.pth", "BEiT-3", {"beit3"}),
+        ("beit3_trained.pth", "BEiT-3", {"beit3"}),
+        ("pytorch_model.bin", "EVF-SAM2", {"sam2", "beit3"}),
+        ("model.safetensors", "EVF-SAM2", {"sam2", "beit3"}),
+        ("sharded safetensors", "EVF-SAM2", {"sam2", "beit3"}),
+        ("sharded bin", "EVF-SAM2", {"sam2", "beit3"}),
+        ("folder of shards", "EVF-SAM2", {"sam2", "beit3"}),
+        ("snapshot", "EVF-SAM2", {"sam2", "beit3"}),
+        ("model_final.pth", "released", {"sam2", "beit3", "adapter"}),
+        ("bare.pth", "released", {"sam2", "beit3", "adapter"}),
+        ("adapter.safetensors", "adapter", {"adapter"}),
+    ],
+)
+def test_each_layout_is_recognised_and_read_under_public_names(name, layout, components, files, states):
+    file = read_weights(files[name])
+    assert file.layout == layout
+    assert file.components.keys() == components
+    expected = {**states, "sam2": states["2.1" if layout == "SAM 2.1" else "2.0"]}
+    for component, state in file.components.items():
+        assert state.keys() == expected[component].keys()
+        assert all(torch.equal(tensor, expected[component][n]) for n, tensor in state.items())
+        assert file.source(component).fingerprint == fingerprint(expected[component])  # the same in every format
+
+
+def test_the_fingerprint_ignores_the_order_of_the_tensors():
+    state = {"a": torch.arange(3.0), "b": torch.ones(2)}
+    assert fingerprint(state) == fingerprint(dict(reversed(state.items())))
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 31, 32, 100, 1000])
+def test_the_fingerprint_changes_with_a_sampled_value_a_name_or_a_shape(size):
+    state = {"a": torch.arange(float(size))}
+    seen = {fingerprint(state)}
+    for sampled in range(0, size, max(1, size // 16)):
+        changed = state["a"].clone()
+        changed[sampled] += 0.5
+        seen.add(fingerprint({"a": changed}))
+    seen.add(fingerprint({"b": state["a"]}))
+    seen.add(fingerprint({"a": state["a"][:, None]}))
+    seen.add(fingerprint({**state, "b": torch.zeros(0)}))
+    sampled_values = len(range(0, size, max(1, size // 16)))
+    assert len(seen) == sampled_values + 4
+    assert size < 16 or 16 <= sampled_values <= 31
+    assert all(len(digits) == 16 and int(digits, 16) >= 0 for digits in seen)
+
+
+def test_the_fingerprint_of_a_scalar_and_of_half_precision_exists():
+    assert fingerprint({"a": torch.tensor(1.0)}) != fingerprint({"a": torch.tensor(2.0)})
+    assert fingerprint({"a": torch.ones(4, dtype=torch.bfloat16)}) == fingerprint({"a": torch.ones(4)})
+
+
+# ----------------------------------------------------------------------------------------------- broken files
+
+
+def small_file(path):
+    """A file of a few tensors, by its suffix; returns its bytes."""
+    if path.suffix == ".safetensors":
+        save_file(SMALL, path)
+    else:
+        content = {"model": SMALL, "iteration": 7}
+        torch.save(content, path, _use_new_zipfile_serialization=path.stem != "legacy")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.bin", "a.safetensors", "a.bin.index.json"])
+def test_bytes_that_are_no_checkpoint_are_refused_by_name(name, tmp_path):
+    rng = random.Random(0)
+    noise = [rng.randbytes(rng.randint(1, 400)) for _ in range(100)]
+    for content in (b"", b"<!DOCTYPE html><html>Quota exceeded</html>", b"PK\x03\x04", b"\0" * 64, *noise):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "step"), [("a.pt", 41), ("a.safetensors", 41), ("legacy.pth", 1)])
+def test_a_file_cut_anywhere_is_refused_by_name(name, step, tmp_path):
+    path = tmp_path / name
+    whole = small_file(path)
+    assert read_weights(path).layout == "adapter"
+    for cut in [*range(0, len(whole), step), len(whole) - 1]:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=name):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["wrong.pth", "legacy.pth", "wrong.safetensors"])
+def test_a_file_with_wrong_bytes_is_read_or_refused_by_name(name, tmp_path):
+    path = tmp_path / name
+    whole = small_file(path)
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(whole)
+        changed[rng.randrange(min(len(whole), 600))] = rng.randrange(256)
+        path.write_bytes(changed)
+        try:
+            read_weights(path)
+        except ValueError as error:
+            refused += 1
+            assert name in str(error)
+    assert refused
+
+
+class Dangerous:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.bin", "a.safetensors", "plain.pth", "legacy.pth"])
+def test_code_in_a_pickle_is_refused_and_does_not_run(name, tmp_path):
+    trace = tmp_path / "executed"
+    content = {"model": {"adapter.tie_breakers": torch.zeros(2)}, "args": Dangerous(trace)}
+    if name == "plain.pth":
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=name != "legacy.pth")
+    with pytest.raises(ValueError, match=name):
+        read_weights(tmp_path / name)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Dangerous(trace))).close()
+    assert trace.exists()  # it would have been seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_value_that_is_not_finite_is_named(dtype, suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    for values in ([math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]):
+        state = {name: tensor.to(dtype, copy=True) for name, tensor in SMALL.items()}
+        state["adapter.tie_breakers"].view(-1)[-len(values) :] = torch.tensor(values)
+        if suffix == ".pt":
+            torch.save({"model": state}, path)
+        else:
+            save_file(state, path)
+        with pytest.raises(ValueError, match=rf"a{suffix}: tensor adapter\.tie_breakers .* not finite"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("content", [[], 3, "text", None, torch.zeros(3), [torch.zeros(3)]])
+def test_a_pickle_of_something_else_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt"):
+        read_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"model": {}},
+        {"model": {"adapter.x": 3}},
+        {"model": 3},
+        {0: torch.zeros(2)},
+        {"model": {("a", 1): torch.zeros(2)}},
+        {"backbone.bottom_up.stem.weight": torch.zeros(2)},
+        {"image_encoder.blocks.0.norm1.weight": torch.zeros(2)},  # the first Segment Anything
+        {"visual_model.no_mem_embed": torch.zeros(2)},
+        {"mm_extractor.beit3.x": torch.zeros(2)},
+        {"positional_tokens": torch.zeros(2)},
+    ],
+)
+def test_a_file_of_no_known_layout_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt is of unknown layout.*weights/README\.md"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_a_note_that_is_no_record_is_ignored(tmp_path):
+    torch.save({"model": SMALL, "openworldsam": "0.1.0"}, tmp_path / "a.pt")
+    assert read_weights(tmp_path / "a.pt").metadata == {}
+
+
+def test_an_index_whose_shard_is_missing_or_cut_names_the_shard(states, tmp_path):
+    index = write_shards(tmp_path / "shards", states["beit3"], "bin")
+    shard = index.parent / "pytorch_model-00001-of-00002.bin"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=shard.name):
+        read_weights(index)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=shard.name):
+        read_weights(index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "3", '{"weight_map": null}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "a.bin.index.json"}}'],
+)
+def test_an_index_without_a_map_of_shards_is_refused(content, tmp_path):
+    (tmp_path / "a.bin.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.bin\.index\.json"):
+        read_weights(tmp_path / "a.bin.index.json")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pth", ".pt"])
+def test_a_folder_with_two_weight_files_is_refused_with_both_names(suffix, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no weight file in the folder"):
+        read_weights(tmp_path)
+    for name in ("a", "b"):
+        small_file(tmp_path / f"{name}{suffix}")
+    with pytest.raises(ValueError, match=rf"several weight files \(a{suffix}, b{suffix}\)"):
+        read_weights(tmp_path)
+    (tmp_path / f"b{suffix}").unlink()
+    assert read_weights(tmp_path).layout == "adapter"
