@@ -247,8 +247,7 @@ def _run(
             benchmark.skipped[unreadable.file_name] = unreadable.reason
         answers = [saved.load(e.inputs) if saved else None for e in examples]
         todo = [e for e, answer in zip(examples, answers, strict=True) if answer is None]
-        inputs = [e.inputs for e in todo]
-        predicted = iter(model(inputs, tasks=benchmark.model_tasks, prompt_chunk=chunk) if inputs else [])
+        predicted = iter(model([e.inputs for e in todo], tasks=benchmark.model_tasks, prompt_chunk=chunk))
         for example, done in zip(examples, answers, strict=True):
             answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
             benchmark.update(example, answer)

@@ -184,6 +184,8 @@ class OpenWorldSAM(nn.Module):
             prompt_chunk: prompts of an image that are decoded together, see `inference.prompt_chunk`; 0 for all. Where
                 prompts are independent it bounds memory and changes no result.
         """
+        if not batched_inputs:
+            return []
         _check_inputs(batched_inputs, need_targets=False)
         counts = [len(x["prompts"]) for x in batched_inputs]
         features, embeddings = None, self.pixel_mean.new_zeros(0)

@@ -128,7 +128,7 @@ def test_the_stages_are_the_forward_pass(build, photograph):
     results = ours.whole().results
     x = {"image": ours.pixels(), "prompts": ours.prompts, "is_thing": ours.is_thing}
     (expected,) = ours.model([x])
-    assert torch.equal(results["semantic"], expected["semantic"])
+    assert torch.equal(results["semantic"].map, expected["semantic"])
     assert torch.equal(results["panoptic"].map, expected["panoptic_seg"][0])
     assert torch.equal(results["instance"].masks, expected["instances"].pred_masks)
     assert len(results["instance"].masks)
@@ -140,9 +140,9 @@ def test_plain_computes_what_preset_released_does(build):
         pipeline.ask(3)
     a, b = ours.whole(), plain.whole()
     torch.testing.assert_close(b.embeddings, a.embeddings, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(b.rows.logits, a.rows.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(b.rows.scores, a.rows.scores, rtol=1e-4, atol=1e-4)
-    assert (b.results["semantic"] != a.results["semantic"]).float().mean() < 1e-3
+    torch.testing.assert_close(b.queries.logits, a.queries.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(b.queries.scores, a.queries.scores, rtol=1e-4, atol=1e-4)
+    assert (b.results["semantic"].map != a.results["semantic"].map).float().mean() < 1e-3
     assert len(b.results["instance"].masks) == len(a.results["instance"].masks)
 
 
@@ -250,4 +250,4 @@ def test_random_weights_pass_one_query_of_each_prompt(build):
     assert isinstance(model, OpenWorldSAM)
     pipeline = Pipeline("random", load_config(TINY), model, encoded_image(None), random=True)
     pipeline.ask(3)
-    assert pipeline.whole().rows.scores.tolist() == [1, 0, 0, 0] * 3
+    assert pipeline.whole().queries.scores.tolist() == [1, 0, 0, 0] * 3
