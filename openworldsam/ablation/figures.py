@@ -17,8 +17,8 @@ from openworldsam.ablation.observations import (
     decode_queries,
     distinct,
     full_size,
-    mask_iou,
     observe,
+    pair_iou,
     specialisation,
 )
 from openworldsam.ablation.plots import contours, heat_maps
@@ -88,7 +88,7 @@ def _equal_shapes(
         names = tuple(f"tie-breaker {k}" for k in range(one.adapter.num_queries)) if one is model else ("the query",)
         drawing = LabelledMasks("semantic", names, masks, queries.scores[kept].numpy(), kept.numpy())
         panels.append((who, draw_prediction(image, drawing)))
-        found = sum(any(mask_iou(mask, thing) > FOUND for mask in masks) for thing in true)
+        found = sum(any(pair_iou(mask, thing) > FOUND for mask in masks) for thing in true)
         words.append(f"{who}: {len(masks)} distinct confident masks, {found} of the things found.")
     save_png(path, contact_sheet(panels, columns=len(panels)))
     title = "Several things of one class (Fig. 3b and c)"

@@ -1,7 +1,7 @@
-"""What a model does with the things of a split: where its tie-breakers look, what the second stage changes.
+"""Measures a model on the things of a split: mask centres of each tie-breaker, and the effect of the second stage.
 
-Shapes: P prompts about things, K tie-breakers, R = P * K queries (query = prompt * K + tie-breaker), n distinct masks,
-H, W size of the image.
+Shapes: K tie-breakers, R queries of an image (query = prompt * K + tie-breaker), n distinct masks, H, W image size,
+h, w size of mask logits or of a close-up.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.utils.progress import Progress
 
 FOUND = 0.5
-"""A mask finds the thing that it overlaps with a larger IoU."""
+"""A mask finds a thing if their IoU is larger."""
 SHOWN = 6
-"""Objects that are kept to be drawn."""
+"""Most close-ups to draw."""
 
 
 class Stages(NamedTuple):
-    """A thing that was found: IoU with the ground truth and predicted IoU, before and after the second stage."""
+    """IoU with the ground truth and predicted IoU of a thing that was found, before and after the second stage."""
 
     iou: float
     new_iou: float
@@ -37,7 +37,7 @@ class Stages(NamedTuple):
 
 
 class Closeup(NamedTuple):
-    """The part of an image around a thing: uint8 [h, w, 3], truth bool [h, w], logits of both stages [h, w]."""
+    """Crop around a thing: image uint8 [h, w, 3], ground truth bool [h, w], logits of both stages [h, w]."""
 
     image: np.ndarray
     truth: np.ndarray
@@ -48,10 +48,11 @@ class Closeup(NamedTuple):
 
 @dataclass
 class Observations:
-    """
-    centres: for each tie-breaker, x and y in 0..1 of each of its confident masks, duplicates included.
-    found: the things that the first stage finds.
-    closeups: the first of them in each image, as far as they are wanted.
+    """Measurements over a split.
+
+    centres: for each tie-breaker, (x, y) in 0..1 of its confident masks, duplicates included.
+    found: things that the first stage finds.
+    closeups: the first such thing of each image, at most SHOWN.
     """
 
     centres: list[list[tuple[float, float]]]
@@ -61,7 +62,7 @@ class Observations:
 
 @torch.no_grad()
 def decode_queries(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tuple[ImageFeatures, Queries]:
-    """Decode prompts about one image, uint8 [3, H, W], in one stage; the queries are labelled by prompt."""
+    """Decode prompts on one image, uint8 [3, H, W], in one stage; the queries are labelled by prompt."""
     pixels = [image.to(model.device)]
     features = model.encode_images(pixels)
     image_index = torch.zeros(len(prompts), dtype=torch.long)
@@ -70,38 +71,36 @@ def decode_queries(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tu
 
 
 def distinct(model: OpenWorldSAM, queries: Queries, size: tuple[int, int]) -> Tensor:
-    """Indices [n] of the confident queries that are no duplicate of a better one of their prompt, the best first."""
+    """Return the indices [n] of confident queries without duplicates within their label, best first."""
     confident = torch.nonzero(queries.scores >= model.inference.score_threshold)[:, 0]
     return confident[mask_nms(queries.select(confident), size, model.inference.nms_threshold, positive)[0]]
 
 
 def full_size(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Mask logits [n, h, w] at full size, [n, H, W]."""
+    """Upsample mask logits [n, h, w] to [n, H, W]."""
     return torch.cat([logits.new_zeros(0, *size), *(part for _, part in upsampled(logits, size))]).cpu().numpy()
 
 
-def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two masks, bool [H, W]."""
+def pair_iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the IoU of two masks, bool [H, W]; 0 if both are empty."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def observe(model: OpenWorldSAM, dataset: EvaluationDataset, images: int) -> Observations:
-    """Ask for the things of the first images of a split, under oracle prompts."""
+    """Prompt the first images of a split with their thing classes and measure the results."""
     seen = Observations([[] for _ in range(model.adapter.num_queries)])
     images = min(images, len(dataset))
     progress = Progress(images)
     for index in range(images):
         example = dataset[index]
-        classes = (
-            [c for c in example.inputs["class_ids"] if dataset.is_thing[c]] if isinstance(example, Example) else []
-        )
-        if isinstance(example, Example) and classes:
-            names = [dataset.class_names[c] for c in classes]
+        things = [c for c in example.inputs["class_ids"] if dataset.is_thing[c]] if isinstance(example, Example) else []
+        if isinstance(example, Example) and things:
+            names = [dataset.class_names[c] for c in things]
             features, queries = decode_queries(model, example.inputs["image"], names)
             _add_centres(seen, queries, model.inference.score_threshold)
-            by_class = queries._replace(labels=torch.tensor(classes)[queries.labels])
+            by_class = queries._replace(labels=torch.tensor(things)[queries.labels])
             _add_found(seen, model, features, by_class, example)
-        progress.update(1, len(classes))
+        progress.update(1, len(things))
     return seen
 
 
@@ -116,7 +115,7 @@ def _add_centres(seen: Observations, queries: Queries, threshold: float) -> None
 def _add_found(
     seen: Observations, model: OpenWorldSAM, features: ImageFeatures, queries: Queries, example: Example
 ) -> None:
-    """Pass the distinct masks of an image, labelled by class, through the second stage; compare both with the truth."""
+    """Refine the distinct masks of an image, labelled by class, and compare both stages with the ground truth."""
     size = (example.inputs["height"], example.inputs["width"])
     first = queries.select(distinct(model, queries, size))
     with model.autocast():
@@ -125,12 +124,11 @@ def _add_found(
     wanted = len(seen.closeups) < SHOWN
     for segment in example.truth.segments:
         true = example.truth.segment_map == segment["id"]
-        own = torch.nonzero(first.labels == segment["category_id"])[:, 0].tolist()
-        # the best score comes first
-        n = next((n for n in own if mask_iou(before[n] > 0, true) > FOUND), None)
+        candidates = torch.nonzero(first.labels == segment["category_id"])[:, 0].tolist()  # best score first
+        n = next((n for n in candidates if pair_iou(before[n] > 0, true) > FOUND), None)
         if n is None:
             continue
-        ious = mask_iou(before[n] > 0, true), mask_iou(after[n] > 0, true)
+        ious = pair_iou(before[n] > 0, true), pair_iou(after[n] > 0, true)
         stages = Stages(*ious, float(first.scores[n]), float(scores[n]))
         seen.found.append(stages)
         if wanted:
@@ -147,9 +145,9 @@ def _closeup(example: Example, true: np.ndarray, before: np.ndarray, after: np.n
 
 
 def specialisation(centres: Sequence[Sequence[tuple[float, float]]]) -> float | None:
-    """Share of the variance of all centres that lies between tie-breakers, 0..1; None if they do not vary."""
-    groups = [np.array(own) for own in centres if own]
+    """Return the share (0..1) of the variance of all centres that is between tie-breakers; None if there is none."""
+    groups = [np.array(group) for group in centres if group]
     points = np.concatenate(groups) if groups else np.zeros((1, 2))
     total = float(((points - points.mean(axis=0)) ** 2).sum())
-    within = sum(float(((own - own.mean(axis=0)) ** 2).sum()) for own in groups)
+    within = sum(float(((group - group.mean(axis=0)) ** 2).sum()) for group in groups)
     return 1 - within / total if total else None

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
-from openworldsam.annotate.images import FileVersion, FolderImages, LoadedImage, find_images
+from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
 from openworldsam.annotate.predictions import predict_batch
 from openworldsam.annotate.prompts import read_prompts
@@ -118,7 +118,7 @@ def predict_images(
     Returns:
         the reason for each unreadable image, by name; both printable.
     """
-    todo = [name for name in names if not results.is_done(name, FileVersion.of(folder / name))]
+    todo = [name for name in names if not results.is_done(name, file_version(folder / name))]
     logger.info("%s images, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
     loader = DataLoader(
         FolderImages(folder, todo),

@@ -19,28 +19,21 @@ from openworldsam.evaluation.examples import Unreadable
 _NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-class FileVersion(NamedTuple):
-    """Identifies a file version by its size in bytes and modification time in nanoseconds."""
-
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileVersion:
-        """The present version of a file; (0, 0) if it cannot be accessed, such as a broken link."""
-        try:
-            status = path.stat()
-        except OSError:
-            return cls(0, 0)
-        return cls(status.st_size, status.st_mtime_ns)
-
-
 class LoadedImage(NamedTuple):
-    """An image uint8 [H, W, 3], its path within the folder, and the version of its file."""
+    """An image uint8 [H, W, 3], its path within the folder, and its `file_version`."""
 
     name: str
     pixels: np.ndarray
-    version: FileVersion
+    version: tuple[int, int]
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Identify a file version by size in bytes and modification time in ns; (0, 0) if it is inaccessible."""
+    try:
+        status = path.stat()
+    except OSError:  # such as for a broken link
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def find_images(folder: Path, output: Path) -> list[str]:
@@ -88,7 +81,7 @@ class FolderImages(Dataset[LoadedImage | Unreadable]):
         try:
             if _NOT_IN_XML.search(name):
                 raise ValueError("its name has characters that no annotation file can hold")
-            version = FileVersion.of(self.folder / name)
+            version = file_version(self.folder / name)
             pixels = read_image(self.folder / name)
             if max(pixels.shape) > MAX_SIDE:
                 raise ValueError(f"it has a side of more than {MAX_SIDE:,} pixels")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from panopticapi.utils import id2rgb
 
-from openworldsam.annotate.images import FileVersion, LoadedImage
+from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.evaluation.saved import void_label
 from openworldsam.predictor import Prediction, coco_annotations
@@ -40,7 +40,7 @@ class Results(NamedTuple):
     task: str
     overlays: bool = False
 
-    def is_done(self, name: str, version: FileVersion) -> bool:
+    def is_done(self, name: str, version: tuple[int, int]) -> bool:
         """Whether an image has all its files, made from this version of it.
 
         Raises:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from openworldsam.app.download import results_zip
 from openworldsam.app.examples import example_questions
 from openworldsam.app.session import Session
 from openworldsam.app.uploads import discard, read_upload
@@ -140,7 +139,7 @@ class Actions:
         """Pack the archive; return the argument of `page.SAVE_SCRIPT` and a message."""
 
         def pack(s: Session) -> dict[str, str]:
-            content = results_zip(s, provenance(self.predictor.cfg, self.predictor.sources))
+            content = s.archive(provenance(self.predictor.cfg, self.predictor.sources))
             return {"name": f"{Path(s.name).stem}.zip", "content": base64.b64encode(content).decode()}
 
         file, message = change(session, pack)

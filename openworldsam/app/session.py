@@ -9,9 +9,13 @@ Shapes: N masks found by texts, M added by clicks, H, W size of the image.
 from __future__ import annotations
 
 import copy
+import io
+import json
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +23,9 @@ import torch
 from openworldsam.annotate.prompts import split_mark
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.inference import Found
-from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
-from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks
+from openworldsam.predictor import OpenWorldSAMPredictor, Prediction, coco_dataset
+from openworldsam.utils.files import png_bytes
+from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks, draw_prediction
 
 TASK_THRESHOLDS: dict[str, tuple[str, ...]] = {
     "instance": ("score_threshold", "nms_threshold"),
@@ -189,6 +194,27 @@ class Session:
             [number, shown.prompts[prompt], round(score, 3), round(100 * mask.mean(), 2)]
             for number, (prompt, score, mask) in enumerate(columns, start=1)
         ]
+
+    def archive(self, info: Mapping[str, Any]) -> bytes:
+        """Pack the shown masks into a zip.
+
+        `<name>.json`: a COCO dataset of one image, masks as RLE. `<name>_ids.png`: uint16 [H, W], annotation id per
+        pixel, 0 = no mask; where masks overlap the best score wins. `<name>_overlay.png`: image with masks and legend.
+
+        Args:
+            info: goes into the JSON.
+
+        Raises:
+            ValueError: there is no answer yet.
+        """
+        shown, stem, archive = self.shown, Path(self.name).stem, io.BytesIO()
+        if shown is None:
+            raise ValueError("there are no results yet: ask something first")
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(f"{stem}.json", json.dumps(coco_dataset(shown, self.name, info)))
+            file.writestr(f"{stem}_ids.png", png_bytes(shown.label_map.astype(np.uint16)))
+            file.writestr(f"{stem}_overlay.png", png_bytes(draw_prediction(self.image, shown)))
+        return archive.getvalue()
 
 
 def with_clicks(found: Prediction, answers: dict[int, Prediction]) -> tuple[Prediction, list[int]]:

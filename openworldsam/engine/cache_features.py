@@ -1,4 +1,4 @@
-"""Fills a feature cache with what training will ask for; the command line of tools/cache_features.py."""
+"""Fills a feature cache for a training; the command line of tools/cache_features.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from openworldsam.data.feature_cache import (
     FeatureCache,
     FeatureCacheWriter,
     ImageEntry,
-    Picture,
+    ImageStamp,
     tokenizer_fingerprint,
 )
 from openworldsam.data.feature_cache.plan import Shard, Work, batches, plan, wanted_prompts
@@ -38,13 +38,13 @@ from openworldsam.utils.progress import Progress
 logger = logging.getLogger(__name__)
 
 SHARD_IMAGES = 512
-"""Most images of a shard; it also bounds what a kill can lose."""
+"""Most images of a shard; bounds the work that a kill can lose."""
 SHARD_BYTES = 2**30
-"""About the largest shard; it is in memory until it is written."""
+"""Approximate size limit of a shard, which is kept in memory until it is written."""
 
 
 class Summary(NamedTuple):
-    """What a run added, and the files that it could not read."""
+    """Numbers of images and prompts that a run added, and the image files that it could not read."""
 
     images: int
     prompts: int
@@ -62,29 +62,34 @@ def build_cache(
     batch_size: int = 4,
     shard_images: int = SHARD_IMAGES,
 ) -> Summary:
-    """Compute what a cache lacks for all images of DATASETS.TRAIN and all that may be asked about them.
+    """Compute the missing features of all images of DATASETS.TRAIN and of all prompts that training may ask.
 
-    What is there stays; a run that was stopped goes on after its last complete shard. Images that cannot be read are
-    reported and left out.
+    An interrupted run resumes after its last complete shard. Unreadable images are reported and skipped.
 
     Args:
         cfg: config of the training.
         folder: of the cache.
         image_features: "none" or "all".
         dtype: number format on the disk: "fp32", "bf16" or "fp16".
-        part, num_parts: which of how many disjoint parts of the work; the parts may run at once.
+        part, num_parts: the part of the work to do, of this many disjoint parts; the parts may run at once.
         batch_size, shard_images: images encoded at a time, and most images of a shard (the same for all parts).
 
     Raises:
-        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder holds another cache or
-            another picture, another process fills this part, an augmentation is on, or not one image could be read.
+        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder has another cache or
+            features of other pixels, another process fills this part, an augmentation is on, or no image is readable.
         OSError: the cache cannot be written.
     """
-    _check_numbers(part, num_parts, batch_size, shard_images)
+    if not 0 <= part < num_parts:
+        raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {num_parts - 1}")
+    if batch_size < 1 or shard_images < 1:
+        raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
     CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
     wanted = wanted_prompts(cfg)
     with _writing(Path(folder), part):
-        model, fingerprints = _encoders(cfg)
+        model = OpenWorldSAM(cfg)
+        sources = load_weights(model, cfg, need_adapter=False)
+        model.to(cfg.MODEL.DEVICE).eval()
+        fingerprints = {name: source.fingerprint for name, source in sources.items()} | tokenizer_fingerprint(cfg)
         header = CacheHeader.from_config(cfg, fingerprints, image_features, dtype)
         writer, cache = FeatureCacheWriter(folder, header), FeatureCache(folder)
         if per_image := image_bytes(cfg, header):
@@ -96,16 +101,9 @@ def build_cache(
         return _fill(model, writer, cache, shards, images)
 
 
-def _check_numbers(part: int, num_parts: int, batch_size: int, shard_images: int) -> None:
-    if not 0 <= part < num_parts:
-        raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {num_parts - 1}")
-    if batch_size < 1 or shard_images < 1:
-        raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
-
-
 @contextlib.contextmanager
 def _writing(folder: Path, part: int) -> Iterator[None]:
-    """Keep others out of a part. What killed runs left is deleted, unless another part is being filled."""
+    """Lock a part; remove files left by killed runs, unless another part is being filled."""
 
     def clear() -> None:
         for leftover in (*folder.glob(".shard-*.part"), *folder.glob(".header.json.*.part")):
@@ -116,16 +114,8 @@ def _writing(folder: Path, part: int) -> Iterator[None]:
         yield
 
 
-def _encoders(cfg: CfgNode) -> tuple[OpenWorldSAM, dict[str, str]]:
-    """The model, and the fingerprints of its weights and of the tokenizer."""
-    model = OpenWorldSAM(cfg)
-    sources = load_weights(model, cfg, need_adapter=False)
-    model.to(cfg.MODEL.DEVICE).eval()
-    return model, {name: source.fingerprint for name, source in sources.items()} | tokenizer_fingerprint(cfg)
-
-
 def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:
-    """Bytes that the image features of one image take in a cache."""
+    """Size of one image's features in a cache, in bytes."""
     numbers = cfg.MODEL.SAM2.WIDTH * (cfg.MODEL.SAM2.IMAGE_SIZE // 16) ** 2
     levels = {"none": 0, "all": 4}[header.image_features]  # high-res: 16 / 8 and 4 / 4 times the embedding
     return levels * numbers * DTYPES[header.dtype].itemsize
@@ -138,7 +128,11 @@ def _fill(
     shards: Sequence[Shard],
     images: Iterator[list[tuple[Work, Tensor | str]]],
 ) -> Summary:
-    """Compute and write the shards, one after the other."""
+    """Compute and write the shards, one after the other.
+
+    Raises:
+        ValueError: the cache holds features of other pixels under an image's id, or no image is readable.
+    """
     total = sum(len(shard.work) for shard in shards)
     logger.info("%d images to encode", total)
     progress = Progress(total)
@@ -147,11 +141,21 @@ def _fill(
         done: list[CachedImage] = []
         seen = 0
         while seen < len(shard.work):
+            readable: list[tuple[ImageEntry, Tensor]] = []
             batch = next(images)
             seen += len(batch)
-            readable = _readable(batch, cache, skipped)
+            for work, pixels in batch:
+                file = work.record["file_name"]
+                if isinstance(pixels, str):
+                    logger.warning("skipped: %s", pixels)
+                    skipped.append(file)
+                    continue
+                stamp = ImageStamp.of(pixels)
+                cache.check_pixels(work.image_id, file, stamp)
+                entry = ImageEntry(work.image_id, Path(file).name, stamp, work.prompts, work.features)
+                readable.append((entry, pixels))
             done += encode(model, readable, writer.header)
-            progress.update(len(batch), sum(len(work.prompts) for work, _ in readable))
+            progress.update(len(batch), sum(len(entry.prompts) for entry, _ in readable))
         if done:
             writer.write(shard.name, done)
     if skipped and len(skipped) == total and not cache.num_images:
@@ -159,75 +163,49 @@ def _fill(
     return Summary(total - len(skipped), progress.prompts, skipped)
 
 
-def _readable(
-    batch: Sequence[tuple[Work, Tensor | str]], cache: FeatureCache, skipped: list[str]
-) -> list[tuple[Work, Tensor]]:
-    """The images of a batch that could be read; the files of the others join `skipped`.
-
-    Raises:
-        ValueError: features of other pixels are held under the id of one.
-    """
-    readable: list[tuple[Work, Tensor]] = []
-    for work, pixels in batch:
-        file_name = work.record["file_name"]
-        if isinstance(pixels, Tensor):
-            cache.check_picture(work.image_id, file_name, Picture.of(pixels))
-            readable.append((work, pixels))
-        else:
-            logger.warning("skipped: %s", pixels)
-            skipped.append(file_name)
-    return readable
-
-
 @torch.no_grad()
-def encode(model: OpenWorldSAM, batch: Sequence[tuple[Work, Tensor]], header: CacheHeader) -> list[CachedImage]:
+def encode(model: OpenWorldSAM, batch: Sequence[tuple[ImageEntry, Tensor]], header: CacheHeader) -> list[CachedImage]:
     """Run the frozen encoders over images, uint8 [3, H, W] each, and bring the results to the CPU."""
     if not batch:
         return []
     dtype = DTYPES[header.dtype]
     images = [pixels.to(model.device) for _, pixels in batch]
-    prompts = [prompt for work, _ in batch for prompt in work.prompts]
-    counts = [len(work.prompts) for work, _ in batch]
+    prompts = [prompt for entry, _ in batch for prompt in entry.prompts]
+    counts = [len(entry.prompts) for entry, _ in batch]
     embeddings = torch.zeros(0, model.prompt_encoder.embed_dim)
     if prompts:
         image_index = torch.arange(len(batch)).repeat_interleave(torch.tensor(counts))
         embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, image_index)
     features: Iterator[Sequence[Tensor]] = iter(())
-    if chosen := [image for image, (work, _) in zip(images, batch, strict=True) if work.features]:
+    if chosen := [image for image, (entry, _) in zip(images, batch, strict=True) if entry.features]:
         encoded = model.encode_images(chosen)
-        held = (encoded.embed, *encoded.high_res)
-        features = iter(list(zip(*(level.to(dtype).cpu() for level in held), strict=True)))
-    rows = embeddings.to(dtype).cpu().split(counts)
+        levels = (encoded.embed, *encoded.high_res)
+        features = iter(list(zip(*(level.to(dtype).cpu() for level in levels), strict=True)))
     return [
-        CachedImage(_entry(work, pixels), own, next(features) if work.features else ())
-        for (work, pixels), own in zip(batch, rows, strict=True)
+        CachedImage(entry, of_image, next(features) if entry.features else ())
+        for (entry, _), of_image in zip(batch, embeddings.to(dtype).cpu().split(counts), strict=True)
     ]
 
 
-def _entry(work: Work, pixels: Tensor) -> ImageEntry:
-    name = Path(work.record["file_name"]).name
-    return ImageEntry(work.image_id, name, Picture.of(pixels), work.prompts, work.features)
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Compute once what the frozen encoders make of the training images and prompts."
+        description="Compute the frozen encoders' output for the training images and prompts, once."
     )
     parser.add_argument("--config-file", required=True, help="config of the training")
-    parser.add_argument("--output", required=True, help="folder of the cache; what is there already stays")
+    parser.add_argument("--output", required=True, help="folder of the cache; its content is kept")
     parser.add_argument(
         "--image-features",
         choices=tuple(IMAGE_FEATURES),
         default="none",
-        help="SAM2's output too: 8 MiB per image at 1024 pixels in half precision",
+        help="all: SAM2's output too, 8 MiB per image at 1024 pixels in half precision",
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format on the disk")
-    parser.add_argument("--part", type=int, default=0, help="which of the parts, from 0")
-    parser.add_argument("--num-parts", type=int, default=1, help="parts of the work, for several machines or jobs")
+    parser.add_argument("--part", type=int, default=0, help="number of the part to do, from 0")
+    parser.add_argument("--num-parts", type=int, default=1, help="number of parts, for several machines or jobs")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine; they share this part")
     parser.add_argument("--batch-size", type=int, default=4, help="images encoded at a time")
-    parser.add_argument("--verify", action="store_true", help="compare an existing cache with its checksums and stop")
+    parser.add_argument("--verify", action="store_true", help="only compare an existing cache with its checksums")
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     args = parser.parse_args(argv)
     if not args.output.strip():
@@ -235,14 +213,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """What every process runs."""
+def cache_features(args: argparse.Namespace) -> None:
+    """Fill or verify the cache; every process runs this."""
     setup_logger(None, comm.get_rank(), name="openworldsam")
     cfg = load_config(args.config_file, args.opts)
-    print(_verify(cfg, args.output) if args.verify else _build(cfg, args))
-
-
-def _build(cfg: CfgNode, args: argparse.Namespace) -> str:
+    if args.verify:
+        cache = FeatureCache(args.output)
+        cache.check(cfg, {})
+        cache.verify()
+        size = sum(path.stat().st_size for path in cache.shards)
+        print(
+            f"{args.output} is intact: {cache.num_prompts:,} prompts of {cache.num_images:,} images in "
+            f"{len(cache.shards)} shards, {size / 1e6:,.1f} MB, image features {cache.header.image_features}, "
+            f"{cache.header.dtype}"
+        )
+        return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     processes = comm.get_world_size()
     added = build_cache(
@@ -254,22 +239,11 @@ def _build(cfg: CfgNode, args: argparse.Namespace) -> str:
         num_parts=args.num_parts * processes,
         batch_size=args.batch_size,
     )
-    return f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable"
-
-
-def _verify(cfg: CfgNode, folder: str) -> str:
-    cache = FeatureCache(folder)
-    cache.check(cfg, {})
-    cache.verify()
-    size = sum(path.stat().st_size for path in cache.shards)
-    return (
-        f"{folder} is intact: {cache.num_prompts:,} prompts of {cache.num_images:,} images in {len(cache.shards)} "
-        f"shards, {size / 1e6:,.1f} MB, image features {cache.header.image_features}, {cache.header.dtype}"
-    )
+    print(f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exits with 2 after a user error, with 130 after Ctrl-C."""
+    """Start the processes; exit with 2 after a user error, with 130 after Ctrl-C."""
     args = parse_args(argv)
     num_gpus = 1 if args.verify else args.num_gpus
-    launch_command(run, stopped="stopped; the same command goes on", args=(args,), num_gpus=num_gpus)
+    launch_command(cache_features, stopped="stopped; the same command goes on", args=(args,), num_gpus=num_gpus)

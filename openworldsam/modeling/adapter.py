@@ -70,13 +70,13 @@ class SoftPromptLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def self_attention(self, queries: Tensor, padding: Tensor | None) -> Tensor:
-        """Let queries [N, Q, C] attend within each of N sequences; padding [N, Q] is True where there is no query."""
+        """Let queries attend within N sequences of Q queries [N, Q, C]; padding [N, Q] is True where there is none."""
         x = self.self_attn_norm(queries)
         attended, _ = self.self_attn(x, x, x, key_padding_mask=padding, need_weights=False)
         return queries + self.dropout(attended)
 
     def cross_attention(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Let queries [B, Q, C] attend to their image, keys and values [B, S*S, C], and apply the MLP."""
+        """Let the Q queries of each image [B, Q, C] attend to keys and values [B, S*S, C], and apply the MLP."""
         x = self.cross_attn_norm(queries)
         attended, _ = self.cross_attn(x, keys, values, need_weights=False)
         queries = queries + self.dropout(attended)

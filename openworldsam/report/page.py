@@ -117,8 +117,8 @@ def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
         rows += [(run.name, name, "missing", reason) for name, reason in run.content.get("missing", {}).items()]
         for name in benchmarks:
             for kind, verb in NOTES.items():
-                notes = run.benchmarks.get(name, {}).get(kind, {})
-                rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in notes.items()]
+                images = run.benchmarks.get(name, {}).get(kind, {})
+                rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in images.items()]
     if not rows:
         return "<p>Every image of every benchmark was read and scored.</p>"
     return html_table(("run", "benchmark", "note", "reason"), [tuple(map(escape, row)) for row in rows])

@@ -114,16 +114,16 @@ class VideoPredictor:
         looks = frame == 0 or (self.every > 0 and frame % self.every == 0)
         found = self.predictor.predict(self.prompts, self.task) if looks or self._tracker.needs_prompts else None
         located = self._tracker.locate(frame, features, found, size)
-        for track in located.scores:
-            self.tracks[track - 1].last_frame = frame
-        for track in list(self._known):
-            if frame - self.tracks[track - 1].last_frame >= self.forget:
-                self._tracker.forget(track)
-                self._known.remove(track)
+        for object_id in located.scores:
+            self.tracks[object_id - 1].last_frame = frame
+        for object_id in list(self._known):
+            if frame - self.tracks[object_id - 1].last_frame >= self.forget:
+                self._tracker.forget(object_id)
+                self._known.remove(object_id)
         if found is not None:
             self.best_score = max(self.best_score, found.best_score)
             if looks:
-                self._begin(newcomers(found, located), found, located, features)
+                self._begin(found, located, features)
         self._num_frames, self._size = frame + 1, size
         return TrackedFrame(located.id_map, located.scores)
 
@@ -131,22 +131,18 @@ class VideoPredictor:
         """Return the number of frames so far."""
         return self._num_frames
 
-    def _begin(self, chosen: list[int], found: Prediction, located: Located, features: ImageFeatures) -> None:
-        """Give new ids to the chosen masks, best first, and add them to the frame."""
+    def _begin(self, found: Prediction, located: Located, features: ImageFeatures) -> None:
+        """Give new ids to the found masks that are no known object, best first, and add them to the frame."""
+        known = np.stack([*located.masks.values()]) if located.masks else np.zeros((0, *located.id_map.shape), bool)
+        unknown = np.flatnonzero(~(iou_between(found.masks, known) > SAME_OBJECT).any(axis=1))
+        iou, scores = mask_iou(torch.from_numpy(found.masks[unknown])), torch.from_numpy(found.scores[unknown])
+        new = unknown[greedy_nms(iou, scores, SAME_OBJECT).numpy()].tolist()
         first, frame = len(self.tracks) + 1, len(self)
-        for track, index in enumerate(chosen, start=first):
+        for object_id, index in enumerate(new, start=first):
             prompt, score, mask = int(found.prompt_index[index]), float(found.scores[index]), found.masks[index]
-            self.tracks.append(Track(track, found.prompts[prompt], score, frame, frame))
-            self._tracker.begin(track, prompt, frame, features, mask)
-            self._known.add(track)
-            located.scores[track] = score
-        for track, index in reversed(list(enumerate(chosen, start=first))):  # the best one on top
-            located.id_map[found.masks[index]] = track
-
-
-def newcomers(found: Prediction, located: Located) -> list[int]:
-    """Indices of the found masks that are new objects, without duplicates among them, best score first."""
-    known = np.stack([*located.masks.values()]) if located.masks else np.zeros((0, *located.id_map.shape), bool)
-    fresh = np.flatnonzero(~(iou_between(found.masks, known) > SAME_OBJECT).any(axis=1))
-    iou, scores = mask_iou(torch.from_numpy(found.masks[fresh])), torch.from_numpy(found.scores[fresh])
-    return fresh[greedy_nms(iou, scores, SAME_OBJECT).numpy()].tolist()
+            self.tracks.append(Track(object_id, found.prompts[prompt], score, frame, frame))
+            self._tracker.begin(object_id, prompt, frame, features, mask)
+            self._known.add(object_id)
+            located.scores[object_id] = score
+        for object_id, index in reversed(list(enumerate(new, start=first))):  # the best one on top
+            located.id_map[found.masks[index]] = object_id

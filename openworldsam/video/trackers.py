@@ -47,10 +47,10 @@ class Tracker(Protocol):
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
         """Locate the known objects in a frame, given its number, its features, what the prompts find in it, (H, W)."""
 
-    def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
+    def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """Start to follow an object, given its id, its prompt's index and its mask bool [H, W] in this frame."""
 
-    def forget(self, track: int) -> None:
+    def forget(self, object_id: int) -> None:
         """Stop following an object."""
 
 
@@ -68,27 +68,27 @@ class MemoryTracker:
         masks, scores = {}, {}
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
-        for track, memory in self.memories.items():
+        for object_id, memory in self.memories.items():
             with torch.no_grad():
                 logits, presence = self.sam2.carry_on(frame, features, memory)
             ((_, full),) = upsampled(logits, size)
             mask = full[0] > 0
             if not mask.any():
                 continue
-            masks[track], scores[track] = mask.cpu().numpy(), presence.sigmoid().item()
-            id_map[full[0] > best] = track
+            masks[object_id], scores[object_id] = mask.cpu().numpy(), presence.sigmoid().item()
+            id_map[full[0] > best] = object_id
             best = best.maximum(full[0])
         return Located(masks, scores, id_map.cpu().numpy().astype(np.uint16))
 
-    def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
+    def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
         with torch.no_grad():
             masks = torch.from_numpy(mask)[None].to(features.embed.device)
-            self.memories[track] = self.sam2.begin(frame, features, masks)
+            self.memories[object_id] = self.sam2.begin(frame, features, masks)
 
-    def forget(self, track: int) -> None:
+    def forget(self, object_id: int) -> None:
         """See `Tracker`."""
-        del self.memories[track]
+        del self.memories[object_id]
 
 
 class DetectionTracker:
@@ -107,32 +107,32 @@ class DetectionTracker:
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
         """See `Tracker`. Links objects that moved a little, then lost ones that return within their own size."""
         assert found is not None
-        tracks = list(self.last)
-        known = np.stack([self.last[track] for track in tracks]) if tracks else np.zeros((0, *size), bool)
-        prompts = np.array([self.prompts[track] for track in tracks], int)
+        ids = list(self.last)
+        known = np.stack([*self.last.values()]) if ids else np.zeros((0, *size), bool)
+        prompts = np.array([self.prompts[id_] for id_ in ids], int)
         same_prompt = prompts[:, None] == found.prompt_index
         pairs = associate(np.where(same_prompt, iou_between(known, found.masks) - MOVED, 0))
         seen, used = [row for row, _ in pairs], [column for _, column in pairs]
         # a mask over a visible object is that object again, not one hidden behind it
         taken = (iou_between(found.masks[used], found.masks) > SAME_OBJECT).any(axis=0)
-        lost = same_prompt & ~np.isin(np.arange(len(tracks)), seen)[:, None] & ~taken
+        lost = same_prompt & ~np.isin(np.arange(len(ids)), seen)[:, None] & ~taken
         boxes = mask_boxes(torch.from_numpy(known)).numpy()
         pairs += associate(np.where(lost, nearness(boxes, found.boxes), 0))
-        masks = {tracks[row]: found.masks[column] for row, column in pairs}
-        scores = {tracks[row]: float(found.scores[column]) for row, column in pairs}
+        masks = {ids[row]: found.masks[column] for row, column in pairs}
+        scores = {ids[row]: float(found.scores[column]) for row, column in pairs}
         self.last.update(masks)
         id_map = np.zeros(size, np.uint16)
-        for track in sorted(masks, key=scores.__getitem__):
-            id_map[masks[track]] = track
+        for object_id in sorted(masks, key=scores.__getitem__):
+            id_map[masks[object_id]] = object_id
         return Located(masks, scores, id_map)
 
-    def begin(self, track: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
+    def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """See `Tracker`."""
-        self.prompts[track], self.last[track] = prompt, mask
+        self.prompts[object_id], self.last[object_id] = prompt, mask
 
-    def forget(self, track: int) -> None:
+    def forget(self, object_id: int) -> None:
         """See `Tracker`."""
-        del self.prompts[track], self.last[track]
+        del self.prompts[object_id], self.last[object_id]
 
 
 def iou_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from openworldsam.annotate.images import FileVersion, LoadedImage
+from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
 
@@ -28,7 +28,7 @@ def made(prompts, predicted):
         scores, labels = generator.random(count, dtype=np.float32), np.arange(count) % len(prompts.texts)
         about = {"prompts": prompts.texts, "is_thing": prompts.is_thing, "task": task}
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-        return LoadedImage(name, pixels, FileVersion(1, 2)), predicted(masks, scores, labels, **about)
+        return LoadedImage(name, pixels, (1, 2)), predicted(masks, scores, labels, **about)
 
     return make
 

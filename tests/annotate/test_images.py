@@ -47,7 +47,7 @@ def test_damaged_images_are_named(tmp_path):
     write_image(tmp_path / "bell\x07.png")
     names = ["good.png", "cut.png", "empty.jpg", "bell\x07.png", "gone.png"]
     good, *bad = (FolderImages(tmp_path, names)[index] for index in range(5))
-    assert isinstance(good, LoadedImage) and good.pixels.shape == (8, 6, 3) and good.version.size == len(content)
+    assert isinstance(good, LoadedImage) and good.pixels.shape == (8, 6, 3) and good.version[0] == len(content)
     assert [other.file_name for other in bad if isinstance(other, Unreadable)] == names[1:]
     reasons = ["is not a readable image", "is not a readable image", "no annotation file can hold", "gone.png"]
     assert all(reason in other.reason for reason, other in zip(reasons, bad, strict=True))

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from openworldsam.app.download import results_zip
 from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
 from openworldsam.inference import Found
@@ -208,7 +207,7 @@ def test_clicks_and_archives_need_a_question(session):
     with pytest.raises(ValueError, match="ask something first"):
         session.click(1, 1, 1)
     with pytest.raises(ValueError, match="ask something first"):
-        results_zip(session, {})
+        session.archive({})
     assert session.table() == [] and session.mask_at(0, 0) is None
 
 
@@ -252,7 +251,7 @@ def test_two_people_at_once_get_their_own(shapes, scenes):
 
 def test_the_archive_holds_what_is_shown(asked, tmp_path):
     asked.click(3, 4, 1)
-    content = results_zip(asked, provenance(asked._predictor.cfg, asked._predictor.sources))
+    content = asked.archive(provenance(asked._predictor.cfg, asked._predictor.sources))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.namelist() == ["scene.json", "scene_ids.png", "scene_overlay.png"]
         archive.extractall(tmp_path)

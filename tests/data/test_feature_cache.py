@@ -23,7 +23,7 @@ from openworldsam.data.feature_cache import (
     FeatureCache,
     FeatureCacheWriter,
     ImageEntry,
-    Picture,
+    ImageStamp,
 )
 from openworldsam.data.feature_cache.index import write_index
 from openworldsam.data.loader import training_dataset
@@ -107,7 +107,7 @@ def visits(cfg):
 
 
 def entry(prompts, features=False):
-    return ImageEntry(0, "0.png", Picture(40, 50, 0), prompts, features)
+    return ImageEntry(0, "0.png", ImageStamp(40, 50, 0), prompts, features)
 
 
 def embeddings_of(model, x):

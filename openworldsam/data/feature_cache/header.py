@@ -1,10 +1,10 @@
-"""What made a cache, and whether a training may read it: weights, settings, number format."""
+"""The header of a cache: the weights, settings and number format that made it, and whether they fit a training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from openworldsam.config import config_value
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import checksum, save_atomically
+from openworldsam.utils.files import checksum
 
 VERSION = 3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,17 +24,18 @@ IMAGE_FEATURES = {
 """Tensors of an image that a cache holds beside its prompt embeddings."""
 ENCODER = "MODEL.PROMPT_ENCODER.NAME"
 IMAGE_SETTINGS = ("MODEL.SAM2.IMAGE_SIZE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
-"""Config keys that change SAM2's output and that its weights do not show."""
+"""Config keys that change SAM2's output without changing its weights."""
 
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What made a cache.
+    """Origin of a cache's content.
 
-    fingerprints: of the weights of the encoders whose output is held, by component, and of the tokenizer.
-    settings: the config keys that count, with their values.
+    fingerprints: of the encoders' weights, by component, and of the tokenizer.
+    settings: values of the config keys that change the content.
     image_features: "none" or "all".
-    dtype: number format on the disk, "fp32", "bf16" or "fp16"; precision: arithmetic that the encoders ran in.
+    dtype: number format on the disk, "fp32", "bf16" or "fp16".
+    precision: arithmetic of the encoders, MODEL.PRECISION.
     """
 
     fingerprints: dict[str, str]
@@ -46,16 +47,16 @@ class CacheHeader:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, fingerprints: Mapping[str, str], image_features: str, dtype: str) -> CacheHeader:
-        """The header of a cache that this config would make.
+        """The header of the cache that a config makes.
 
         Args:
             cfg: the config.
-            fingerprints: `Source.fingerprint` by component, from `load_weights`.
+            fingerprints: `Source.fingerprint` by component, from `load_weights`, and the tokenizer's.
             image_features: "none" or "all".
             dtype: "fp32", "bf16" or "fp16".
 
         Raises:
-            ValueError: an unknown choice, or the encoders' output is not constant under this config.
+            ValueError: an unknown choice, or a config under which features change from visit to visit.
         """
         for what, choices, got in (("image features", IMAGE_FEATURES, image_features), ("dtype", DTYPES, dtype)):
             if got not in choices:
@@ -80,15 +81,16 @@ class CacheHeader:
         )
 
     def differences(self, other: CacheHeader) -> list[str]:
-        """What differs, each as "thing is ours, not theirs". A component that one of them lacks is not compared."""
-        ours, theirs = asdict(self), asdict(other)
-        for header in (ours, theirs):
-            header.update(header.pop("settings"))
+        """Differing values, as "KEY is OURS, not THEIRS"; fingerprints that only one header has are ignored."""
         shared = self.fingerprints.keys() & other.fingerprints.keys()
-        for component in shared:
-            name = f"fingerprint of the {component}"
-            ours[name], theirs[name] = self.fingerprints[component], other.fingerprints[component]
-        del ours["fingerprints"], theirs["fingerprints"]
+        ours, theirs = (
+            {
+                **header.settings,
+                **{f"fingerprint of the {name}": header.fingerprints[name] for name in shared},
+                **{key: getattr(header, key) for key in ("image_features", "dtype", "precision")},
+            }
+            for header in (self, other)
+        )
         return [
             f"{key} is {ours.get(key)}, not {theirs.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())
@@ -97,23 +99,18 @@ class CacheHeader:
 
 
 def tokenizer_fingerprint(cfg: CfgNode) -> dict[str, str]:
-    """The tokenizer's entry among the fingerprints; none where its files are absent, as training does not read them."""
+    """The tokenizer's fingerprint under its name; empty if its files are absent: training from a cache reads none."""
     encoder = prompt_encoder_class(cfg)
     files = encoder.tokenizer_files(Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)) if encoder.tokenizer_name else []
     return {"tokenizer": f"{checksum(*files):08x}"} if files and all(file.is_file() for file in files) else {}
 
 
-def write_header(folder: Path, header: CacheHeader) -> None:
-    """Write the header of a new cache."""
-    save_atomically(folder / "header.json", lambda partial: partial.write_text(json.dumps(asdict(header))))
-
-
 def read_header(folder: str | Path) -> CacheHeader:
-    """What made the cache of a folder.
+    """Read the header of the cache in a folder.
 
     Raises:
-        FileNotFoundError: the folder holds no cache.
-        ValueError: its header is damaged, or of another version of the format.
+        FileNotFoundError: the folder has no cache.
+        ValueError: the header is damaged, or the format has another version.
     """
     path = Path(folder) / "header.json"
     if not path.is_file():
@@ -125,12 +122,12 @@ def read_header(folder: str | Path) -> CacheHeader:
         if (version := content.get("version", VERSION)) == VERSION:
             return _checked(CacheHeader(**content))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); make the cache anew in another folder") from None
-    raise ValueError(f"{folder} is a cache of format {version}, this code reads {VERSION}; make it anew")
+        raise ValueError(f"{path} is damaged ({error}); make the cache again in another folder") from None
+    raise ValueError(f"{folder} is a cache of format {version}, this code reads {VERSION}; make it again")
 
 
 def _checked(header: CacheHeader) -> CacheHeader:
-    """A header as it was read; TypeError says what no cache has."""
+    """The header; raises TypeError for a field that no cache has."""
     for field, expected in (("fingerprints", dict), ("settings", dict), ("precision", str)):
         if not isinstance(getattr(header, field), expected):
             raise TypeError(f"{field}: {getattr(header, field)!r}")

@@ -1,4 +1,4 @@
-"""What a cache is to hold and does not: the work that fills it."""
+"""The work that fills a cache: images and prompts that it lacks, divided into shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openworldsam.data.records import Record
 
 
 class Work(NamedTuple):
-    """An image of which something is to be computed: its record, its prompts, and its image features or not."""
+    """An image to encode: its record, the prompts to encode with it, and whether its image features are needed."""
 
     image_id: ImageId
     record: Record
@@ -30,7 +30,7 @@ class Work(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard to be made. Its name follows from its content, so that a run taken up again makes the same."""
+    """A shard to write. Its name is a hash of its content, so that a resumed run writes the same shards."""
 
     name: str
     work: list[Work]
@@ -59,9 +59,9 @@ def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Record, list[str]]]:
 def plan(
     wanted: Mapping[ImageId, tuple[Record, Sequence[str]]], cache: FeatureCache, shard_images: int
 ) -> list[Shard | None]:
-    """The shards that are to be made; None where all is there.
+    """The shards to write; None where the cache is complete.
 
-    The borders depend on what is wanted alone, not on what is there: every part and every later run has the same.
+    Borders between shards depend on the dataset alone, not on the cache: they are the same for every part and run.
     """
     images = [(image_id, *rest) for image_id, rest in wanted.items() if rest[1]]
     shards: list[Shard | None] = []
@@ -77,7 +77,7 @@ def plan(
 
 
 class _Images(Dataset[tuple[Work, Tensor | str]]):
-    """The pixels of each image, or why they could not be read."""
+    """The pixels of each image, or the reason why they cannot be read."""
 
     def __init__(self, work: Sequence[Work]) -> None:
         self.work = work
@@ -90,7 +90,7 @@ class _Images(Dataset[tuple[Work, Tensor | str]]):
 
 
 def batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[list[tuple[Work, Tensor | str]]]:
-    """All images in order; no batch belongs to two shards."""
+    """Load all images in order, in batches that never span two shards."""
     work = [work for shard in shards for work in shard.work]
     places, start = [], 0
     for shard in shards:

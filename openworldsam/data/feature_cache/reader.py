@@ -14,31 +14,31 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
-from openworldsam.data.feature_cache.index import ImageEntry, ImageId, Index, Picture, damage, read_index
+from openworldsam.data.feature_cache.index import ImageEntry, ImageId, ImageStamp, Index, damage, read_index
 from openworldsam.utils.files import checksum
 
 
 class _Place(NamedTuple):
-    """Where an image is: its shard, its number and its first row in it."""
+    """An image's place: the number of its shard, its own number there, and the position of its first embedding."""
 
     shard: int
     number: int
-    row: int
+    start: int
     image: ImageEntry
 
 
 class FeatureCache:
-    """Reads a cache by memory map. May be copied to other processes; each opens the shards for itself.
+    """Reads a cache by memory map. It can be pickled; each process opens the shards for itself.
 
-    Opening reads the indices and compares the sizes of all shards; `verify` reads the shards.
+    Opening a cache reads the indices and compares the sizes of all shards; `verify` also reads the shards.
 
     Args:
         folder: of the cache.
 
     Raises:
-        FileNotFoundError: no cache is there, or a shard is missing.
-        PermissionError: a file of it may not be read.
-        ValueError: header, index or shard is damaged; says what to delete.
+        FileNotFoundError: the folder has no cache, or a shard is missing.
+        PermissionError: a file may not be read.
+        ValueError: the header, an index or a shard is damaged; says what to delete.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,18 +48,31 @@ class FeatureCache:
         self._indices = [read_index(shard) for shard in self.shards]
         self._images: dict[ImageId, list[_Place]] = {}
         self._open: tuple[int, dict[int, Any]] = (0, {})
-        for number in range(len(self.shards)):
-            self._add(number)
+        for number, (path, index) in enumerate(zip(self.shards, self._indices, strict=True)):
+            self._add(number, path, index)
+
+    def _add(self, shard: int, path: Path, index: Index) -> None:
+        try:
+            with path.open("rb") as file:  # safetensors reports a file without read permission as missing
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(damage({path: "no file, only an index"})) from None
+        if size != index.bytes:
+            raise ValueError(damage({path: f"{size} bytes, its index says {index.bytes}"}))
+        start = 0
+        for number, image in enumerate(index.images):
+            self._images.setdefault(image.id, []).append(_Place(shard, number, start, image))
+            start += len(image.prompts)
 
     @property
     def num_images(self) -> int:
-        """Images of which anything is held."""
+        """Number of images with prompts or features."""
         return len(self._images)
 
     @property
     def num_prompts(self) -> int:
-        """Prompts, counted once for each image."""
-        return sum(index.rows for index in self._indices)
+        """Number of prompts, counted once for each image."""
+        return sum(index.num_prompts for index in self._indices)
 
     @property
     def command(self) -> str:
@@ -70,17 +83,17 @@ class FeatureCache:
         )
 
     def check(self, cfg: CfgNode, fingerprints: Mapping[str, str]) -> None:
-        """Refuse a cache that does not hold what the encoders would compute.
+        """Refuse a cache whose content differs from what the encoders of a training would compute.
 
         Args:
             cfg: config of the training.
-            fingerprints: of its weights by component; one that is absent is not compared.
+            fingerprints: of its weights by component; absent ones are not compared.
 
         Raises:
             ValueError: names everything that differs, or the augmentation that is on.
         """
         wanted = CacheHeader.from_config(cfg, fingerprints, self.header.image_features, self.header.dtype)
-        if self.header.precision == "fp32":  # the best there is serves any training
+        if self.header.precision == "fp32":  # exact features serve any training
             wanted = replace(wanted, precision="fp32")
         if differences := self.header.differences(wanted):
             raise ValueError(
@@ -89,7 +102,7 @@ class FeatureCache:
             )
 
     def missing(self, image_id: ImageId, prompts: Iterable[str]) -> tuple[list[str], bool]:
-        """Those of the prompts that are not held for an image, and whether its image features are not, but should be.
+        """The given prompts of an image that the cache lacks, and whether it lacks the image features it should have.
 
         Reads no shard.
         """
@@ -98,43 +111,46 @@ class FeatureCache:
         lacks_features = self.header.image_features != "none" and not any(image.features for image in images)
         return [prompt for prompt in prompts if prompt not in held], lacks_features
 
-    def check_picture(self, image_id: ImageId, file_name: str, picture: Picture) -> None:
-        """Raise ValueError if what is held of an image, if anything, was made of other pixels."""
+    def check_pixels(self, image_id: ImageId, file_name: str, stamp: ImageStamp) -> None:
+        """Raise ValueError if the cache holds features of other pixels under an image's id."""
         places = self._images.get(image_id, [])
-        if held := next((place.image for place in places if place.image.picture != picture), None):
+        if held := next((place.image for place in places if place.image.stamp != stamp), None):
             indices = " ".join(str(self.shards[place.shard].with_suffix(".json")) for place in places)
             raise ValueError(
-                f"image {image_id} ({file_name}, {picture.width} x {picture.height}) has other pixels than in "
-                f"{self.folder} ({held.file}, {held.picture.width} x {held.picture.height}). If the picture was "
-                f"replaced, delete {indices} and add it again: {self.command}; if not, take a cache of this dataset"
+                f"image {image_id} ({file_name}, {stamp.width} x {stamp.height}) has other pixels than in "
+                f"{self.folder} ({held.file}, {held.stamp.width} x {held.stamp.height}). If the image was replaced, "
+                f"delete {indices} and add it again: {self.command}; if not, use a cache of this dataset"
             )
 
     def attach(self, mapped: dict[str, Any]) -> dict[str, Any]:
-        """Add what is held to the output of a `DatasetMapper`.
+        """Add cached features to the output of a `DatasetMapper`.
 
         Args:
             mapped: with image_id, file_name, image (uint8 [3, H, W]) and P prompts.
 
         Returns:
-            a copy with prompt_embeddings, float32 [P, D]; and, in the cache's number format, where it has them,
-            image_embed [C, S, S] and high_res ([C/8, 4S, 4S], [C/4, 2S, 2S]). All own their memory.
+            a copy with prompt_embeddings, float32 [P, D]. A cache with image features also adds, in its own number
+            format, image_embed [C, S, S] and high_res ([C/8, 4S, 4S], [C/4, 2S, 2S]). All tensors own their memory.
 
         Raises:
-            KeyError: the cache lacks the image or a prompt of it; says which and how to add them.
-            ValueError: a shard is damaged, or was made of another picture.
+            KeyError: the cache lacks the image or one of its prompts; says which and how to add it.
+            ValueError: a shard is damaged, or the image has other pixels.
         """
         image_id, prompts = mapped["image_id"], mapped["prompts"]
         places = self._images.get(image_id, [])
-        self._check_held(mapped)
-        self.check_picture(image_id, mapped["file_name"], Picture.of(mapped["image"]))
-        rows = {text: (p.shard, p.row + nth) for p in places for nth, text in enumerate(p.image.prompts)}
-        embeddings = [self._row(*rows[prompt]) for prompt in prompts]
+        absent, lacks_features = self.missing(image_id, prompts)
+        if absent or lacks_features:
+            what = f"the prompt {absent[0]!r}" if absent else "the image features"
+            name, what = Path(mapped["file_name"]).name, what if places else "anything"
+            raise KeyError(f"{self.folder} does not hold {what} of image {image_id} ({name}); add it: {self.command}")
+        self.check_pixels(image_id, mapped["file_name"], ImageStamp.of(mapped["image"]))
+        positions = {text: (p.shard, p.start + nth) for p in places for nth, text in enumerate(p.image.prompts)}
+        embeddings = [self._embedding(*positions[prompt]) for prompt in prompts]
         found = {**mapped, "prompt_embeddings": torch.cat(embeddings).float()}
-        names = IMAGE_FEATURES[self.header.image_features]
-        if names:
-            place = next(place for place in places if place.image.features)
-            # a view would drag the whole shard along when a worker hands it over
-            embed, *high_res = (self._tensor(place.shard, f"{place.number}.{name}").clone() for name in names)
+        if names := IMAGE_FEATURES[self.header.image_features]:
+            shard, number, *_ = next(place for place in places if place.image.features)
+            # a view would send the whole shard from a worker to the training
+            embed, *high_res = (self._tensor(shard, f"{number}.{name}").clone() for name in names)
             found.update(image_embed=embed, high_res=tuple(high_res))
         return found
 
@@ -149,7 +165,7 @@ class FeatureCache:
             raise ValueError(damage(problems))
 
     def _problem(self, path: Path, index: Index) -> str:
-        """What in a shard is not as its index says, or ""."""
+        """How a shard differs from its index; empty if it does not."""
         if checksum(path) != index.crc32:
             return "another checksum than its index says"
         features = IMAGE_FEATURES[self.header.image_features]
@@ -157,43 +173,19 @@ class FeatureCache:
         with safe_open(path, framework="pt") as file:
             if set(file.keys()) != {"prompt_embeddings"} | expected:
                 return "other tensors than its index says"
-            rows = file.get_slice("prompt_embeddings")
-            if rows.get_shape()[0] != index.rows:
-                return f"{rows.get_shape()[0]} prompts, its index says {index.rows}"
-            return "" if rows[:0].dtype == DTYPES[self.header.dtype] else f"not in {self.header.dtype}"
+            embeddings = file.get_slice("prompt_embeddings")
+            if embeddings.get_shape()[0] != index.num_prompts:
+                return f"{embeddings.get_shape()[0]} prompts, its index says {index.num_prompts}"
+            return "" if embeddings[:0].dtype == DTYPES[self.header.dtype] else f"not in {self.header.dtype}"
 
-    def _add(self, shard: int) -> None:
-        """Take a shard into the union."""
-        path, index = self.shards[shard], self._indices[shard]
-        try:
-            with path.open("rb") as file:  # safetensors would say of a file of another user that there is none
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            raise FileNotFoundError(damage({path: "no file, only an index"})) from None
-        if size != index.bytes:
-            raise ValueError(damage({path: f"{size} bytes, its index says {index.bytes}"}))
-        row = 0
-        for number, image in enumerate(index.images):
-            self._images.setdefault(image.id, []).append(_Place(shard, number, row, image))
-            row += len(image.prompts)
-
-    def _check_held(self, mapped: Mapping[str, Any]) -> None:
-        """Raise KeyError for what `attach` would look for in vain."""
-        image_id, name = mapped["image_id"], Path(mapped["file_name"]).name
-        prompts, lacks_features = self.missing(image_id, mapped["prompts"])
-        if prompts or lacks_features:
-            what = f"the prompt {prompts[0]!r}" if prompts else "the image features"
-            what = what if image_id in self._images else "anything"
-            raise KeyError(f"{self.folder} does not hold {what} of image {image_id} ({name}); add it: {self.command}")
-
-    def _row(self, shard: int, row: int) -> Tensor:
-        return self._read(shard, lambda file: file.get_slice("prompt_embeddings")[row : row + 1])
+    def _embedding(self, shard: int, position: int) -> Tensor:
+        return self._read(shard, lambda file: file.get_slice("prompt_embeddings")[position : position + 1])
 
     def _tensor(self, shard: int, name: str) -> Tensor:
         return self._read(shard, lambda file: file.get_tensor(name))
 
     def _read(self, shard: int, take: Callable[[Any], Tensor]) -> Tensor:
-        """What `take` finds in a shard, memory-mapped by this process."""
+        """A tensor that `take` gets from a shard, which this process maps into memory."""
         process, files = self._open
         if process != os.getpid():
             files = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,16 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header, write_header
+from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, write_index
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_atomically, save_json
 
 
 class CachedImage(NamedTuple):
-    """An image's part of a shard.
+    """An image to be written to a shard.
 
-    entry: in the index; embeddings: [P, D] of its prompts; features: the tensors that `IMAGE_FEATURES` names, or none
-    if another shard holds them.
+    entry: in the index.
+    embeddings: [P, D] of its prompts.
+    features: the tensors that `IMAGE_FEATURES` names; none if another shard has them.
     """
 
     entry: ImageEntry
@@ -31,18 +33,18 @@ class FeatureCacheWriter:
     """Adds shards to a cache.
 
     Args:
-        folder: of the cache; made if it is not there.
-        header: what makes the shards.
+        folder: of the cache; created if it is missing.
+        header: of the shards to come.
 
     Raises:
-        ValueError: the folder holds a cache that something else made, or that is damaged.
+        ValueError: the folder has a damaged cache, or one with another header.
         OSError: it cannot be written.
     """
 
     def __init__(self, folder: str | Path, header: CacheHeader) -> None:
         self.folder, self.header = Path(folder), header
         if not (self.folder / "header.json").exists():
-            write_header(self.folder, header)
+            save_json(self.folder / "header.json", asdict(header))
             return
         held = read_header(folder)
         if held.image_features != header.image_features:
@@ -54,11 +56,11 @@ class FeatureCacheWriter:
             raise ValueError(f"{folder} holds another cache: its {'; its '.join(differences)}. Choose another folder")
 
     def write(self, name: str, images: Sequence[CachedImage]) -> None:
-        """Write a shard, complete or not at all; a shard of the same name is replaced.
+        """Write a shard atomically; replaces a shard of the same name.
 
         Args:
-            name: tells it from other shards; no two processes may write one of the same name at once.
-            images: its content.
+            name: of the shard; no two processes may write the same name at once.
+            images: the content.
 
         Raises:
             ValueError: a feature is not finite in the cache's number format.
@@ -74,7 +76,7 @@ class FeatureCacheWriter:
         write_index(path, [image.entry for image in images])
 
     def _stored(self, image: CachedImage, value: Tensor) -> Tensor:
-        """A tensor in the cache's number format."""
+        """A tensor in the cache's number format, on the CPU."""
         stored = value.detach().to(DTYPES[self.header.dtype]).cpu().contiguous()
         if not stored.isfinite().all():
             raise ValueError(
