@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from openworldsam.config import load_config
 from openworldsam.data.datasets.catalog import SEGMENTATION
 from openworldsam.engine import cache_features, evaluate, train
-from openworldsam.evaluation.benchmark import check_benchmarks
+from openworldsam.engine.checks import check_evaluation
 from openworldsam.utils.files import read_json
 
 ADAPTER, CONFIG = "adapter.safetensors", "config.yaml"
@@ -75,7 +75,7 @@ class Experiment:
                 "MODEL.ADAPTER.FUSION replace and MODEL.PROMPT_ENCODER.USE_IMAGE True"
             )
         cfg.DATASETS.TEST = list(self.benchmarks)
-        check_benchmarks(cfg)
+        check_evaluation(cfg)
         for name in self.benchmarks:
             if not {*SEGMENTATION} <= {*MetadataCatalog.get(name).tasks}:
                 raise ValueError(f"{name} is not scored by PQ, AP and mIoU, which the ablation compares")

@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.mapper import DatasetMapper
@@ -133,12 +132,11 @@ def training_batches(
 
 
 def training_dataset(cfg: CfgNode) -> TrainingDataset:
-    """The datasets of DATASETS.TRAIN, which must have one vocabulary, read by one mapper.
+    """The datasets of DATASETS.TRAIN, which are registered and must have one vocabulary, read by one mapper.
 
     Raises:
         ValueError: the vocabularies differ, or there is no image.
     """
-    register_datasets(cfg)
     vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
     if len(vocabularies) != 1:
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")

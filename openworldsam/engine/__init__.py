@@ -1,5 +1,5 @@
-"""Training: the loop, its checkpoints, and starting it on one process or many."""
+"""Training and evaluation of a model: the commands, the training loop and what surrounds it.
 
-from openworldsam.engine.trainer import Trainer
-
-__all__ = ["Trainer"]
+From Python, `checks.check_training` comes first, then `trainer.Trainer` and `train.run_training`; for an evaluation
+`checks.check_evaluation`, then `evaluation.benchmark.evaluate`.
+"""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
+from openworldsam.data.datasets import register_datasets
 from openworldsam.data.feature_cache import (
     DTYPES,
     IMAGE_FEATURES,
@@ -67,7 +68,7 @@ def build_cache(
     An interrupted run resumes after its last complete shard. Unreadable images are reported and skipped.
 
     Args:
-        cfg: config of the training.
+        cfg: config of the training; its datasets are registered (`data.datasets.register_datasets`).
         folder: of the cache.
         image_features: "none" or "all".
         dtype: number format on the disk: "fp32", "bf16" or "fp16".
@@ -228,6 +229,7 @@ def cache_features(args: argparse.Namespace) -> None:
             f"{cache.header.dtype}"
         )
         return
+    register_datasets(cfg)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     processes = comm.get_world_size()
     added = build_cache(

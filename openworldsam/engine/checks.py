@@ -1,16 +1,22 @@
-"""What a training refuses before it starts."""
+"""Checks at the start of a command: registers the datasets of a config and refuses settings that cannot work.
+
+`check_training` or `check_evaluation` is called once, by the command, or by whoever trains or evaluates from Python.
+The rest of the package relies on it.
+"""
 
 from __future__ import annotations
 
 import math
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from openworldsam.config import config_value
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
-from openworldsam.evaluation.benchmark import check_benchmarks
+from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES
+from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 
 RANGES = {
@@ -30,7 +36,7 @@ FIXED = {
     "INPUT.FORMAT": "RGB",
     "MODEL.META_ARCHITECTURE": "OpenWorldSAM",
 }
-"""Keys of Detectron2 that would be expected to do something, and do not."""
+"""Detectron2 keys that are not supported, with the value that they must have."""
 
 
 def starting_config(cfg: CfgNode) -> CfgNode:
@@ -41,8 +47,13 @@ def starting_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def check_config(cfg: CfgNode) -> None:
-    """Raise ValueError for settings that cannot be trained."""
+def check_training(cfg: CfgNode) -> None:
+    """Register the datasets of a config, and check its settings for a training; every process calls it.
+
+    Raises:
+        FileNotFoundError: a file of DATASETS.OWN is missing.
+        ValueError: names the setting that cannot be trained with.
+    """
     if cfg.SEED < 0:
         raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
     if not cfg.OUTPUT_DIR:
@@ -73,9 +84,38 @@ def check_config(cfg: CfgNode) -> None:
     register_datasets(cfg)
     check_registered((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     if cfg.TEST.EVAL_PERIOD:
-        check_benchmarks(cfg)
+        _check_test(cfg)
         if cfg.DATASETS.FEATURE_CACHE:
             raise ValueError(
                 "TEST.EVAL_PERIOD needs the prompt encoder, which a training from DATASETS.FEATURE_CACHE does not "
                 "load: set it to 0 and evaluate the adapter afterwards"
             )
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Register the datasets of a config, and check its settings for an evaluation.
+
+    Raises:
+        FileNotFoundError: a file of DATASETS.OWN is missing.
+        ValueError: names the setting that cannot be evaluated with.
+    """
+    register_datasets(cfg)
+    _check_test(cfg)
+
+
+def _check_test(cfg: CfgNode) -> None:
+    """Raise ValueError if DATASETS.TEST cannot be evaluated as TEST says."""
+    if not cfg.DATASETS.TEST:
+        raise ValueError("nothing to evaluate: DATASETS.TEST is empty (tools/eval_net.py also takes --benchmarks)")
+    check_registered(cfg.DATASETS.TEST)
+    for name in cfg.DATASETS.TEST:
+        if not getattr(MetadataCatalog.get(name), "tasks", ()):
+            raise ValueError(f"{name} cannot be evaluated: its metadata name no tasks to score it on")
+    for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
+        if cfg.TEST[key] not in choices:
+            raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")
+    PromptText.from_config(cfg)
+    from_zero = ("MAX_IMAGES", "PROMPT_CHUNK", "NUM_ABSENT")
+    if cfg.TEST.IMS_PER_BATCH < 1 or min(cfg.DATALOADER.NUM_WORKERS, *(cfg.TEST[key] for key in from_zero)) < 0:
+        others = ", ".join(f"TEST.{key}" for key in from_zero)
+        raise ValueError(f"TEST.IMS_PER_BATCH is 1 or more; {others} and DATALOADER.NUM_WORKERS are 0 or more")

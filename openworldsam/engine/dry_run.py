@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from openworldsam.checkpoint import load_weights
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
-from openworldsam.engine.checks import check_config, starting_config
+from openworldsam.engine.checks import starting_config
 from openworldsam.modeling import OpenWorldSAM
 
 PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_train": 21_899}
@@ -20,10 +20,12 @@ PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_tra
 def describe(cfg: CfgNode) -> str:
     """Config, data, trained parameters, schedule, memory and weights of a training.
 
+    Args:
+        cfg: a config that `check_training` has passed.
+
     Raises:
-        ValueError: settings that cannot be trained, data, weights or a cache that are there but do not fit.
+        ValueError: data, weights or a cache are there but do not fit.
     """
-    check_config(cfg)
     cfg = starting_config(cfg)
     model = OpenWorldSAM(cfg).to("meta")  # shapes are all that is needed
     data, images = _data(cfg)

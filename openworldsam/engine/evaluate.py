@@ -24,7 +24,8 @@ import openworldsam
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.config import add_openworldsam_config, load_config
-from openworldsam.evaluation.benchmark import check_benchmarks, evaluate
+from openworldsam.engine.checks import check_evaluation
+from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.paper_tables import paper_numbers, row_of
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     start = time.monotonic()
     cfg = load_config(args.config_file, args.opts)
     cfg.DATASETS.TEST = args.benchmarks or cfg.DATASETS.TEST
-    check_benchmarks(cfg)
+    check_evaluation(cfg)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
     missing = missing_benchmarks(cfg.DATASETS.TEST)

@@ -1,11 +1,11 @@
-"""What happens around a training step: states, a progress line, pictures."""
+"""Hooks around a training step: states, a progress line, pictures."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from PIL import Image
 
+from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import save_state
 from openworldsam.utils.files import save_atomically
 from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
-
-if TYPE_CHECKING:
-    from openworldsam.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ class Checkpoints(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period == 0 or done == self.trainer.max_iter:
-            save_state(self.trainer.folder, done, self.trainer.state())
+            save_state(self.trainer)
 
 
 class ProgressLine(EventWriter):

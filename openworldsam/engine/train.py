@@ -1,4 +1,4 @@
-"""The command line of tools/train_net.py."""
+"""The command line of tools/train_net.py, and a training from its hooks to its result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 
+from openworldsam.checkpoint import read_weights, save_adapter, save_component
 from openworldsam.config import load_config
+from openworldsam.engine.checks import check_training
 from openworldsam.engine.dry_run import describe
+from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
 from openworldsam.engine.trainer import Trainer
-from openworldsam.engine.training_state import newest_state
+from openworldsam.engine.training_state import METRICS, forget_metrics, newest_state, resume
+from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock
@@ -24,7 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the adapter of OpenWorldSAM.")
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--resume", action="store_true", help="go on from the newest state in OUTPUT_DIR")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest state in OUTPUT_DIR")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and stop")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
@@ -35,25 +43,65 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def train(args: argparse.Namespace) -> None:
-    """What every process runs."""
+    """Train, or describe the training; runs on every process."""
     cfg = load_config(args.config_file, args.opts)
+    check_training(cfg)
     if args.dry_run:
         if comm.is_main_process():
             print(describe(cfg))
         return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     folder = Path(cfg.OUTPUT_DIR)
-    alone = lock(folder / ".lock", f"another training writes to {folder} just now; use another OUTPUT_DIR")
+    alone = lock(folder / ".lock", f"another training is writing to {folder}; use another OUTPUT_DIR")
     with alone if comm.is_main_process() else contextlib.nullcontext():
         if not args.resume and newest_state(folder):
-            raise ValueError(f"{folder} holds a training already: give --resume, or another OUTPUT_DIR")
+            raise ValueError(f"{folder} already holds a training: give --resume, or another OUTPUT_DIR")
         setup_logger(str(folder), comm.get_rank(), name="openworldsam")
+        for name in cfg.DATASETS.TEST if cfg.TEST.EVAL_PERIOD else ():
+            DatasetCatalog.get(name)  # missing files are an error now, not at the first evaluation
         trainer = Trainer(cfg)
         if args.resume:
-            trainer.resume()
+            resume(trainer)
         if comm.is_main_process():
             (folder / "config.yaml").write_text(cfg.dump())
-        trainer.run()
+        run_training(trainer)
+
+
+def run_training(trainer: Trainer) -> None:
+    """Train from the start iteration to SOLVER.MAX_ITER; every process calls it.
+
+    OUTPUT_DIR gets states, logs and pictures as the config says, and in the end adapter.safetensors; with
+    MODEL.PROMPT_ENCODER.TRAINABLE also the prompt encoder's weights.
+    """
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    if comm.is_main_process():
+        forget_metrics(trainer.folder / METRICS, trainer.start_iter)
+    trainer.register_hooks(_hooks(trainer))
+    trainer.train(trainer.start_iter, trainer.max_iter)
+    if not comm.is_main_process():
+        return
+    if trainer.model.train_prompt_encoder and (component := trainer.model.prompt_encoder.component):
+        path = trainer.folder / f"{component.name}.safetensors"
+        save_component(trainer.model, component.name, path, note="trained together with the adapter")
+        trainer.sources[component.name] = read_weights(path).source(component.name)
+    save_adapter(trainer.model, trainer.folder / "adapter.safetensors", trainer.cfg, trainer.sources)
+
+
+def _hooks(trainer: Trainer) -> list[HookBase]:
+    """Actions around each step, in their order; the state is saved first, so that no later failure loses the step."""
+    cfg, model, folder = trainer.cfg, trainer.model, trainer.folder
+    around: list[HookBase] = [hooks.IterationTimer(), Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)]
+    around.append(Pictures(cfg.SOLVER.PICTURE_PERIOD))
+    if cfg.TEST.EVAL_PERIOD:
+        around.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: scalars(evaluate(cfg, model))))
+    if comm.is_main_process():
+        writers = [
+            ProgressLine(trainer.max_iter, cfg.SOLVER.IMS_PER_BATCH),
+            JSONWriter(str(folder / METRICS)),
+            TensorboardXWriter(str(folder)),
+        ]
+        around.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+    return around
 
 
 def main(argv: Sequence[str] | None = None) -> None:

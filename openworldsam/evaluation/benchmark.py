@@ -22,11 +22,10 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
-from openworldsam.data.datasets.catalog import check_registered, load_records
+from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
-from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES, EvaluationDataset, Example, remark
+from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
 from openworldsam.evaluation.metrics.accumulator import Scores, merged, named
 from openworldsam.evaluation.metrics.instance import MasksAndBoxes
@@ -145,30 +144,11 @@ def _found_classes(predicted: Answer) -> set[int]:
     return things | {s["category_id"] for s in predicted.panoptic[1] if not s["isthing"]}
 
 
-def check_benchmarks(cfg: CfgNode) -> None:
-    """Raise ValueError if DATASETS.TEST cannot be evaluated as TEST says."""
-    if not cfg.DATASETS.TEST:
-        raise ValueError("nothing to evaluate: DATASETS.TEST is empty (tools/eval_net.py also takes --benchmarks)")
-    register_datasets(cfg)
-    check_registered(cfg.DATASETS.TEST)
-    for name in cfg.DATASETS.TEST:
-        if not getattr(MetadataCatalog.get(name), "tasks", ()):
-            raise ValueError(f"{name} cannot be evaluated: its metadata name no tasks to score it on")
-    for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
-        if cfg.TEST[key] not in choices:
-            raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")
-    PromptText.from_config(cfg)
-    from_zero = ("MAX_IMAGES", "PROMPT_CHUNK", "NUM_ABSENT")
-    if cfg.TEST.IMS_PER_BATCH < 1 or min(cfg.DATALOADER.NUM_WORKERS, *(cfg.TEST[key] for key in from_zero)) < 0:
-        others = ", ".join(f"TEST.{key}" for key in from_zero)
-        raise ValueError(f"TEST.IMS_PER_BATCH is 1 or more; {others} and DATALOADER.NUM_WORKERS are 0 or more")
-
-
 def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Results:
     """Score a model on every dataset of DATASETS.TEST; all processes call it, each takes its share of the images.
 
     Args:
-        cfg: its config.
+        cfg: its config, which `engine.checks.check_evaluation` has passed.
         model: an `OpenWorldSAM` in any mode, which it keeps; no random generator is touched.
         saving: where the predictions go; those that are there already are not made again.
 
@@ -176,10 +156,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Re
         `Benchmark.content` by dataset; empty on all processes but the first.
 
     Raises:
-        FileNotFoundError, ValueError: a dataset is unknown, not there or damaged, a key of TEST is wrong, or there are
-            saved predictions of another model.
+        FileNotFoundError, ValueError: a dataset is missing or damaged, or there are saved predictions of another model.
     """
-    check_benchmarks(cfg)
     results: Results = {}
     for name in cfg.DATASETS.TEST:
         whole = merged(run_benchmark(cfg, model, name, saving))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
+from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, count_operations, first_sentence, measure
 from openworldsam.speed.pipeline import PER_IMAGE, STAGES, Pipeline, State
@@ -122,6 +123,7 @@ class Run:
                 continue
             cfg = self.cfgs[name].clone()
             cfg.DATASETS.TEST, cfg.TEST.MAX_IMAGES, cfg.DATALOADER.NUM_WORKERS = [EVALUATED], images, 0
+            check_evaluation(cfg)
             calls[name] = partial(evaluate, cfg, pipeline.model)
         for name, cost in self._measured(calls).items():
             self._record(name, f"evaluation on {EVALUATED}", cost, images=images)

@@ -60,6 +60,7 @@ def describe(folder, base=REEF, without=(), **changes):
 def test_evaluated_by_the_tiny_model(reef, build, tiny_cfg, base, tasks):
     tiny_cfg.merge_from_list(["DATASETS.OWN", [str(describe(reef, base))], "DATASETS.TEST", ("reef",)])
     tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    register_datasets(tiny_cfg)
     result = evaluate(tiny_cfg, build())["reef"]
     assert result["images"] == (2 if base is REEF else 1) and not result["skipped"]
     assert tasks <= result.keys() and "fish" in result[min(tasks)]["per_class"]
@@ -68,6 +69,7 @@ def test_evaluated_by_the_tiny_model(reef, build, tiny_cfg, base, tasks):
 
 def test_trained_on(reef, tiny_cfg):
     tiny_cfg.merge_from_list(["DATASETS.OWN", [str(describe(reef))], "DATASETS.TRAIN", ["reef"]])
+    register_datasets(tiny_cfg)
     dataset = training_dataset(tiny_cfg)
     assert set(dataset[0]["prompts"]) == {"sand", "fish"} and dataset[0]["file_name"] != dataset[1]["file_name"]
 

@@ -15,9 +15,11 @@ from openworldsam.data.datasets.shapes import SPLITS, configured_world
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records.scenes import render_reference
 from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, expressions
-from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe
+from openworldsam.engine.train import run_training
+from openworldsam.engine.trainer import Trainer
+from openworldsam.engine.training_state import resume
 
 SMALL = ["DATASETS.SHAPES.SIZE", 64, "DATASETS.SHAPES.THING_SIZE", [10, 40]]
 
@@ -196,8 +198,9 @@ def trained(cfg, **changes):
     """The last loss of a training, and its adapter."""
     cfg = cfg.clone()
     cfg.merge_from_list([word for key, value in changes.items() for word in (key.replace("__", "."), value)])
+    register_datasets(cfg)
     trainer = Trainer(cfg)
-    trainer.run()
+    run_training(trainer)
     weights = {name: p.detach().clone() for name, p in trainer.model.adapter.named_parameters()}
     return trainer.storage.history("total_loss").latest(), weights
 
@@ -223,8 +226,9 @@ def test_a_cache_of_another_seed_is_not_taken_for_this_one(train_cfg, tmp_path, 
 def test_a_training_does_not_go_on_with_another_seed(train_cfg):
     trained(train_cfg)
     train_cfg.DATASETS.SHAPES_SEED = 1
+    register_datasets(train_cfg)
     with pytest.raises(ValueError, match="another list of images"):
-        Trainer(train_cfg).resume()
+        resume(Trainer(train_cfg))
 
 
 def test_the_prompts_of_many_scenes_are_estimated(cfg):

@@ -4,18 +4,12 @@ import json
 
 import pytest
 import torch
-from test_trainer import make_dataset, run, training_cfg
+from trainings import run
 
 from openworldsam.checkpoint import read_weights
-from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cached_rectangles")
-    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
-    return folder
+from openworldsam.engine.train import run_training
+from openworldsam.engine.trainer import Trainer
 
 
 def losses(folder):
@@ -25,10 +19,10 @@ def losses(folder):
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("fp32", 1e-5), ("bf16", 1e-2)])
 @pytest.mark.parametrize("image_features", ["none", "all"])
-def test_the_losses_are_those_without_a_cache(data, tiny_weights, tmp_path, dtype, rtol, image_features):
+def test_the_losses_are_those_without_a_cache(make_cfg, tmp_path, dtype, rtol, image_features):
     opts = ["SOLVER.LOG_PERIOD", 1, "SOLVER.PICTURE_PERIOD", 3]
-    run(training_cfg(data, tiny_weights, tmp_path / "plain", *opts))
-    cfg = training_cfg(data, tiny_weights, tmp_path / "cached", *opts)
+    run(make_cfg("plain", *opts))
+    cfg = make_cfg("cached", *opts)
     build_cache(cfg, tmp_path / "cache", image_features=image_features, dtype=dtype)
     cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     run(cfg)
@@ -37,23 +31,23 @@ def test_the_losses_are_those_without_a_cache(data, tiny_weights, tmp_path, dtyp
     assert metadata[0] == metadata[1]
 
 
-def test_the_prompt_encoder_is_not_loaded(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm")
-    real = training_cfg(data, tiny_weights, tmp_path / "out")
+def test_the_prompt_encoder_is_not_loaded(make_cfg, tmp_path):
+    cfg = make_cfg("out", "MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm")
+    real = make_cfg()
     build_cache(real, tmp_path / "cache")
     cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     trainer = Trainer(cfg)
     assert not list(trainer.model.prompt_encoder.parameters())
-    trainer.run()
+    run_training(trainer)
 
 
-def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [])
+def test_resuming_from_the_cache_is_exact_and_may_change_to_it(make_cfg, tmp_path):
+    cfg = make_cfg("out", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [])
     build_cache(cfg, tmp_path / "cache", dtype="fp32")
     run(cfg)
-    cached = training_cfg(data, tiny_weights, tmp_path / "out", "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
+    cached = make_cfg("out", "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
     resumed = run(cached, resume=True)
-    whole = run(training_cfg(data, tiny_weights, tmp_path / "whole"))
+    whole = run(make_cfg("whole"))
     for name in whole:
         torch.testing.assert_close(resumed[name], whole[name], rtol=1e-3, atol=1e-4)
 
@@ -66,15 +60,15 @@ def test_resuming_from_the_cache_is_exact_and_may_change_to_it(data, tiny_weight
         (["TEST.EVAL_PERIOD", 2, "DATASETS.TEST", ["refcocog_umd_val"]], "TEST.EVAL_PERIOD needs the prompt encoder"),
     ],
 )
-def test_a_cache_that_does_not_fit_is_refused(data, tiny_weights, tmp_path, opts, message):
-    build_cache(training_cfg(data, tiny_weights, tmp_path / "out"), tmp_path / "cache")
+def test_a_cache_that_does_not_fit_is_refused(make_cfg, tmp_path, opts, message):
+    build_cache(make_cfg(), tmp_path / "cache")
     opts = [*opts, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache")]
     with pytest.raises(ValueError, match=message):
-        Trainer(training_cfg(data, tiny_weights, tmp_path / "out", *opts))
+        Trainer(make_cfg("out", *opts))
 
 
-def test_a_damaged_cache_is_not_taken_for_bad_images(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out")
+def test_a_damaged_cache_is_not_taken_for_bad_images(make_cfg, tmp_path):
+    cfg = make_cfg()
     build_cache(cfg, tmp_path / "cache")
     cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     (shard,) = (tmp_path / "cache").glob("*.safetensors")
@@ -83,11 +77,11 @@ def test_a_damaged_cache_is_not_taken_for_bad_images(data, tiny_weights, tmp_pat
         run(cfg)
 
 
-def test_a_prompt_that_the_cache_lacks_is_named(data, tiny_weights, tmp_path):
-    cfg = training_cfg(data, tiny_weights, tmp_path / "out")
+def test_a_prompt_that_the_cache_lacks_is_named(make_cfg, tmp_path):
+    cfg = make_cfg()
     build_cache(cfg, tmp_path / "cache")
     cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     trainer = Trainer(cfg)
     trainer.dataset.mapper.class_names = ("lynx", "grass", "sky")
     with pytest.raises(KeyError, match=r"lynx.*cache_features"):
-        trainer.run()
+        run_training(trainer)

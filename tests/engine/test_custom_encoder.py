@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_trainer import make_dataset, run, training_cfg
 from torch import nn
+from trainings import make_dataset, run, training_cfg
 
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.checkpoint import load_weights, read_weights
 from openworldsam.data.feature_cache import FeatureCache
-from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe
 from openworldsam.engine.evaluate import main as eval_net
+from openworldsam.engine.trainer import Trainer
+from openworldsam.engine.training_state import resume
 from openworldsam.evaluation.paper_tables import row_of
 from openworldsam.modeling import PROMPT_ENCODER_REGISTRY, OpenWorldSAM, PromptEncoder
 from openworldsam.modeling.component import Component
@@ -89,9 +90,7 @@ def save_letters(folder, seed=0):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("letter_rectangles")
-    (folder / "records.json").write_text(json.dumps(make_dataset(folder, 3)))
-    return folder
+    return make_dataset(tmp_path_factory.mktemp("letter_rectangles"), 3)
 
 
 @pytest.fixture
@@ -192,7 +191,7 @@ def test_other_weights_are_noticed(make_cfg, tmp_path, caplog):
     other = cfg.clone()
     other.MODEL.PROMPT_ENCODER.WEIGHTS = str(save_letters(tmp_path / "other", seed=1))
     with pytest.raises(ValueError, match="was trained with another letters"):
-        Trainer(other).resume()
+        resume(Trainer(other))
     other.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     with pytest.raises(ValueError, match="fingerprint of the letters is"):
         Trainer(other)

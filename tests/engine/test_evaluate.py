@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import run
-from test_training_processes import forked_processes
+from trainings import forked_processes, run
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
-from openworldsam.data.datasets.catalog import PanopticFiles, check_registered, register_panoptic
-from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.data.datasets.catalog import check_registered
+from openworldsam.engine.checks import check_evaluation, check_training
 from openworldsam.engine.evaluate import main, parse_args
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import Saving
@@ -44,11 +43,8 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
-    folder = shared / "data/coco_panoptic_sample"
-    files = PanopticFiles(str(folder / "panoptic.json"), str(folder / "images"), str(folder / "panoptic"))
-    register_panoptic("coco_panoptic_sample", files, CATEGORIES)
-    assert command(tmp_path, [*SHAPES, "coco_panoptic_sample"], options(tiny_weights)) == 0
+def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, coco_sample):
+    assert command(tmp_path, [*SHAPES, coco_sample], options(tiny_weights)) == 0
     results = results_of(tmp_path)
     told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
     told |= {"template": "{name}", "first_synonym": False, "readable_names": False, "paper_row": "OpenWorldSAM"}
@@ -60,7 +56,7 @@ def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, shared):
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] and all(results["versions"].values())
     assert results["command"].startswith("python tools/eval_net.py --config-file")
     segmentation = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
-    tasks = dict.fromkeys([*SHAPES, "coco_panoptic_sample"], segmentation) | {
+    tasks = dict.fromkeys([*SHAPES, coco_sample], segmentation) | {
         "shapes_refer_val": {"referring": "cIoU"},
         "shapes_absent_val": {**segmentation, "absent": "false_positive_rate"},
     }
@@ -127,6 +123,7 @@ def test_errors_of_the_user_are_one_line(tiny_weights, tmp_path, capsys, monkeyp
 def evaluate_own_share(opts, folder=None):
     """What each process of an evaluation runs."""
     cfg = load_config(ROOT / "configs/tiny.yaml", opts)
+    check_evaluation(cfg)
     model = OpenWorldSAM(cfg)
     load_weights(model, cfg)
     return evaluate(cfg, model.eval(), Saving(Path(folder), {}) if folder else None)
@@ -168,7 +165,9 @@ def test_training_on_shapes_is_the_same_with_evaluation_and_without(tiny_weights
     def train(name, *more):
         opts = options(tiny_weights, "DATASETS.TRAIN", ["shapes_train"], "OUTPUT_DIR", str(tmp_path / name))
         opts += ["SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [], "SOLVER.IMS_PER_BATCH", 2, "SOLVER.LOG_PERIOD", 1]
-        return run(load_config(ROOT / "configs/tiny.yaml", [*opts, *more]))
+        cfg = load_config(ROOT / "configs/tiny.yaml", [*opts, *more])
+        check_training(cfg)
+        return run(cfg)
 
     plain = train("plain")
     watched = train("watched", "DATASETS.TEST", SHAPES, "TEST.EVAL_PERIOD", 2)

@@ -7,37 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import make_dataset, register, training_cfg
-from test_training_processes import EXACT, forked_processes, train
+from trainings import EXACT, register, train, training_cfg
 
 from openworldsam.checkpoint import read_weights
-from openworldsam.engine import Trainer
-from openworldsam.engine.train import main
+from openworldsam.engine.train import main, run_training
+from openworldsam.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 EVERY_STEP = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.LOG_PERIOD", 1]
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    with forked_processes(tmp_path_factory.mktemp("processes")) as started:
-        yield started
-
-
-@pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / f"data_{tmp_path.name}"
-    folder.mkdir()
-    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shared_data(tmp_path_factory):
-    """A dataset that no test changes."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +158,10 @@ def test_an_error_while_reading_is_one_line(processes, data, tiny_weights, tmp_p
     assert "Traceback" not in ended.stdout
 
 
-def test_bf16_has_no_scaler_so_a_gradient_that_is_not_finite_stops(data, tiny_weights, tmp_path):
-    trainer = Trainer(training_cfg(data, tiny_weights, tmp_path / "out", "MODEL.PRECISION", "bf16"))
+def test_bf16_has_no_scaler_so_a_gradient_that_is_not_finite_stops(make_cfg):
+    trainer = Trainer(make_cfg("out", "MODEL.PRECISION", "bf16"))
     before = {name: p.detach().clone() for name, p in trainer.model.adapter.named_parameters()}
     trainer.model.adapter.tie_breakers.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(FloatingPointError, match=r"a gradient is not finite at iteration 0, images: .*\.png"):
-        trainer.run()
+        run_training(trainer)
     torch.testing.assert_close(dict(trainer.model.adapter.named_parameters()), before, **EXACT)

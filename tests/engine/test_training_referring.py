@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_trainer import make_dataset, register
-from test_training_processes import Losses
+from trainings import Losses, make_dataset, register, trained
 
 from openworldsam.checkpoint import convert_released, read_weights
 from openworldsam.config import load_config
-from openworldsam.engine import Trainer
 from openworldsam.engine.cache_features import build_cache
+from openworldsam.engine.checks import check_training
 from openworldsam.engine.train import main
+from openworldsam.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,15 +48,6 @@ def make_referring(root, num_images=5):
         Image.fromarray(picture).save(root / f"coco/train2017/{image_id:012d}.jpg")
         images.append({"id": image_id, "height": 48, "width": 60})
     write_refcocog(root, images, annotations)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small layers gain nothing from a second thread, and lose much where a neighbour wants it too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +90,21 @@ def refcocog(workplace):
 
 
 def losses_of(cfg):
-    trainer, losses = Trainer(cfg), Losses()
-    trainer.register_hooks([losses])
-    trainer.run()
+    losses = Losses()
+    trained(cfg, hooks=[losses])
     return losses.values
 
 
 def changed(path, *opts):
-    return load_config(path, [*opts, "SOLVER.BASE_LR", 0.001, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0])
+    cfg = load_config(path, [*opts, "SOLVER.BASE_LR", 0.001, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0])
+    check_training(cfg)
+    return cfg
 
 
 @pytest.fixture
 def coco_adapter(workplace, config):
     """Train on classes as configs/coco/openworldsam.yaml says; returns the adapter's tensors."""
-    folder = workplace / f"classes_{workplace.name}"
-    folder.mkdir()
-    (folder / "records.json").write_text(json.dumps(make_dataset(folder)))
+    folder = make_dataset(workplace / f"classes_{workplace.name}")
     path = config("coco/openworldsam.yaml", DATASETS={"TRAIN": [register(folder)]})
     main(["--config-file", path, "SOLVER.BASE_LR", "0.001"])
     return read_weights(workplace / "output/coco/adapter.safetensors")

@@ -8,6 +8,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from openworldsam.data.datasets import register_datasets
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import remarks
 
@@ -34,6 +35,7 @@ def reef(tmp_path, tiny_cfg):
     (tmp_path / "reef.yaml").write_text(yaml.safe_dump(description))
     tiny_cfg.merge_from_list(["DATASETS.OWN", [str(tmp_path / "reef.yaml")], "DATASETS.TEST", (NAME,)])
     tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    register_datasets(tiny_cfg)
     yield tiny_cfg
     DatasetCatalog.remove(NAME)
     MetadataCatalog.pop(NAME, None)

@@ -17,8 +17,9 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
 from openworldsam.data.datasets.catalog import SEGMENTATION, PanopticFiles, load_records, register_panoptic
 from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
-from openworldsam.evaluation.benchmark import Benchmark, check_benchmarks, evaluate
+from openworldsam.evaluation.benchmark import Benchmark, evaluate
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
 from openworldsam.evaluation.metrics import AbsentPrompts
 from openworldsam.evaluation.prompt_text import READABLE, PromptText
@@ -364,4 +365,4 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
 def test_what_cannot_be_evaluated_is_named(cfg, opts, message):
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], *opts])
     with pytest.raises(ValueError, match=message):
-        check_benchmarks(cfg)
+        check_evaluation(cfg)
