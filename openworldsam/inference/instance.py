@@ -31,10 +31,10 @@ class InstanceResult(NamedTuple):
 
 
 class InstanceInference:
-    """Instances of the things that were asked for; of their queries those of at least the score threshold.
+    """Collects the instances of things, from queries of at least the score threshold.
 
-    Duplicates go within each class by mask ("mask"), or within all classes by box ("box"). With top k, only the best
-    k queries are considered, duplicates included.
+    Duplicates are removed within each class by mask IoU ("mask"), or across classes by box IoU ("box"). Top k keeps
+    the best k queries, counted before duplicates are removed.
     """
 
     def __init__(self, question: Question, options: InferenceOptions) -> None:

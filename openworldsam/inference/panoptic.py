@@ -36,7 +36,7 @@ class PanopticResult(NamedTuple):
 
 
 class PanopticInference:
-    """A panoptic map.
+    """Assembles a panoptic map.
 
     Queries above the score threshold lose their duplicates per class. Each pixel then goes to the query of highest
     score times probability, and stays empty where that query's probability is below 0.5. A query is dropped if the

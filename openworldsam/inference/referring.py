@@ -29,7 +29,7 @@ class ReferringResult(NamedTuple):
 
 
 class ReferringInference:
-    """For each prompt the mask of highest score, of equal ones the first; no threshold applies."""
+    """Picks the mask of highest score for each prompt, the first of equal ones; no threshold applies."""
 
     def __init__(self, question: Question, options: InferenceOptions) -> None:
         self.question = question

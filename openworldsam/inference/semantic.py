@@ -31,10 +31,10 @@ class SemanticResult(NamedTuple):
 
 
 class SemanticInference:
-    """Label of every pixel: the arg-max of `semantic_scores`, held one class at a time. The smallest of equal labels.
+    """Labels every pixel with the arg-max of `semantic_scores`, one class at a time; ties go to the smaller class id.
 
-    Queries may come in chunks, each with all queries of its classes. That is exact, since no class's score depends on
-    another's queries, but for what "softmax" adds to all alike.
+    Chunks that hold all queries of their classes give the exact result: no class's score depends on another's queries,
+    except for what "softmax" adds to all alike.
     """
 
     def __init__(self, question: Question, options: InferenceOptions) -> None:

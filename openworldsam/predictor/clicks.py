@@ -26,7 +26,7 @@ CERTAIN = 10.0
 
 
 class Clicks(NamedTuple):
-    """What a person points at.
+    """A user's clicks and box.
 
     points: float32 [t, 2], x y in pixels.
     labels: int64 [t], 1 positive, 0 negative.
@@ -43,10 +43,10 @@ class Clicks(NamedTuple):
     def checked(
         cls, points: ArrayLike, labels: Sequence[int] | None, box: ArrayLike | None, size: tuple[int, int]
     ) -> Clicks:
-        """Take what a caller gave for an image of size (H, W); without labels all clicks are positive.
+        """Validate the arguments of `click` for an image of size (H, W); without labels all clicks are positive.
 
         Raises:
-            ValueError: a click or box outside the image, an empty box, labels of another number or other than 0, 1.
+            ValueError: a click or box outside the image, an empty box, labels that are not one 0 or 1 per click.
         """
         height, width = size
         places = _numbers(points, "points", "a list of pairs x, y")
@@ -73,14 +73,14 @@ class Clicks(NamedTuple):
         return cls(places, kinds.astype(np.int64), corners, size)
 
     def pick(self, found: Prediction) -> tuple[np.ndarray, str, bool] | None:
-        """The mask that is meant: with most positive clicks in it, minus negative ones, plus the IoU of the boxes.
+        """Choose the mask to correct: most positive clicks in it, minus negative ones, plus the IoU of the boxes.
 
         Args:
-            found: N masks; of equal ones the one of the best score is taken.
+            found: N masks; the higher score decides between equal ones.
 
         Returns:
-            its logits (where there are none, itself), its prompt and whether that is a thing; None if neither a
-            positive click nor the box hits a mask.
+            its `Prediction.mask_prompt`, its prompt and whether that is a thing; None if neither a click nor the
+            box hits a mask.
 
         Raises:
             ValueError: there is neither a positive click nor a box, or `found` is of another image.
@@ -105,7 +105,7 @@ class Clicks(NamedTuple):
         return found.mask_prompt(best), found.prompts[found.prompt_index[best]], bool(found.is_thing[best])
 
     def tokens(self, side: int) -> tuple[Tensor, Tensor]:
-        """Points and labels as SAM2 orders them, the box's corners first.
+        """Points and labels in SAM2's order, the box's corners first.
 
         Args:
             side: of SAM2's input in pixels.
@@ -119,15 +119,15 @@ class Clicks(NamedTuple):
         return points / torch.tensor(self.size[::-1]) * side, labels
 
     def decode(self, model: OpenWorldSAM, features: ImageFeatures, mask: ArrayLike | None) -> Queries:
-        """The one query that clicks, box and mask give.
+        """Decode clicks, box and mask to one query.
 
         Args:
             model: in eval mode.
             features: of one image.
-            mask: to correct: logits [4S, 4S], or bool [H, W].
+            mask: the mask to correct, logits [4S, 4S] or bool [H, W].
 
         Raises:
-            ValueError: there is neither click, box nor mask, or the mask is not of this model's size.
+            ValueError: there is neither click, box nor mask, or the mask has another size.
         """
         if mask is None and self.box is None and not len(self.points):
             raise ValueError("nothing to segment by: give points, a box or a mask")
@@ -140,7 +140,7 @@ class Clicks(NamedTuple):
 
 
 def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
-    """A mask as SAM2's prompt encoder takes it, float32 [side, side].
+    """Convert a mask to SAM2's prompt encoder's input, float32 [side, side].
 
     Args:
         mask: float [side, side], logits of an earlier result; or bool [H, W], which is reduced as SAM2's video

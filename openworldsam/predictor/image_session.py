@@ -1,4 +1,4 @@
-"""What the predictor keeps of its image: the frozen encoders' output, and what was made of the prompts so far.
+"""The current image of a predictor: features, embeddings and queries that later questions reuse.
 
 Shapes: P prompts, K queries per prompt, D width of a prompt embedding, H, W size of the image.
 """
@@ -18,15 +18,15 @@ LOGIT_BYTES = 512 * 2**20
 
 
 class ImageSession:
-    """Queries of prompts about one image; nothing is computed twice that can be kept.
+    """Answers prompts about one image without computing anything twice.
 
-    Kept are the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
+    It keeps the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
     not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Kept queries are those that one
     question with all prompts would give, but for rounding.
 
     Args:
         model: in eval mode.
-        image: uint8 [3, H, W] on the model's device; encoded at once.
+        image: uint8 [3, H, W] on the model's device.
     """
 
     def __init__(self, model: OpenWorldSAM, image: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the predictor answers.
+"""The predictor's result.
 
 Shapes: P prompts, N masks found, H, W size of the image, h = w = 4S side of the mask decoder's masks.
 """
@@ -16,7 +16,7 @@ from openworldsam.inference import Found
 from openworldsam.inference.nms import mask_boxes
 
 LISTED = 20
-"""Prompts of which a summary also names those that nothing was found for."""
+"""Up to this many prompts, a summary lists those without a mask too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Prediction:
     prompt_index: int64 [N], which of the prompts each mask answers.
     is_thing: bool [N]; False where the prompt names stuff.
     label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
-    threshold: the score that a mask had to reach; 0 if any would do.
+    threshold: smallest score of a mask; 0 without one.
     best_score: highest predicted IoU of any query, found or not; 0 without prompts.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
         semantic and panoptic, where a mask is not a single query's, and where they were not kept.
@@ -60,7 +60,7 @@ class Prediction:
         threshold: float,
         best_score: float,
     ) -> Prediction:
-        """Bring what was found to NumPy.
+        """Convert what a task found to NumPy.
 
         Args:
             found: labelled by prompt.
@@ -83,14 +83,14 @@ class Prediction:
         )
 
     def mask_prompt(self, n: int) -> np.ndarray:
-        """Mask n in the most exact form that `click` takes: its logits, or itself where there are none."""
+        """Mask n for `click`, as exactly as it is known: its logits, else its pixels."""
         return self.masks[n] if self.logits is None else self.logits[n]
 
     @property
     def summary(self) -> str:
-        """What was found in a line, such as "zebra 3, grass 0"; if nothing was, why.
+        """Counts in a line, such as "zebra 3, grass 0", or why nothing was found.
 
-        Of more than `LISTED` prompts only those that were found.
+        More than `LISTED` prompts: only those with a mask.
         """
         if len(self.masks):
             counts = Counter(self.prompt_index.tolist())
@@ -102,7 +102,7 @@ class Prediction:
 
 
 def why_nothing(task: str, threshold: float, best_score: float) -> str:
-    """Why there is no mask, in words; of what a `Prediction` says, or the best of several."""
+    """Explain in words why a prediction, or the best of several, has no mask."""
     best = math.floor(100 * best_score) / 100  # down, or a best of 0.699 would seem to reach 0.7
     if best_score > threshold if task == "panoptic" else best_score >= threshold:
         return f"no mask has a pixel (best score {best:.2f})"
@@ -110,7 +110,7 @@ def why_nothing(task: str, threshold: float, best_score: float) -> str:
 
 
 def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Number the masks from 1, better scores over worse: bool [N, H, W] and [N] -> int32 [H, W]."""
+    """Number the masks from 1, higher scores on top: bool [N, H, W] and [N] -> int32 [H, W]."""
     label_map = np.zeros(masks.shape[1:], dtype=np.int32)
     for index in np.argsort(scores, kind="stable"):
         label_map[masks[index]] = index + 1

@@ -1,6 +1,6 @@
 """Masks from an image and texts: encode the image once, ask as often as you like.
 
-What a question shares with earlier ones about the image is not computed again; see `ImageSession`.
+Questions about one image share what they can; see `ImageSession`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class OpenWorldSAMPredictor:
         self._session: ImageSession | None = None
 
     def set_image(self, image: ImageLike) -> None:
-        """Encode an image; later predictions are about it.
+        """Encode an image for the predictions that follow.
 
         Args:
             image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
@@ -72,13 +72,13 @@ class OpenWorldSAMPredictor:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a readable image.
+            ValueError: the file or array is no image.
         """
         self._session = ImageSession(self.model, to_tensor(read_image(image)).to(self.model.device))
 
     @property
     def session(self) -> ImageSession:
-        """The image that is set.
+        """The current image.
 
         Raises:
             ValueError: no image set.
@@ -89,7 +89,7 @@ class OpenWorldSAMPredictor:
 
     @property
     def features(self) -> ImageFeatures:
-        """SAM2's features of the image that is set, B = 1."""
+        """SAM2's features of the current image, B = 1."""
         return self.session.features
 
     @torch.no_grad()
@@ -104,11 +104,11 @@ class OpenWorldSAMPredictor:
         """Segment what the prompts name.
 
         Args:
-            prompts: one text or several. Under `INTERACTION: image` they influence each other.
+            prompts: one text or several. Under `INTERACTION: image` they change each other's masks.
             task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
                 without overlap; "referring" gives the one best mask of each prompt.
-            stuff: the prompts that name regions rather than objects, whatever their case; by default those that
-                are stuff classes of COCO, such as "grass" or "sky". Only panoptic segmentation treats them apart.
+            stuff: the prompts that name regions rather than objects (case does not matter); by default those that
+                are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.
             **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
@@ -130,7 +130,7 @@ class OpenWorldSAMPredictor:
         is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
         asked = options.get("score_threshold", 0.0)
         threshold = asked if task == "referring" else inference.threshold_of(task)
-        # only panoptic segmentation treats stuff apart
+        # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
         results = infer([session.queries(prompts, inference)], (task,), question, inference)
         found = results[task].found()
@@ -151,23 +151,23 @@ class OpenWorldSAMPredictor:
     ) -> Prediction:
         """Segment what clicks or a box point at, or correct a mask (paper Table 3, "Inter Seg").
 
-        By themselves they give what SAM2's image predictor gives: for a single click the best of its three masks.
-        The answer depends on the arguments alone, so fewer clicks undo the last.
+        Without a mask or result the answer is that of SAM2's image predictor: for a single click the best of its three
+        masks. It depends on the arguments alone, so leaving out the last click undoes it.
 
         Args:
-            points: [t, 2], the clicks, x y in pixels.
-            labels: for each click 1 if it is on what is meant, 0 if beside it; all 1 by default.
-            box: x0 y0 x1 y1 in pixels, around what is meant.
+            points: [t, 2], clicks, x y in pixels.
+            labels: for each click 1 (positive: on the object) or 0 (negative: beside it); all 1 by default.
+            box: x0 y0 x1 y1 in pixels, around the object.
             mask: the mask to correct: one of the logits [4S, 4S] of an earlier result, or any bool [H, W].
-            among: what `predict` found in this image. The mask that the positive clicks and the box hit best is
-                corrected; if they hit none, they stand by themselves.
+            among: a result of `predict` for this image. The mask that the positive clicks and the box hit best is
+                corrected; if they hit none, it plays no part.
 
         Returns:
-            at most one mask, of task "interactive"; its prompt is that of the mask of `among`, else "object".
+            at most one mask, of task "interactive"; its prompt is that of the corrected mask, else "object".
 
         Raises:
-            ValueError: no image set, nothing to go by, a click outside the image, labels of another number, a mask or
-                result that does not fit.
+            ValueError: no image set; no clicks, box or mask; a click outside the image; more or fewer labels than
+                clicks; a mask or result of another image.
         """
         session = self.session
         if mask is not None and among is not None:
@@ -183,24 +183,24 @@ class OpenWorldSAMPredictor:
         return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write all that `from_pretrained` needs, on this machine or another: config, weights, tokenizer.
+        """Write a folder that `from_pretrained` loads on any machine: config, weights, tokenizer.
 
-        The weights are those of the configured files, each component as a .safetensors file of its own. An interrupted
-        save leaves a folder that does not load.
+        Each component becomes a .safetensors file, copied from the configured weight files. An interrupted save leaves
+        a folder that does not load.
 
         Args:
-            folder: is made; what an earlier save wrote there is replaced.
+            folder: created; replaces an earlier save there.
 
         Raises:
             FileNotFoundError: a weight file is gone since it was loaded.
-            ValueError: a weight file has changed since it was loaded; the prompt encoder is not BEiT-3.
+            ValueError: a weight file has changed since it was loaded, or the prompt encoder has none.
             OSError: it cannot be written.
         """
         save_folder(self.cfg, self.sources, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | None = None) -> OpenWorldSAMPredictor:
-        """The predictor that `save_pretrained` wrote.
+        """Load a folder that `save_pretrained` wrote.
 
         Args:
             folder: of config, weights and tokenizer.
@@ -208,7 +208,7 @@ class OpenWorldSAMPredictor:
 
         Raises:
             FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.
-            ValueError: it is damaged or not of `save_pretrained`, or there is no such device.
+            ValueError: the folder is damaged or something else, or there is no such device.
         """
         return cls(folder_config(Path(folder)), device=device)
 
