@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb runs, cell after cell, with the weights that ship."""
+"""docs/quickstart.ipynb runs with the bundled weights."""
 
 import ast
 import json
@@ -9,8 +9,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 
 
-def run(cell, names):
-    """Execute a cell as a notebook does: the value of its last expression."""
+def execute(cell, names):
+    """Execute a cell like a notebook; return the value of its last expression."""
     *body, last = ast.parse("".join(cell["source"])).body
     if not isinstance(last, ast.Expr):
         body, last = [*body, last], ast.Expr(ast.Constant(None))
@@ -22,7 +22,7 @@ def test_the_notebook_runs_and_shows_what_it_says(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     notebook = json.loads((ROOT / "docs/quickstart.ipynb").read_text())
     names = {}
-    shown = [run(cell, names) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    shown = [execute(cell, names) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert sum(isinstance(value, Image.Image) for value in shown) == 4
     printed = capsys.readouterr().out
     assert "star 2" in printed and "no mask passed the threshold 0.99 (best 0." in printed

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
@@ -20,15 +21,16 @@ from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.annotate.predictions import predict_batch
-from openworldsam.annotate.prompts import read_prompts
+from openworldsam.annotate.prompts import Prompts, read_prompts
 from openworldsam.annotate.results import Results
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.config import load_config
+from openworldsam.data.preprocessing import to_tensor
 from openworldsam.engine.evaluate import identity
 from openworldsam.evaluation.saved import claim_folder
 from openworldsam.inference import TASKS, prompt_chunk
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.predictor import Prediction
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
@@ -143,6 +145,28 @@ def predict_images(
             results.save(image, prediction)
         progress.update(len(batch), len(images) * len(results.prompts.texts))
     return unreadable
+
+
+def predict_batch(
+    model: OpenWorldSAM, images: Sequence[np.ndarray], prompts: Prompts, task: str, chunk: int
+) -> Iterator[Prediction]:
+    """Predict images in one pass; yield for each what `OpenWorldSAMPredictor.predict` returns.
+
+    Args:
+        model: in eval mode.
+        images: uint8 [H, W, 3] each.
+        prompts: asked of every image.
+        task: one of `TASKS`.
+        chunk: prompts to decode together, see `inference.prompt_chunk`.
+    """
+    texts, is_thing = prompts
+    # as in the predictor, only panoptic segmentation knows stuff
+    question = {"prompts": list(texts), "is_thing": list(is_thing) if task == "panoptic" else [True] * len(texts)}
+    batch = [{"image": to_tensor(image), **question} for image in images]
+    threshold = model.inference.threshold_of(task)
+    for answer in model.answer(batch, (task,), prompt_chunk=chunk):
+        found, best_score = answer[task].found(), float(answer["best_scores"].max())
+        yield Prediction.of(found, task, texts, is_thing=is_thing, threshold=threshold, best_score=best_score)
 
 
 def summary(results: Results, unreadable: Mapping[str, str], threshold: float) -> list[str]:

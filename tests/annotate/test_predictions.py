@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from openworldsam import OpenWorldSAMPredictor
-from openworldsam.annotate.predictions import predict_batch
+from openworldsam.annotate.command import predict_batch
 from openworldsam.annotate.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "grass", "a red cup", "sky"), (True, False, True, False))

@@ -8,14 +8,11 @@ from threading import Lock, Thread
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
 from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
-from openworldsam.inference import Found
-from openworldsam.predictor.prediction import Prediction
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 
@@ -172,8 +169,13 @@ def test_a_corrected_mask_takes_pixels_from_the_others(shapes, scenes, task):
     assert same(session.shown, before) and session.selected == large
 
 
-def test_masks_take_pixels_from_each_other():
-    """By hand: four pixels; the last correction wins, and a mask without pixels goes, until it is undone."""
+def test_masks_take_pixels_from_each_other(predicted):
+    """Four pixels by hand: the last correction wins, and a mask without pixels is not shown until the undo."""
+
+    def four_pixels(task, masks):
+        prompt = "object" if task == "interactive" else "cat"
+        return predicted(np.array(masks)[:, None], prompts=(prompt,), task=task)
+
     found = four_pixels("panoptic", [[1, 1, 0, 0], [0, 0, 1, 0]])
     second, first = (four_pixels("interactive", [pixels]) for pixels in ([0, 1, 1, 0], [1, 1, 1, 0]))
     shown, rows = with_clicks(found, {1: second})
@@ -186,13 +188,6 @@ def test_masks_take_pixels_from_each_other():
     assert rows == [2] and shown.prompts == ("cat", "object") and shown.prompt_index.tolist() == [1]
     shown, rows = with_clicks(replace(found, task="instance"), {0: first})
     assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
-
-
-def four_pixels(task, masks):
-    masks = torch.tensor(masks, dtype=torch.bool)[:, None]
-    found = Found(masks, torch.ones(len(masks)), torch.zeros(len(masks), dtype=torch.long))
-    prompts = ["object" if task == "interactive" else "cat"]
-    return Prediction.of(found, task, prompts, is_thing=[True], threshold=0.0, best_score=1.0)
 
 
 def test_marks_say_what_is_stuff(shapes, scenes):

@@ -3,29 +3,23 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from openworldsam.inference import Found
 from openworldsam.predictor.export import coco_annotations, to_detectron2, to_fiftyone, to_supervision
-from openworldsam.predictor.prediction import Prediction
 
 
 @pytest.fixture
-def prediction():
+def prediction(predicted):
     """Two masks in an image of 4 x 8 pixels, the better one of the second prompt."""
-    masks = torch.zeros(2, 4, 8, dtype=torch.bool)
-    masks[0, 1:3, 2:6] = True
-    masks[0, 1, 2] = False
-    masks[1, 3, 7] = True
-    found = Found(masks, torch.tensor([0.5, 0.75]), torch.tensor([1, 0]))
-    return Prediction.of(found, "instance", ["cat", "dog"], is_thing=[True, True], threshold=0.5, best_score=0.75)
+    masks = np.zeros((2, 4, 8))
+    masks[0, 1:3, 2:6] = 1
+    masks[0, 1, 2] = 0
+    masks[1, 3, 7] = 1
+    return predicted(masks, [0.5, 0.75], [1, 0], prompts=("cat", "dog"))
 
 
 @pytest.fixture
-def nothing():
-    masks = torch.zeros(0, 4, 8, dtype=torch.bool)
-    found = Found(masks, torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    return Prediction.of(found, "instance", ["cat"], is_thing=[True], threshold=0.7, best_score=0.1)
+def nothing(predicted):
+    return predicted(np.zeros((0, 4, 8)))
 
 
 def test_coco(prediction):
@@ -59,7 +53,7 @@ def test_supervision(prediction, nothing):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Of fiftyone, which is large, with the names and arguments of its documentation."""
+    """Stand-in for fiftyone, which is large, with the names and arguments of its documentation."""
     fo = ModuleType("fiftyone")
     fo.Detection = fo.Detections = SimpleNamespace
     fo.Sample = type("Sample", (dict,), {"__init__": lambda self, filepath: self.update(filepath=filepath)})
@@ -77,28 +71,25 @@ def test_fiftyone(prediction, stand_in):
     assert second.label == "cat" and second.mask.shape == (1, 1)
 
 
-def test_fiftyone_boxes_end_at_their_pixel(stand_in):
-    """45 / 192 + 82 / 192 is less than 127 / 192, so that FiftyOne would cut it down to 126."""
-    masks = torch.zeros(1, 192, 192, dtype=torch.bool)
-    masks[0, 45:127, 45:127] = True
-    found = Found(masks, torch.ones(1), torch.zeros(1, dtype=torch.long))
-    prediction = Prediction.of(found, "instance", ["cat"], is_thing=[True], threshold=0.5, best_score=1)
-    x, y, width, height = to_fiftyone(prediction, "a.jpg")["predictions"].detections[0].bounding_box
+def test_fiftyone_boxes_end_at_their_pixel(predicted, stand_in):
+    """45 / 192 + 82 / 192 is less than 127 / 192, which FiftyOne would round down to 126."""
+    masks = np.zeros((1, 192, 192))
+    masks[0, 45:127, 45:127] = 1
+    x, y, width, height = to_fiftyone(predicted(masks), "a.jpg")["predictions"].detections[0].bounding_box
     assert [int(192 * end) for end in (x, y, x + width, y + height)] == [45, 45, 127, 127]
     assert int(192 * (45 / 192 + 82 / 192)) == 126
 
 
 @pytest.mark.parametrize("size", [(192, 192), (427, 640), (480, 1920)])
-def test_fiftyone_keeps_every_pixel(size):
-    """Of masks in boxes of any place and size, as FiftyOne itself draws them into the image."""
+def test_fiftyone_keeps_every_pixel(predicted, size):
+    """FiftyOne draws masks in boxes of any place and size unchanged into the image."""
     pytest.importorskip("fiftyone")
     generator, count = np.random.default_rng(0), 40
     masks = np.zeros((count, *size), dtype=bool)
     for mask in masks:
         (y0, y1), (x0, x1) = (np.sort(generator.choice(length + 1, 2, replace=False)) for length in size)
         mask[y0:y1, x0:x1] = generator.random((y1 - y0, x1 - x0)) < 0.5
-    found = Found(torch.from_numpy(masks), torch.linspace(0.5, 1, count), torch.arange(count) % 2)
-    prediction = Prediction.of(found, "instance", ["cat", "dog"], is_thing=[True, True], threshold=0, best_score=1)
+    prediction = predicted(masks, np.linspace(0.5, 1, count), np.arange(count) % 2, prompts=("cat", "dog"))
     sample = to_fiftyone(prediction, "a.jpg")
     assert sample.filepath.endswith("a.jpg") and len(prediction.masks) == count
     for n, detection in enumerate(sample["predictions"].detections):
