@@ -24,6 +24,7 @@ from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
 from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
+from openworldsam.utils.launch import user_errors
 from openworldsam.utils.workers import for_each
 
 _SHOWN = 3
@@ -95,7 +96,7 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command; returns the exit status 0 or 1, or exits with status 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="python -m openworldsam.data.check",
         description=__doc__,
@@ -106,12 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--read", action="store_true", help="open every image and its ground truth")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")
     args = parser.parse_args(argv)
-    try:
+    with user_errors():
         names = args.names + [custom.register(path) for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
     print(f"root of all datasets: {dataset_root()}\n\n{report(findings)}")
     return int(any(finding.problems for finding in findings))

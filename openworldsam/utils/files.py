@@ -6,7 +6,8 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
     return content
+
+
+@contextmanager
+def named(name: object) -> Iterator[None]:
+    """Prefix the ValueErrors raised inside with the name of an image or file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:

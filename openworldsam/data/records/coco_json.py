@@ -99,8 +99,8 @@ def warn_of_missing(paths: Iterable[str], source: str | Path, hint: str = "") ->
 
 
 @contextmanager
-def parsing(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
-    """Raise a ValueError that names the file for whatever it lacks and for every ValueError.
+def expect(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
+    """Raise a ValueError that names the file for whatever is missing in its content.
 
     Args:
         path: the file.
@@ -110,9 +110,7 @@ def parsing(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {kind}: {lack(error)}. {hint}".rstrip()) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path} is no {kind}: {lack(error)}. {hint}".rstrip(". ")) from error
 
 
 def lack(error: Exception) -> str:

@@ -11,10 +11,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.data.records.rle import Segmentation, union_mask
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class Instance(TypedDict):
@@ -75,7 +75,7 @@ def load_instances(
     """
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
-    with parsing(json_file, "COCO instance json", hint):
+    with expect(json_file, "COCO instance json", hint), named(json_file):
         records = {
             i: InstanceRecord(
                 file_name=str(Path(image_root, image["file_name"])),

@@ -17,9 +17,9 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class PanopticRecord(Record):
@@ -75,7 +75,7 @@ def load_panoptic(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     records = []
-    with parsing(json_file, "COCO panoptic json", hint):
+    with expect(json_file, "COCO panoptic json", hint), named(json_file):
         images = by_id(content["images"])
         for annotation in content["annotations"]:
             image, png = images[annotation["image_id"]], annotation["file_name"]

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from openworldsam.data.records.coco_json import Category, by_id, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
 from openworldsam.data.records.rle import Segmentation, union_mask
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class ReferringObject(TypedDict):
@@ -69,7 +69,7 @@ def load_referring(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     records: dict[int, ReferringRecord] = {}
-    with parsing(json_file, "json of referring expressions", hint):
+    with expect(json_file, "json of referring expressions", hint), named(json_file):
         images = by_id(content["images"])
         for annotation in content["annotations"]:
             referred = _object(annotation, contiguous)
