@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import rgb2id
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import by_id, expect, read_categories
 from openworldsam.data.records.labels import read_labels
-from openworldsam.data.records.rle import to_rle
+from openworldsam.data.records.rle import decode_mask
 from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
@@ -157,10 +156,12 @@ def score_referring(truth: Path, predicted: Path) -> Report:
     scores = ReferringScores()
     for expression, (segmentation, size) in _progress(truths.items()):
         with named(f"{truth}: annotation {expression}"):
-            truth_mask = _mask(segmentation, size)
+            truth_mask = decode_mask(segmentation, size)
         with named(f"{predicted}: prediction {expression}"):
             found = expression in predictions
-            scores.update(_mask(predictions[expression], size) if found else np.zeros(size, dtype=bool), truth_mask)
+            scores.update(
+                decode_mask(predictions[expression], size) if found else np.zeros(size, dtype=bool), truth_mask
+            )
     return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
 
 
@@ -193,11 +194,6 @@ def read_class_names(path: Path) -> list[str]:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not all(isinstance(name, str) and name for name in names) or not names or len(set(names)) < len(names):
         raise ValueError(f"{path} is to name its classes, each differently")
-
-
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W]."""
-    return mask_util.decode(to_rle(segmentation, size)).astype(bool)
 
 
 def _by_image(

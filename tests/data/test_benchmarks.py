@@ -186,7 +186,7 @@ def test_pairs_of_listed_images_need_not_exist(root):
     with pytest.raises(ValueError, match=r"val\.txt is no text"):
         find_pairs(benchmark, root)
     (root / benchmark.listed).write_text("a\nb/c\n")
-    with pytest.raises(ValueError, match=r"val\.txt has a line that is no name: it makes .*b/c\.jpg"):
+    with pytest.raises(ValueError, match=r"val\.txt has a line that is no name: it gives .*b/c\.jpg"):
         find_pairs(benchmark, root)
     (root / benchmark.listed).write_text("a\nb\na\n")
     assert [image.name for image, _ in find_pairs(benchmark, root)] == ["a.jpg", "b.jpg"]

@@ -177,7 +177,7 @@ def test_instance(score, instances):
         ("pred", lambda c: c[0].update(category_id=9), "image 0: an instance has the unknown category 9"),
         ("pred", lambda c: c[0].pop("score"), "pred.json is no list of COCO results: it has no 'score'"),
         ("pred", lambda c: c[0].pop("segmentation"), "pred.json is no list of COCO results: it has no 'segmentation'"),
-        ("pred", lambda c: c[0]["segmentation"].update(size=[6, 4]), "image 0: a mask is of the size [6, 4]"),
+        ("pred", lambda c: c[0]["segmentation"].update(size=[6, 4]), "image 0: a mask has the size [6, 4]"),
         ("gt", lambda c: c["annotations"][1].pop("area"), "gt.json is no COCO json of instances: it has no 'area'"),
         ("gt", lambda c: c["categories"][0].update(name="sky"), "gt.json is to name its classes, each differently"),
         ("gt", lambda c: c["categories"][0].update(name=None), "gt.json is to name its classes, each differently"),
@@ -189,7 +189,7 @@ def test_instance(score, instances):
         ),
         ("gt", lambda c: c["images"][0].update(height=2**40), "gt.json: the height of image 0 is 1099511627776"),
         ("gt", lambda c: c["annotations"][1].update(area="16"), "image 1: area must be a finite number, got '16'"),
-        ("gt", lambda c: c["annotations"][1].update(iscrowd=None), "image 1: iscrowd is 0 or 1, got None"),
+        ("gt", lambda c: c["annotations"][1].update(iscrowd=None), "image 1: iscrowd must be 0 or 1, got None"),
         (
             "pred",
             lambda c: c[0].update(score=float("nan")),
@@ -200,8 +200,12 @@ def test_instance(score, instances):
             lambda c: c[0].update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
             "image 0: a polygon far outside an im",
         ),
-        ("pred", lambda c: c[0]["segmentation"].update(counts=[0, 16.5, 7.5]), "image 0: the runs of a mask are whole"),
-        ("pred", lambda c: c[0]["segmentation"].update(size=4), "image 0: a mask is of the size 4"),
+        (
+            "pred",
+            lambda c: c[0]["segmentation"].update(counts=[0, 16.5, 7.5]),
+            "image 0: the runs of a mask must be whole",
+        ),
+        ("pred", lambda c: c[0]["segmentation"].update(size=4), "image 0: a mask has the size 4"),
     ],
 )
 def test_bad_instance_files(fails, instances, tmp_path, name, change, message):
