@@ -158,10 +158,10 @@ def score_referring(truth: Path, predicted: Path) -> Report:
         with named(f"{truth}: annotation {expression}"):
             truth_mask = decode_mask(segmentation, size)
         with named(f"{predicted}: prediction {expression}"):
-            found = expression in predictions
-            scores.update(
-                decode_mask(predictions[expression], size) if found else np.zeros(size, dtype=bool), truth_mask
-            )
+            mask = np.zeros(size, dtype=bool)
+            if expression in predictions:
+                mask = decode_mask(predictions[expression], size)
+            scores.update(mask, truth_mask)
     return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
 
 
