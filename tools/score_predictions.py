@@ -7,9 +7,7 @@ python tools/score_predictions.py --task semantic --gt-dir DIR --pred-dir DIR --
 python tools/score_predictions.py --task referring --gt GT.json --pred P.json --output OUT.json
 """
 
-import sys
-
 from openworldsam.evaluation.score import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The public weight layouts in and out: strict, and with advice when something does not fit."""
+"""Reads and writes the public weight layouts: strict, with advice when something does not fit."""
 
 from openworldsam.checkpoint.components import components_with
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights

@@ -1,4 +1,4 @@
-"""The components of a model: SAM2, what its prompt encoder declares, and the adapter."""
+"""The components of a model: SAM2, the one that its prompt encoder declares, and the adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAM2_VIDEO = (
     "obj_ptr_tpos_proj.",
     "mask_downsample.",
 )
-"""Tensors of SAM2 that only video needs; the model has no place for them."""
+"""Prefixes of SAM2's tensors for video, for which the image model has no place."""
 SAM2_BLOCKS = {12: "tiny", 16: "small", 24: "base_plus", 48: "large"}
 """Public sizes by the number of Hiera's blocks."""
 

@@ -11,7 +11,8 @@ A weight file holds one or more components, kept under their public names until 
 | released OpenWorldSAM checkpoint | sam2, beit3, adapter | visual_model.*, mm_extractor.*, positional_tokens |
 | EVF-SAM2 (one file or shards)    | sam2, beit3          | visual_model.*, mm_extractor.*                    |
 | SAM2 2.0 or 2.1                  | sam2                 | image_encoder.trunk.*                             |
-| BEiT-3, or another prompt encoder | beit3, or its own   | beit3.*, or as it declares                        |
+| BEiT-3                           | beit3                | beit3.*                                           |
+| another prompt encoder           | its own              | as it declares                                    |
 | adapter file                     | adapter              | adapter.*                                         |
 """
 
@@ -37,7 +38,7 @@ from openworldsam.checkpoint.components import ADAPTER, SAM2
 from openworldsam.modeling.component import StateDict, rename, renamed
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
 
-_SCALAR = np.float64(0).__reduce__()[0]  # under one of two names, by the NumPy that wrote the file
+_SCALAR = np.float64(0).__reduce__()[0]  # its name in a file depends on the NumPy that wrote it
 _NUMPY_NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
@@ -52,7 +53,7 @@ RELEASED_ADAPTER = (
 )
 """(name in the released checkpoint, our name) by prefix."""
 RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
-"""What the released checkpoint and EVF-SAM2 put before a component's public names."""
+"""Prefix of a component's public names in the released checkpoint and in EVF-SAM2."""
 RELEASED_TRAINING = {
     "preset": "released",
     "PROMPT_ENCODER.NAME": "BEiT3PromptEncoder",
@@ -61,17 +62,19 @@ RELEASED_TRAINING = {
     "ADAPTER.KEY_POSITIONS": "False",
     "PROMPT_ENCODER.USE_IMAGE": "True",
 }
-"""How the released code trains, which its checkpoints do not say."""
+"""Training settings of the released code, which its checkpoints do not record."""
 DUPLICATES = "evf_sam2."
-"""The released checkpoint holds both encoders twice."""
+"""Prefix of the second copy of both encoders in the released checkpoint."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights of one component come from; goes into every result and every adapter file.
+    """Origin of one component's weights; recorded in every result and adapter file.
 
-    file: name of the file; layout: of the table above; fingerprint: of names, shapes and sampled values;
-    note: what the file itself says of its origin.
+    file: name of the file.
+    layout: from the table above.
+    fingerprint: of names, shapes and sampled values.
+    note: the file's own note about its origin.
     """
 
     file: str
@@ -82,7 +85,7 @@ class Source:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weight file, read: its layout, its components under public names, and its own metadata."""
+    """Content of a weight file: its layout, components under public names, and metadata."""
 
     path: Path
     layout: str
@@ -90,13 +93,13 @@ class WeightFile:
     metadata: dict[str, str]
 
     def source(self, component: str) -> Source:
-        """Provenance of one of the components."""
+        """The origin of one of the components."""
         note = self.metadata.get("note", "")
         return Source(self.path.name, self.layout, fingerprint(self.components[component]), note)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Sixteen hex digits that tell weights apart: names, shapes and 16 to 31 values of every tensor."""
+    """Identify weights by 16 hex digits: a hash of names, shapes and 16 to 31 values of every tensor."""
     digest = hashlib.sha256()
     for name in sorted(state):
         values = state[name].flatten()
@@ -114,7 +117,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of no known layout.
+        ValueError: it is damaged, or its layout is unknown.
     """
     path = Path(path)
     state, metadata = _read_any(path)
@@ -128,7 +131,7 @@ def read_weights(path: str | Path) -> WeightFile:
     if not components:
         names = ", ".join(list(state)[:3])
         raise ValueError(
-            f"{path} is of {layout} layout (its tensors: {names}, ...); weights/README.md lists those that are read"
+            f"{path} is of {layout} layout (its tensors: {names}, ...); weights/README.md lists readable files"
         )
     return WeightFile(path, layout, components, metadata)
 
@@ -159,7 +162,7 @@ def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """What is wrong with a file, in a line; torch's own text advises to switch its safety off."""
+    """Describe the damage to a file in a line; torch's own text advises to switch its safety off."""
     with path.open("rb") as file:
         if file.read(64).lstrip()[:1] == b"<":
             return "it is a web page"
@@ -172,14 +175,7 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def _file_in_folder(folder: Path) -> Path:
-    for pattern in (
-        "*.safetensors.index.json",
-        "*.bin.index.json",
-        "*.safetensors",
-        "*.bin",
-        "*.pth",
-        "*.pt",
-    ):
+    for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt"):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             names = ", ".join(f.name for f in found)
@@ -190,7 +186,7 @@ def _file_in_folder(folder: Path) -> Path:
 
 
 def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
-    # beside the tensors, checkpoints may hold training arguments and NumPy numbers
+    # checkpoints may hold training arguments and NumPy numbers beside the tensors
     with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, Mapping):
@@ -210,7 +206,7 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
         return any(name.startswith(prefix) for name in state)
 
     if has("image_encoder.backbone."):
-        return "our own model's", {}
+        return "the model's internal", {}
     if has(ADAPTER.recognised_by):
         return ADAPTER.layout, {ADAPTER.name: state}
     if has(SAM2.recognised_by):
@@ -225,8 +221,8 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     if not all(encoders.values()):
         return "unknown", {}
     if not has((DUPLICATES, "positional_tokens")):
-        return "EVF-SAM2", encoders  # its own projector means nothing here
+        return "EVF-SAM2", encoders  # its projector is not OpenWorldSAM's
     others = (DUPLICATES, *RELEASED_PREFIX.values())
-    # under their own names, should there be any that the adapter does not know
+    # a tensor that the adapter does not know keeps its name, so that loading can report it
     adapter = {renamed(n, RELEASED_ADAPTER) or n: t for n, t in state.items() if not n.startswith(others)}
     return "released", {**encoders, "adapter": adapter}

@@ -1,4 +1,4 @@
-"""Weight files into a model: strict, with advice when something does not fit."""
+"""Loads weight files into a model: strict, with advice when something does not fit."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ TRAINED_WITH = (
     "PROMPT_ENCODER.NAME",
     "PROMPT_ENCODER.USE_IMAGE",
 )
-"""Keys below MODEL that shape no tensor but change what the adapter learns; its file records them."""
+"""Keys below MODEL that change what the adapter learns but not the shape of its tensors; its file records them."""
 
 
 def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True) -> dict[str, Source]:
     """Fill a model from MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
 
-    A full checkpoint in MODEL.WEIGHTS brings everything; the other two are then not read. On an error the frozen
-    modules are left empty.
+    If MODEL.WEIGHTS is a full checkpoint, the other files are not read. An error leaves the frozen modules empty.
 
     Args:
-        model: an `OpenWorldSAM`.
+        model: the model.
         cfg: its config.
-        need_adapter: False, where a training begins, leaves a missing adapter as it was initialised, and of one with
-            more tie-breakers than the model takes the first.
+        need_adapter: False (at the start of a training) keeps the initial adapter if no file holds one, and accepts an
+            adapter with more tie-breakers than the model, which takes the first ones.
 
     Returns:
-        the source of each component.
+        the source of each component, by name.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -66,8 +65,8 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if "adapter" in files:
-        _warn_of_other_training(files["adapter"], sources, cfg)
+    if ADAPTER.name in files:
+        _warn_of_other_training(files[ADAPTER.name], sources, cfg)
     return sources
 
 
@@ -75,20 +74,20 @@ def component_files(cfg: CfgNode, components: Mapping[str, Component]) -> dict[s
     """Read the configured weight files.
 
     Args:
-        cfg: with MODEL.WEIGHTS, which may hold every component, and the keys that name the encoders' own files.
+        cfg: names the files: MODEL.WEIGHTS may hold every component, the other keys one each.
         components: to look for, by name, from `components_with`.
 
     Returns:
-        the file of each component that one of them brings.
+        the file of each component that was found.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or holds nothing of what its key is for.
+        ValueError: a file is damaged, or holds no component that its key is for.
     """
     found: dict[str, WeightFile] = {}
     read: dict[str, WeightFile] = {}
-    own_files = {component.key: [name] for name, component in components.items() if component != ADAPTER}
-    for key, names in {ADAPTER.key: list(components), **own_files}.items():
+    single = {component.key: [name] for name, component in components.items() if component != ADAPTER}
+    for key, names in {ADAPTER.key: list(components), **single}.items():
         path = config_value(cfg, key)
         if not path or found.keys() >= set(names):
             continue
@@ -104,7 +103,7 @@ def component_files(cfg: CfgNode, components: Mapping[str, Component]) -> dict[s
 
 
 def find_source(component: Component, cfg: CfgNode) -> Source | None:
-    """The source of a component in the configured files, without a model; None if no file is there or holds it."""
+    """Find a component's source in the configured files; None if the files are absent or do not hold it."""
     paths = (cfg.MODEL.WEIGHTS, config_value(cfg, component.key))
     for path in dict.fromkeys(path for path in paths if path and Path(path).exists()):
         file = read_weights(path)
@@ -114,22 +113,25 @@ def find_source(component: Component, cfg: CfgNode) -> Source | None:
 
 
 def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_tie_breakers: bool = False) -> None:
-    """Fill one component's modules; every tensor must be there, fit, and be known.
+    """Fill one component's modules, strictly: no tensor may be missing, unexpected or of another shape.
 
     Frozen tensors stay in the memory-mapped file, so that a 3.6 GB checkpoint takes its memory once.
 
     Args:
-        model: an `OpenWorldSAM`.
+        model: the model.
         name: of the component: "sam2", "adapter" or the prompt encoder's.
-        file: that holds it.
-        fewer_tie_breakers: the model may have fewer than the file; it gets the first.
+        file: a file with that component.
+        fewer_tie_breakers: accept a file with more tie-breakers than the model, which takes the first ones.
 
     Raises:
         ValueError: a missing, unexpected or wrongly shaped tensor; says which and what to do.
     """
     component = components_with(model.prompt_encoder)[name]
     public = {n: t for n, t in file.components[name].items() if not n.startswith(SAM2_VIDEO)}
-    state = {renamed(n, component.prefixes) or n: tensor.float() for n, tensor in public.items()}
+    state = {
+        renamed(n, component.prefixes) or n: tensor.float() if tensor.is_floating_point() else tensor
+        for n, tensor in public.items()
+    }
     expected = {
         f"{module}.{n}": tensor
         for module in component.modules
@@ -148,12 +150,12 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
     for module in component.modules:
         target = model.get_submodule(module)
         tensors = {n.removeprefix(f"{module}."): t for n, t in state.items() if n.startswith(f"{module}.")}
-        on_meta = any(p.is_meta for p in target.parameters())  # which has no memory to copy to
+        on_meta = any(p.is_meta for p in target.parameters())  # there is no memory to copy to
         target.load_state_dict(tensors, assign=_is_frozen(target) or on_meta)
 
 
 def misfits(state: StateDict, expected: StateDict) -> str:
-    """Which tensors are missing, unexpected or of another shape, in a line; empty if all fit."""
+    """List missing, unexpected and wrongly shaped tensors in a line; empty if all fit."""
     problems = [
         *(f"missing {name}" for name in expected.keys() - state.keys()),
         *(f"unexpected {name}" for name in state.keys() - expected.keys()),
@@ -167,7 +169,7 @@ def misfits(state: StateDict, expected: StateDict) -> str:
 
 
 def _release(module: nn.Module) -> None:
-    """Free the memory of what a file will bring, before the file takes its own; buffers that no file has stay."""
+    """Free the memory of tensors that a file will replace; non-persistent buffers, which are in no file, stay."""
     persistent = module.state_dict().keys()
     kept = {name: buffer for name, buffer in module.named_buffers() if name not in persistent}
     module.to("meta")
@@ -181,13 +183,13 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def training_record(cfg: CfgNode) -> dict[str, str]:
-    """What the tensors do not show of how an adapter is trained; stands in the metadata of its file."""
+    """Training settings that an adapter's tensors do not show, for the metadata of its file."""
     values = {key: key.split(".") for key in TRAINED_WITH}
     return {"preset": cfg.PRESET, **{key: str(cfg.MODEL[room][name]) for key, (room, name) in values.items()}}
 
 
 def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What a result comes from: the preset, and the files of the weights by component."""
+    """Origin of a result: the preset, and the sources of the weights by component."""
     return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
 
 
@@ -208,7 +210,7 @@ def _check_complete(
 
 
 def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:
-    """Say so when an adapter is used otherwise than it was trained; that may be an experiment, or a mistake."""
+    """Warn if an adapter is used in another way than it was trained: an experiment, or a mistake."""
     configured = training_record(cfg)
     for key in TRAINED_WITH:
         recorded = file.metadata.get(key, configured[key])

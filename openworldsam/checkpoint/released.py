@@ -19,7 +19,7 @@ def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
 
     Args:
         path: the checkpoint, `model_final.pth`.
-        folder: where the three files go; the encoders' keep their public names, video modules included.
+        folder: for the three files; encoders keep their public names, video modules included.
 
     Returns:
         the path written for each component.
@@ -36,8 +36,8 @@ def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
 def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path, path: str | Path) -> None:
     """Join an adapter file and both encoders into a full checkpoint of the released layout.
 
-    All 1,930 tensors that count, and the released code's duplicates of the encoders, which share their memory.
-    Its four `evf_sam2.text_hidden_fcs` tensors, which nothing reads, are not there.
+    It has all 1,930 tensors that are read, and the released code's duplicates of the encoders in shared memory, but not
+    the four `evf_sam2.text_hidden_fcs` tensors, which nothing reads.
 
     Args:
         adapter, sam2, beit3: weight files that hold these components.
@@ -76,5 +76,5 @@ def released_state(model: OpenWorldSAM) -> StateDict:
 
 
 def released_name(name: str) -> str:
-    """The released checkpoint's name of one of the adapter's tensors; other names stay as they are."""
+    """The name of an adapter tensor in the released checkpoint; other names stay unchanged."""
     return renamed(name, [(ours, released) for released, ours in RELEASED_ADAPTER]) or name

@@ -1,4 +1,4 @@
-"""Weight files out: the adapter's, and those of single components."""
+"""Writes weight files: the adapter's, and those of single components."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openworldsam.utils.files import save_atomically
 
 
 def save_adapter(model: OpenWorldSAM, path: str | Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
-    """Write the trained tensors alone (59 for the full model, 18 MB) with what they were trained with.
+    """Write the adapter's tensors (59 in the full model, 18 MB) with a record of how they were trained.
 
     Args:
         model: the trained model.
@@ -43,11 +43,11 @@ def save_component(
     """Write one of the encoders under its public names, for MODEL.SAM2.WEIGHTS or MODEL.PROMPT_ENCODER.WEIGHTS.
 
     Args:
-        model: that has it.
+        model: the model.
         name: of the component: "sam2" or the prompt encoder's.
         path: the .safetensors file.
-        note: where the weights come from; stands in every result made with them.
-        dtype: of the file.
+        note: on the origin of the weights; recorded in every result made with them.
+        dtype: number format of the file.
         video: tensors of SAM2's video modules, under their public names.
     """
     state = {**public_state(model, components_with(model.prompt_encoder)[name]), **(video or {})}
@@ -56,11 +56,11 @@ def save_component(
 
 
 def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, Path]:
-    """Write a model's components, as they were read, to NAME.safetensors each.
+    """Write each component of a model to its own file, NAME.safetensors, as it was read.
 
     Args:
-        files: the file that each component was read from, by the component's name; the adapter among them.
-        folder: for the files written; encoders keep their public names, video modules included.
+        files: the file that each component was read from, by the component's name; including the adapter.
+        folder: for the new files; encoders keep their public names, video modules included.
 
     Returns:
         the path written for each component.
@@ -72,7 +72,7 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
     trained = files[ADAPTER.name]
     encoders = {name: file for name, file in files.items() if name != ADAPTER.name}
     for name, file in encoders.items():
-        # in a file of its own, a fine-tuned encoder looks like the public one
+        # its own file no longer shows that an encoder was fine-tuned
         note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
         _save_tensors(file.components[name], written[name], note)
     recorded = {name: json.loads(trained.metadata[name]) for name in encoders if name in trained.metadata}
@@ -83,14 +83,14 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
 
 
 def public_state(model: OpenWorldSAM, component: Component) -> StateDict:
-    """A component's tensors in a model, under their public names."""
+    """The tensors of a model's component, under their public names."""
     modules = tuple(f"{module}." for module in component.modules)
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(modules)}
     return rename(state, [(inside, public) for public, inside in component.prefixes])
 
 
 def carried_over(file: WeightFile) -> dict[str, str]:
-    """An adapter file's metadata that another layout keeps."""
+    """Metadata of an adapter file that survive a change of layout."""
     return {key: file.metadata[key] for key in ("note", "preset", *TRAINED_WITH) if key in file.metadata}
 
 

@@ -1,4 +1,4 @@
-"""Optional augmentations. The paper trains without; they make features depend on the visit, so nothing can be cached.
+"""Optional augmentations. The paper trains without; with them, features change at each visit and cannot be cached.
 
 Shapes: image uint8 [3, H, W]; P targets, bool [N_p, H, W].
 """
@@ -15,7 +15,7 @@ SCALES = (0.1, 2.0)
 
 
 def flip(image: Tensor, targets: list[Tensor], generator: np.random.Generator) -> tuple[Tensor, list[Tensor]]:
-    """Mirror image and targets left to right, every other time."""
+    """Mirror image and targets left to right with probability 1/2."""
     if generator.random() < 0.5:
         return image, targets
     return image.flip(-1), [target.flip(-1) for target in targets]
@@ -29,7 +29,7 @@ def large_scale_jitter(
     Args:
         image: uint8 [3, H, W].
         targets: P times bool [N_p, H, W].
-        size: side of the result in pixels; at factor 1 the image's longer side has it.
+        size: side of the result in pixels, and of the image's longer side at factor 1.
         generator: draws the factor and the crop.
 
     Returns:

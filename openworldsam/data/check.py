@@ -1,11 +1,11 @@
-"""Which benchmarks are there, what they lack, and what makes it.
+"""Report which datasets are complete, what is missing, and which command makes it.
 
 python -m openworldsam.data.check                       every benchmark of the paper
 python -m openworldsam.data.check pascal_voc_20_val     some datasets
-python -m openworldsam.data.check --own reef.yaml       your own
-python -m openworldsam.data.check --read                opens every image and label too: damaged files, unknown labels
+python -m openworldsam.data.check --own reef.yaml       custom datasets
+python -m openworldsam.data.check --read                also opens every image and label: damaged files, unknown labels
 
-The exit status is 0 if all that was asked for is there, 1 if not, 2 if a name is unknown.
+The exit status is 0 if everything is there, 1 if not, 2 if a name is unknown.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
 from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
+from openworldsam.utils.launch import user_errors
 from openworldsam.utils.workers import for_each
 
-_SHOWN = 3
+_EXAMPLES = 3
+"""Most unreadable images to name of a dataset."""
 
 
 class Finding(NamedTuple):
-    """What is there of a dataset; problems is empty if that is all of it."""
+    """State of a dataset: its name, number of images, and problems, empty if it is complete."""
 
     name: str
     images: int
@@ -38,7 +40,7 @@ class Finding(NamedTuple):
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """The state in a word."""
         if not self.problems:
             return "ok"
         return "incomplete" if self.images else "missing"
@@ -50,7 +52,7 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
     Args:
         name: in the DatasetCatalog.
         read: also read every image and its ground truth.
-        workers: processes, for reading.
+        workers: processes for reading.
     """
     try:
         records = load_records(name)
@@ -59,18 +61,18 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
     problems, expected = [], EXPECTED_IMAGES.get(name, len(records))
     if len(records) != expected:
         problems.append(f"{len(records)} images, published are {expected}")
-    for files in zip(*(record.files() for record in records), strict=False):  # first all images, then all labels
+    for files in zip(*(record.files() for record in records), strict=False):  # all images, then all label images
         if missing := find_missing(files):
             problems.append(f"{len(missing)} of {len(records)} files are missing, such as {missing[0]}")
     if read:
-        wrong = [problem for problem in for_each(read_all, records, workers, name) if problem]
-        problems += wrong[:_SHOWN]
-        problems += [f"and {len(wrong) - _SHOWN} more images"] * (len(wrong) > _SHOWN)
+        wrong = [problem for problem in for_each(read_problem, records, workers, name) if problem]
+        problems += wrong[:_EXAMPLES]
+        problems += [f"and {len(wrong) - _EXAMPLES} more images"] * (len(wrong) > _EXAMPLES)
     return Finding(name, len(records), problems)
 
 
-def read_all(record: Record) -> str | None:
-    """Read a record's image and ground truth; returns what is wrong with them."""
+def read_problem(record: Record) -> str | None:
+    """Read a record's image and ground truth; return the error message, None if there is no error."""
     try:
         record.read_image()
         if record.is_referring:
@@ -83,7 +85,7 @@ def read_all(record: Record) -> str | None:
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """A table of all datasets, and below it what is wrong with which and what to do about it."""
+    """Format a table of all datasets, and below it each one's problems and what to do about them."""
     rows = [(f.name, f.images, EXPECTED_IMAGES.get(f.name, ""), f.state) for f in findings]
     lines = [tabulate(rows, ("dataset", "images", "expected", "state"))]
     for finding in findings:
@@ -95,28 +97,25 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command; return the exit status 0 or 1, or exit with status 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="python -m openworldsam.data.check",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="datasets; default: every benchmark of the paper")
-    parser.add_argument("--own", nargs="+", default=[], metavar="FILE", help="descriptions of your own datasets")
+    parser.add_argument("--own", nargs="+", default=[], metavar="FILE", help="descriptions of custom datasets")
     parser.add_argument("--read", action="store_true", help="open every image and its ground truth")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")
     args = parser.parse_args(argv)
-    try:
+    with user_errors():
         names = args.names + [custom.register(path) for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
     print(f"root of all datasets: {dataset_root()}\n\n{report(findings)}")
     return int(any(finding.problems for finding in findings))
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # the loaders' own words about what the report says
+    logging.disable(logging.WARNING)  # the report repeats the loaders' warnings
     sys.exit(main())

@@ -1,7 +1,7 @@
-"""Batches whose content is a function of the seed and the position alone.
+"""Training batches whose content depends on the seed and the position alone.
 
-Position n is the n-th image that training sees, counted over all processes. Neither the number of workers, of
-processes, nor an interruption changes what is at a position; so to resume is to start at a position.
+Position n is the n-th image that training sees, counted over all processes. Its content is independent of the number
+of workers and processes and of interruptions, so resuming means starting at a position.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class PositionSampler(Sampler[int]):
-    """Endless positions of one process: start + rank, then every world_size-th."""
+    """Endless positions of one process, from start + rank in steps of world_size."""
 
     def __init__(self, start: int, rank: int, world_size: int) -> None:
         self.start, self.rank, self.world_size = start, rank, world_size
@@ -41,16 +41,16 @@ class PositionSampler(Sampler[int]):
 class TrainingDataset(Dataset[dict[str, Any]]):
     """Shuffled epochs over records, indexed by position.
 
-    A record that cannot be read, or has no ground truth, is replaced by another one, drawn from the position too.
+    A record that is unreadable or has no ground truth is replaced by another one, also drawn from the position.
 
     Args:
         records: of a dataset.
         mapper: reads a record.
-        seed: of the order and of all that the mapper draws.
-        max_bad: unreadable records in a row after which something must be wrong with the dataset as a whole.
+        seed: of the order and of all random choices of the mapper.
+        max_bad: unusable records in a row after which the dataset as a whole must be wrong.
 
     Attributes:
-        cache: adds what the frozen encoders compute to every image, if set.
+        cache: if set, adds the outputs of the frozen encoders to every image.
 
     Raises:
         ValueError: no records.
@@ -68,11 +68,11 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         self._order = np.zeros(0, dtype=np.int64)
 
     def sample_records(self) -> list[Record]:
-        """The records to list for an estimate of all prompts: all, or every n-th (`Record.listing_step`)."""
+        """Return the records to list for an estimate of all prompts: all, or every n-th (`Record.listing_step`)."""
         return [record for index, record in enumerate(self.records) if index % record.listing_step == 0]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """The image at a position, with `skipped`: the files that could not be read before it.
+        """Return the image at a position, with `skipped`, the unreadable files that it replaces.
 
         Raises:
             ValueError: `max_bad` records in a row were unreadable or without ground truth.
@@ -80,7 +80,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         epoch, place = divmod(position, len(self.records))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
-        generator = np.random.default_rng((self.seed, epoch, place + 1))  # 0 would repeat the order's stream
+        generator = np.random.default_rng((self.seed, epoch, place + 1))  # 0 is the order's own seed
         index = int(self._order[place])
         skipped: list[str] = []
         reason: Exception | None = None
@@ -94,7 +94,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
                 reason = error
                 skipped.append(record["file_name"])
             if mapped is not None:
-                # not within the try: a damaged cache is not a damaged image
+                # outside the try: a damaged cache is not a damaged image
                 attached = self.cache.attach(mapped) if self.cache else mapped
                 return {**attached, "skipped": skipped}
             index = int(generator.integers(len(self.records)))
@@ -106,14 +106,14 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 def training_batches(
     dataset: TrainingDataset, *, batch_size: int, start: int, rank: int, world_size: int, num_workers: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Endless batches of one process.
+    """Return an iterator over endless batches of one process.
 
     Args:
         dataset: indexed by position.
-        batch_size: images of this process and step.
+        batch_size: images per step of this process.
         start: first position, counted over all processes.
-        rank, world_size: which of how many processes.
-        num_workers: reading processes; 0 reads here.
+        rank, world_size: index of this process, and number of processes.
+        num_workers: DataLoader workers; 0 reads in this process.
     """
     sampler = PositionSampler(start, rank, world_size)
     return iter(
@@ -124,7 +124,7 @@ def training_batches(
             num_workers=num_workers,
             collate_fn=list,
             worker_init_fn=end_with_parent,
-            generator=torch.Generator(),  # else starting the loader would draw from the one that dropout uses
+            generator=torch.Generator(),  # the default one is dropout's
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -132,7 +132,7 @@ def training_batches(
 
 
 def training_dataset(cfg: CfgNode) -> TrainingDataset:
-    """The datasets of DATASETS.TRAIN, which are registered and must have one vocabulary, read by one mapper.
+    """Join the registered datasets of DATASETS.TRAIN, which must share a vocabulary.
 
     Raises:
         ValueError: the vocabularies differ, or there is no image.
@@ -148,5 +148,5 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
         raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
     is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
     mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)
-    # serialised: as Python objects, every reading process would end up with a copy of its own
+    # serialised: of Python objects, every worker would end up with a copy
     return TrainingDataset(DatasetFromList(records, copy=False), mapper, cfg.SEED)

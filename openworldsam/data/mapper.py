@@ -1,4 +1,4 @@
-"""From a dataset record to what the model reads: an image, prompts, and the ground truth of each prompt.
+"""Turn a record into a training example: an image, prompts, and the ground truth of each prompt.
 
 Shapes: H, W image size, P prompts of the image, N_p ground-truth masks of prompt p.
 """
@@ -20,7 +20,7 @@ from openworldsam.data.records import IMAGE_KEYS, Record
 
 @dataclass(frozen=True)
 class PromptTarget:
-    """A prompt with its ground truth: texts to choose from, class id, thing or stuff, masks bool [N_p, H, W]."""
+    """A prompt with its ground truth: texts to draw from, class id, thing or stuff, masks bool [N_p, H, W]."""
 
     texts: tuple[str, ...]
     class_id: int
@@ -29,17 +29,17 @@ class PromptTarget:
 
 
 class DatasetMapper:
-    """Reads one record of any dataset; the choice of prompts and texts is the given generator's alone.
+    """Read records of any dataset; the given generator alone makes all random choices.
 
-    A panoptic record asks for classes: all masks of a class are its ground truth, crowds are left out, and if there
-    are more classes than `max_prompts`, that many are drawn. A referring record asks for every object by one of its
-    sentences.
+    The prompts of a record with segments are classes: the ground truth of a class is all its masks but crowds, and
+    `max_prompts` classes are drawn if there are more. A referring record has one prompt for each object, drawn from
+    its sentences.
 
     Args:
         class_names: texts of the contiguous class ids; empty for referring datasets.
         is_thing: of the same classes.
-        max_prompts: most classes of an image and visit; 0 for all.
-        flip: mirror every other image, but for referring records, whose sentences speak of left and right.
+        max_prompts: most classes per visit of an image; 0 for all.
+        flip: mirror every other image, except with expressions, which mention left and right.
         large_scale_jitter: rescale by 0.1 to 2 and crop or pad to `image_size`.
         image_size: side of the jittered image in pixels.
     """
@@ -83,11 +83,11 @@ class DatasetMapper:
         Args:
             record: of a registered dataset.
             generator: draws classes, sentences and augmentations.
-            need_ground_truth: False gives an image without any prompt rather than None.
+            need_ground_truth: return None rather than an image without prompts.
 
         Returns:
-            what `OpenWorldSAM.forward` takes in training mode, with file_name and image_id; None if the image has no
-            ground truth that counts.
+            an input of `OpenWorldSAM.forward` in training mode, with file_name and image_id; None if the image has no
+            usable ground truth.
 
         Raises:
             FileNotFoundError, ValueError: an image or annotation is missing, damaged or of another size.
@@ -110,9 +110,9 @@ class DatasetMapper:
         }
 
     def texts(self, record: Record) -> list[str]:
-        """Every text that a visit may ask about a record, whatever is drawn: all classes, or all sentences.
+        """List every prompt that a visit of a record may draw: all classes, or all sentences.
 
-        Classes are those of `Record.segments`, so one whose segments have no pixel is among them.
+        Classes are those of `Record.segments`, so they include classes whose segments have no pixel.
         """
         if record.is_referring:
             return list(dict.fromkeys(text for texts in record.sentences() for text in texts))
@@ -120,7 +120,7 @@ class DatasetMapper:
         return [self.class_names[c] for c in sorted(classes)]
 
     def _classes(self, record: Record, generator: np.random.Generator) -> list[PromptTarget]:
-        """The classes of a record in ascending order, at most `max_prompts` of them."""
+        """Return the classes of a record in ascending order, at most `max_prompts` of them."""
         ids, segments = record.read_panoptic()
         masks: dict[int, list[np.ndarray]] = {}
         for segment in segments:
@@ -142,7 +142,7 @@ class DatasetMapper:
     def _augmented(
         self, image: np.ndarray, masks: list[np.ndarray], may_flip: bool, generator: np.random.Generator
     ) -> tuple[Tensor, list[Tensor]]:
-        """uint8 [H, W, 3] and P times bool [N_p, H, W] to tensors, augmented; masks that end up empty are dropped."""
+        """Convert uint8 [H, W, 3] and P times bool [N_p, H, W] to tensors and augment them; drop masks left empty."""
         pixels, targets = to_tensor(image), [torch.from_numpy(mask) for mask in masks]
         if may_flip:
             pixels, targets = flip(pixels, targets, generator)

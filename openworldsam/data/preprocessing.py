@@ -1,4 +1,4 @@
-"""Read images and bring them to the encoders' input sizes.
+"""Read images and resize them for the encoders.
 
 Shapes: H, W image size; S side of an encoder's square input. Images are RGB uint8, channels first
 ([3, H, W]) as tensors and channels last ([H, W, 3]) as arrays.

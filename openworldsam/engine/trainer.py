@@ -91,7 +91,7 @@ class Trainer(TrainerBase):
         return model, load_weights(model, self.cfg, need_adapter=False)
 
     def _cached_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
-        """The model without its prompt encoder, whose output comes with the data."""
+        """The model without its prompt encoder, whose output comes from the cache with the data."""
         cache = FeatureCache(self.cfg.DATASETS.FEATURE_CACHE)
         cfg = self.cfg.clone()
         cfg.MODEL.PROMPT_ENCODER.NAME = "CachedPromptEncoder"

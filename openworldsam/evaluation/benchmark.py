@@ -27,7 +27,7 @@ from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
-from openworldsam.evaluation.metrics.accumulator import Scores, merged, named
+from openworldsam.evaluation.metrics.accumulator import Scores, merged
 from openworldsam.evaluation.metrics.instance import MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
@@ -36,6 +36,7 @@ from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.saved import SavedPredictions, Saving, claim_folder
 from openworldsam.evaluation.summary import Results
 from openworldsam.inference import prompt_chunk
+from openworldsam.utils.files import named
 from openworldsam.utils.progress import Progress
 from openworldsam.utils.workers import end_with_parent
 

@@ -31,8 +31,7 @@ from openworldsam.data.records.coco_json import lack
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
-from openworldsam.evaluation.metrics.accumulator import named
-from openworldsam.utils.files import save_json, save_png, save_text
+from openworldsam.utils.files import named, save_json, save_png, save_text
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}

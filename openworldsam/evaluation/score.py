@@ -1,4 +1,4 @@
-"""Scores saved predictions, of this or any other model, against ground truth in the same formats.
+"""Score saved predictions, of this or any other model, against ground truth in the same formats.
 
 panoptic: COCO panoptic jsons and folders of PNGs, by default those beside the jsons without their ".json". An image
     without a prediction is an error, as in panopticapi.
@@ -17,30 +17,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import rgb2id
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import by_id, lack, read_categories
+from openworldsam.data.records.coco_json import by_id, expect, read_categories
 from openworldsam.data.records.labels import read_labels
-from openworldsam.data.records.rle import to_rle
-from openworldsam.evaluation.metrics.accumulator import Scores, named
+from openworldsam.data.records.rle import decode_mask
+from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.utils.files import find_missing, read_json, save_atomically
+from openworldsam.utils.files import find_missing, named, read_json, save_json
+from openworldsam.utils.launch import user_errors
 
-TASKS = ("panoptic", "instance", "semantic", "referring")
+_PANOPTIC = "COCO panoptic json"
 
 
 class Report(NamedTuple):
@@ -67,26 +65,19 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
     """
     categories = read_categories(truth)
     quality = PanopticQuality({category.id: category.is_thing for category in categories})
-    with _format(predicted, "COCO panoptic json"):
-        listed = read_json(predicted)["annotations"]
-        predictions = {a["image_id"]: a for a in listed}
-        _check_once(predicted, predictions, listed)
-    with _format(truth, "COCO panoptic json"):
-        annotations = read_json(truth)["annotations"]
-        _check_once(truth, {a["image_id"] for a in annotations}, annotations)
-        missing = [a["image_id"] for a in annotations if a["image_id"] not in predictions]
-    if missing:
+    annotations, predictions = _panoptic_annotations(truth), _panoptic_annotations(predicted)
+    if missing := [image_id for image_id in annotations if image_id not in predictions]:
         raise ValueError(f"{predicted} has no prediction for {len(missing)} images, such as {missing[0]}")
-    for annotation in _progress(annotations):
-        prediction = predictions[annotation["image_id"]]
-        with _format(truth, "COCO panoptic json"):
-            truth_map = _segment_ids(truth_dir / annotation["file_name"])
+    for image_id, annotation in _progress(annotations.items()):
+        with expect(truth, _PANOPTIC):
+            truth_map = rgb2id(read_image(truth_dir / annotation["file_name"]))
             segments = annotation["segments_info"]
             truth_segments = [(_whole(s["id"]), _whole(s["category_id"]), s.get("iscrowd", 0)) for s in segments]
-        with _format(predicted, "COCO panoptic json"):
-            predicted_map = _segment_ids(predicted_dir / prediction["file_name"])
-            predicted_segments = [(_whole(s["id"]), _whole(s["category_id"])) for s in prediction["segments_info"]]
-        with named(f"image {annotation['image_id']}"):
+        with expect(predicted, _PANOPTIC):
+            predicted_map = rgb2id(read_image(predicted_dir / predictions[image_id]["file_name"]))
+            segments = predictions[image_id]["segments_info"]
+            predicted_segments = [(_whole(s["id"]), _whole(s["category_id"])) for s in segments]
+        with named(f"image {image_id}"):
             quality.update(predicted_map, predicted_segments, truth_map, truth_segments)
     return Report(quality.compute(), {category.id: category.name for category in categories})
 
@@ -99,20 +90,20 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
         ValueError: a json is damaged, the results name an image that the ground truth does not have, or what
             `InstanceAP` says.
     """
-    with _format(truth, "COCO json of instances"):
+    with expect(truth, "COCO json of instances"):
         content = read_json(truth)
         names = {category["id"]: category["name"] for category in content["categories"]}
         sizes = _sizes(truth, content)
         needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
         annotations = _by_image(truth, content["annotations"], sizes, needed)
     _check_names(truth, list(names.values()))
-    with _format(predicted, "list of COCO results"):
+    with expect(predicted, "list of COCO results"):
         results = _by_image(predicted, _read_results(predicted), sizes, ("category_id", "score"))
         precision = InstanceAP(names, iou_type)
         for image, size in _progress(sizes.items()):
             with named(f"image {image}"):
-                precision.update(image, size, results.get(image, []), annotations.get(image, []))
-    return Report(precision.compute(), names, [image for image in sizes if image not in results])
+                precision.update(image, size, results[image], annotations[image])
+    return Report(precision.compute(), names, [image for image in sizes if not results[image]])
 
 
 def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
@@ -152,26 +143,26 @@ def score_referring(truth: Path, predicted: Path) -> Report:
         FileNotFoundError: a json is missing.
         ValueError: a json is damaged, or a prediction is of no expression, there twice, or of another size.
     """
-    with _format(truth, "COCO json of expressions"):
+    with expect(truth, "COCO json of expressions"):
         content = read_json(truth)
         sizes = _sizes(truth, content)
-        expressions = [a for a in content["annotations"] if a.get("sentences", True)]
-        objects = {a["id"]: (a["segmentation"], sizes[a["image_id"]]) for a in expressions}
-        _check_once(truth, objects, expressions)
-    with _format(predicted, "COCO json of predicted expressions"):
-        results = _read_results(predicted)
-        predictions = {result["id"]: result["segmentation"] for result in results}
-        _check_once(predicted, predictions, results)
-    if unknown := sorted(predictions.keys() - objects.keys(), key=str):
+        objects = _by_key(truth, "id", [a for a in content["annotations"] if a.get("sentences", True)])
+        truths = {i: (a["segmentation"], sizes[a["image_id"]]) for i, a in objects.items()}
+    with expect(predicted, "COCO json of predicted expressions"):
+        results = _by_key(predicted, "id", _read_results(predicted))
+        predictions = {i: result["segmentation"] for i, result in results.items()}
+    if unknown := sorted(predictions.keys() - truths.keys(), key=str):
         raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
     scores = ReferringScores()
-    for expression, (segmentation, size) in _progress(objects.items()):
+    for expression, (segmentation, size) in _progress(truths.items()):
         with named(f"{truth}: annotation {expression}"):
-            truth_mask = _mask(segmentation, size)
+            truth_mask = decode_mask(segmentation, size)
         with named(f"{predicted}: prediction {expression}"):
-            found = expression in predictions
-            scores.update(_mask(predictions[expression], size) if found else np.zeros(size, dtype=bool), truth_mask)
-    return Report(scores.compute(), {}, [expression for expression in objects if expression not in predictions])
+            mask = np.zeros(size, dtype=bool)
+            if expression in predictions:
+                mask = decode_mask(predictions[expression], size)
+            scores.update(mask, truth_mask)
+    return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -189,7 +180,7 @@ def read_class_names(path: Path) -> list[str]:
         with named(path):
             names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
     else:
-        with _format(path, "list of classes"):
+        with expect(path, "list of classes"):
             content = _load_json(path)
             listed = content if isinstance(content, list) else content.get("classes") or content["categories"]
             entries = [{"name": entry} if isinstance(entry, str) else entry for entry in listed]
@@ -203,16 +194,6 @@ def read_class_names(path: Path) -> list[str]:
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not all(isinstance(name, str) and name for name in names) or not names or len(set(names)) < len(names):
         raise ValueError(f"{path} is to name its classes, each differently")
-
-
-def _segment_ids(path: Path) -> np.ndarray:
-    """int32 [H, W] of a panoptic PNG."""
-    return rgb2id(read_image(path))
-
-
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """bool [H, W]."""
-    return mask_util.decode(to_rle(segmentation, size)).astype(bool)
 
 
 def _by_image(
@@ -229,9 +210,17 @@ def _by_image(
     return grouped
 
 
-def _check_once(path: Path, ids: Collection[int], annotations: Sequence[object]) -> None:
-    if len(ids) < len(annotations):
-        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(ids)} ids")
+def _panoptic_annotations(path: Path) -> dict[int, Mapping[str, Any]]:
+    with expect(path, _PANOPTIC):
+        return _by_key(path, "image_id", read_json(path)["annotations"])
+
+
+def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Index annotations by an id; ValueError if one is there twice."""
+    found = {annotation[key]: annotation for annotation in annotations}
+    if len(found) < len(annotations):
+        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(found)} ids")
+    return found
 
 
 def _sizes(path: Path, content: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
@@ -255,7 +244,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:
-    """COCO's results: a list, or the annotations of an object."""
+    """Read COCO results: a list, or the annotations of an object."""
     content = _load_json(path)
     return content if isinstance(content, list) else content["annotations"]
 
@@ -264,19 +253,10 @@ def _progress(items: Any) -> Any:
     return tqdm(items, unit="image", disable=None)  # None: only on a terminal
 
 
-@contextmanager
-def _format(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a json lacks into a ValueError that names the file."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {kind}: {lack(error)}") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, or 2 for an error of the user's."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exit with status 2 after a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--task", required=True, choices=("panoptic", "instance", "semantic", "referring"))
     parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth: the json")
     parser.add_argument("--gt-dir", type=Path, metavar="DIR", help="its PNGs; by default beside a panoptic json")
     parser.add_argument("--pred", type=Path, metavar="FILE", help="predictions: the json")
@@ -286,18 +266,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ignore", type=int, default=255, metavar="V", help="semantic: label not to count (255)")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
     args = parser.parse_args(arguments)
-    try:
+    with user_errors():
         report = _score(args)
-        content = report.content()
-        save_atomically(args.output, lambda partial: partial.write_text(json.dumps(content, indent=1)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        save_json(args.output, report.content(), indent=1)
     for name, value in report.scores.overall.items():
         print(f"{name:<16}{'not available' if value is None else f'{value:.2f}':>14}")
     if missing := report.without_prediction:
         print(f"without prediction: {len(missing)}, such as {missing[0]}; counted as nothing found")
-    return 0
 
 
 def _score(args: argparse.Namespace) -> Report:

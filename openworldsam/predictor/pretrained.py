@@ -1,8 +1,8 @@
 """A folder that is a whole model: `save_pretrained` and `from_pretrained` of the predictor.
 
-config.json           the config as far as it changes results, and the CRC-32 of every other file; written last
-adapter.safetensors   sam2.safetensors and, named by the prompt encoder, its weights: under their public names
-beit3.spm             the tokenizer, a file or folder named by the prompt encoder
+config.json           the part of the config that changes results, and the CRC-32 of every other file; written last
+NAME.safetensors      each component (adapter, sam2, the prompt encoder's) under its public names
+tokenizer             a file or folder, under the name that the prompt encoder declares (beit3.spm)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODEL_KEYS = (
     "MASK_DECODER",
     "INFERENCE",
 )
-"""What is kept of MODEL; DEVICE and COMPILE are the machine's, CRITERION is the training's."""
+"""Keys of MODEL that are saved; DEVICE and COMPILE belong to the machine, CRITERION to the training."""
 
 
 def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> None:
@@ -40,8 +40,8 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
 
     Args:
         cfg: of the model; names the weight files.
-        sources: of its components when they were loaded.
-        folder: to write.
+        sources: of its components, when they were loaded.
+        folder: the folder.
     """
     encoder, names = prompt_encoder_class(cfg), _file_names(cfg)
     files = component_files(cfg, components_with(encoder))
@@ -75,7 +75,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
 
 
 def folder_config(folder: Path) -> CfgNode:
-    """The config of a folder whose files are all there and whole; see `OpenWorldSAMPredictor.from_pretrained`."""
+    """Read the config of a folder and check its files; see `OpenWorldSAMPredictor.from_pretrained`."""
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no folder that save_pretrained wrote to the end: it has no {CONFIG}")
@@ -100,7 +100,7 @@ def folder_config(folder: Path) -> CfgNode:
 
 
 def _file_names(cfg: CfgNode) -> dict[str, str]:
-    """What a folder calls the file of each config key; empty for a file that the prompt encoder does not read."""
+    """The name in a folder of each config key's file; empty if the prompt encoder reads no such file."""
     encoder = prompt_encoder_class(cfg)
     weights = {component.key: f"{name}.safetensors" for name, component in components_with(encoder).items()}
     return {"MODEL.PROMPT_ENCODER.WEIGHTS": "", **weights, TOKENIZER: encoder.tokenizer_name}

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as JSON, compared by checksum, looked for."""
+"""Files: atomic writing, JSON, PNG, checksums, and the search for missing ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
     File permissions follow the umask, also with writers that set their own (safetensors).
 
     Args:
-        path: the final place; its folder is made.
-        write: writes the whole file to the path it is given.
+        path: the final place; its folder is created.
+        write: writes the whole file to the path that it gets.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
@@ -37,7 +38,7 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (SafetensorError, RuntimeError) as error:  # what the writers make of a full disk
+    except (SafetensorError, RuntimeError) as error:  # raised by writers on a full disk
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -71,11 +72,11 @@ def png_bytes(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
-    """Read a json file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         FileNotFoundError: no such file; the message ends with the hint.
-        ValueError: it is not json, cut short, or no object.
+        ValueError: it is not JSON, cut short, or not an object.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -88,8 +89,17 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def named(name: object) -> Iterator[None]:
+    """Prefix the ValueErrors raised inside with the name of an image or file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def find_missing(paths: Iterable[str | Path]) -> list[str]:
-    """Those of the paths that do not exist. Lists each folder once, which is faster than asking for every file."""
+    """The given paths that do not exist. Lists each folder once, which is faster than a request for every file."""
     listings: dict[str, set[str]] = {}
     missing = []
     for path in map(str, paths):
@@ -102,7 +112,7 @@ def find_missing(paths: Iterable[str | Path]) -> list[str]:
 
 
 def checksum(*paths: Path) -> int:
-    """CRC-32 of the bytes of files, one after the other."""
+    """CRC-32 of the concatenated bytes of files."""
     value = 0
     for path in paths:
         with path.open("rb") as file:

@@ -181,7 +181,7 @@ def set_category(content, value):
             lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]),
             "ids, each once; got",
         ),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd is 0 or 1, got 'no'"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd must be 0 or 1, got 'no'"),
         (lambda c: c["images"][0].update(width=0), "the width of image 1 is 0, not one of 1 to 65535"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Your own data: a description of a few lines, and every mistake in it."""
+"""Custom datasets: a description of a few lines, and every mistake in it."""
 
 import json
 from pathlib import Path
@@ -114,21 +114,21 @@ def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
         ({"panoptic_images": "panoptic"}, "goes with panoptic"),
         ({"base": PANOPTIC, "without": ["panoptic_images"]}, "goes with panoptic, got no such key"),
         ({"base": INSTANCES, "ignore": 255}, "ignore goes with labels"),
-        ({"name": 3}, "name is a text, got 3"),
-        ({"classes": "fish"}, "classes is a list of names, .* got 'fish'"),
-        ({"classes": ["sand", True]}, "class 1 has no name but True; put quotes"),
+        ({"name": 3}, "name must be a text, got 3"),
+        ({"classes": "fish"}, "classes must be a list of names, .* got 'fish'"),
+        ({"classes": ["sand", True]}, "name of class 1 must be a text, got True; quote"),
         ({"classes": ["sand", "a\nfish"]}, "class 1 has a line break in its name"),
-        ({"classes": {"fish": "sand"}}, "class 'sand' has the value 'fish'"),
-        ({"classes": {-1: "sand"}}, "class 'sand' has the value -1"),
+        ({"classes": {"fish": "sand"}}, "value of class 'sand' must be a whole number from 0, got 'fish'"),
+        ({"classes": {-1: "sand"}}, "value of class 'sand' must be a whole number from 0, got -1"),
         ({"classes": ["fish", "fish "]}, "same name: fish"),
         ({"classes": []}, "classes have label values from 0 to 65535"),
         ({"classes": {70_000: "sand"}}, "classes have label values from 0 to 65535"),
-        ({"things": "fish"}, "things is a list of names of classes, got 'fish'"),
+        ({"things": "fish"}, "things must be a list of class names, got 'fish'"),
         ({"things": ["shark"]}, r"things has \['shark'\], which are not among the classes"),
-        ({"ignore": "void"}, "ignore is a label value"),
-        ({"ignore": 1}, r"the label values \[1\] are classes, and ignored"),
+        ({"ignore": "void"}, "ignore must be a label value"),
+        ({"ignore": 1}, r"the label values \[1\] are both classes and ignored"),
         ({"base": PANOPTIC, "classes": {4: "mud"}}, r"classes names the ids \[4\], which .*panoptic.json does not"),
-        ({"name": "../reef"}, "name is that of a folder too, so without slashes and line breaks, got '../reef'"),
+        ({"name": "../reef"}, "name is also a folder's, so it must have no slash or line break, got '../reef'"),
         ({"name": "shapes_val"}, "another dataset named 'shapes_val'"),
     ],
 )
@@ -141,7 +141,7 @@ def test_mistakes_in_a_description(reef, tiny_cfg, changes, message):
 
 def test_files_are_named_by_texts(tiny_cfg):
     tiny_cfg.DATASETS.OWN = [3]
-    with pytest.raises(ValueError, match=r"DATASETS.OWN is a list of names of files, got \[3\]"):
+    with pytest.raises(ValueError, match=r"DATASETS.OWN must be a list of file names, got \[3\]"):
         register_datasets(tiny_cfg)
 
 

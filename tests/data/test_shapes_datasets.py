@@ -178,7 +178,7 @@ def test_a_world_without_novel_things_trains_and_says_what_it_lacks(cfg):
         (["DATASETS.SHAPES.SIZE", 64], r"DATASETS\.SHAPES\.THING_SIZE must be two whole numbers.*64.*got \(12, 128\)"),
         (["DATASETS.SHAPES.COLOURS", ["mauve"]], r"DATASETS\.SHAPES\.COLOURS must be different ones of red"),
         (["DATASETS.SHAPES.BLUR", -1.0], r"DATASETS\.SHAPES\.BLUR must be a number"),
-        (["DATASETS.SHAPES_SEED", -1], r"DATASETS\.SHAPES_SEED is a whole number from 0"),
+        (["DATASETS.SHAPES_SEED", -1], r"DATASETS\.SHAPES_SEED must be 0 or more"),
     ],
 )
 def test_a_wrong_key_is_named(tiny_cfg, opts, message):

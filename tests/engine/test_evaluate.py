@@ -152,7 +152,7 @@ def test_saved_predictions_make_a_second_run_the_same_and_another_model_an_error
     first = results_of(tmp_path)["benchmarks"]
     folder = tmp_path / "predictions/shapes_val"
     jsons = [f"--{key}={folder / kind / 'panoptic.json'}" for key, kind in (("gt", "truth"), ("pred", "prediction"))]
-    assert score_predictions(["--task", "panoptic", *jsons, f"--output={tmp_path / 'scores.json'}"]) == 0
+    score_predictions(["--task", "panoptic", *jsons, f"--output={tmp_path / 'scores.json'}"])
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert all(scores[metric] == first["shapes_val"]["panoptic"][metric] for metric in ("PQ", "SQ", "RQ"))
     assert command(tmp_path, ["shapes_val"], [*opts, "MODEL.MASK_DECODER.CHUNK", 7]) == 0

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from openworldsam.evaluation.metrics import InstanceAP, PanopticQuality, ReferringScores, SemanticScores, merged
-from openworldsam.evaluation.metrics.accumulator import named
+from openworldsam.utils.files import named
 
 IMAGES = 24
 

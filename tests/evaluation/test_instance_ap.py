@@ -140,7 +140,7 @@ def test_missing_boxes_are_taken_from_the_masks():
         ({"segmentation": []}, "without a polygon"),
         ({"segmentation": [[1, 2]]}, "neither polygons nor an RLE"),
         ({"segmentation": {"counts": "abc"}}, "without size and counts"),
-        ({"segmentation": {"size": [60, 40], "counts": [2400]}}, r"of the size \[60, 40\], its image \[40, 60\]"),
+        ({"segmentation": {"size": [60, 40], "counts": [2400]}}, r"has the size \[60, 40\], its image \[40, 60\]"),
         # pycocotools would never return from comparing the next two with a mask
         ({"segmentation": {"size": [40, 60], "counts": [500, 30]}}, "have 530 pixels, its image 2400"),
         ({"segmentation": {"size": [40, 60], "counts": "T?"}}, "its image 2400"),

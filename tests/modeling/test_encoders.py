@@ -60,5 +60,5 @@ def test_the_embedding_depends_on_text_and_image_but_text_alone_does_not_see_the
 
 
 def test_an_id_beyond_the_table_is_an_error():
-    with pytest.raises(ValueError, match="token id 100 is beyond the 100 rows"):
+    with pytest.raises(ValueError, match="token id 100 is beyond the 100 entries"):
         encoder().encode_tokens(torch.randn(1, 3, 32, 32), torch.tensor([[0, 100, 2]]), torch.tensor([0]))

@@ -1,7 +1,7 @@
-"""The datasets in Detectron2's catalogs. Importing this package registers those whose files follow from their name;
-`register_datasets` the ones that a config describes. No image is touched by either.
+"""Facts of each dataset, and its registration in Detectron2's catalogs.
 
-Paths are relative to $DETECTRON2_DATASETS, or to `datasets`, looked up when a dataset is loaded.
+Importing this package registers the datasets with fixed files; `register_datasets` those that a config describes.
+Neither reads an image. Paths are relative to $DETECTRON2_DATASETS, or to `datasets`, when a dataset is loaded.
 datasets/README.md says how to get each of them.
 """
 
@@ -23,6 +23,6 @@ def register_datasets(cfg: CfgNode) -> None:
     """
     shapes.register(cfg)
     if not all(isinstance(path, str) for path in cfg.DATASETS.OWN):
-        raise ValueError(f"DATASETS.OWN is a list of names of files, got {cfg.DATASETS.OWN!r}")
+        raise ValueError(f"DATASETS.OWN must be a list of file names, got {cfg.DATASETS.OWN!r}")
     for path in cfg.DATASETS.OWN:
         custom.register(path)

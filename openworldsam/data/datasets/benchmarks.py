@@ -1,8 +1,8 @@
-"""The paper's benchmarks beside COCO and RefCOCOg (Tables 1, 7 and 8): what differs between them, as tables.
+"""Facts of the paper's benchmarks other than COCO and RefCOCOg (Tables 1, 7 and 8), as tables.
 
-A task is scored on the ground truth that its benchmark publishes for it, so a benchmark may have several datasets;
-ADE20K's instances have names of their own. Classes are in classes/*.json, in the order of their contiguous ids; facts
-of the benchmarks' own files and of the names that the released model is asked with, blanks around them removed.
+A benchmark with ready labels is a row of `LABELS` or `PANOPTIC`. Each task is scored on the ground truth that its
+benchmark publishes for it, so a benchmark may have several datasets. classes/*.json list classes in the order of their
+contiguous ids: ids of the benchmark's own files, and the names that the released model is prompted with, stripped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ _README = "datasets/README.md says how to get it"
 class LabelBenchmark(NamedTuple):
     """A benchmark of label images (semantic segmentation).
 
-    classes: the names of the classes 0, 1, ..., or the name of a list in classes/. images, labels: where the files are,
-    from the root of all datasets; each * of labels stands for what the same * of images matched. listed: a text file
-    whose lines are what the first * may be. ignored: label values that are void. expected: number of images. offset:
-    label value less the class's id. command: makes what is not for download.
+    Attributes:
+        classes: the names of the classes 0, 1, ..., or the name of a list in classes/.
+        images, labels: where the files are, from the root of all datasets; each * in `labels` stands for what the same
+            * in `images` matches.
+        ignored: label values that are void.
+        expected: number of images.
+        listed: a text file of the values that the first * may take; any by default.
+        offset: label value minus class id.
+        command: makes what is not for download.
     """
 
     classes: str | tuple[str, ...]
@@ -126,7 +131,7 @@ LABELS: dict[str, LabelBenchmark] = {
 
 
 class PanopticBenchmark(NamedTuple):
-    """A benchmark in COCO's panoptic format, and the tasks that its segments are the truth of."""
+    """A benchmark in COCO's panoptic format, and the tasks that its segments are ground truth for."""
 
     classes: str
     files: PanopticFiles
@@ -165,7 +170,7 @@ PANOPTIC: dict[str, PanopticBenchmark] = {
 }
 
 ADE20K_INSTANCE = "ade20k_100_instance_val"
-"""The one benchmark of COCO instances: its own names, and no overlaps."""
+"""The only benchmark of COCO instances; it has its own class names, and no overlaps."""
 
 EXPECTED_IMAGES: dict[str, int] = {
     "coco_2017_val_panoptic_openworldsam": 5000,
@@ -174,15 +179,15 @@ EXPECTED_IMAGES: dict[str, int] = {
     **{name: benchmark.expected for name, benchmark in LABELS.items()},
     **{name: benchmark.expected for name, benchmark in PANOPTIC.items()},
 }
-"""Every benchmark of files with its number of images: Table 7, and the publishers' numbers of the others."""
+"""Number of images of each benchmark but Shapes, from Table 7 or the publishers."""
 
 PROMPT_CAPS: dict[str, int] = {
     "coco_2017_val_panoptic_openworldsam": 20,
     "ade20k_150_panoptic_val": 20,
-    "ade20k_150_val": 20,  # its published mIoU is of the panoptic prompts
+    "ade20k_150_val": 20,  # its published mIoU is with the panoptic prompts
     "scannet_20_panoptic_val": 18,
 }
-"""Most classes that the released code asks an image about, where it has a limit."""
+"""Most prompts per image of the released code, where it has a limit."""
 
 COMMANDS: dict[str, str] = {
     "coco_2017_val_panoptic_openworldsam": "",
@@ -191,18 +196,18 @@ COMMANDS: dict[str, str] = {
     **{name: benchmark.command for name, benchmark in LABELS.items()},
     **{name: benchmark.command for name, benchmark in PANOPTIC.items()},
 }
-"""What makes of each benchmark's downloads the files that it is read from; empty if these are read themselves."""
+"""Command that converts each benchmark's downloads; empty if they are read as they are."""
 
 
 def read_classes(source: str | tuple[str, ...]) -> tuple[Category, ...]:
-    """The classes of classes/SOURCE.json, or those of the given names, in the order of their contiguous ids."""
+    """Return the classes of classes/SOURCE.json or of the given names, in the order of their contiguous ids."""
     if isinstance(source, str):
         return tuple(Category(c["id"], c["name"], bool(c["isthing"])) for c in class_entries(source))
     return tuple(Category(index, name, False) for index, name in enumerate(source))
 
 
 def class_entries(name: str) -> list[dict[str, Any]]:
-    """All that classes/NAME.json says of its classes: id, name, isthing, and what only preparation needs."""
+    """Return the entries of classes/NAME.json: id, name, isthing, and what only preparation needs."""
     return json.loads((_CLASSES / f"{name}.json").read_text(encoding="utf-8"))["classes"]
 
 
@@ -218,15 +223,16 @@ def register() -> None:
 
 
 def hint(name: str) -> str:
-    """What to do about a missing file of a benchmark."""
+    """Say what to do about a missing file of a benchmark."""
     return f"{_README}; `{COMMANDS[name]}` makes what is not for download" if COMMANDS[name] else _README
 
 
 def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[tuple[Path, Path]]:
-    """The (image, label image) pairs of a benchmark in the order of their names; an image on its list need not exist.
+    """Return the (image, label image) pairs of a benchmark by name; images on its list need not exist.
 
     Raises:
-        FileNotFoundError: the list is missing; ends with the advice.
+        FileNotFoundError: the list is missing; the message ends with the advice.
+        ValueError: the list is damaged.
     """
     patterns = [benchmark.images]
     if benchmark.listed:
@@ -243,7 +249,7 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
         for image in sorted(root.glob(pattern)) if "*" in pattern else [root / pattern]:
             match = stars.fullmatch(image.relative_to(root).as_posix())
             if not match:
-                raise ValueError(f"{root / benchmark.listed} has a line that is no name: it makes {image}")
+                raise ValueError(f"{root / benchmark.listed} has a line that is no name: it gives {image}")
             labels = benchmark.labels
             for part in match.groups():
                 labels = labels.replace("*", part, 1)

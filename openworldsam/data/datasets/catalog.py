@@ -1,8 +1,7 @@
-"""Detectron2's catalogs: datasets go in by name, records come out.
+"""Register datasets in Detectron2's catalogs, and load their records.
 
-A function in the DatasetCatalog gives a list of records; one that a user registers may give Detectron2's plain dicts.
-The metadata of a dataset have vocabulary and is_thing, an entry per contiguous class id, and tasks, on which it is
-scored.
+A function in the DatasetCatalog returns records; one that a user registers may return Detectron2's plain dicts. The
+MetadataCatalog has vocabulary and is_thing, an entry per contiguous class id, and tasks, on which a dataset is scored.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from openworldsam.data.records.panoptic import load_panoptic
 SEGMENTATION = ("panoptic", "instance", "semantic")
 """Tasks on which a dataset with panoptic ground truth can be scored."""
 VOID = 255
-"""Label of pixels that no class owns, in semantic PNGs."""
+"""Label of pixels without a class, in semantic PNGs."""
 
 
 def dataset_root() -> Path:
-    """The folder of all datasets, as of now: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
+    """Return the folder of all datasets: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def load_records(name: str) -> list[Record]:
-    """The records of a registered dataset.
+    """Return the records of a registered dataset.
 
     Raises:
         KeyError: no such dataset.
-        FileNotFoundError: a file that lists it is missing, or every single image.
-        ValueError: a file that lists it is damaged, or a record is of no known format.
+        FileNotFoundError: its list of images is missing, or all of its images are.
+        ValueError: its list of images is damaged, or a dict is of no known format.
     """
     return [as_record(entry) for entry in DatasetCatalog.get(name)]
 
@@ -55,7 +54,7 @@ def register_dataset(
 
     Args:
         name: in the catalogs.
-        load: gives its records.
+        load: returns its records.
         categories: its classes in the order of their contiguous ids; none for referring expressions.
         tasks: on which it is scored.
     """
@@ -68,18 +67,18 @@ def register_dataset(
 
 
 def set_metadata(name: str, **entries: object) -> None:
-    """Set entries of a dataset's metadata, over older ones.
+    """Set entries of a dataset's metadata.
 
-    Not by Detectron2's own setter, which forbids another value, as another root would be.
+    Detectron2's own setter would refuse to change a value, such as a path after the root has changed.
     """
     vars(MetadataCatalog.get(name)).update(entries)
 
 
 class PanopticFiles(NamedTuple):
-    """Where a panoptic dataset is. Relative paths start from `dataset_root`.
+    """Paths of a panoptic dataset, relative to `dataset_root` or absolute.
 
-    semseg_root: contiguous class ids as PNGs; datasets/prepare.py coco makes them. instances_json: COCO's own
-    instances, for Detectron2's evaluators; ours takes the things of the panoptic segments.
+    semseg_root: contiguous class ids as PNGs; `datasets/prepare.py coco` makes them. instances_json: COCO's own
+    instances. Both are for Detectron2's evaluators; ours use the panoptic segments.
     """
 
     json: str
@@ -99,12 +98,12 @@ def register_panoptic(
 ) -> None:
     """Put a dataset in COCO's panoptic format into Detectron2's catalogs, in place of one of the same name.
 
-    Its metadata also have what Detectron2's COCOPanopticEvaluator and SemSegEvaluator need. The paths (panoptic_json,
-    panoptic_root, image_root, sem_seg_root, json_file) join them when the dataset is loaded.
+    The metadata also have what Detectron2's COCOPanopticEvaluator and SemSegEvaluator need; the paths (panoptic_json,
+    panoptic_root, image_root, sem_seg_root, json_file) are set when the dataset is loaded.
 
     Args:
         name: in the catalogs.
-        files: where it is.
+        files: its paths.
         categories: its classes in the order of their contiguous ids.
         tasks: on which it is scored.
         hint: what to do about a missing file; ends the error message.

@@ -9,7 +9,7 @@ from openworldsam.data.records.coco_json import Category
 
 
 def plain_name(name: str) -> str:
-    """A COCO class name without its bookkeeping: "grass-merged" is grass. No two of the 133 become the same."""
+    """Strip the suffixes of a COCO class name: "grass-merged" becomes grass. The 133 names stay different."""
     for suffix in ("-other", "-merged", "-stuff"):
         name = name.replace(suffix, "")
     return name
@@ -21,7 +21,7 @@ CATEGORIES: tuple[Category, ...] = tuple(
 """The 133 classes of COCO panoptic, 80 things first; the position is the contiguous class id."""
 
 COCO_STUFF = frozenset(category.name for category in CATEGORIES if not category.is_thing)
-"""Names that panoptic segmentation takes for stuff unless told otherwise: the 53 of COCO."""
+"""The 53 stuff names of COCO; panoptic segmentation treats them as stuff unless told otherwise."""
 
 HINT = "datasets/README.md says how to get COCO; `python datasets/prepare.py coco` makes what is not for download"
 

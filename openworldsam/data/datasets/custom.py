@@ -1,6 +1,6 @@
-"""A custom dataset, described by a small YAML or JSON file; DATASETS.OWN names it. datasets/README.md shows how.
+"""Custom datasets, each described by a small YAML or JSON file that DATASETS.OWN names (datasets/README.md).
 
-    name: reef_val                # what DATASETS.TRAIN, DATASETS.TEST and --benchmarks call it
+    name: reef_val                # its name in DATASETS.TRAIN, DATASETS.TEST and --benchmarks
     images: images                # folder
     labels: labels                # label images; or   instances: FILE.json   or   panoptic: FILE.json
     panoptic_images: panoptic     # with panoptic: the folder of its PNGs
@@ -36,7 +36,7 @@ _KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ign
 
 
 class Description(NamedTuple):
-    """A checked file: kind is one of `_KINDS`, truth the folder or json that it names."""
+    """A checked description: kind is one of `_KINDS`, truth the folder or json under that key."""
 
     path: Path
     name: str
@@ -49,16 +49,16 @@ class Description(NamedTuple):
     ignored: tuple[int, ...]
 
     def categories(self) -> tuple[Category, ...]:
-        """The classes in the order of their contiguous ids: those of the json, or of the label values.
+        """Return the classes in the order of their contiguous ids, from the json or by label value.
 
         Raises:
-            ValueError: the file and its json do not fit together, or a value is a class and ignored.
+            ValueError: the description and its json do not match, or a label value is both a class and ignored.
         """
         if self.kind == "labels":
             if not self.classes or max(self.classes) > MAX_LABEL:
                 raise ValueError(f"{self.path}: classes have label values from 0 to {MAX_LABEL}, got {self.classes}")
             if both := set(self.classes) & set(self.ignored):
-                raise ValueError(f"{self.path}: the label values {sorted(both)} are classes, and ignored")
+                raise ValueError(f"{self.path}: the label values {sorted(both)} are both classes and ignored")
             categories = tuple(Category(number, name, False) for number, name in sorted(self.classes.items()))
         else:
             categories = _json_categories(self.truth, self.kind, self.truth.stat().st_mtime_ns)
@@ -77,24 +77,24 @@ class Description(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _json_categories(path: Path, kind: str, changed: int) -> tuple[Category, ...]:
-    """`read_categories`, once for all registrations of a dataset; `changed` is the file's modification time."""
+    """Call `read_categories` once for all registrations of a dataset; `changed` is the file's modification time."""
     return read_categories(path, all_things=kind == "instances")
 
 
 def register(path: str | Path) -> str:
-    """Register the dataset that a file describes, as the file is now; may be called again.
+    """Register the dataset that a file describes; may be called again after the file has changed.
 
     Returns:
         the name of the dataset.
 
     Raises:
         FileNotFoundError: the file, or a json or folder that it names, is missing.
-        ValueError: says what is wrong in the file.
+        ValueError: the description is wrong; says where.
     """
     described = read_description(path)
     name, kind = described.name, described.kind
     if name in DatasetCatalog and getattr(MetadataCatalog.get(name), "custom_file", None) != str(described.path):
-        raise ValueError(f"{described.path}: there is another dataset named {name!r}; give it another name")
+        raise ValueError(f"{described.path}: there is another dataset named {name!r}; choose another name")
     categories, hint = described.categories(), f"{described.path} names it"
     if kind == "panoptic":
         files = PanopticFiles(str(described.truth), str(described.images), str(described.panoptic_images))
@@ -114,11 +114,11 @@ def _load_labels(described: Description, categories: tuple[Category, ...]) -> li
 
 
 def read_description(path: str | Path) -> Description:
-    """Read and check a file.
+    """Read and check a description.
 
     Raises:
-        FileNotFoundError: it, or a json or folder that it names, is missing.
-        ValueError: says what is wrong in it.
+        FileNotFoundError: the file, or a json or folder that it names, is missing.
+        ValueError: the description is wrong; says where.
     """
     path = Path(path).expanduser().absolute()
     try:
@@ -154,10 +154,10 @@ def _parsed(path: Path, content: Any) -> Description:
     if kinds == ["labels"] and "classes" not in content:
         raise ValueError("the key 'classes' is missing: the names of the label values")
     if kinds != ["labels"] and "ignore" in content:
-        raise ValueError("ignore goes with labels; in a json, pixels that no segment has are of no class")
+        raise ValueError("ignore goes with labels; with a json, pixels in no segment have no class")
     name = _text(content, "name")
     if name in (".", "..") or "/" in name or len(name.splitlines()) > 1:
-        raise ValueError(f"name is that of a folder too, so without slashes and line breaks, got {name!r}")
+        raise ValueError(f"name is also a folder's, so it must have no slash or line break, got {name!r}")
     return Description(
         path=path,
         name=name,
@@ -174,7 +174,7 @@ def _parsed(path: Path, content: Any) -> Description:
 def _text(content: Mapping[str, Any], key: str) -> str:
     value = content[key]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key} is a text, got {value!r}")
+        raise ValueError(f"{key} must be a text, got {value!r}")
     return value.strip()
 
 
@@ -188,14 +188,14 @@ def _there(path: Path, content: Mapping[str, Any], key: str, *, folder: bool) ->
 def _classes(value: Any) -> dict[int, str]:
     classes = dict(enumerate(value)) if isinstance(value, list) else value
     if not isinstance(classes, dict):
-        raise ValueError(f"classes is a list of names, or names by label value, got {value!r}")
+        raise ValueError(f"classes must be a list of names, or names by label value, got {value!r}")
     for number, name in classes.items():
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"class {number} has no name but {name!r}; put quotes around words such as yes and no")
+            raise ValueError(f"the name of class {number} must be a text, got {name!r}; quote words such as yes and no")
         if len(name.strip().splitlines()) > 1:
             raise ValueError(f"class {number} has a line break in its name: {name!r}")
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"class {name!r} has the value {number!r}, a whole number from 0 is needed")
+            raise ValueError(f"the value of class {name!r} must be a whole number from 0, got {number!r}")
     plain = {number: name.strip() for number, name in classes.items()}
     if twice := [name for name, times in Counter(plain.values()).items() if times > 1]:
         raise ValueError(f"classes have the same name: {', '.join(twice)}")
@@ -204,7 +204,7 @@ def _classes(value: Any) -> dict[int, str]:
 
 def _things(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"things is a list of names of classes, got {value!r}")
+        raise ValueError(f"things must be a list of class names, got {value!r}")
     return tuple(name.strip() for name in value)
 
 
@@ -212,17 +212,17 @@ def _ignored(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_LABEL:
-            raise ValueError(f"ignore is a label value from 0 to {MAX_LABEL}, or a list of them, got {value!r}")
+            raise ValueError(f"ignore must be a label value from 0 to {MAX_LABEL}, or a list of them, got {value!r}")
     return tuple(values)
 
 
 def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Every image with the label image of the same name below the other folder, whatever their suffixes.
+    """Pair every image with the label image of the same relative path, whatever their suffixes.
 
-    Where there is none, PNG is assumed, so that reading it says so.
+    A missing label image is assumed to be a PNG, so that reading it reports it.
 
     Raises:
-        ValueError: two files differ in nothing but their suffixes, or no label image belongs to an image.
+        ValueError: two files differ only in their suffixes, or a label image has no image.
     """
     found = {stem: path for path, stem in _stems(images, IMAGE_SUFFIXES)}
     truth = {stem: path for path, stem in _stems(labels, LABEL_SUFFIXES)}

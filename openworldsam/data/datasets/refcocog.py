@@ -1,4 +1,4 @@
-"""RefCOCOg in the UMD split: objects of COCO images, each with the sentences that refer to it.
+"""RefCOCOg, UMD split: objects of COCO images, each with the sentences that refer to it.
 
 Nagaraja et al., "Modeling Context Between Objects for Referring Expression Understanding", ECCV 2016.
 `data/prepare/refcocog.py` makes the json of a split from the published files.

@@ -1,6 +1,6 @@
-"""The splits of the Shapes world as datasets. No file is read: a record says which scene it is, and reading renders it.
+"""The splits of the Shapes world as datasets.
 
-A split's scenes follow from DATASETS.SHAPES (the difficulty), DATASETS.SHAPES_SEED and the split's name alone.
+A split's scenes depend on DATASETS.SHAPES (the difficulty), DATASETS.SHAPES_SEED and the split's name alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openworldsam.data.shapes import Kinds, Scene, World, colours_of, render
 
 
 class Split(NamedTuple):
-    """A split: number of scenes, their things and names, tasks to score, protocol if always the same (else empty)."""
+    """A split: number of scenes, kinds and names of things, tasks to score, and protocol, empty if TEST decides."""
 
     images: int
     kinds: Kinds
@@ -39,14 +39,14 @@ SPLITS: dict[str, Split] = {
 
 
 def register(cfg: CfgNode) -> None:
-    """Register all splits as a config has them, in place of those of another; may be called again.
+    """Register all splits for a config, in place of those for another; may be called again.
 
     Raises:
         ValueError: a key of DATASETS.SHAPES, or DATASETS.SHAPES_SEED, is wrong.
     """
     world = configured_world(cfg)
     if cfg.DATASETS.SHAPES_SEED < 0:
-        raise ValueError(f"DATASETS.SHAPES_SEED is a whole number from 0, got {cfg.DATASETS.SHAPES_SEED}")
+        raise ValueError(f"DATASETS.SHAPES_SEED must be 0 or more, got {cfg.DATASETS.SHAPES_SEED}")
     for name, split in SPLITS.items():
         try:
             classes = category_names(world, split.kinds, split.level)
@@ -58,7 +58,7 @@ def register(cfg: CfgNode) -> None:
 
 
 def configured_world(cfg: CfgNode) -> World:
-    """The world of DATASETS.SHAPES.
+    """Return the world of DATASETS.SHAPES.
 
     Raises:
         ValueError: a value is wrong; names the key.
@@ -80,19 +80,19 @@ def demo_scene(cfg: CfgNode, index: int) -> Scene:
 
 
 def split_seed(seed: int, name: str) -> int:
-    """The seed of a split's scenes: 64 bits, so that no two splits share one."""
+    """Return the seed of a split's scenes: 64 bits, so that no two splits share one."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 
 def load_split(name: str, world: World, seed: int) -> list[SceneRecord]:
-    """The records of a split. An image's id tells it from the scenes of all other splits, seeds and worlds.
+    """Return the records of a split; image ids differ from those of all other splits, seeds and worlds.
 
     Raises:
         ValueError: the world has no things of the split's kinds.
     """
-    split, own_seed = SPLITS[name], split_seed(seed, name)
-    colours_of(world, split.kinds)  # complains
-    origin = hashlib.sha256(repr((world, own_seed, split.kinds)).encode()).digest()
+    split, scene_seed = SPLITS[name], split_seed(seed, name)
+    colours_of(world, split.kinds)  # raises
+    origin = hashlib.sha256(repr((world, scene_seed, split.kinds)).encode()).digest()
     first = int.from_bytes(origin[:4], "big") * 100_000
     return [
         SceneRecord(
@@ -100,7 +100,7 @@ def load_split(name: str, world: World, seed: int) -> list[SceneRecord]:
             image_id=first + index,
             height=world.size,
             width=world.size,
-            scene=SceneReference(world, own_seed, index, split.kinds, split.level),
+            scene=SceneReference(world, scene_seed, index, split.kinds, split.level),
         )
         for index in range(split.images)
     ]

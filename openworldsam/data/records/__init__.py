@@ -1,4 +1,4 @@
-"""Records: an image with its ground truth, one class for each format that ground truth comes in."""
+"""Records: images with their ground truth, one class per ground-truth format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,15 @@ from openworldsam.data.records.record import IMAGE_KEYS, Record, Referent, Segme
 from openworldsam.data.records.referring import ReferringRecord
 from openworldsam.data.records.scenes import SceneRecord
 
-# a dict that fits several is of the first: one with expressions may have panoptic segments too
+# the first that fits: a dict with expressions may also have panoptic segments
 FORMATS: tuple[type[Record], ...] = (SceneRecord, ReferringRecord, LabelRecord, InstanceRecord, PanopticRecord)
 
 
 def as_record(entry: Mapping[str, Any]) -> Record:
-    """A Detectron2 dict, as a user's own function may register it, as the record whose `truth_keys` it has.
+    """Convert a plain Detectron2 dict, which a user's function may return, to the record of its format.
 
     Raises:
-        ValueError: it is of none of the formats.
+        ValueError: it is of no known format.
     """
     if isinstance(entry, Record):
         return entry

@@ -1,4 +1,4 @@
-"""What COCO's json formats have in common (https://cocodataset.org/#format-data)."""
+"""Parts shared by COCO's json formats (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_SIDE = 65_535
 
 
 class Category(NamedTuple):
-    """A class: its id in the dataset's own files, the text that prompts for it, and a colour (RGB, 0..255)."""
+    """A class: its id in the dataset's own files, its name, which is its prompt, and a colour (RGB, 0..255)."""
 
     id: int
     name: str
@@ -27,11 +27,11 @@ class Category(NamedTuple):
 
 
 def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple[Category, ...]:
-    """The classes that a COCO json lists, in its order; names are left as they are.
+    """Return the classes of a COCO json, in its order; names are left as they are.
 
     Args:
-        json_file: of panoptic segments; or of instances, which says nothing about `all_things`.
-        all_things: every class is a thing.
+        json_file: of panoptic segments, or of instances, whose classes have no "isthing".
+        all_things: make every class a thing.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,11 +53,11 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
 
 
 def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The images of a json by their id.
+    """Index the images of a json by their id.
 
     Raises:
         KeyError: an image has no id or size.
-        ValueError: two images have one id, or an id or size is no number.
+        ValueError: two images have one id, or an id or size is not a number.
     """
     found: dict[int, Mapping[str, Any]] = {}
     for image in images:
@@ -73,18 +73,18 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> int:
-    """The flag of a COCO annotation, which may be left out.
+    """Return the iscrowd flag of a COCO annotation, 0 by default.
 
     Raises:
         ValueError: it is neither 0 nor 1.
     """
     if (value := annotation.get("iscrowd", 0)) not in (0, 1):
-        raise ValueError(f"iscrowd is 0 or 1, got {value!r}")
+        raise ValueError(f"iscrowd must be 0 or 1, got {value!r}")
     return int(value)
 
 
 def warn_of_missing(paths: Iterable[str], source: str | Path, hint: str = "") -> None:
-    """Log how many of the files that a json or folder names do not exist.
+    """Log how many of the files that a json or folder names are missing.
 
     Raises:
         FileNotFoundError: none of them exists.
@@ -99,8 +99,8 @@ def warn_of_missing(paths: Iterable[str], source: str | Path, hint: str = "") ->
 
 
 @contextmanager
-def parsing(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
-    """Raise a ValueError that names the file for whatever it lacks and for every ValueError.
+def expect(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
+    """Turn errors of missing or misplaced content into a ValueError that names the file.
 
     Args:
         path: the file.
@@ -110,13 +110,11 @@ def parsing(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no {kind}: {lack(error)}. {hint}".rstrip()) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path} is no {kind}: {lack(error)}. {hint}".rstrip(". ")) from error
 
 
 def lack(error: Exception) -> str:
-    """What a malformed json lacks, from the KeyError or TypeError of reading it."""
+    """Say what a malformed json lacks, from the KeyError or TypeError of reading it."""
     if not isinstance(error, KeyError):
         return str(error)
     name = error.args[0]

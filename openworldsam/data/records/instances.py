@@ -1,4 +1,4 @@
-"""COCO's instance format: a json of images and their objects' masks. Pixels of no object are void.
+"""COCO's instance format: a json of images and the masks of their objects. Other pixels are void.
 
 Shapes: H, W image size.
 """
@@ -11,10 +11,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.data.records.rle import Segmentation, union_mask
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class Instance(TypedDict):
@@ -27,22 +27,22 @@ class Instance(TypedDict):
 
 
 class InstanceRecord(Record):
-    """An image with its objects, none or more: instances, a list of `Instance`."""
+    """An image with its objects, maybe none: instances, a list of `Instance`."""
 
     __slots__ = ()
     truth_keys = ("instances",)
 
     def segments(self) -> list[Segment]:
-        """The objects; their areas are 0, as nothing is painted yet."""
+        """List the objects, with areas of 0, as no mask is decoded."""
         return [
             Segment(id=i["id"], category_id=i["category_id"], isthing=True, iscrowd=i["iscrowd"], area=0)
             for i in self["instances"]
         ]
 
     def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
-        """The id of the object at each pixel.
+        """Decode the masks into a map of the object at each pixel.
 
-        Where objects overlap the smaller one is on top, and crowds below all; COCO itself would keep both whole.
+        Of overlapping objects the smaller one is on top, and crowds are below all; COCO itself would keep both whole.
         """
         size = (self["height"], self["width"])
         try:
@@ -60,10 +60,10 @@ def load_instances(
 ) -> list[InstanceRecord]:
     """Read a COCO instance json into records, in the order of its images.
 
-    Images without an object are among them, and so are those whose files are missing, which a warning counts.
+    Images without objects are included, and so are those whose files are missing, which a warning counts.
 
     Args:
-        json_file: https://cocodataset.org/#format-data, "Object Detection".
+        json_file: the json (https://cocodataset.org/#format-data, "Object Detection").
         image_root: folder of the images.
         categories: the classes in the order of their contiguous ids.
         hint: what to do about a missing file; ends the error message.
@@ -75,7 +75,7 @@ def load_instances(
     """
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
-    with parsing(json_file, "COCO instance json", hint):
+    with expect(json_file, "COCO instance json", hint), named(json_file):
         records = {
             i: InstanceRecord(
                 file_name=str(Path(image_root, image["file_name"])),

@@ -1,4 +1,4 @@
-"""Ground truth as one label image per image: the value of a pixel says its class.
+"""Label images: the value of a pixel encodes its class.
 
 Shapes: H, W image size.
 """
@@ -31,13 +31,13 @@ class LabelCoding(NamedTuple):
 
     @classmethod
     def of(cls, categories: Sequence[Category], ignored: Iterable[int], offset: int = 0) -> LabelCoding:
-        """The coding in which a class has the value id + offset; where a value is ignored too, it is the class."""
+        """Code each class as id + offset; a value that is also ignored counts as the class."""
         values = tuple(category.id + offset for category in categories)
         return cls(values, tuple(c.is_thing for c in categories), frozenset(ignored) - set(values))
 
 
 class LabelRecord(Record):
-    """An image and its label image, sem_seg_file_name, both read upright; the whole dataset shares one coding."""
+    """An image with a label image, sem_seg_file_name, and the coding of its values, shared by the dataset."""
 
     __slots__ = ()
     truth_keys = ("sem_seg_file_name", "coding")
@@ -49,7 +49,7 @@ class LabelRecord(Record):
         return self.read_panoptic()[1]
 
     def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
-        """Each class in the label image is a segment, whose id is the class id + 1."""
+        """Make each class in the label image a segment, whose id is the class id + 1."""
         path, coding = self["sem_seg_file_name"], self["coding"]
         labels = read_labels(path)
         self._check_size(labels, "sem_seg_file_name", "its image")
@@ -69,12 +69,10 @@ class LabelRecord(Record):
 def load_labels(
     name: str, pairs: Sequence[tuple[Path, Path]], coding: LabelCoding, source: str | Path, hint: str = ""
 ) -> list[LabelRecord]:
-    """Records of (image, label image) pairs, in their order; each image's header is read for its size.
+    """Make records of (image, label image) pairs, reading each image's header for its size.
 
-    Image ids differ from those of datasets of other names.
-
-    Missing files are counted in a warning and their records stay, so that no score is of fewer images unnoticed;
-    images that cannot be read stay too, with a size of 0.
+    Image ids differ from those of datasets with other names. A warning counts missing files; their records stay, so
+    that no score silently covers fewer images, and so do those of unreadable images, with a size of 0.
 
     Raises:
         FileNotFoundError: there is no pair, or every single image or label image is missing; names the source.
@@ -100,7 +98,7 @@ def load_labels(
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image once it is upright; (0, 0) if its header is damaged, which an error says when it is read."""
+    """Return (H, W) of an upright image; (0, 0) if its header is damaged, as reading the image will report that."""
     try:
         with Image.open(path) as image:
             sideways = "exif" in image.info and image.getexif().get(_ROTATION) in _SIDEWAYS
@@ -111,7 +109,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """The values of a label image, int32 [H, W]: grey of 1 to 16 bits, or the indices of a palette.
+    """Read the values of a label image, int32 [H, W]: grey of 1 to 16 bits, or palette indices.
 
     Raises:
         FileNotFoundError: no such file.
@@ -134,7 +132,7 @@ def read_labels(path: str | Path) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _table(coding: LabelCoding) -> np.ndarray:
-    """The class id of every label value, int32 [MAX_LABEL + 1]; `_VOID` if ignored, `_UNKNOWN` if neither."""
+    """Return the class id of each label value, int32 [MAX_LABEL + 1]; `_VOID` if ignored, else `_UNKNOWN`."""
     table = np.full(MAX_LABEL + 1, _UNKNOWN, np.int32)
     table[list(coding.ignored)] = _VOID
     table[list(coding.values)] = np.arange(len(coding.values))

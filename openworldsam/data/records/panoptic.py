@@ -17,15 +17,15 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import Category, by_id, is_crowd, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class PanopticRecord(Record):
-    """An image with a PNG, pan_seg_file_name, and its segments, segments_info.
+    """An image with a panoptic PNG, pan_seg_file_name, and its segments, segments_info.
 
-    It has a sem_seg_file_name (contiguous class ids, for Detectron2's evaluator) where the dataset has such a folder.
+    If the dataset has semantic PNGs (contiguous class ids, for Detectron2's evaluator), it has a sem_seg_file_name.
     """
 
     __slots__ = ()
@@ -54,16 +54,15 @@ def load_panoptic(
     categories: Sequence[Category],
     hint: str = "",
 ) -> list[PanopticRecord]:
-    """Read a COCO-panoptic dataset, in the order of the json's annotations.
+    """Read a COCO-panoptic json into records, in the order of its annotations.
 
-    Missing images and PNGs are counted in a warning; their records stay, so that no score is of fewer images
-    unnoticed.
+    A warning counts missing images and PNGs; their records stay, so that no score silently covers fewer images.
 
     Args:
-        json_file: COCO-panoptic json.
+        json_file: the json.
         image_root: folder of the images.
         panoptic_root: folder of the panoptic PNGs.
-        semseg_root: folder of the semantic PNGs, if there is one; they may be missing.
+        semseg_root: folder of the semantic PNGs, if any; they may be missing.
         categories: the classes in the order of their contiguous ids; `read_categories` gives those of a json.
         hint: what to do about a missing file; ends the error message.
 
@@ -75,7 +74,7 @@ def load_panoptic(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     records = []
-    with parsing(json_file, "COCO panoptic json", hint):
+    with expect(json_file, "COCO panoptic json", hint), named(json_file):
         images = by_id(content["images"])
         for annotation in content["annotations"]:
             image, png = images[annotation["image_id"]], annotation["file_name"]

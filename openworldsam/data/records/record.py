@@ -1,4 +1,4 @@
-"""What a record of a dataset can do, whatever the format of its ground truth.
+"""The interface of records, common to all formats of ground truth.
 
 Shapes: H, W image size.
 """
@@ -17,7 +17,7 @@ IMAGE_KEYS = ("file_name", "image_id", "height", "width")
 
 
 class Segment(TypedDict):
-    """A segment of an image: id is its value in the map, category_id contiguous, area in pixels."""
+    """A segment of an image: id is its value in the segment map, category_id contiguous, area in pixels."""
 
     id: int
     category_id: int
@@ -34,14 +34,14 @@ class Referent(NamedTuple):
 
 
 class Record(dict[str, Any]):
-    """An image with its ground truth: a dict as Detectron2 has it, which can also read its files.
+    """An image with its ground truth: Detectron2's dict, with methods that read its files.
 
-    It has `IMAGE_KEYS` and the entries of its format. Records of classes have `segments` and `read_panoptic`, those
-    that are `is_referring` have `sentences` and `read_referring`.
+    It has `IMAGE_KEYS` and the entries of its format. A record either has segments of classes (`segments`,
+    `read_panoptic`) or, if `is_referring`, objects with sentences (`sentences`, `read_referring`).
 
     Attributes:
-        truth_keys: entries with the ground truth, by which a format is recognised.
-        listing_step: to estimate what a whole dataset asks, list every n-th record; 1 where listing costs nothing.
+        truth_keys: entries of the ground truth, which identify the format.
+        listing_step: an estimate of all prompts of a dataset lists every n-th record; above 1 if listing is slow.
     """
 
     __slots__ = ()
@@ -50,42 +50,42 @@ class Record(dict[str, Any]):
 
     @classmethod
     def fits(cls, entry: Mapping[str, Any]) -> bool:
-        """Whether a dict has the entries of this format."""
+        """Return whether a dict has the entries of this format."""
         return entry.keys() >= {*IMAGE_KEYS, *cls.truth_keys}
 
     @property
     def is_referring(self) -> bool:
-        """Whether the ground truth are sentences about objects rather than segments of classes."""
+        """Whether the ground truth is objects with sentences rather than segments of classes."""
         return False
 
     def files(self) -> list[str]:
-        """The files to read: the image first."""
+        """List the files to read, the image first."""
         return [self["file_name"]]
 
     def without_ground_truth(self) -> Record:
-        """A smaller record that can still read its image."""
+        """Return a smaller record that can still read its image."""
         return type(self)({key: self[key] for key in IMAGE_KEYS})
 
     def read_image(self) -> np.ndarray:
-        """The image, uint8 [H, W, 3]; not to be changed.
+        """Read the image, uint8 [H, W, 3]; callers must not modify it.
 
         Raises:
-            FileNotFoundError, ValueError: it is missing, damaged or of another size than the record says.
+            FileNotFoundError, ValueError: it is missing, damaged or of another size than the record's.
         """
         image = read_image(self["file_name"])
         self._check_size(image, "file_name", "its annotation")
         return image
 
     def segments(self) -> list[Segment]:
-        """The segments; one without pixels may be among them. Reads no file unless the format lists no segments.
+        """List the segments, some of which may have no pixel. Reads no file unless the format lists no segments.
 
         Raises:
-            FileNotFoundError, ValueError: as `read_panoptic`, if a file must be read.
+            FileNotFoundError, ValueError: see `read_panoptic`, if a file must be read.
         """
         raise NotImplementedError
 
     def read_panoptic(self) -> tuple[np.ndarray, list[Segment]]:
-        """The segment id of each pixel, int32 [H, W], 0 for void, not to be changed; and the segments.
+        """Read the segment map, int32 [H, W], 0 for void, which callers must not modify; and the segments.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown id or label.
@@ -93,11 +93,11 @@ class Record(dict[str, Any]):
         raise NotImplementedError
 
     def sentences(self) -> list[tuple[str, ...]]:
-        """The sentences of each object. Reads no file."""
+        """List the sentences of each object. Reads no file."""
         raise NotImplementedError
 
     def read_referring(self) -> list[Referent]:
-        """The objects in the order of `sentences`; a mask may be empty.
+        """Read the objects in the order of `sentences`; a mask may be empty.
 
         Raises:
             ValueError: a segmentation is damaged.
@@ -105,7 +105,7 @@ class Record(dict[str, Any]):
         raise NotImplementedError
 
     def _check_size(self, pixels: np.ndarray, key: str, other: str) -> None:
-        """Raise ValueError if the pixels [H, W, ...] of the file under a key are not of the record's size."""
+        """Raise ValueError if the pixels [H, W, ...] of the file under a key have another size than the record."""
         height, width = pixels.shape[:2]
         if (height, width) != (self["height"], self["width"]):
             raise ValueError(f"{self[key]} is {width} x {height}, {other} is {self['width']} x {self['height']}")

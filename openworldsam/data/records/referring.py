@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from openworldsam.data.records.coco_json import Category, by_id, parsing, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
 from openworldsam.data.records.rle import Segmentation, union_mask
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import named, read_json
 
 
 class ReferringObject(TypedDict):
@@ -26,7 +26,7 @@ class ReferringObject(TypedDict):
 
 
 class ReferringRecord(Record):
-    """An image with everything in it that is referred to: annotations, a list of `ReferringObject`."""
+    """An image with the objects that are referred to: annotations, a list of `ReferringObject`."""
 
     __slots__ = ()
     truth_keys = ("annotations",)
@@ -53,8 +53,8 @@ def load_referring(
 ) -> list[ReferringRecord]:
     """Read a json of referring expressions into records, one per image, in order of first occurrence.
 
-    X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, is understood as well.
-    Missing images are counted in a warning; their records stay.
+    X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, can be read as well.
+    A warning counts missing images; their records stay.
 
     Args:
         json_file: the json.
@@ -69,7 +69,7 @@ def load_referring(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     records: dict[int, ReferringRecord] = {}
-    with parsing(json_file, "json of referring expressions", hint):
+    with expect(json_file, "json of referring expressions", hint), named(json_file):
         images = by_id(content["images"])
         for annotation in content["annotations"]:
             referred = _object(annotation, contiguous)
@@ -103,7 +103,7 @@ def _object(annotation: Mapping[str, Any], contiguous: Mapping[int, int]) -> Ref
 
 
 def plain_sentences(sentences: Any, object_id: int) -> list[str]:
-    """Lower-cased, stripped texts of a list of sentences, each a text or an object with a "raw" text, without blanks.
+    """Lower and strip sentences, each a text or an object with a "raw" text, and drop blank ones.
 
     Raises:
         ValueError: it is no list of these.
@@ -116,5 +116,5 @@ def plain_sentences(sentences: Any, object_id: int) -> list[str]:
 
 
 def image_name(image_id: int) -> str:
-    """The name of an image in COCO 2017. RefCOCOg has those of 2014, COCO_train2014_*; the ids are the same."""
+    """Return an image's name in COCO 2017. RefCOCOg has the names of 2014, COCO_train2014_*, with the same ids."""
     return f"{image_id:012d}.jpg"

@@ -1,4 +1,4 @@
-"""Masks as run lengths and polygons. COCO's are checked: pycocotools reads a damaged one silently, or never returns."""
+"""Masks as run lengths and polygons, checked, as pycocotools decodes damaged ones silently or never returns."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 RLE = dict[str, Any]
-"""{"size": [H, W], "counts": text}, as pycocotools compresses it."""
+"""{"size": [H, W], "counts": text}, compressed by pycocotools."""
 Segmentation = Any
 """COCO's: a list of polygons [x0, y0, x1, y1, ...], or an RLE {"size": [H, W], "counts": list or text}."""
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
-    """COCO's compressed RLE of a mask, bool [H, W], as json can hold it."""
+    """Encode a mask, bool [H, W], as COCO's compressed RLE, ready for json."""
     code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": code["counts"].decode()}
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """The runs of a mask, bool [H, W], row by row: the first is of False, maybe 0 long, then they alternate."""
+    """Return the runs of a mask, bool [H, W], row by row: they alternate, starting with False, maybe of length 0."""
     values = np.concatenate([[False], mask.ravel()])
     ends = np.flatnonzero(values[1:] != values[:-1])
     return np.diff(ends, prepend=0, append=mask.size).tolist()
 
 
 def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> RLE:
-    """A segmentation in any of COCO's forms as compressed RLE.
+    """Convert a segmentation in any of COCO's forms to compressed RLE.
 
     Args:
         segmentation: polygons, run lengths, or compressed run lengths.
         size: (H, W) of the image.
 
     Raises:
-        ValueError: it is none of these, is of another size, or its runs do not fill the image.
+        ValueError: it has none of these forms, another size, or runs that do not fill the image.
     """
     if not isinstance(segmentation, dict):
         return _from_polygons(segmentation, size)
@@ -42,19 +42,24 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> RLE:
         raise ValueError(f"an RLE without size and counts: {str(segmentation)[:80]}")
     counts = segmentation["counts"]
     if segmentation["size"] not in (list(size), tuple(size)):
-        raise ValueError(f"a mask is of the size {segmentation['size']}, its image {list(size)}")
+        raise ValueError(f"a mask has the size {segmentation['size']}, its image {list(size)}")
     if not isinstance(counts, (list, str, bytes)):
-        raise ValueError(f"the counts of a mask are a text or a list, got {str(counts)[:80]}")
+        raise ValueError(f"the counts of a mask must be a text or a list, got {str(counts)[:80]}")
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
     if not all(isinstance(length, int) for length in lengths):
-        raise ValueError(f"the runs of a mask are whole numbers, got {str(counts)[:80]}")
+        raise ValueError(f"the runs of a mask must be whole numbers, got {str(counts)[:80]}")
     if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
         raise ValueError(f"the runs of a mask have {sum(lengths)} pixels, its image {size[0] * size[1]}")
     return mask_util.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
 
 
+def decode_mask(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
+    """Decode a segmentation in any of COCO's forms to bool [H, W]; raises as `to_rle` does."""
+    return mask_util.decode(to_rle(segmentation, size)).astype(bool)
+
+
 def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """The pixels that any part of a COCO segmentation covers.
+    """Decode the union of all parts of a COCO segmentation.
 
     Args:
         segmentation: polygons in pixels, or an RLE of the image's size, compressed or not.
@@ -73,15 +78,15 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
             segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
             if not segmentation:
                 raise ValueError("a segmentation without a polygon of three points")
-        return mask_util.decode(to_rle(segmentation, (height, width))).astype(bool)
-    except (TypeError, AttributeError) as error:  # of numbers and texts where others belong
+        return decode_mask(segmentation, (height, width))
+    except (TypeError, AttributeError) as error:  # numbers and texts in the wrong places
         raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
 
 
 def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:
     if not polygons:
         raise ValueError("a segmentation without a polygon")
-    far = 10 * max(size)  # a length that pycocotools would allocate; NaN is not within it either
+    far = 10 * max(size)  # pycocotools allocates this length; NaN fails too
     try:
         near = all(abs(number) <= far for polygon in polygons for number in polygon)
         code = mask_util.merge(mask_util.frPyObjects(polygons, *size)) if near else None
@@ -93,7 +98,8 @@ def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
-    """The lengths that pycocotools packs: 5 bits a character, least first, from the third on less the last but one."""
+    """Unpack pycocotools' run lengths: 5 bits per character, least significant first; from the third on, each is the
+    difference to the last but one."""
     lengths: list[int] = []
     value = shift = 0
     for character in counts.encode() if isinstance(counts, str) else counts:
@@ -106,6 +112,6 @@ def _run_lengths(counts: str | bytes) -> list[int]:
             value -= 1 << shift
         lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
         value = shift = 0
-    if shift:  # pycocotools would read on behind the text
+    if shift:  # pycocotools would read past the end
         raise ValueError("the counts of a mask are cut short")
     return lengths

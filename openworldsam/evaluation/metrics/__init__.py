@@ -6,7 +6,7 @@ nor on how they are split over processes; `merged` sums the counts of all proces
 """
 
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
-from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, merged, named
+from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, merged
 from openworldsam.evaluation.metrics.instance import InstanceAP, MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
@@ -22,5 +22,4 @@ __all__ = [
     "Scores",
     "SemanticScores",
     "merged",
-    "named",
 ]

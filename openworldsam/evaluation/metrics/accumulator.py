@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from detectron2.utils import comm
@@ -39,15 +38,6 @@ def merged(counts: MergeableT) -> MergeableT | None:
     for part in parts[1:]:
         whole.merge(part)
     return whole
-
-
-@contextmanager
-def named(name: object) -> Iterator[None]:
-    """Prefix the ValueErrors raised inside with the name of an image or file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def percent(part: float, whole: float) -> float | None:

@@ -1,6 +1,7 @@
 """BEiT-3 as prompt encoder: text and image in one transformer from the first layer (paper Sec. 3, Table 4).
 
-Shapes: B images, P prompts of the whole batch, D = 1024 width, L tokens of the longest prompt.
+Shapes: B images, P prompts of the whole batch, N prompts of a chunk, S input side, V vision tokens, L tokens of the
+longest prompt, D = 1024 width.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3T
 logger = logging.getLogger(__name__)
 
 POSITIONS = 1024
-"""Rows of the text position table; the first two are never used (a habit of Fairseq)."""
+"""Length of the text position table; its first two entries are never used (a Fairseq convention)."""
 WIDTHS = {768: "base", 1024: "large"}
-"""Public sizes by the width of the transformer."""
+"""Names of the public sizes by width."""
 
 
 def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
@@ -53,11 +54,11 @@ def resize_positions(table: Tensor, length: int) -> Tensor:
     """Fit the vision positions to another image size.
 
     Args:
-        table: [3 + n * n, D]; two unused rows, the CLS token's, and those of n x n patches.
+        table: [3 + n * n, D]: two unused entries, the CLS token, n x n patches.
         length: 3 + m * m.
 
     Returns:
-        [3 + m * m, D], the patches' part interpolated bicubically; any other table unchanged.
+        [3 + m * m, D] with the patches interpolated bicubically; a table of another form is returned unchanged.
     """
     if table.ndim != 2 or len(table) == length:
         return table
@@ -89,10 +90,10 @@ def _advice(public: StateDict) -> str:
 class BEiT3PromptEncoder(PromptEncoder):
     """Reads a prompt's embedding from BEiT-3's first output token.
 
-    With the image that token is the vision CLS, which has seen the text in every layer; without, the text's `<s>`.
+    With the image that token is the vision CLS, which attends to the text in every layer; without, the text's `<s>`.
 
     Args:
-        tokenizer: path of the sentencepiece file, read when the first text comes.
+        tokenizer: path of the sentencepiece file, read with the first text.
         image_size, patch_size: the square input in pixels.
         embed_dim, num_layers, num_heads, ffn_dim, vocab_size: the transformer; the defaults are BEiT-3-L.
         max_tokens: longest prompt in tokens, at most 1022.
@@ -197,7 +198,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         Args:
             images: [B, 3, S, S] from `preprocess`.
             ids: [P, L] on the CPU, padded with 1 on the right.
-            image_index: [P] on the CPU, whose image each prompt asks about.
+            image_index: [P] on the CPU, the image of each prompt.
 
         Returns:
             [P, D].
@@ -205,15 +206,15 @@ class BEiT3PromptEncoder(PromptEncoder):
         Raises:
             ValueError: an id beyond the embedding table.
         """
-        rows = self.beit3.text_embed.num_embeddings
-        if int(ids.max()) >= rows:
+        size = self.beit3.text_embed.num_embeddings
+        if int(ids.max()) >= size:
             raise ValueError(
-                f"token id {int(ids.max())} is beyond the {rows} rows of the text embedding: "
+                f"token id {int(ids.max())} is beyond the {size} entries of the text embedding: "
                 "tokenizer and BEiT-3 weights do not belong together"
             )
         vision = embed_images(self.beit3, images) if self.use_image else None
         lengths = (ids != PAD_ID).sum(dim=1)
-        order = lengths.argsort(descending=True, stable=True)  # so that a chunk has little padding
+        order = lengths.argsort(descending=True, stable=True)  # keeps padding within a chunk short
         embeddings = [
             self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
             for chunk in order.split(self.chunk)
@@ -221,7 +222,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         return torch.cat(embeddings)[order.argsort().to(images.device, non_blocking=True)]
 
     def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
-        """vision [B, V, D], ids [N, L] with L the longest text's length, image_index [N] to [N, D]."""
+        """Embed one chunk: vision [B, V, D], ids [N, L], image_index [N] to [N, D]."""
         padding = ids == PAD_ID
         on_device = partial(torch.Tensor.to, device=self.beit3.text_embed.weight.device, non_blocking=True)
         of_prompts = None if vision is None else vision[on_device(image_index)]

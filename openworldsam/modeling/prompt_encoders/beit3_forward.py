@@ -1,10 +1,11 @@
-"""BEiT-3's first output token, without computing what it does not depend on.
+"""BEiT-3's first output token, without the computations that it does not depend on.
 
-torchscale's modules hold the weights; this is their forward pass, pre-norm with sub-layer norms. The same vector is
-`beit3(...)["encoder_out"][:, 0]`, which writes the attention out and computes every token of the last layer.
+torchscale's modules hold the weights; this is their forward pass, pre-norm with sub-layer norms. It gives the vector
+`beit3(...)["encoder_out"][:, 0]`, for which torchscale writes the attention out and computes every token of the last
+layer.
 
-Shapes: N prompts, V vision tokens (CLS, then patches), L text tokens, T = V + L tokens of a prompt (L without image),
-D width.
+Shapes: B images, N prompts, S input side, V vision tokens (CLS, then patches), L text tokens, T = V + L tokens of a
+prompt (L without image), D width.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ Streams = dict[str, Tensor]
 
 
 def embed_images(beit3: BEiT3, images: Tensor) -> Tensor:
-    """Images [B, 3, S, S] to vision tokens [B, V, D], which all prompts of an image share."""
+    """Embed images [B, 3, S, S] as vision tokens [B, V, D], which all prompts of an image share."""
     tokens = beit3.vision_embed(images)
     return tokens + beit3.encoder.embed_positions.A(tokens)
 
 
 def first_token(beit3: BEiT3, vision: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
-    """The vision CLS after the last layer; without image, the text's `<s>`.
+    """Compute the vision CLS after the last layer; without image, the text's `<s>`.
 
     Args:
         beit3: with sub-layer norms.
@@ -55,9 +56,9 @@ def first_token(beit3: BEiT3, vision: Tensor | None, ids: Tensor, padding: Tenso
 
 
 def _run_layer(layer: EncoderLayer, streams: Streams, mask: Tensor | None, first_only: bool = False) -> Streams:
-    """One layer, of which `first_only` leaves the first token: all are attended to, only that one attends.
+    """Run one layer; with `first_only`, for the first token alone, which still attends to all.
 
-    mask: bool [N, 1, 1, T], False for the padding; None: attend to all.
+    mask: bool [N, 1, 1, T], False for padding; None attends to all tokens.
     """
     attention = layer.self_attn
     normed = _experts(layer.self_attn_layer_norm, streams)
@@ -73,18 +74,18 @@ def _run_layer(layer: EncoderLayer, streams: Streams, mask: Tensor | None, first
 
 
 def _experts(module: MultiwayNetwork, streams: Streams) -> Streams:
-    """Every token through its own expert."""
+    """Apply to every token its own expert."""
     return {name: getattr(module, name)(x) for name, x in streams.items()}
 
 
 def _heads(attention: MultiheadAttention, projection: MultiwayNetwork, streams: Streams) -> Tensor:
-    """Project all tokens and divide their width among the heads: [N, heads, T, D / heads]."""
+    """Project all tokens and split their width into heads: [N, heads, T, D / heads]."""
     tokens = torch.cat(list(_experts(projection, streams).values()), dim=1)
     return tokens.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
 
 def _first(streams: Streams) -> Streams:
-    """The first token of all, [N, 1, D]."""
+    """The first token, [N, 1, D], in a stream of its own."""
     name, tokens = next(iter(streams.items()))
     return {name: tokens[:, :1]}
 

@@ -21,11 +21,11 @@ BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
 
 
 class BEiT3Tokenizer:
-    """Texts to padded token ids.
+    """Turns texts into padded token ids.
 
     Args:
         model_file: the sentencepiece file, `beit3.spm` for the public weights.
-        max_tokens: longest prompt, both end tokens included; longer ones are cut before the end token.
+        max_tokens: most tokens of a prompt, both end tokens included; a longer one is cut before the end token.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,7 +36,7 @@ class BEiT3Tokenizer:
         if not Path(model_file).is_file():
             raise FileNotFoundError(
                 f"tokenizer file {model_file} not found; for the public weights `python weights/download.py "
-                "beit3_tokenizer` fetches beit3.spm, MODEL.PROMPT_ENCODER.TOKENIZER says where it is, from the folder "
+                "beit3_tokenizer` fetches beit3.spm; MODEL.PROMPT_ENCODER.TOKENIZER is its path, from the folder that "
                 "you run in"
             )
         try:
@@ -46,24 +46,21 @@ class BEiT3Tokenizer:
         self.max_tokens = max_tokens
 
     def encode(self, prompt: str) -> list[int]:
-        """One text to `<s> pieces </s>`."""
+        """Encode one text as `<s> pieces </s>`."""
         pieces = self.pieces.encode(prompt)
         unknown = self.pieces.unk_id()
         ids = [UNKNOWN_ID if piece == unknown else piece + 1 for piece in pieces]
         if len(ids) > self.max_tokens - 2:
             logger.warning(
-                "prompt %.40r... has %d tokens; only the first %d count",
-                prompt,
-                len(ids),
-                self.max_tokens - 2,
+                "prompt %.40r... has %d tokens; only the first %d count", prompt, len(ids), self.max_tokens - 2
             )
         return [BOS_ID, *ids[: self.max_tokens - 2], EOS_ID]
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """P texts to ids [P, L], L the longest of them, padded with 1 on the right.
+        """Encode P texts as ids [P, L], L tokens of the longest, padded with 1 on the right.
 
         Raises:
-            ValueError: a prompt that is empty or no text.
+            ValueError: a prompt is empty or not a text.
         """
         check_prompts(prompts)
         ids = [torch.tensor(self.encode(prompt)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Stands where the prompt encoder would be when all prompt embeddings come from a feature cache."""
+"""Takes the prompt encoder's place when all prompt embeddings come from a feature cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, 
 
 @PROMPT_ENCODER_REGISTRY.register()
 class CachedPromptEncoder(PromptEncoder):
-    """Knows the width of the embeddings and can encode nothing; takes no memory and needs no weights."""
+    """Has the width of the embeddings and no weights; raises ValueError when asked to encode."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
