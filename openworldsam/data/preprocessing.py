@@ -1,6 +1,6 @@
-"""Read images and resize them for the encoders.
+"""Read images.
 
-Shapes: H, W image size; S side of an encoder's square input. Images are RGB uint8, channels first
+Shapes: H, W image size. Images are RGB uint8, channels first
 ([3, H, W]) as tensors and channels last ([H, W, 3]) as arrays.
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 
 ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
 
@@ -77,26 +76,3 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-
-
-def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash an image to SAM2's input size, bilinearly, as uint8 arithmetic does it.
-
-    A horizontal pass and then a vertical one, each rounded half up, on every device. Without antialiasing and for a
-    size that is a power of two this equals `F.interpolate` on a uint8 CPU tensor, bit for bit (for other sizes its
-    16-bit weights make it one or two grey levels off); rounding only once differs in a fifth of the pixels.
-
-    Args:
-        image: uint8 [3, H, W].
-        size: side S of the result in pixels.
-        antialias: average over the source pixels when shrinking.
-
-    Returns:
-        float [3, S, S] with whole values 0..255.
-    """
-    rows = F.interpolate(
-        image[None].float(), (image.shape[1], size), mode="bilinear", align_corners=False, antialias=antialias
-    )
-    rows = torch.floor(rows + 0.5)
-    both = F.interpolate(rows, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
-    return torch.floor(both + 0.5)[0]

@@ -14,9 +14,33 @@ from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 STRIDE = 16
 """Input pixels per position of the feature map, along each side."""
+
+
+def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
+    """Squash an image to SAM2's input size, bilinearly, as uint8 arithmetic does it.
+
+    A horizontal pass and then a vertical one, each rounded half up, on every device. Without antialiasing and for a
+    size that is a power of two this equals `F.interpolate` on a uint8 CPU tensor, bit for bit (for other sizes its
+    16-bit weights make it one or two grey levels off); rounding only once differs in a fifth of the pixels.
+
+    Args:
+        image: uint8 [3, H, W].
+        size: side S of the result in pixels.
+        antialias: average over the source pixels when shrinking.
+
+    Returns:
+        float [3, S, S] with whole values 0..255.
+    """
+    rows = F.interpolate(
+        image[None].float(), (image.shape[1], size), mode="bilinear", align_corners=False, antialias=antialias
+    )
+    rows = torch.floor(rows + 0.5)
+    both = F.interpolate(rows, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return torch.floor(both + 0.5)[0]
 
 
 class ImageFeatures(NamedTuple):

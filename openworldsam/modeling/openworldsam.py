@@ -16,11 +16,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from openworldsam.data.preprocessing import resize_for_sam2
 from openworldsam.inference import TASKS, InferenceOptions, Queries, Question, infer, refine
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
 from openworldsam.modeling.criterion import Criterion
-from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder
+from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder, resize_for_sam2
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
 

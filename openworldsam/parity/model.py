@@ -17,9 +17,10 @@ from torch import Tensor
 from openworldsam.checkpoint import convert_released, load_weights
 from openworldsam.checkpoint.released import released_name
 from openworldsam.config import load_config
-from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
+from openworldsam.data.preprocessing import read_image, to_tensor
 from openworldsam.inference import InferenceOptions, Queries, Question, infer, semantic_scores
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.image_encoder import resize_for_sam2
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.parity.checks import (
     Check,

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from openworldsam.data.datasets.coco import CATEGORIES
-from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
+from openworldsam.data.preprocessing import read_image, to_tensor
 from openworldsam.inference import Queries, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import DecoderTokens
+from openworldsam.modeling.image_encoder import resize_for_sam2
 
 
 class State:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from openworldsam.data.preprocessing import read_image, resize_for_sam2, to_tensor
+from openworldsam.data.preprocessing import read_image, to_tensor
+from openworldsam.modeling.image_encoder import resize_for_sam2
 from openworldsam.modeling.prompt_encoders.beit3 import resize_for_beit3
 
 SIZES = [(1, 1), (1, 7), (7, 1), (5, 3), (33, 17), (64, 64), (63, 65), (97, 201), (427, 640), (3, 999), (999, 2)]

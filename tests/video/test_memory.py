@@ -9,7 +9,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from openworldsam.checkpoint import read_weights
-from openworldsam.data.preprocessing import resize_for_sam2, to_tensor
+from openworldsam.data.preprocessing import to_tensor
+from openworldsam.modeling.image_encoder import resize_for_sam2
 from openworldsam.video.memory import SAM2Memory, _memory_attention, _memory_encoder, read_video_weights
 
 SIZE = (96, 160)
