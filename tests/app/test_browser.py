@@ -1,4 +1,4 @@
-"""The page in a real browser, as people use it. Screenshots lie in pytest's folder of the test: look at them."""
+"""The page in a real browser. Each test leaves screenshots in its folder."""
 
 import base64
 import io
@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import zipfile
-from threading import Lock
 
 import numpy as np
 import pytest
@@ -17,25 +16,24 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 from openworldsam.app.actions import SLIDERS  # noqa: E402
 from openworldsam.app.command import serve  # noqa: E402
-from openworldsam.app.session import Session  # noqa: E402
 from openworldsam.app.uploads import MAX_BYTES  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120_000
-"""Milliseconds: the machine may be busy."""
+"""Timeout in milliseconds; the machine may be busy."""
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the server puts uploads."""
+    """The server's folder for uploads."""
     return tmp_path_factory.mktemp("uploads")
 
 
 @pytest.fixture(scope="module")
 def address(shapes, folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
+        patch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards
         page = serve(shapes, "127.0.0.1", None, folder)
         yield page.local_url
         page.close()
@@ -51,37 +49,47 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Make a visitor: a page of its own browser profile that asks nobody but the server."""
-    contexts = []
+    """Make a visitor: a page in its own browser profile, which may contact no other server."""
+    contexts, elsewhere = [], []
+
+    def watch(request):
+        if not request.url.startswith((address, "data:", "blob:")):
+            elsewhere.append(request.url)
 
     def make():
         contexts.append(browser.new_context(viewport={"width": 1280, "height": 1000}))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: elsewhere.append(request.url) if _is_elsewhere(request.url, address) else 0)
+        page.on("request", watch)
         page.goto(address)
         page.locator("#ask").wait_for()
         return page
 
-    elsewhere = []
     yield make
     for context in contexts:
         context.close()
     assert not elsewhere
 
 
-def _is_elsewhere(url, address):
-    return not url.startswith((address, "data:", "blob:"))
+@pytest.fixture
+def images(scenes, tmp_path):
+    """Two image files."""
+    paths = {task: tmp_path / f"{task}.png" for task in ("instance", "panoptic")}
+    for task, path in paths.items():
+        Image.fromarray(scenes[task].image).save(path)
+    return paths
 
 
 @pytest.fixture
-def pictures(scenes, tmp_path):
-    """Files of two pictures."""
-    paths = {}
-    for task in ("instance", "panoptic"):
-        paths[task] = tmp_path / f"{task}.png"
-        Image.fromarray(scenes[task].image).save(paths[task])
-    return paths
+def answered(begin, shapes):
+    """Make a session with an example image and the answer that the page should show."""
+
+    def ask(scene, prompts, task="instance"):
+        session = begin(scene)
+        session.ask(prompts, task, {name: getattr(shapes.model.inference, name) for name in SLIDERS})
+        return session
+
+    return ask
 
 
 def files(folder):
@@ -104,38 +112,38 @@ def ask(page, prompts):
     page.locator("#ask").click()
 
 
+def source(page):
+    return page.locator("#canvas img").get_attribute("src")
+
+
 def canvas(page):
-    """The picture that is seen, uint8 [h, w, 3]."""
-    source = page.locator("#canvas img").get_attribute("src")
-    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))
+    """The image shown, uint8 [h, w, 3]."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(source(page).partition(",")[2]))).convert("RGB"))
+
+
+def wait_for_another_image(page, old):
+    page.wait_for_function("old => document.querySelector('#canvas img').src !== old", arg=old)
 
 
 def click(page, x, y):
-    """Click at a pixel of a scene of 192."""
+    """Click at a pixel of a scene of 192 x 192 pixels."""
     box = page.locator("#canvas img").bounding_box()
     side = min(box["width"], box["height"])
     left, top = (box["width"] - side) / 2, (box["height"] - side) / 2
     page.locator("#canvas img").click(position={"x": left + x * side / 192, "y": top + y * side / 192})
 
 
-def alone(shapes, image, prompts):
-    """The picture that somebody sees who has the model alone."""
-    session = Session(shapes, Lock(), image, "alone.png")
-    session.ask(prompts, "instance", {"score_threshold": 0.7, "nms_threshold": 0.5})
-    return session
-
-
-def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, folder, tmp_path):
+def test_upload_prompt_result_refine_download(visit, answered, scenes, images, folder, tmp_path):
     page, before = visit(), files(folder)
     page.screenshot(path=tmp_path / "1_empty.png")
-    upload(page, pictures["instance"])
+    upload(page, images["instance"])
     says(page, "now type")
     assert files(folder) == before
     page.screenshot(path=tmp_path / "2_upload.png")
 
-    example = scenes["instance"]
-    ask(page, example.prompts)
-    expected = alone(shapes, example.image, example.prompts)
+    prompts = scenes["instance"].prompts
+    ask(page, prompts)
+    expected = answered("instance", prompts)
     says(page, expected.shown.summary)
     assert np.array_equal(canvas(page), expected.drawn())
     page.screenshot(path=tmp_path / "3_result.png", full_page=True)
@@ -152,7 +160,7 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     single = canvas(page)
     page.get_by_label("Remove").check()
     click(page, x + 12, y)
-    page.wait_for_function("old => document.querySelector('#canvas img').src !== old", arg=_source(page))
+    wait_for_another_image(page, source(page))
     assert not np.array_equal(canvas(page), single)
     page.screenshot(path=tmp_path / "5_refined.png", full_page=True)
     with page.expect_download(timeout=PATIENCE) as download:
@@ -161,13 +169,13 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     with zipfile.ZipFile(download.value.path()) as archive:
         assert archive.namelist() == ["instance.json", "instance_ids.png", "instance_overlay.png"]
         content = json.loads(archive.read("instance.json"))
-    assert [category["name"] for category in content["categories"]] == example.prompts
+    assert [category["name"] for category in content["categories"]] == prompts
     areas = [annotation["area"] for annotation in content["annotations"]]
     assert len(areas) == len(expected.shown.masks) and areas != expected.shown.masks.sum(axis=(1, 2)).tolist()
 
-    source = _source(page)
+    refined = source(page)
     page.locator("#undo").click()
-    page.wait_for_function("old => document.querySelector('#canvas img').src !== old", arg=source)
+    wait_for_another_image(page, refined)
     assert np.array_equal(canvas(page), single)
 
     page.locator("#score_threshold input[type=number]").fill("1")
@@ -177,16 +185,12 @@ def test_upload_prompt_result_refine_download(visit, shapes, scenes, pictures, f
     assert files(folder) == before
 
 
-def _source(page):
-    return page.locator("#canvas img").get_attribute("src")
-
-
-def test_what_goes_wrong_is_said(visit, pictures, folder, tmp_path):
+def test_errors_are_messages(visit, folder, tmp_path):
     page, before = visit(), files(folder)
     ask(page, ["circle"])
     says(page, "there is no image")
     notes, large = tmp_path / "notes.txt", tmp_path / "large.png"
-    notes.write_text("no picture")
+    notes.write_text("no image")
     upload(page, notes)
     says(page, "notes.txt is not a readable image")
     page.screenshot(path=tmp_path / "1_wrong_file.png")
@@ -200,26 +204,24 @@ def test_what_goes_wrong_is_said(visit, pictures, folder, tmp_path):
     page.screenshot(path=tmp_path / "2_too_large.png")
 
 
-def test_two_at_once_see_their_own(visit, shapes, scenes, pictures, folder, tmp_path):
-    before, pages = files(folder), {task: visit() for task in pictures}
+def test_two_visitors_at_once_see_their_own(visit, answered, images, folder, tmp_path):
+    before, pages = files(folder), {task: visit() for task in images}
     for task, page in pages.items():
-        upload(page, pictures[task])
+        upload(page, images[task])
     for page in pages.values():
         says(page, "now type")
     for page in pages.values():
         ask(page, ["square", "ring"])
     for task, page in pages.items():
-        expected = alone(shapes, scenes[task].image, ["square", "ring"])
+        expected = answered(task, ["square", "ring"])
         says(page, re.escape(expected.shown.summary))
         assert np.array_equal(canvas(page), expected.drawn())
         page.screenshot(path=tmp_path / f"{task}.png", full_page=True)
     assert files(folder) == before
 
 
-def test_an_example(visit, shapes, scenes, tmp_path):
-    page, example = visit(), scenes["panoptic"]
-    expected = Session(shapes, Lock(), example.image, "alone.png")
-    expected.ask(example.prompts, "panoptic", {name: getattr(shapes.model.inference, name) for name in SLIDERS})
+def test_an_example(visit, answered, scenes, tmp_path):
+    page, expected = visit(), answered("panoptic", scenes["panoptic"].prompts, "panoptic")
     page.locator("#examples button").nth(0).click()
     says(page, expected.shown.summary)
     page.locator("#overlap_threshold").wait_for()

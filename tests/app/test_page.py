@@ -1,4 +1,4 @@
-"""The page's actions, and what its server does; test_browser.py touches the page itself."""
+"""The page's actions and its server; test_browser.py tests the page itself."""
 
 import socket
 from pathlib import Path
@@ -25,7 +25,7 @@ def actions(shapes):
 
 @pytest.fixture
 def upload(scenes, tmp_path):
-    """A file where Gradio puts it, in a folder of its own."""
+    """A file in its own folder, as Gradio stores it."""
     path = tmp_path / "hash/mine.png"
     path.parent.mkdir()
     Image.fromarray(scenes["instance"].image).save(path)
@@ -45,10 +45,10 @@ def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
     assert not upload.parent.exists()
 
 
-def test_a_wrong_file_is_deleted_and_the_picture_before_stays(actions, session, tmp_path):
+def test_a_wrong_file_is_deleted_and_the_old_image_stays(actions, session, tmp_path):
     path = tmp_path / "hash/<b>notes.txt"
     path.parent.mkdir()
-    path.write_text("no picture")
+    path.write_text("no image")
     with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a readable image"):
         _, kept, _, _, message = actions.open(str(path), session)
     assert kept is session and message.startswith("<b>notes.txt is not a readable image")
@@ -57,7 +57,7 @@ def test_a_wrong_file_is_deleted_and_the_picture_before_stays(actions, session, 
         assert actions.open(str(path), None)[1] is None
 
 
-def test_a_question_and_what_is_clicked(actions, upload, scenes):
+def test_a_question_and_clicks(actions, upload, scenes):
     session = actions.open(str(upload), None)[1]
     _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
     assert len(table) == 3 and message == session.shown.summary
@@ -83,28 +83,28 @@ def test_examples_are_opened_with_their_question(actions):
     assert {example.task for example in actions.examples} == TASK_THRESHOLDS.keys()
 
 
-def test_controls_before_there_is_a_picture(actions):
+def test_controls_before_there_is_an_image(actions):
     assert actions.ask_again(None, ["cat"], "instance", *USUAL) == [None, None, [], ""]
     for act in (lambda: actions.ask(None, ["cat"], "instance", *USUAL)[3], lambda: actions.save(None)[1]):
         with pytest.warns(UserWarning, match="there is no image"):
             assert act() == "there is no image: drop one, or choose an example"
 
 
-def test_what_nobody_foresaw_has_a_message_too(actions, session, monkeypatch, caplog):
+def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog):
     monkeypatch.setattr(session, "_predictor", None)
     with pytest.warns(UserWarning, match="went wrong on the server"):
         assert "went wrong on the server" in actions.ask(session, ["cat"], "instance", *USUAL)[3]
     assert "AttributeError" in caplog.text
 
 
-def test_thresholds_begin_where_the_config_has_them(shapes, tmp_path, monkeypatch):
+def test_sliders_start_at_the_values_of_the_config(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     sliders = {block.elem_id: block for block in build(shapes).blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
 
 
-def test_it_listens_to_this_machine_alone_unless_told_otherwise():
+def test_it_listens_to_this_machine_only_by_default():
     assert parse_args([]).host == "127.0.0.1" and parse_args(["--host", "0.0.0.0"]).host == "0.0.0.0"
 
 

@@ -1,17 +1,18 @@
-"""What one person does on the page, without the page."""
+"""Sessions without the page."""
 
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Lock, Thread
+from threading import Lock
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
+from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, with_clicks
 from openworldsam.checkpoint import provenance
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
@@ -37,9 +38,8 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("task", TASK_THRESHOLDS)
-def test_the_answer_is_the_predictors(shapes, scenes, task):
-    example = scenes[task]
-    session = Session(shapes, Lock(), example.image, example.name)
+def test_the_answer_is_the_predictors(begin, shapes, scenes, task):
+    example, session = scenes[task], begin(task)
     session.ask([example.prompts[0], *(f" {prompt} " for prompt in example.prompts)], task, USUAL)
     shapes.set_image(example.image)
     options = {name: USUAL[name] for name in TASK_THRESHOLDS[task]}
@@ -49,7 +49,6 @@ def test_the_answer_is_the_predictors(shapes, scenes, task):
 
 
 def test_thresholds_move_without_the_model(asked, monkeypatch):
-    """What passes is chosen among masks that there are."""
     scores = asked.shown.scores
     for name in ("encode_images", "encode_prompts", "queries"):
         monkeypatch.setattr(asked._predictor.model, name, None)
@@ -151,9 +150,9 @@ def test_a_click_that_cannot_be_changes_nothing(asked):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_a_corrected_mask_takes_pixels_from_the_others(shapes, scenes, task):
-    """No two masks get a pixel in common; with the click, what it took comes back."""
-    session = Session(shapes, Lock(), scenes["panoptic"].image, "scene.png")
+def test_a_corrected_mask_takes_pixels_from_the_others(begin, scenes, task):
+    """Masks never overlap; undoing the click returns the pixels."""
+    session = begin("panoptic")
     session.ask(scenes["panoptic"].prompts, task, {**USUAL, "score_threshold": 0.5})
     before = session.shown
     areas = before.masks.sum(axis=(1, 2))
@@ -190,9 +189,9 @@ def test_masks_take_pixels_from_each_other(predicted):
     assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
 
 
-def test_marks_say_what_is_stuff(shapes, scenes):
-    """Unmarked, sky is stuff and a circle is not."""
-    session = Session(shapes, Lock(), scenes["panoptic"].image, "scene.png")
+def test_marks_overrule_what_is_stuff(begin):
+    """Without marks sky is stuff and a circle is a thing."""
+    session = begin("panoptic")
     session.ask(["stuff: circle", "thing: Sky", "grass"], "panoptic", {**USUAL, "score_threshold": 0.0})
     things = dict(zip(session.shown.prompt_index.tolist(), session.shown.is_thing.tolist(), strict=True))
     assert session.shown.prompts == ("circle", "Sky", "grass") and things == {0: False, 1: True, 2: False}
@@ -223,25 +222,19 @@ def test_bad_questions(session, prompts, task, message):
     assert session.shown is None
 
 
-def test_two_people_at_once_get_their_own(shapes, scenes):
-    """Each has the answers of a person alone, whatever the order of the threads."""
-    lock, names = Lock(), ("instance", "panoptic")
-    alone = {name: Session(shapes, Lock(), scenes[name].image, name) for name in names}
-    for session in alone.values():
+def test_two_visitors_at_once_get_their_own(begin):
+    """Each gets the answer of a lone visitor, whatever the order of the threads."""
+
+    def visit(name, lock=None):
+        session = begin(name, lock)
         session.ask(["square", "circle"], "instance", USUAL)
-    visits = {}
+        return session.shown
 
-    def visit(name):
-        visits[name] = Session(shapes, lock, scenes[name].image, name)
-        visits[name].ask(["square", "circle"], "instance", USUAL)
-
-    threads = [Thread(target=visit, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(same(visits[name].shown, alone[name].shown) for name in names)
-    assert not same(alone["instance"].shown, alone["panoptic"].shown)
+    lock, names = Lock(), ("instance", "panoptic")
+    alone = [visit(name) for name in names]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(visit, names, [lock, lock]))
+    assert all(map(same, together, alone)) and not same(*alone)
 
 
 def test_the_archive_holds_what_is_shown(asked, tmp_path):

@@ -7,31 +7,25 @@ from openworldsam.app.uploads import discard, read_upload, sweep
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture of 30 x 20 pixels."""
+def upload(tmp_path):
+    """An image of 30 x 20 pixels."""
     path = tmp_path / "mine.png"
     Image.new("RGB", (30, 20), (1, 2, 3)).save(path)
     return path
 
 
-def test_a_picture_is_read(picture):
-    assert np.array_equal(read_upload(picture), np.full((20, 30, 3), (1, 2, 3), np.uint8))
-
-
-def test_pixels_are_limited(picture, monkeypatch):
-    monkeypatch.setattr(uploads, "MAX_PIXELS", 600)
-    read_upload(picture)
-    monkeypatch.setattr(uploads, "MAX_PIXELS", 599)
-    with pytest.raises(ValueError, match=r"^mine.png has 30 x 20 pixels; the limit is 0.000599 million"):
-        read_upload(picture)
-
-
-def test_bytes_are_limited(picture, monkeypatch):
-    monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size)
-    read_upload(picture)
-    monkeypatch.setattr(uploads, "MAX_BYTES", picture.stat().st_size - 1)
-    with pytest.raises(ValueError, match=r"^mine.png has .* MB; the limit"):
-        read_upload(picture)
+def test_pixels_and_bytes_are_limited(upload, monkeypatch):
+    size = upload.stat().st_size
+    for name, limit, message in (
+        ("MAX_PIXELS", 600, r"^mine.png has 30 x 20 pixels; the limit is 0.000599 million"),
+        ("MAX_BYTES", size, r"^mine.png has .* MB; the limit"),
+    ):
+        monkeypatch.setattr(uploads, name, limit)
+        assert np.array_equal(read_upload(upload), np.full((20, 30, 3), (1, 2, 3), np.uint8))
+        monkeypatch.setattr(uploads, name, limit - 1)
+        with pytest.raises(ValueError, match=message):
+            read_upload(upload)
+        monkeypatch.undo()
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
@@ -42,16 +36,16 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no picture at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
+    "content", [b"", b"no image at all", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
 )
-def test_no_picture(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "notes.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^notes.png is not a readable image; use PNG, JPEG"):
         read_upload(path)
 
 
-def test_a_truncated_picture_is_told_without_where_it_lies(photograph, tmp_path):
+def test_a_truncated_image_is_named_without_its_folder(photograph, tmp_path):
     path = tmp_path / "half.png"
     path.write_bytes(photograph.read_bytes()[:10_000])
     with pytest.raises(ValueError, match=r"^half.png is not a readable image") as caught:
@@ -59,7 +53,7 @@ def test_a_truncated_picture_is_told_without_where_it_lies(photograph, tmp_path)
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_uploads_that_no_request_took_away_are_deleted(tmp_path):
+def test_uploads_that_no_request_took_are_deleted(tmp_path):
     (tmp_path / "hash").mkdir()
     example, left = tmp_path / "hash/example.png", tmp_path / "hash/left.png"
     for path in (example, left):

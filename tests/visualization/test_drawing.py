@@ -1,18 +1,13 @@
-"""What the pictures of predictions promise: places, colours, counts, edge cases and speed, not pixels."""
-
-from __future__ import annotations
+"""Properties of drawings: places, colours, counts, edge cases and speed, not pixels."""
 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from openworldsam.visualization.drawing import (
     LabelledMasks,
@@ -27,23 +22,22 @@ from openworldsam.visualization.drawing import (
 from openworldsam.visualization.legend import legend_rows, mask_colors, prompt_colors
 
 
-def picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+def noise(width, height, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def predict(
-    masks: NDArray[np.bool_],
-    prompts: Sequence[str] = ("cat",),
-    index: Sequence[int] | None = None,
-    task: str = "instance",
-) -> LabelledMasks:
-    count = len(masks)
-    index = [0] * count if index is None else index
-    scores = np.linspace(0.99, 0.39, count, dtype=np.float32)
+def labelled(masks, prompts=("cat",), index=None, task="instance"):
+    """Masks with falling scores, by default of the first prompt."""
+    index = [0] * len(masks) if index is None else index
+    scores = np.linspace(0.99, 0.39, len(masks), dtype=np.float32)
     return LabelledMasks(task, tuple(prompts), masks, scores, np.array(index, dtype=np.int64))
 
 
-def discs(width: int, height: int, count: int, radius: int, seed: int = 0) -> NDArray[np.bool_]:
+def nothing(width, height, prompts=("cat",)):
+    return labelled(np.zeros((0, height, width), dtype=bool), prompts)
+
+
+def discs(width, height, count, radius, seed=0):
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, height, width), dtype=np.uint8)
     for mask in masks:
@@ -51,19 +45,19 @@ def discs(width: int, height: int, count: int, radius: int, seed: int = 0) -> ND
     return masks.astype(bool)
 
 
-def test_pixels_away_from_masks_and_labels_stay() -> None:
-    image = picture(640, 480)
+def test_pixels_away_from_masks_and_labels_are_unchanged():
+    image = noise(640, 480)
     masks = np.zeros((1, 480, 640), dtype=bool)
     masks[0, 100:300, 100:400] = True
-    drawn = draw_prediction(image, predict(masks))
+    drawn = draw_prediction(image, labelled(masks))
     assert drawn.dtype == np.uint8 and drawn.shape[0] == 480 and drawn.shape[1] > 640
     touched = cv2.dilate(masks[0].astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
     np.testing.assert_array_equal(drawn[:, :640][~touched], image[~touched])
     assert (drawn[:, :640][masks[0]] != image[masks[0]]).any(axis=-1).mean() > 0.9
 
 
-def test_masks_alone_are_the_prediction_without_its_legend_and_labels_may_go_without_scores() -> None:
-    image, prediction = picture(640, 480), predict(discs(640, 480, 2, 6))
+def test_draw_masks_is_draw_prediction_without_legend_and_by_default_without_scores():
+    image, prediction = noise(640, 480), labelled(discs(640, 480, 2, 6))
     with_scores = draw_masks(image, prediction, scores=True)
     np.testing.assert_array_equal(draw_prediction(image, prediction)[:, :640], with_scores)
     without = draw_masks(image, prediction)
@@ -74,8 +68,8 @@ def test_masks_alone_are_the_prediction_without_its_legend_and_labels_may_go_wit
     assert draw_masks(image, prediction, max_side=320).shape == (240, 320, 3)
 
 
-def test_inputs_are_not_modified_and_drawing_is_deterministic() -> None:
-    image, prediction = picture(500, 400), predict(discs(500, 400, 5, 60))
+def test_inputs_are_not_modified_and_drawing_is_deterministic():
+    image, prediction = noise(500, 400), labelled(discs(500, 400, 5, 60))
     before = image.copy(), prediction.masks.copy()
     first, second = draw_prediction(image, prediction), draw_prediction(image, prediction)
     np.testing.assert_array_equal(first, second)
@@ -83,19 +77,19 @@ def test_inputs_are_not_modified_and_drawing_is_deterministic() -> None:
     np.testing.assert_array_equal(prediction.masks, before[1])
 
 
-def test_the_higher_score_is_on_top() -> None:
+def test_the_higher_score_is_on_top():
     image = np.zeros((480, 640, 3), dtype=np.uint8)
     masks = np.ones((2, 480, 640), dtype=bool)
     masks[0, :, 320:] = False
     for order in ([0, 1], [1, 0]):
-        prediction = predict(masks[order], ("left", "all"), order, "semantic")
+        prediction = labelled(masks[order], ("left", "all"), order, "semantic")
         drawn = draw_prediction(image, prediction, alpha=1.0)
-        left = 0 if order == [0, 1] else 1  # predict() gives the first mask the higher score
+        left = 0 if order == [0, 1] else 1  # labelled() gives the first mask the higher score
         np.testing.assert_array_equal(drawn[400, 60], prompt_colors(2)[left])
         np.testing.assert_array_equal(drawn[400, 580], prompt_colors(2)[1])
 
 
-def test_labels_neither_overlap_nor_leave_the_picture() -> None:
+def test_labels_neither_overlap_nor_leave_the_image():
     rng = np.random.default_rng(0)
     anchors = [(int(rng.integers(600)), int(rng.integers(400))) for _ in range(150)]
     sizes = [(int(rng.integers(20, 120)), 18) for _ in anchors]
@@ -108,19 +102,19 @@ def test_labels_neither_overlap_nor_leave_the_picture() -> None:
         assert one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
 
 
-def test_a_lone_label_is_centred_on_its_anchor_and_pushed_inside_at_the_edge() -> None:
+def test_a_lone_label_is_centred_on_its_anchor_and_pushed_inside_at_the_edge():
     assert place_labels([(100, 50)], [(40, 10)], (200, 100)) == [(80, 45, 120, 55)]
     assert place_labels([(199, 0)], [(40, 10)], (200, 100)) == [(160, 0, 200, 10)]
 
 
-def test_a_label_without_room_is_dropped() -> None:
+def test_a_label_without_room_is_dropped():
     assert place_labels([(5, 5)], [(40, 10)], (30, 100)) == [None]
     first, second = place_labels([(20, 5), (20, 5)], [(40, 10), (40, 10)], (40, 12))
     assert first is not None and second is None
     assert place_labels([], [], (30, 100)) == []
 
 
-def test_pole_lies_inside_a_ring_and_in_the_middle_of_a_bar() -> None:
+def test_pole_lies_inside_a_ring_and_in_the_middle_of_a_bar():
     ring = np.zeros((101, 101), dtype=np.uint8)
     cv2.circle(ring, (50, 50), 40, (1,), -1)
     cv2.circle(ring, (50, 50), 25, (0,), -1)
@@ -129,7 +123,7 @@ def test_pole_lies_inside_a_ring_and_in_the_middle_of_a_bar() -> None:
     assert pole_of_inaccessibility(np.ones((11, 101), dtype=bool)) == (50, 5)
 
 
-def test_palette_is_distinct_deterministic_and_stable_under_more_prompts() -> None:
+def test_palette_is_distinct_deterministic_and_stable_under_more_prompts():
     assert len(set(prompt_colors(500))) == 500
     assert prompt_colors(20) == prompt_colors(500)[:20]
     closest = min(np.abs(np.subtract(a, b)).sum() for a, b in combinations(prompt_colors(7), 2))
@@ -137,41 +131,41 @@ def test_palette_is_distinct_deterministic_and_stable_under_more_prompts() -> No
 
 
 @pytest.mark.parametrize("task", ["semantic", "referring"])
-def test_one_colour_per_prompt(task: str) -> None:
-    prediction = predict(np.ones((4, 8, 8), dtype=bool), ("a", "b"), [0, 1, 0, 1], task)
+def test_one_colour_per_prompt(task):
+    prediction = labelled(np.ones((4, 8, 8), dtype=bool), ("a", "b"), [0, 1, 0, 1], task)
     assert mask_colors(prediction) == prompt_colors(2) * 2
 
 
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
-def test_instances_of_a_prompt_get_distinct_shades_near_its_colour(task: str) -> None:
-    prediction = predict(np.ones((30, 8, 8), dtype=bool), ("a", "b"), [0, 1] * 15, task)
+def test_instances_of_a_prompt_get_distinct_shades_near_its_colour(task):
+    prediction = labelled(np.ones((30, 8, 8), dtype=bool), ("a", "b"), [0, 1] * 15, task)
     colors = mask_colors(prediction)
     assert colors[:2] == prompt_colors(2) and len(set(colors)) == 30
     blue_minus_red = np.array(colors)[:, 2] - np.array(colors)[:, 0]
     assert (blue_minus_red[::2] > 0).all() and (blue_minus_red[1::2] < 0).all()
 
 
-def test_legend_counts_masks_and_keeps_prompts_without_any() -> None:
-    prediction = predict(np.ones((3, 8, 8), dtype=bool), ("a", "b", "c"), [2, 0, 2])
+def test_legend_counts_masks_and_keeps_prompts_without_any():
+    prediction = labelled(np.ones((3, 8, 8), dtype=bool), ("a", "b", "c"), [2, 0, 2])
     rows = legend_rows(prediction)
     assert [(row.prompt, row.count) for row in rows] == [("a", 1), ("b", 0), ("c", 2)]
     assert [row.summary for row in rows] == ["1 mask, 0.69", "no mask", "2 masks, best 0.99"]
     assert [len(row.shades) for row in rows] == [1, 1, 2]
 
 
-def test_legend_goes_below_wide_pictures_and_beside_others() -> None:
-    wide = draw_prediction(picture(900, 300), predict(np.zeros((0, 300, 900), dtype=bool)))
-    tall = draw_prediction(picture(300, 900), predict(np.zeros((0, 900, 300), dtype=bool)))
+def test_legend_goes_below_wide_images_and_beside_others():
+    wide = draw_prediction(noise(900, 300), nothing(900, 300))
+    tall = draw_prediction(noise(300, 900), nothing(300, 900))
     assert wide.shape[1] == 900 and wide.shape[0] > 300
     assert tall.shape[0] == 900 and tall.shape[1] > 300
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 300)])
-def test_legend_of_500_prompts_stays_bounded(width: int, height: int) -> None:
+def test_legend_of_500_prompts_stays_bounded(width, height):
     masks = np.zeros((1, height, width), dtype=bool)
     masks[0, 50:99, 50:99] = True
     prompts = [f"{n} " + "word " * 200 for n in range(500)]
-    drawn = draw_prediction(picture(width, height), predict(masks, prompts, [499]))
+    drawn = draw_prediction(noise(width, height), labelled(masks, prompts, [499]))
     assert drawn.shape[0] <= 2 * height and drawn.shape[1] <= 2 * width
 
 
@@ -179,83 +173,76 @@ def test_legend_of_500_prompts_stays_bounded(width: int, height: int) -> None:
     ("width", "height"),
     [(64, 48), (1, 1), (1, 500), (3, 2000), (449, 448), (20000, 10), (10, 20000), (40000, 3), (4000, 3000)],
 )
-def test_any_size_gives_a_picture_of_bounded_size(width: int, height: int) -> None:
+def test_any_size_gives_a_drawing_of_bounded_size(width, height):
     masks = np.zeros((3, height, width), dtype=bool)
     masks[0] = True
     masks[1, : height // 2 + 1, : width // 2 + 1] = True
     masks[2, -1, -1] = True
-    drawn = draw_prediction(picture(width, height), predict(masks, ("a", "b"), [0, 1, 0]))
+    drawn = draw_prediction(noise(width, height), labelled(masks, ("a", "b"), [0, 1, 0]))
     assert drawn.ndim == 3 and drawn.dtype == np.uint8
     assert 448 <= max(drawn.shape) <= 1600 + 700 and min(drawn.shape[:2]) >= 8
 
 
-def test_max_side_limits_the_picture() -> None:
-    drawn = draw_prediction(picture(800, 400), predict(discs(800, 400, 2, 50)), max_side=400)
+def test_max_side_limits_the_drawing():
+    drawn = draw_prediction(noise(800, 400), labelled(discs(800, 400, 2, 50)), max_side=400)
     assert drawn.shape[1] == 400
 
 
-def test_a_mask_below_a_pixel_of_the_canvas_stays_visible() -> None:
+def test_a_mask_below_a_pixel_of_the_canvas_stays_visible():
     image, masks = np.zeros((2000, 2000, 3), dtype=np.uint8), np.zeros((1, 2000, 2000), dtype=bool)
     masks[0, 1600, 400] = True
-    drawn = draw_prediction(image, predict(masks, ("",)), max_side=500)
+    drawn = draw_prediction(image, labelled(masks, ("",)), max_side=500)
     assert drawn[380:420, 80:120].any() and not drawn[:300, :500].any()
 
 
-def test_no_masks_leave_the_picture_as_it_is() -> None:
-    image = picture(600, 500)
-    drawn = draw_prediction(image, predict(np.zeros((0, 500, 600), dtype=bool), ("a", "b")))
-    np.testing.assert_array_equal(drawn[:, :600], image)
-    no_prompts = draw_prediction(image, predict(np.zeros((0, 500, 600), dtype=bool), ()))
-    np.testing.assert_array_equal(no_prompts[:, :600], image)
+def test_without_masks_the_image_is_unchanged():
+    image = noise(600, 500)
+    for prompts in (("a", "b"), ()):
+        drawn = draw_prediction(image, nothing(600, 500, prompts))
+        np.testing.assert_array_equal(drawn[:, :600], image)
 
 
 @pytest.mark.parametrize("prompt", ["", "猫", "кошка", "قطة", "🐈", "a\nb\tc\x00", "\ud800", "x" * 100_000])
-def test_any_prompt_can_be_drawn(prompt: str) -> None:
-    drawn = draw_prediction(picture(500, 400), predict(discs(500, 400, 2, 50), (prompt, "b"), [0, 1]))
+def test_any_prompt_can_be_drawn(prompt):
+    drawn = draw_prediction(noise(500, 400), labelled(discs(500, 400, 2, 50), (prompt, "b"), [0, 1]))
     assert drawn.shape[0] == 400
 
 
-def test_masks_that_cover_everything_and_each_other() -> None:
-    draw_prediction(picture(500, 400), predict(np.ones((200, 400, 500), dtype=bool)))
+def test_masks_that_cover_everything_and_each_other():
+    draw_prediction(noise(500, 400), labelled(np.ones((200, 400, 500), dtype=bool)))
 
 
 @pytest.mark.parametrize(
     "image",
-    [
-        np.zeros((0, 5, 3), np.uint8),
-        np.zeros((5, 0, 3), np.uint8),
-        np.zeros((5, 5), np.uint8),
-        np.zeros((5, 5, 4), np.uint8),
-        np.zeros((5, 5, 3), np.float32),
-    ],
+    [*(np.zeros(shape, np.uint8) for shape in ((0, 5, 3), (5, 0, 3), (5, 5), (5, 5, 4))), np.zeros((5, 5, 3))],
 )
-def test_bad_pictures_are_refused(image: NDArray[np.uint8]) -> None:
+def test_bad_images_are_refused(image):
     with pytest.raises(ValueError, match=r"need a non-empty uint8 \[H, W, 3\] image, got"):
-        draw_prediction(image, predict(np.zeros((0, 5, 5), dtype=bool)))
+        draw_prediction(image, nothing(5, 5))
     with pytest.raises(ValueError, match="image, got"):
         contact_sheet([("bad", image)], 1)
 
 
-def test_mismatching_predictions_are_refused() -> None:
-    image, masks = picture(7, 5), np.ones((2, 5, 7), dtype=bool)
+def test_mismatching_predictions_are_refused():
+    image, masks = noise(7, 5), np.ones((2, 5, 7), dtype=bool)
     with pytest.raises(ValueError, match=r"bool \[N, 5, 7\].*got bool \[2, 7, 5\]"):
-        draw_prediction(image, predict(masks.swapaxes(1, 2)))
+        draw_prediction(image, labelled(masks.swapaxes(1, 2)))
     with pytest.raises(ValueError, match=r"got uint8 \[2, 5, 7\]"):
-        draw_prediction(image, predict(masks.view(np.uint8).astype(np.uint8)))  # type: ignore[arg-type]
+        draw_prediction(image, labelled(masks.view(np.uint8).astype(np.uint8)))
     with pytest.raises(ValueError, match=r"each of 2 masks, got \[2\] and \[1\]"):
-        draw_prediction(image, predict(masks, index=[0]))
+        draw_prediction(image, labelled(masks, index=[0]))
     with pytest.raises(ValueError, match="prompt indices below 1, got 0 to 1"):
-        draw_prediction(image, predict(masks, index=[0, 1]))
+        draw_prediction(image, labelled(masks, index=[0, 1]))
 
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"alpha": float("nan")}, {"max_side": 63}])
-def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match="need 0 <= alpha <= 1 and max_side >= 64"):
-        draw_prediction(picture(7, 5), predict(np.ones((1, 5, 7), dtype=bool)), **options)
+        draw_prediction(noise(7, 5), labelled(np.ones((1, 5, 7), dtype=bool)), **options)
 
 
-def test_contact_sheet_holds_every_panel_unchanged() -> None:
-    panels = [(f"panel {n}", picture(60 + 10 * n, 40 + 5 * n, seed=n)) for n in range(5)]
+def test_contact_sheet_holds_every_panel_unchanged():
+    panels = [(f"panel {n}", noise(60 + 10 * n, 40 + 5 * n, seed=n)) for n in range(5)]
     sheet = contact_sheet(panels, 3)
     assert sheet.dtype == np.uint8 and sheet.shape[1] > 90 + 100 + 80 and sheet.shape[0] > 50 + 60
     for _, panel in panels:
@@ -264,26 +251,25 @@ def test_contact_sheet_holds_every_panel_unchanged() -> None:
     assert contact_sheet(panels[:1], 4).shape[1] < 100
 
 
-def test_contact_sheet_needs_panels_and_columns() -> None:
+def test_contact_sheet_needs_panels_and_columns():
     with pytest.raises(ValueError, match="got 0 and 1"):
         contact_sheet([], 1)
     with pytest.raises(ValueError, match="got 1 and 0"):
-        contact_sheet([("one", picture(5, 5))], 0)
+        contact_sheet([("one", noise(5, 5))], 0)
 
 
-def test_a_crowd_is_drawn_in_time() -> None:
-    image, prediction = picture(1000, 700), predict(discs(1000, 700, 60, 60), ("a", "b"), [0, 1] * 30)
+def test_a_crowd_is_drawn_in_time():
+    image, prediction = noise(1000, 700), labelled(discs(1000, 700, 60, 60), ("a", "b"), [0, 1] * 30)
     draw_prediction(image, prediction)  # loads the fonts
     start = time.process_time()
     draw_prediction(image, prediction)
     assert time.process_time() - start < 1.5
 
 
-def test_a_bare_picture_has_the_size_of_one_with_masks():
+def test_a_bare_image_has_the_size_of_one_with_masks():
     for width, height in ((60, 30), (500, 400)):
-        image = picture(width, height)
-        nothing = LabelledMasks("semantic", (), np.zeros((0, height, width), bool), np.zeros(0), np.zeros(0, int))
-        assert at_drawn_size(image).shape == draw_masks(image, nothing).shape
+        image = noise(width, height)
+        assert at_drawn_size(image).shape == draw_masks(image, nothing(width, height)).shape
     assert np.array_equal(at_drawn_size(image), image)
     with pytest.raises(ValueError, match="uint8"):
         at_drawn_size(image / 255)
@@ -298,10 +284,10 @@ def test_a_bare_picture_has_the_size_of_one_with_masks():
         ("referring", "4e440618bdabc1bb"),
     ],
 )
-def test_structure_is_as_recorded(task: str, digest: str) -> None:
-    """Owner of each place, colours, label anchors and legend of a scene: what a change of fonts or lines leaves."""
+def test_structure_is_as_recorded(task, digest):
+    """Topmost masks, colours, label anchors and legend, which do not depend on fonts and lines."""
     masks = discs(320, 240, 6, 45)
-    prediction = predict(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
+    prediction = labelled(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
     layers = _to_canvas(masks, prediction.scores, (448, 336))
     structure = {
         "owner": layers.owner[::8, ::8].tolist(),
@@ -310,5 +296,5 @@ def test_structure_is_as_recorded(task: str, digest: str) -> None:
         "colors": mask_colors(prediction),
         "legend": [(row.prompt, row.shades, row.summary) for row in legend_rows(prediction)],
     }
-    assert draw_masks(picture(320, 240), prediction).shape == (336, 448, 3)
+    assert draw_masks(noise(320, 240), prediction).shape == (336, 448, 3)
     assert hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16] == digest
