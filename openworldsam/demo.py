@@ -21,7 +21,7 @@ from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
 from openworldsam.utils.files import save_json, save_png
-from openworldsam.utils.launch import user_errors, user_message
+from openworldsam.utils.launch import print_error, user_errors
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
 
@@ -119,7 +119,7 @@ def segment_images(args: argparse.Namespace) -> int:
         try:
             segment_image(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
         except (ValueError, OSError) as error:
-            print(f"error: {user_message(error)}", file=sys.stderr)
+            print_error(error)
             failed += 1
     return (2 if failed == len(args.input) else 1) if failed else 0
 
@@ -128,6 +128,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo; exit with the status of `segment_images`, 2 after a user error, 130 after Ctrl-C."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with user_errors("stopped"):
+    with user_errors():
         if status := segment_images(args):
             sys.exit(status)

@@ -95,6 +95,20 @@ def build(tiny_cfg):
     return make
 
 
+@pytest.fixture(scope="session")
+def exit_status():
+    """Call the `main` of a command with some arguments; returns its exit status."""
+
+    def call(main, *words):
+        try:
+            main([*map(str, words)])
+        except SystemExit as exited:
+            return exited.code
+        return 0
+
+    return call
+
+
 @pytest.fixture
 def predictor(tiny_cfg):
     return OpenWorldSAMPredictor(tiny_cfg)

@@ -17,20 +17,20 @@ from openworldsam.parity import check_model, check_postprocess, format_checks, r
 from openworldsam.utils.launch import user_errors
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", required=True, metavar="FILE.npz")
     parser.add_argument("--image", metavar="IMG", help="the image of a model_*.npz file")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    with user_errors("stopped"):
+    with user_errors():
         of_the_model = "input_ids" in read_golden(args.golden)
         if of_the_model and not args.image:
             raise ValueError(f"{args.golden} was recorded from an image: give it as --image")
         checks = check_model(args.golden, args.image) if of_the_model else check_postprocess(args.golden)
     print(format_checks(checks))
-    return 0 if all(check.ok for check in checks) else 1
+    sys.exit(not all(check.ok for check in checks))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

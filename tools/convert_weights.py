@@ -25,7 +25,7 @@ def main() -> None:
         join.add_argument(f"--{component}", required=True, type=Path, metavar="FILE")
     join.add_argument("--output", required=True, type=Path, metavar="FILE")
     args = parser.parse_args()
-    with user_errors("stopped"):
+    with user_errors():
         if args.command == "split":
             print(*convert_released(args.checkpoint, args.output).values(), sep="\n")
         else:

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with user_errors("stopped"):
+    with user_errors():
         cfg = load_config(args.config_file)
         save_rule_checkpoint(OpenWorldSAM(cfg), cfg, args.seed, args.output / "model_final.pth")
         save_tokenizer(args.output / "beit3.spm")

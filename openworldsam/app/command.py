@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until Ctrl-C; exit with 2 after a user error."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with user_errors("stopped"):
+    with user_errors():
         if find_spec("gradio") is None:
             raise ValueError("the page needs Gradio: pip install -e '.[app]' -c requirements.txt")
         predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)

@@ -96,8 +96,8 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status 0 or 1, or exit with status 2 after a user error."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exit with status 1 if something is missing, 2 after a user error."""
     parser = argparse.ArgumentParser(
         prog="python -m openworldsam.data.check",
         description=__doc__,
@@ -113,9 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_registered(names)
     findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
     print(f"root of all datasets: {dataset_root()}\n\n{report(findings)}")
-    return int(any(finding.problems for finding in findings))
+    if any(finding.problems for finding in findings):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # the report repeats the loaders' warnings
-    sys.exit(main())
+    main()

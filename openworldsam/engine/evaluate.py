@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, command: str) -> None:
+def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     """What every process runs; the first writes the results.
 
     Raises:
@@ -139,4 +139,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Start the processes; exits with 2 after a user error."""
     args = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
-    launch_command(run, args=(args, shlex.join(["python", "tools/eval_net.py", *words])), num_gpus=args.num_gpus)
+    command = shlex.join(["python", "tools/eval_net.py", *words])
+    launch_command(evaluate_benchmarks, args=(args, command), num_gpus=args.num_gpus)

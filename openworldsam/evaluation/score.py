@@ -253,7 +253,7 @@ def _progress(items: Any) -> Any:
     return tqdm(items, unit="image", disable=None)  # None: only on a terminal
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 after a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, choices=("panoptic", "instance", "semantic", "referring"))
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="semantic: a class name per line, or a json")
     parser.add_argument("--ignore", type=int, default=255, metavar="V", help="semantic: label not to count (255)")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     with user_errors():
         report = _score(args)
         save_json(args.output, report.content(), indent=1)

@@ -155,5 +155,5 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; exits with 2 after a user error, with 130 after Ctrl-C."""
     args = parse_args(argv)
-    with user_errors("stopped"), tempfile.TemporaryDirectory() as scratch:
+    with user_errors(), tempfile.TemporaryDirectory() as scratch:
         benchmark(args, Path(scratch))

@@ -1,4 +1,4 @@
-"""Start a function on one process or many, by Detectron2's launcher or under torchrun; errors of the user in a line."""
+"""Entry of a command: on one process or many, under torchrun or without it; a user's errors in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def launch(
     """Run `main(*args)` on every process.
 
     Under torchrun (RANK and WORLD_SIZE are set) this process is one of them; otherwise `num_gpus` processes are
-    started on this machine. Without a GPU they talk by gloo.
+    started on this machine. Without a GPU they communicate by gloo.
 
     Args:
         main: what to run.
@@ -66,7 +66,7 @@ def launch(
 
 
 def _end_children(signum: int, _: object) -> None:
-    """The processes that were started here must not outlive this one."""
+    """Terminate the processes that were started here before this one ends."""
     for child in multiprocessing.active_children():
         child.terminate()
     sys.exit(128 + signum)
@@ -77,43 +77,47 @@ def launch_command(main: Callable[..., None], *, stopped: str = "stopped", **whe
 
     Args:
         main: what to run.
-        stopped: what Ctrl-C says; the exit status is then 130.
+        stopped: printed after Ctrl-C; the exit status is then 130.
         where: as for `launch`.
     """
     with user_errors(stopped):
         try:
             launch(_guarded, **{**where, "args": (main, *where.get("args", ()))})
-        except ProcessExitedException as error:  # a process that was started here has said why
+        except ProcessExitedException as error:  # the process has printed the reason
             sys.exit(error.exit_code)
 
 
 def _guarded(main: Callable[..., None], *args: Any) -> None:
-    with user_errors():
+    with user_errors(stopped=None):
         main(*args)
 
 
 @contextlib.contextmanager
-def user_errors(stopped: str | None = None) -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit status 2; and Ctrl-C, if it has words, into 130."""
+def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
+    """Turn an error that the user can correct into one line on stderr and exit status 2.
+
+    Args:
+        stopped: printed after Ctrl-C, with exit status 130; None leaves that to the process that started this one.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        if stopped is None:  # the process that started this one has the words
+        if stopped is None:
             raise
         print(stopped, file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
-        print(f"error: {user_message(error)}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
 
 
-def user_message(error: Exception) -> str:
-    """What an error says to a user, in a line."""
-    if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])
-    if isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
-        return f"cannot use {error.filename}: {error.strerror.lower()}"
+def print_error(error: Exception) -> None:
+    """Print an error to stderr as a user should read it: one line, without a traceback or a class name."""
     message = str(error)
-    if message.startswith("Caught "):  # by a reading process, with its traceback
-        return message.strip().splitlines()[-1].split(": ", 1)[-1]
-    return message
+    if isinstance(error, KeyError) and error.args:
+        message = str(error.args[0])
+    elif isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
+        message = f"cannot use {error.filename}: {error.strerror.lower()}"
+    elif message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
+        message = message.strip().splitlines()[-1].split(": ", 1)[-1]
+    print(f"error: {message}", file=sys.stderr)

@@ -86,5 +86,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video gives one line, our own
     cv2.setLogLevel(2)  # errors
-    with user_errors("stopped"):
+    with user_errors():
         print(segment_clip(args))

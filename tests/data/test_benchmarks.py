@@ -194,8 +194,8 @@ def test_pairs_of_listed_images_need_not_exist(root):
         DatasetCatalog.get("pascal_voc_20_val")
 
 
-def test_check_says_what_is_missing_and_what_makes_it(shared, root, capsys, monkeypatch):
-    assert check.main([]) == 1
+def test_check_says_what_is_missing_and_what_makes_it(exit_status, shared, root, capsys, monkeypatch):
+    assert exit_status(check.main) == 1
     text = capsys.readouterr().out
     assert text.count(" missing\n") == len(EXPECTED_IMAGES)
     assert all(command in text for command in COMMANDS.values())
@@ -205,33 +205,30 @@ def test_check_says_what_is_missing_and_what_makes_it(shared, root, capsys, monk
     link(sample / "panoptic", root / "coco/panoptic_val2017")
     link(sample / "panoptic.json", root / "coco/annotations/panoptic_val2017.json")
     coco = "coco_2017_val_panoptic_openworldsam"
-    assert check.main([coco]) == 1 and "3 images, published are 5000" in capsys.readouterr().out
+    assert exit_status(check.main, coco) == 1 and "3 images, published are 5000" in capsys.readouterr().out
     monkeypatch.setitem(EXPECTED_IMAGES, coco, 3)
-    assert check.main([coco, "--read", "--workers", "1"]) == 0
-    with pytest.raises(SystemExit, match="2"):
-        check.main(["cocoa"])
-    assert "error: unknown datasets ['cocoa']" in capsys.readouterr().err
+    assert exit_status(check.main, coco, "--read", "--workers", "1") == 0
+    assert exit_status(check.main, "cocoa") == 2 and "unknown datasets ['cocoa']" in capsys.readouterr().err
 
 
-def test_check_reads_labels(root, capsys, monkeypatch):
+def test_check_reads_labels(exit_status, root, capsys, monkeypatch):
     monkeypatch.setitem(EXPECTED_IMAGES, "bdd10k_19_val", 5)
     for index in range(5):
         _, labels = put_labels(root, "bdd10k_19_val", str(index), labels=np.full((4, 6), 30, np.uint8))
-    assert check.main(["bdd10k_19_val"]) == 0
+    assert exit_status(check.main, "bdd10k_19_val") == 0
     labels.unlink()
-    assert check.main(["bdd10k_19_val", "--read", "--workers", "1"]) == 1
+    assert exit_status(check.main, "bdd10k_19_val", "--read", "--workers", "1") == 1
     text = capsys.readouterr().out
     assert "1 of 5 files are missing, such as" in text and "has the label 30" in text and "and 2 more images" in text
 
 
-def test_check_of_your_own(tmp_path, capsys):
+def test_check_of_your_own(exit_status, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "own.yaml").write_text("{name: own_check, images: images, labels: images, classes: [a]}")
     try:
-        assert check.main(["--own", str(tmp_path / "own.yaml")]) == 1
+        assert exit_status(check.main, "--own", str(tmp_path / "own.yaml")) == 1
         assert "own.yaml has no images" in capsys.readouterr().out
-        with pytest.raises(SystemExit, match="2"):
-            check.main(["--own", str(tmp_path / "none.yaml")])
+        assert exit_status(check.main, "--own", str(tmp_path / "none.yaml")) == 2
     finally:
         DatasetCatalog.remove("own_check")
         MetadataCatalog.pop("own_check", None)

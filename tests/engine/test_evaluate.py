@@ -29,21 +29,22 @@ def options(tiny_weights, *more):
     return [*map(str, [*opts, "TEST.MAX_IMAGES", 3]), *more]
 
 
-def command(output, benchmarks, opts):
-    """Run tools/eval_net.py's main in this process; returns its exit status."""
-    chosen = ["--benchmarks", *benchmarks] if benchmarks else []
-    try:
-        main(["--config-file", str(ROOT / "configs/tiny.yaml"), *chosen, "--output", str(output), *map(str, opts)])
-    except SystemExit as exited:
-        return exited.code
-    return 0
+@pytest.fixture
+def command(exit_status):
+    """Run tools/eval_net.py; returns its exit status."""
+
+    def run(output, benchmarks, opts):
+        chosen = ["--benchmarks", *benchmarks] if benchmarks else []
+        return exit_status(main, "--config-file", ROOT / "configs/tiny.yaml", *chosen, "--output", output, *opts)
+
+    return run
 
 
 def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_the_file_and_the_table(tiny_weights, tmp_path, capsys, coco_sample):
+def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sample):
     assert command(tmp_path, [*SHAPES, coco_sample], options(tiny_weights)) == 0
     results = results_of(tmp_path)
     told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
@@ -91,7 +92,7 @@ def test_the_commands_of_the_pages_are_understood(page):
         load_config(ROOT / args.config_file, args.opts)
 
 
-def test_the_config_names_the_datasets_and_the_seed_the_scenes(tiny_weights, tmp_path):
+def test_the_config_names_the_datasets_and_the_seed_the_scenes(command, tiny_weights, tmp_path):
     found = []
     for seed in (0, 0, 1):
         opts = options(tiny_weights, "DATASETS.TEST", ["shapes_refer_val"], "DATASETS.SHAPES_SEED", seed)
@@ -112,7 +113,9 @@ def test_the_config_names_the_datasets_and_the_seed_the_scenes(tiny_weights, tmp
         (["coco_2017_val_panoptic_openworldsam"], [], "panoptic_val2017.json not found"),
     ],
 )
-def test_errors_of_the_user_are_one_line(tiny_weights, tmp_path, capsys, monkeypatch, benchmarks, opts, message):
+def test_errors_of_the_user_are_one_line(
+    command, tiny_weights, tmp_path, capsys, monkeypatch, benchmarks, opts, message
+):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     assert command(tmp_path / "out", benchmarks, options(tiny_weights, *opts)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
@@ -146,7 +149,9 @@ def test_two_processes_save_what_one_saves(tiny_weights, tmp_path):
     assert files[0] == files[1] and len(files[0]) > 20
 
 
-def test_saved_predictions_make_a_second_run_the_same_and_another_model_an_error(tiny_weights, tmp_path, capsys):
+def test_saved_predictions_make_a_second_run_the_same_and_another_model_an_error(
+    command, tiny_weights, tmp_path, capsys
+):
     opts = ["--save-predictions", *options(tiny_weights)]
     assert command(tmp_path, ["shapes_val"], opts) == 0
     first = results_of(tmp_path)["benchmarks"]

@@ -32,26 +32,27 @@ def change_records(data, change):
     (data / "records.json").write_text(json.dumps(records))
 
 
-def command(data, tiny_weights, output, *words):
-    """Run tools/train_net.py's main in this process; returns its exit status."""
-    opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "DATASETS.TRAIN", [register(data)], "OUTPUT_DIR", output]
-    opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_weights / "beit3.spm", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [2]]
-    opts += ["DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2]
-    flags = [word for word in words if str(word).startswith("--")]
-    own = [word for word in words if word not in flags]
-    try:
-        main(["--config-file", str(ROOT / "configs/tiny.yaml"), *flags, *map(str, [*opts, *own])])
-    except SystemExit as exited:
-        return exited.code
-    return 0
+@pytest.fixture
+def command(data, tiny_weights, tmp_path, exit_status):
+    """Run tools/train_net.py with some words; returns its exit status."""
+
+    def run(*words):
+        opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "DATASETS.TRAIN", [register(data)]]
+        opts += ["OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", [2], "SOLVER.IMS_PER_BATCH", 2]
+        opts += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_weights / "beit3.spm", "DATALOADER.NUM_WORKERS", 0]
+        flags = [word for word in words if str(word).startswith("--")]
+        more = [word for word in words if word not in flags]
+        return exit_status(main, "--config-file", ROOT / "configs/tiny.yaml", *flags, *opts, *more)
+
+    return run
 
 
-def test_the_command_trains_resumes_and_writes_the_adapter_alone(data, tiny_weights, tmp_path, capsys):
+def test_the_command_trains_resumes_and_writes_the_adapter_alone(command, tmp_path, capsys):
     output = tmp_path / "out"
-    assert command(data, tiny_weights, output, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", []) == 0
-    assert command(data, tiny_weights, output) == 2
+    assert command("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", []) == 0
+    assert command() == 2
     assert "give --resume, or another OUTPUT_DIR" in capsys.readouterr().err
-    assert command(data, tiny_weights, output, "--resume") == 0
+    assert command("--resume") == 0
     adapter = read_weights(output / "adapter.safetensors")
     assert adapter.components.keys() == {"adapter"} and adapter.metadata["preset"] == "paper"
     assert json.loads(adapter.metadata["sam2"])["file"] == "model_final.pth"
@@ -60,8 +61,8 @@ def test_the_command_trains_resumes_and_writes_the_adapter_alone(data, tiny_weig
     assert load_config(output / "config.yaml").SOLVER.MAX_ITER == 3
 
 
-def test_a_dry_run_says_what_would_happen_and_writes_nothing(make_cfg, data, tiny_weights, tmp_path, capsys):
-    assert command(data, tiny_weights, tmp_path / "out", "--dry-run") == 0
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(command, make_cfg, tmp_path, capsys):
+    assert command("--dry-run") == 0
     printed = capsys.readouterr().out
     assert "6 images" in printed and "3 (6 images, 1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
     trained = sum(p.numel() for p in Trainer(make_cfg()).model.adapter.parameters())
@@ -91,36 +92,36 @@ def flat(node, prefix):
     return [word for key, value in node.items() for word in (f"{prefix}.{key}", str(value) or "''")]
 
 
-def test_a_missing_evaluation_set_is_found_before_the_first_step(data, tiny_weights, tmp_path, monkeypatch, capsys):
+def test_a_missing_evaluation_set_is_found_before_the_first_step(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     opts = ["DATASETS.TEST", ["coco_2017_val_panoptic_openworldsam"], "TEST.EVAL_PERIOD", 2]
-    assert command(data, tiny_weights, tmp_path / "out", *opts) == 2
+    assert command(*opts) == 2
     assert "panoptic_val2017.json not found" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("state*"))
 
 
-def test_a_dry_run_refuses_what_a_training_from_a_cache_would(make_cfg, data, tiny_weights, tmp_path, capsys):
+def test_a_dry_run_refuses_what_a_training_from_a_cache_would(command, make_cfg, tmp_path, capsys):
     build_cache(make_cfg(), tmp_path / "cache")
     capsys.readouterr()
-    run_dry = partial(command, data, tiny_weights, tmp_path / "out", "--dry-run", "DATASETS.FEATURE_CACHE")
+    run_dry = partial(command, "--dry-run", "DATASETS.FEATURE_CACHE")
     assert run_dry(tmp_path / "cache") == 0 and "of 6 images" in capsys.readouterr().out
     assert run_dry(tmp_path / "none") == 0 and "cache        not there (" in capsys.readouterr().out
     assert run_dry(tmp_path / "cache", "INPUT.FLIP", True) == 2 and "INPUT.FLIP is on" in capsys.readouterr().err
 
 
-def test_two_trainings_do_not_share_a_folder(data, tiny_weights, tmp_path, capsys):
+def test_two_trainings_do_not_share_a_folder(command, tmp_path, capsys):
     with lock(tmp_path / "out/.lock", "taken"):
-        assert command(data, tiny_weights, tmp_path / "out") == 2
+        assert command() == 2
     assert "another training is writing to" in capsys.readouterr().err
-    assert command(data, tiny_weights, tmp_path / "out", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []) == 0
+    assert command("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []) == 0
 
 
-def test_more_processes_than_gpus_is_an_error(data, tiny_weights, tmp_path, monkeypatch, capsys):
+def test_more_processes_than_gpus_is_an_error(command, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert command(data, tiny_weights, tmp_path / "out", "--num-gpus=2") == 2
+    assert command("--num-gpus=2") == 2
     assert "2 processes need a GPU each, but this machine has 1" in capsys.readouterr().err
-    assert command(data, tiny_weights, tmp_path / "out", "--num-machines=2") == 2
+    assert command("--num-machines=2") == 2
     assert "need --dist-url" in capsys.readouterr().err
 
 

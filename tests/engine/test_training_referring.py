@@ -126,10 +126,8 @@ def test_fine_tuning_starts_from_the_coco_adapter(coco_adapter, refcocog, config
         assert tuned.metadata[component] == coco_adapter.metadata[component]
 
 
-def test_fine_tuning_without_the_coco_adapter_is_an_error(refcocog, config, capsys):
-    with pytest.raises(SystemExit) as exited:
-        main(["--config-file", config("refcocog/openworldsam.yaml")])
-    assert exited.value.code == 2
+def test_fine_tuning_without_the_coco_adapter_is_an_error(exit_status, refcocog, config, capsys):
+    assert exit_status(main, "--config-file", config("refcocog/openworldsam.yaml")) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "output/coco/adapter.safetensors" in line
 

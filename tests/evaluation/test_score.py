@@ -1,9 +1,6 @@
 """tools/score_predictions.py: right figures from files of every format, and clear errors."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,25 +8,20 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as mask_util
 
-ROOT = Path(__file__).parents[2]
+from openworldsam.evaluation.score import main
 
 SIZE = {"height": 4, "width": 6}
 CATEGORIES = [{"id": 17, "name": "cat", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
 
 
 @pytest.fixture
-def score(tmp_path, monkeypatch, capsys):
+def score(tmp_path, exit_status, capsys):
     """Run the tool on files below tmp_path: exit status, content of OUT.json, standard output, standard error."""
 
     def run(task, *options):
         output = tmp_path / "out/scores.json"
         arguments = [str(tmp_path / o) if not o.startswith("--") and (tmp_path / o).exists() else o for o in options]
-        monkeypatch.setattr(sys, "argv", ["score", "--task", task, "--output", str(output), *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "tools/score_predictions.py"), run_name="__main__")
-        except SystemExit as stopped:
-            status = stopped.code
+        status = exit_status(main, "--task", task, "--output", output, *arguments)
         return status, json.loads(output.read_text()) if output.exists() else None, *capsys.readouterr()
 
     return run
