@@ -13,6 +13,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from openworldsam.config import arguments
+
 FUSIONS = ("replace", "add", "broadcast")
 INTERACTIONS = ("prompt", "image")
 
@@ -194,8 +196,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, embed_dim: int) -> dict[str, Any]:
-        options = {key.lower(): value for key, value in cfg.MODEL.ADAPTER.items()}
-        return {"embed_dim": embed_dim, "width": cfg.MODEL.SAM2.WIDTH, **options}
+        return {"embed_dim": embed_dim, "width": cfg.MODEL.SAM2.WIDTH, **arguments(cfg.MODEL.ADAPTER)}
 
     @property
     def num_queries(self) -> int:

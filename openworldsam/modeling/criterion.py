@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from openworldsam.config import arguments
 from openworldsam.modeling.matcher import Matches, focal, match, matching_costs
 
 DIVISORS = ("targets", "matched")
@@ -81,14 +82,7 @@ class Criterion(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        criterion = cfg.MODEL.CRITERION
-        return {
-            "mask_weight": criterion.MASK_WEIGHT,
-            "dice_weight": criterion.DICE_WEIGHT,
-            "focal_alpha": criterion.FOCAL_ALPHA,
-            "focal_gamma": criterion.FOCAL_GAMMA,
-            "divisor": criterion.DIVISOR,
-        }
+        return arguments(cfg.MODEL.CRITERION)
 
     def match(self, logits: Tensor, targets: list[Tensor]) -> Matches:
         """Assign queries to ground truth: logits [P, K, h, w], targets P times bool [N_p, H, W]."""

@@ -16,6 +16,8 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openworldsam.config import arguments
+
 STRIDE = 16
 """Input pixels per position of the feature map, along each side."""
 
@@ -122,8 +124,7 @@ class SAM2ImageEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = {key.lower(): value for key, value in cfg.MODEL.SAM2.items() if key != "WEIGHTS"}
-        return {**options, "compiled": cfg.MODEL.COMPILE}
+        return {**arguments(cfg.MODEL.SAM2, "WEIGHTS"), "compiled": cfg.MODEL.COMPILE}
 
     @property
     def feature_side(self) -> int:

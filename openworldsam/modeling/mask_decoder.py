@@ -16,6 +16,7 @@ from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
+from openworldsam.config import arguments
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures
 from openworldsam.modeling.two_way import SharedImage, decode_masks, shared_image
@@ -100,9 +101,8 @@ class SAM2MaskDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        options = {key.lower(): value for key, value in cfg.MODEL.MASK_DECODER.items()}
-        sam2 = cfg.MODEL.SAM2
-        return {"image_size": sam2.IMAGE_SIZE, "width": sam2.WIDTH, "compiled": cfg.MODEL.COMPILE, **options}
+        sizes = {"image_size": cfg.MODEL.SAM2.IMAGE_SIZE, "width": cfg.MODEL.SAM2.WIDTH}
+        return {**sizes, **arguments(cfg.MODEL.MASK_DECODER), "compiled": cfg.MODEL.COMPILE}
 
     def positions(self) -> Tensor:
         """Return SAM2's positional encoding [1, C, S, S], in fp32: in half precision it would be off by 0.1."""
