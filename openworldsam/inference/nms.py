@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openworldsam.inference.queries import Claims, Queries, binary_masks
 
-PIXELS = 2**20
+PIXELS_AT_ONCE = 2**20
 """Pixels multiplied at a time: bounds the float copies, and keeps every partial sum exact in float32."""
 
 
@@ -18,7 +18,7 @@ def mask_intersections(masks: Tensor) -> Tensor:
     """Pixels that each pair of masks shares, by matrix products: bool [N, H, W] -> int64 [N, N] on the same device."""
     shared = torch.zeros(len(masks), len(masks), dtype=torch.long, device=masks.device)
     with torch.autocast(masks.device.type, enabled=False):  # half precision cannot count pixels
-        for part in masks.flatten(1).split(PIXELS, dim=1):
+        for part in masks.flatten(1).split(PIXELS_AT_ONCE, dim=1):
             values = part.float()
             shared += (values @ values.T).long()
     return shared
@@ -72,7 +72,7 @@ def mask_nms(queries: Queries, size: tuple[int, int], threshold: float, claims: 
         int64 [n], the queries kept, in descending order of score; int64 [R], the pixels that each query claims.
     """
     areas = torch.zeros_like(queries.labels)
-    classes = [(queries.labels == label).nonzero()[:, 0] for label in queries.labels.unique()]
+    classes = queries.by_label()
     if not classes:
         return areas, areas
     counts = torch.cat(

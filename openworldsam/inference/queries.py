@@ -36,6 +36,10 @@ class Queries(NamedTuple):
         """Confidence [R] in 0..1 of every task: SAM2's predicted IoU (paper Sec. 3 "Inference")."""
         return self.predicted_iou
 
+    def by_label(self) -> list[Tensor]:
+        """Indices int64 [n] of each label's queries, labels ascending."""
+        return [(self.labels == label).nonzero()[:, 0] for label in self.labels.unique()]
+
     def select(self, index: Tensor) -> Queries:
         """Some of the queries; index is bool [R] or int64 [n], on the CPU."""
         if index.dtype == torch.bool:

@@ -36,7 +36,7 @@ class ReferringInference:
         self.parts: list[Queries] = []
 
     def add(self, queries: Queries) -> None:
-        best = [own[queries.scores[own].argmax()] for own in _by_label(queries)]
+        best = [own[queries.scores[own].argmax()] for own in queries.by_label()]
         self.parts.append(queries.select(torch.stack(best)) if best else queries)
 
     def result(self) -> ReferringResult:
@@ -45,7 +45,3 @@ class ReferringInference:
         logits = best.logits.new_zeros(count, *best.logits.shape[1:])
         logits[best.labels.to(logits.device)] = best.logits
         return ReferringResult(binary_masks(logits, self.question.size, positive), scores, logits)
-
-
-def _by_label(queries: Queries) -> list[Tensor]:
-    return [(queries.labels == label).nonzero()[:, 0] for label in queries.labels.unique()]

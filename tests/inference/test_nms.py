@@ -75,7 +75,7 @@ def test_mask_iou_by_hand():
 def test_mask_iou_does_not_depend_on_the_chunk(monkeypatch, pixels):
     masks = random_masks(6, 0)
     whole = mask_iou(masks)
-    monkeypatch.setattr(nms, "PIXELS", pixels)
+    monkeypatch.setattr(nms, "PIXELS_AT_ONCE", pixels)
     assert torch.equal(mask_iou(masks), whole)
 
 
