@@ -32,7 +32,7 @@ SAVE_SCRIPT = """(file) => {
 """Saves the content of the server's answer, so that no result has to wait on the server's disk for a download."""
 
 
-def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
+def build_page(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
     """Build the page for a model."""
     actions = Actions(predictor)
     with gr.Blocks(title="OpenWorldSAM", analytics_enabled=False) as page:

@@ -13,7 +13,7 @@ import pytest
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 
 
 def without_ending(name):

@@ -18,7 +18,7 @@ from openworldsam.annotate.label_studio import pack_mask, write_label_studio
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
 from openworldsam.data.records.rle import run_lengths
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)

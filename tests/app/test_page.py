@@ -11,7 +11,7 @@ gradio = pytest.importorskip("gradio")
 
 from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions  # noqa: E402
 from openworldsam.app.command import main, parse_args  # noqa: E402
-from openworldsam.app.page import build  # noqa: E402
+from openworldsam.app.page import build_page  # noqa: E402
 from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog)
 
 def test_sliders_start_at_the_values_of_the_config(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    sliders = {block.elem_id: block for block in build(shapes).blocks.values() if isinstance(block, gradio.Slider)}
+    sliders = {block.elem_id: block for block in build_page(shapes).blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
 
