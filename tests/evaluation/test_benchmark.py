@@ -299,7 +299,7 @@ def test_unreadable_images_are_listed_and_images_without_prompts_predict_nothing
     ((file, reason),) = content["skipped"].items()
     assert file.endswith("3.png") and "not a readable image" in reason
     ((void, said),) = content["remarks"].items()
-    assert void.endswith("2.png") and said == "the ground truth is empty, so nothing is asked"
+    assert void.endswith("2.png") and said == "the ground truth is empty, so there are no prompts"
     lines = remarks({pictures_on_disk: content})
     assert [line.split(": ")[1][:20] for line in lines] == ["1 images not scored,", "1 images to be noted"]
     assert content["semantic"]["per_class"]["cat"]["IoU"] is not None
