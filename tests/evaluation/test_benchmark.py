@@ -114,7 +114,7 @@ class Oracle(nn.Module):
         self.answers = {e.inputs["image_id"]: perfect(e, metadata.is_thing) for e in readable}
         self.asked = []
 
-    def forward(self, batch, tasks):
+    def forward(self, batch, tasks, prompt_chunk):
         self.asked.append([x["prompts"] for x in batch])
         keys = [{"panoptic": "panoptic_seg", "instance": "instances"}.get(task, task) for task in tasks]
         return [{key: self.answers[x["image_id"]][key] for key in keys} for x in batch]

@@ -85,11 +85,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, 
     asked = []
 
     class Interrupted(torch.nn.Module):
-        def forward(self, batch, tasks):
+        def forward(self, batch, tasks, **options):
             if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.extend(x["image_id"] for x in batch)
-            return model(batch, tasks)
+            return model(batch, tasks, **options)
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(cfg, Interrupted(), saving)
@@ -97,9 +97,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, 
     asked.clear()
 
     class Counting(Interrupted):
-        def forward(self, batch, tasks):
+        def forward(self, batch, tasks, **options):
             asked.extend(x["image_id"] for x in batch)
-            return model(batch, tasks)
+            return model(batch, tasks, **options)
 
     assert evaluate(cfg, Counting(), saving) == whole
     assert len(done) == 2 and asked and not set(asked) & set(done)
