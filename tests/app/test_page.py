@@ -38,10 +38,10 @@ def select(index, row_value=None):
 
 
 def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
-    cleared, session, picture, table, message = actions.open(str(upload), None)
+    cleared, session, drawn, table, message = actions.open(str(upload), None)
     assert cleared is None and table == [] and message == "now type what to look for"
     assert session.name == "mine.png" and np.array_equal(session.image, scenes["instance"].image)
-    assert picture.shape == (448, 448, 3)
+    assert drawn.shape == (448, 448, 3)
     assert not upload.parent.exists()
 
 
