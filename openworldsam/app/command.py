@@ -56,9 +56,9 @@ def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio reads it at import and later
     import gradio
 
-    from openworldsam.app.page import build
+    from openworldsam.app.page import build_page
 
-    page = build(predictor)
+    page = build_page(predictor)
     page.launch(
         server_name=host,
         server_port=port,

@@ -32,12 +32,17 @@ SAVE_SCRIPT = """(file) => {
 """Saves the content of the server's answer, so that no result has to wait on the server's disk for a download."""
 
 
-def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
+def build_page(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
     """Build the page for a model."""
     actions = Actions(predictor)
+    sources = predictor.sources.values()
+    files = ", ".join(dict.fromkeys(source.file for source in sources))
+    heading = f"# OpenWorldSAM\nPreset {predictor.cfg.PRESET}; weights: {files}."
+    if any(source.note.startswith(NOTE) for source in sources):
+        heading += f" These weights are {NOTE}: the masks mean nothing."
     with gr.Blocks(title="OpenWorldSAM", analytics_enabled=False) as page:
         session = gr.State(None)
-        gr.Markdown(_heading(predictor))
+        gr.Markdown(heading)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 upload = _drop_zone()
@@ -87,14 +92,6 @@ def build(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
             None, file, None, js=SAVE_SCRIPT, api_visibility="private"
         )
     return page.queue(max_size=QUEUE)
-
-
-def _heading(predictor: OpenWorldSAMPredictor) -> str:
-    sources = predictor.sources.values()
-    files = ", ".join(dict.fromkeys(source.file for source in sources))
-    meaningless = any(source.note.startswith(NOTE) for source in sources)
-    warning = f" These weights are {NOTE}: the masks mean nothing." if meaningless else ""
-    return f"# OpenWorldSAM\nPreset {predictor.cfg.PRESET}; weights: {files}.{warning}"
 
 
 def _drop_zone() -> gr.File:

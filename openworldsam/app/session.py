@@ -168,9 +168,8 @@ class Session:
             self._answers[slot] = answer
         else:
             del self._answers[slot]
-        latest_first = dict.fromkeys(click.slot for click in reversed(self._clicks))
-        answers = {slot: self._answers[slot] for slot in reversed(latest_first)}
-        self.shown, self._slots = with_clicks(self.found, answers)
+        newest_first = dict.fromkeys(click.slot for click in reversed(self._clicks))
+        self.shown, self._slots = with_clicks(self.found, {slot: self._answers[slot] for slot in newest_first})
 
     def drawn(self) -> np.ndarray:
         """Draw all shown masks, or the selected one over a darkened image: uint8 [h, w, 3]."""
@@ -217,13 +216,13 @@ class Session:
         return archive.getvalue()
 
 
-def with_clicks(found: Prediction, answers: dict[int, Prediction]) -> tuple[Prediction, list[int]]:
+def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[Prediction, list[int]]:
     """Replace and add masks by the answers to clicks.
 
     Args:
         found: N masks.
-        answers: one mask each, by slot, oldest first. Slots below N are replaced, others added as "object". Where
-            masks may not overlap an answer takes pixels from all other masks, and later answers from earlier ones.
+        answers: one mask each, by slot, newest first. Slots below N are replaced, others added as "object". Where
+            masks may not overlap an answer takes pixels from all other masks, and a newer answer from an older one.
 
     Returns:
         the masks that have a pixel left, N + M at most, and their slots.
@@ -233,7 +232,7 @@ def with_clicks(found: Prediction, answers: dict[int, Prediction]) -> tuple[Pred
         return found, slots
     sources = [(answers[slot], 0) if slot in answers else (found, slot) for slot in slots]
     masks = np.stack([source.masks[n] for source, n in sources])
-    for slot in reversed(answers) if found.task in DISJOINT else ():
+    for slot in answers if found.task in DISJOINT else ():
         masks[np.array(slots) != slot] &= ~masks[slots.index(slot)]
     scores = np.stack([source.scores[n] for source, n in sources])
     labels = np.array([found.prompt_index[slot] if slot < len(found.masks) else len(found.prompts) for slot in slots])

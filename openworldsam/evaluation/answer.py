@@ -1,4 +1,4 @@
-"""What a model says of an image, or what is true of it: one form, that is scored and saved.
+"""Answers: the predictions or the ground truth of an image, in the form that is scored and saved.
 
 Shapes: H, W size of the image, P prompts of the image.
 """
@@ -20,13 +20,14 @@ NO_CLASS = -1
 
 
 class Answer(NamedTuple):
-    """The answer to each task; None for one that was not asked. Classes are contiguous ids.
+    """The answer to each task, None for a task that was not asked. Classes are contiguous ids.
 
-    panoptic: int [H, W] segment ids, 0 where there is none, and the segments: id, category_id; of predictions isthing
-        and score, of ground truth iscrowd.
-    instance: as COCO's results (category_id, segmentation as RLE, score), or as its annotations (area, bbox, iscrowd).
-    semantic: int [H, W], `NO_CLASS` where there is none.
-    referring: P times bool [H, W].
+    Attributes:
+        panoptic: int [H, W] segment ids, 0 for none; and the segments: id, category_id, with isthing and score
+            (predictions) or iscrowd (ground truth).
+        instance: COCO's results (category_id, segmentation as RLE, score) or its annotations (area, bbox, iscrowd).
+        semantic: int [H, W], `NO_CLASS` for none.
+        referring: P times bool [H, W].
     """
 
     panoptic: tuple[np.ndarray, Sequence[Mapping[str, Any]]] | None = None
@@ -36,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def predicted_answer(predicted: Mapping[str, Any], image_id: int) -> Answer:
-    """A result of `OpenWorldSAM.forward`, on the CPU."""
+    """Convert a result of `OpenWorldSAM.forward`; arrays are on the CPU."""
     panoptic = instances = semantic = referring = None
     if "panoptic_seg" in predicted:
         panoptic = (predicted["panoptic_seg"][0].cpu().numpy(), predicted["panoptic_seg"][1])
@@ -50,7 +51,7 @@ def predicted_answer(predicted: Mapping[str, Any], image_id: int) -> Answer:
 
 
 def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) -> Answer:
-    """The ground truth of some tasks."""
+    """Convert the ground truth of some tasks."""
     segments = [{key: int(s[key]) for key in ("id", "category_id", "iscrowd")} for s in truth.segments]
     return Answer(
         (truth.segment_map, segments) if "panoptic" in tasks else None,
@@ -61,20 +62,20 @@ def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) 
 
 
 def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[dict[str, Any]]:
-    """The things among the segments as COCO annotations."""
+    """Convert the things among the segments to COCO annotations."""
     annotations = []
     for segment in truth.segments:
         mask = truth.segment_map == segment["id"]
         if is_thing[segment["category_id"]] and mask.any():
-            own = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
+            labels = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
             code = encode_mask(mask)
             box = mask_util.toBbox(code).tolist()
-            annotations.append({**own, "segmentation": code, "bbox": box, "area": int(mask.sum())})
+            annotations.append({**labels, "segmentation": code, "bbox": box, "area": int(mask.sum())})
     return annotations
 
 
 def semantic_map(truth: Truth) -> np.ndarray:
-    """The class of every pixel, int64 [H, W], `NO_CLASS` where void."""
+    """Return the class of each pixel, int64 [H, W], `NO_CLASS` for void."""
     classes = {segment["id"]: segment["category_id"] for segment in truth.segments}
     ids, inverse = np.unique(truth.segment_map, return_inverse=True)
     table = np.array([classes.get(i, NO_CLASS) for i in ids.tolist()], dtype=np.int64)

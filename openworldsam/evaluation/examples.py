@@ -1,4 +1,4 @@
-"""What evaluation asks about an image, and the ground truth of that.
+"""Evaluation examples: an image, its prompts, and their ground truth.
 
 Shapes: H, W size of the image, P prompts of the image.
 """
@@ -18,17 +18,18 @@ from openworldsam.evaluation.prompt_text import PromptText
 
 PROTOCOLS = ("oracle", "global", "present+absent")
 SENTENCES = ("first", "all", "first_alone", "all_alone")
-BARE = PromptText()
 RELEASED_SEED = 42
-"""With which the released code draws the classes of every image that has more than its cap."""
+"""The released code draws the classes of every image that has more than its cap with this seed."""
 
 
 class Truth(NamedTuple):
     """Ground truth of an image.
 
-    segment_map: int [H, W], segment ids, 0 for void; segments: of these. Both empty for referring data.
-    absent: classes that are asked about under protocol "present+absent" and that the image does not have.
-    referents: P times bool [H, W], the mask of each expression.
+    Attributes:
+        segment_map: int [H, W], segment ids, 0 for void; empty for referring data.
+        segments: the segments of the map.
+        absent: absent classes among the prompts of protocol "present+absent".
+        referents: P times bool [H, W], the mask of each expression.
     """
 
     segment_map: np.ndarray
@@ -38,33 +39,33 @@ class Truth(NamedTuple):
 
 
 class Example(NamedTuple):
-    """inputs: what `OpenWorldSAM.forward` takes, with file_name and image_id."""
+    """Inputs of `OpenWorldSAM.forward`, with file_name and image_id, and their ground truth."""
 
     inputs: dict[str, Any]
     truth: Truth
 
 
 class Unreadable(NamedTuple):
-    """An image or ground truth that cannot be read, and why."""
+    """A file name of which image or ground truth cannot be read, and the reason."""
 
     file_name: str
     reason: str
 
 
 class EvaluationDataset(Dataset[Example | Unreadable]):
-    """Every record of a dataset once; what is asked depends on the record and its place alone.
+    """Every record of a dataset once; the prompts depend on the record and its index alone.
 
     A class that an image has only as a crowd is neither present nor absent.
 
     Args:
         records: of a dataset.
         class_names, is_thing: of the contiguous class ids; empty for referring datasets.
-        protocol: "oracle" asks for the classes that the image has, "global" for all, "present+absent" for those that
-            it has and some drawn from those that it has not, as far as there are so many.
-        num_absent: how many; 0 for as many as it is asked of those that it has.
-        cap: most classes that it is asked of those that it has, drawn with the released code's seed; 0 for all.
-        text: what asks for a class.
-        sentences: of each object, the "first" or "all"; "alone" does not matter here.
+        protocol: the classes to prompt for: "oracle" the present ones, "global" all, "present+absent" the present ones
+            and `num_absent` random absent ones, or as many as there are.
+        num_absent: 0 for as many as present ones.
+        cap: most present classes, drawn with the released code's seed; 0 for all.
+        text: turns a class name into a prompt.
+        sentences: prompts of each object, the "first" sentence or "all"; "_alone" makes no difference here.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         protocol: str = "oracle",
         num_absent: int = 0,
         cap: int = 0,
-        text: PromptText = BARE,
+        text: PromptText = PromptText(),  # noqa: B008 (immutable)
         sentences: str = "first",
     ) -> None:
         self.records = records
@@ -129,11 +130,11 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 
 
 def remark(example: Example) -> str | None:
-    """What is to be known of a figure that this image is part of: that its ground truth, or part of it, is empty."""
+    """Return a warning to attach to a score that includes this image: its ground truth is empty, or part of it."""
     inputs, truth = example
     empty = [text for text, mask in zip(inputs["prompts"], truth.referents, strict=False) if not mask.any()]
     if empty:
         return f"the ground-truth mask is empty of {', '.join(map(repr, empty))}"
     if not truth.referents and not truth.segment_map.any():
-        return "the ground truth is empty" + ("" if inputs["prompts"] else ", so nothing is asked")
-    return None if inputs["prompts"] else "nothing is asked: what there is is a crowd"
+        return "the ground truth is empty" + ("" if inputs["prompts"] else ", so there are no prompts")
+    return None if inputs["prompts"] else "no prompts: the image contains only crowd regions"

@@ -1,16 +1,16 @@
 """Predictions of an evaluation and their ground truth as files that tools/score_predictions.py reads.
 
-Below a benchmark's folder `prediction` and `truth` have alike, as far as its tasks need them:
+A benchmark's folder has `prediction` and `truth`, each with what its tasks need:
     panoptic.json, panoptic/*.png: COCO panoptic.
-    instances.json: COCO results, and COCO annotations of the things.
-    semantic/*.png: contiguous class ids, 255 (from 256 classes on 65535) where there is none.
+    instances.json: COCO results, or COCO annotations of the things.
+    semantic/*.png: contiguous class ids, 255 for none (65535 from 256 classes on).
     referring.json: the mask of each expression.
 classes.txt has the class names in the order of semantic labels. The jsons have the category ids of the dataset's own
 files, so that predictions can also be scored against those.
 
-images/*.json hold what is no picture of each image's answers. An image that has one is done; an evaluation that was
-interrupted goes on with the others. images/*.png are the images that are no files, such as those of Shapes. run.json
-says of what model and config they are.
+images/*.json have the non-image part of each image's answers. An image with such a file is done; an interrupted
+evaluation continues with the others. images/*.png are images that are not files, such as those of Shapes. run.json
+identifies model and config.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from panopticapi.utils import id2rgb, rgb2id
 from pycocotools import mask as mask_util
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import lack
+from openworldsam.data.records.coco_json import expect
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
@@ -36,44 +36,44 @@ from openworldsam.utils.files import named, save_json, save_png, save_text
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
 EXPRESSIONS = 10_000
-"""More than an image has: an expression's id is its image's times this, plus its place."""
+"""More than an image has: the id of an expression is its image id times this, plus its index."""
 
 
 class Saving(NamedTuple):
-    """Where predictions go, a folder per benchmark below this one; and what they depend on, as json can hold it."""
+    """Parent of the benchmarks' folders, and what predictions depend on, ready for json."""
 
     folder: Path
     identity: Mapping[str, Any]
 
 
 class SavedImage(NamedTuple):
-    """An image of a finished evaluation: its file's name, uint8 [H, W, 3], and what it was asked."""
+    """An image of a finished evaluation: its file name, pixels uint8 [H, W, 3], and prompts."""
 
     file_name: str
-    picture: np.ndarray
+    pixels: np.ndarray
     prompts: list[str]
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Have a folder for predictions of one model and config; several processes may do so at a time.
+    """Reserve a folder for predictions of one model and config; several processes may call this at once.
 
     Args:
         folder: gets run.json.
-        identity: what predictions depend on, as json can hold it.
+        identity: what predictions depend on, ready for json.
 
     Raises:
         ValueError: it has predictions that depend on something else.
     """
-    path, own = folder / "run.json", json.loads(json.dumps(identity))
+    path, wanted = folder / "run.json", json.loads(json.dumps(identity))
     if not path.exists():
-        save_json(path, own)
-    elif (there := _read(path)) != own:
-        other = ", ".join(key for key in own if own[key] != there.get(key)) or "keys"
+        save_json(path, wanted)
+    elif (found := _read(path)) != wanted:
+        other = ", ".join(key for key in wanted if wanted[key] != found.get(key)) or "keys"
         raise ValueError(f"{folder} has predictions made with other {other}; use another --output")
 
 
 def void_label(num_classes: int) -> int:
-    """The label of pixels without a class in a PNG of contiguous class ids: 255, or 65535 from 256 classes on."""
+    """Return the label of pixels without a class in a PNG of class ids: 255, or 65535 from 256 classes on."""
     return 255 if num_classes < 256 else 65_535
 
 
@@ -81,9 +81,9 @@ class SavedPredictions:
     """The files of one benchmark.
 
     Args:
-        folder: of the benchmark.
+        folder: the benchmark's.
         class_names, is_thing: of the contiguous class ids.
-        category_ids: their ids in the dataset's own files; the contiguous ones by default.
+        category_ids: class ids in the dataset's own files; the contiguous ones by default.
     """
 
     def __init__(
@@ -99,38 +99,40 @@ class SavedPredictions:
 
     @classmethod
     def written(cls, folder: Path) -> SavedPredictions:
-        """Those of a finished evaluation, for reading.
+        """Open the files of a finished evaluation for reading.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there are none.
         """
         try:
             names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
-            raise FileNotFoundError(f"{folder} has no predictions; tools/eval_net.py --save-predictions") from None
+            raise FileNotFoundError(
+                f"{folder} has no predictions; tools/eval_net.py --save-predictions makes them"
+            ) from None
         return cls(folder, names, ())
 
     def image_ids(self) -> list[int]:
-        """The images that are done, ascending."""
+        """List the ids of images that are done, ascending."""
         return sorted(int(path.stem) for path in (self.folder / "images").glob("*.json"))
 
     def image(self, image_id: int) -> SavedImage:
-        """An image that is done.
+        """Read an image that is done.
 
         Raises:
-            FileNotFoundError: it is not where it was.
-            ValueError: it is another picture than then, or a file is damaged.
+            FileNotFoundError: its file was moved or removed.
+            ValueError: its pixels have changed since, or a file is damaged.
         """
-        own = self._picture(image_id)
+        copy = self._image_copy(image_id)
         with _marked(self._marker(image_id)) as content:
-            file = own if own.exists() else content["file_name"]
-            picture = read_image(file)
-            if content.get("picture", found := _checksum(picture)) != found:
-                raise ValueError(f"{file} is another picture than when it was evaluated")
-            return SavedImage(Path(content["file_name"]).name, picture, content["prompts"])
+            file = copy if copy.exists() else content["file_name"]
+            pixels = read_image(file)
+            if content.get("picture", found := _checksum(pixels)) != found:
+                raise ValueError(f"{file} has changed since it was evaluated")
+            return SavedImage(Path(content["file_name"]).name, pixels, content["prompts"])
 
     def answers(self, image_id: int) -> tuple[Answer, Answer]:
-        """The prediction and the ground truth of an image that is done.
+        """Read the prediction and the ground truth of an image that is done.
 
         Raises:
             FileNotFoundError: a PNG was removed.
@@ -141,13 +143,13 @@ class SavedPredictions:
         return prediction, truth
 
     def load(self, inputs: Mapping[str, Any]) -> Answer | None:
-        """The saved prediction of an image; None if it is not done.
+        """Read the saved prediction of an image; None if it is not done.
 
         Args:
             inputs: its image, image_id and prompts.
 
         Raises:
-            ValueError: it was another picture or asked otherwise, or a file is damaged or was removed.
+            ValueError: its pixels or prompts have changed since, or a file is damaged or was removed.
         """
         image_id = inputs["image_id"]
         path = self._marker(image_id)
@@ -155,13 +157,13 @@ class SavedPredictions:
             return None
         try:
             content = _read(path)
-            if content.get("picture") != _checksum(_picture_of(inputs)):
-                raise ValueError("it was another picture")
+            if content.get("picture") != _checksum(_pixels(inputs)):
+                raise ValueError("its image has changed")
             if content["prompts"] != list(inputs["prompts"]):
-                raise ValueError("it was asked for other classes or expressions")
+                raise ValueError("it has other prompts")
             return self._load_answer(KINDS[0], image_id, content[KINDS[0]])
         except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be taken over: {error}; remove it, or use another --output") from error
+            raise ValueError(f"{path} cannot be reused: {error}; remove it, or use another --output") from error
 
     def _load_answer(self, kind: str, image_id: int, saved: Mapping[str, Any]) -> Answer:
         panoptic = semantic = referring = None
@@ -180,27 +182,27 @@ class SavedPredictions:
         Args:
             inputs: its image, image_id, file_name, height and width, and its prompts.
             prediction, truth: answers to the same tasks.
-            loaded: the prediction is that of `load`; its pictures stay, and the truth is written as it is now.
+            loaded: the prediction is from `load`, so its PNGs exist; the ground truth is written anew.
 
         Raises:
             OSError: a file cannot be written.
         """
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
-        picture = _picture_of(inputs)
-        content["picture"] = _checksum(picture)
+        pixels = _pixels(inputs)
+        content["picture"] = _checksum(pixels)
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
-            there = loaded and kind == KINDS[0]
-            content[kind] = self._save_answer(kind, inputs["image_id"], answer, pictures=not there)
+            exists = loaded and kind == KINDS[0]
+            content[kind] = self._save_answer(kind, inputs["image_id"], answer, pngs=not exists)
         if not Path(inputs["file_name"]).exists():
-            save_png(self._picture(inputs["image_id"]), picture)
-        # the last file: it says that the others are complete
+            save_png(self._image_copy(inputs["image_id"]), pixels)
+        # last, as it marks the others as complete
         save_json(self._marker(inputs["image_id"]), content)
 
-    def _save_answer(self, kind: str, image_id: int, answer: Answer, *, pictures: bool) -> dict[str, Any]:
-        """Write the pictures of an answer, if so asked; returns the rest of it by task."""
+    def _save_answer(self, kind: str, image_id: int, answer: Answer, *, pngs: bool) -> dict[str, Any]:
+        """Write the PNGs of an answer, if `pngs`; return the rest of it by task."""
         content: dict[str, Any] = {}
         if answer.panoptic is not None:
-            if pictures:
+            if pngs:
                 save_png(self._png(kind, "panoptic", image_id), id2rgb(answer.panoptic[0]))
             content["panoptic"] = answer.panoptic[1]
         if answer.instance is not None:
@@ -208,7 +210,7 @@ class SavedPredictions:
         if answer.semantic is not None:
             classless = (answer.semantic < 0) | (answer.semantic >= len(self.class_names))
             labels = np.where(classless, self.void, answer.semantic).astype(np.min_scalar_type(self.void))
-            if pictures:
+            if pngs:
                 save_png(self._png(kind, "semantic", image_id), labels)
             content["semantic"] = True
         if answer.referring is not None:
@@ -216,7 +218,7 @@ class SavedPredictions:
         return content
 
     def finish(self, image_ids: Iterable[int]) -> None:
-        """Write the jsons of all the images together, those that are done; one process is to do it."""
+        """Write the jsons of all images that are done; to be called on one process."""
         markers = [path for path in map(self._marker, image_ids) if path.exists()]
         images = [_read(path) for path in markers]
         names = "".join(f"{name}\n" for name in self.class_names)
@@ -232,7 +234,7 @@ class SavedPredictions:
             {
                 "image_id": image["image_id"],
                 "file_name": self._png(kind, "panoptic", image["image_id"]).name,
-                "segments_info": [self._with_own_id(segment) for segment in image[kind]["panoptic"]],
+                "segments_info": [self._with_category_id(segment) for segment in image[kind]["panoptic"]],
             }
             for image in images
         ]
@@ -240,7 +242,7 @@ class SavedPredictions:
 
     def _instances(self, kind: str, images: Sequence[Mapping[str, Any]]) -> Any:
         found = [
-            {"image_id": image["image_id"], **self._with_own_id(instance)}
+            {"image_id": image["image_id"], **self._with_category_id(instance)}
             for image in images
             for instance in image[kind]["instance"]
         ]
@@ -261,20 +263,21 @@ class SavedPredictions:
         return {**self._listing(images), "annotations": annotations}
 
     def _listing(self, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The images and categories of a json."""
-        named = zip(self.category_ids, self.class_names, self.is_thing, strict=True)
+        """Return the images and categories of a json."""
+        classes = zip(self.category_ids, self.class_names, self.is_thing, strict=True)
         return {
             "images": [{"id": i["image_id"], **{k: i[k] for k in ("file_name", "height", "width")}} for i in images],
-            "categories": [{"id": id_, "name": name, "isthing": int(thing)} for id_, name, thing in named],
+            "categories": [{"id": id_, "name": name, "isthing": int(thing)} for id_, name, thing in classes],
         }
 
-    def _with_own_id(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_category_id(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace a contiguous class id by the id in the dataset's own files."""
         return {**entry, "category_id": self.category_ids[entry["category_id"]]}
 
     def _marker(self, image_id: int) -> Path:
         return self.folder / "images" / f"{image_id:012d}.json"
 
-    def _picture(self, image_id: int) -> Path:
+    def _image_copy(self, image_id: int) -> Path:
         return self._marker(image_id).with_suffix(".png")
 
     def _png(self, kind: str, task: str, image_id: int) -> Path:
@@ -283,11 +286,9 @@ class SavedPredictions:
 
 @contextmanager
 def _marked(path: Path) -> Iterator[dict[str, Any]]:
-    """The json of an image; what it lacks becomes a ValueError that names it."""
-    try:
+    """Read the json of an image; whatever it lacks becomes a ValueError that names it."""
+    with expect(path, "file of tools/eval_net.py"):
         yield _read(path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not what tools/eval_net.py writes: {lack(error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -296,11 +297,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _picture_of(inputs: Mapping[str, Any]) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def _pixels(inputs: Mapping[str, Any]) -> np.ndarray:
+    """Return the image, uint8 [H, W, 3]."""
     return inputs["image"].permute(1, 2, 0).cpu().numpy()
 
 
-def _checksum(picture: np.ndarray) -> int:
-    """Of the pixels: an id or a name may come to be another picture's, as when files are added."""
-    return zlib.crc32(np.ascontiguousarray(picture).data)
+def _checksum(pixels: np.ndarray) -> int:
+    """Return a checksum of an image, as its id or name may pass to another one when files are added."""
+    return zlib.crc32(np.ascontiguousarray(pixels).data)

@@ -61,14 +61,14 @@ def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> Pic
         columns.setdefault(TRUTH, masks_of(truth, task, saved.class_names, image.prompts))
         columns[run] = masks_of(prediction, task, saved.class_names, image.prompts)
     texts = tuple(dict.fromkeys(text for column in columns.values() for _, _, text in column))
-    none = np.zeros((0, *image.picture.shape[:2]), dtype=bool)
+    none = np.zeros((0, *image.pixels.shape[:2]), dtype=bool)
     pictures = {}
     for name, column in columns.items():
         masks = np.stack([mask for mask, _, _ in column]) if column else none
         scores = np.array([score for _, score, _ in column], np.float32)
         index = np.array([texts.index(text) for _, _, text in column], dtype=np.int64)
         drawing = LabelledMasks(task, texts, masks, scores, index)
-        pictures[name] = draw_masks(image.picture, drawing, max_side=PICTURE_SIDE)
+        pictures[name] = draw_masks(image.pixels, drawing, max_side=PICTURE_SIDE)
     return PictureRow(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
 
 

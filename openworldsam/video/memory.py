@@ -203,8 +203,8 @@ def _decoder_state(model: OpenWorldSAM) -> StateDict:
     state: StateDict = {"no_mem_embed": encoder.no_mem_embed}
     state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
     for name in ("conv_s0", "conv_s1"):  # they process image features, but SAM2's decoder owns them
-        own = encoder.get_submodule(name).state_dict()
-        state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in own.items()})
+        convolution = encoder.get_submodule(name).state_dict()
+        state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in convolution.items()})
     return state
 
 

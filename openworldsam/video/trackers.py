@@ -5,8 +5,8 @@ Shapes: T objects, N masks found by prompts, H, W size of the video.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,23 +38,26 @@ class Located:
     id_map: np.ndarray
 
 
-class Tracker(Protocol):
-    """Follows the objects of one clip."""
+class Tracker(ABC):
+    """Follows the objects of one clip; `frame` is the number of a frame, `features` are its image features."""
 
     needs_prompts: bool
     """Whether `locate` needs the masks that the prompts find in every frame."""
 
+    @abstractmethod
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """Locate the known objects in a frame, given its number, its features, what the prompts find in it, (H, W)."""
+        """Locate the known objects in a frame of (H, W) = `size`; `found` is what the prompts find in it."""
 
+    @abstractmethod
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         """Start to follow an object, given its id, its prompt's index and its mask bool [H, W] in this frame."""
 
+    @abstractmethod
     def forget(self, object_id: int) -> None:
         """Stop following an object."""
 
 
-class MemoryTracker:
+class MemoryTracker(Tracker):
     """Follows objects by SAM2's memory; scores are probabilities of presence."""
 
     needs_prompts = False
@@ -64,7 +67,6 @@ class MemoryTracker:
         self.memories: dict[int, ObjectMemory] = {}
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """See `Tracker`. Where objects overlap the highest logit wins."""
         masks, scores = {}, {}
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
@@ -76,26 +78,21 @@ class MemoryTracker:
             if not mask.any():
                 continue
             masks[object_id], scores[object_id] = mask.cpu().numpy(), presence.sigmoid().item()
-            id_map[full[0] > best] = object_id
+            id_map[full[0] > best] = object_id  # the highest logit wins
             best = best.maximum(full[0])
         return Located(masks, scores, id_map.cpu().numpy().astype(np.uint16))
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
-        """See `Tracker`."""
         with torch.no_grad():
             masks = torch.from_numpy(mask)[None].to(features.embed.device)
             self.memories[object_id] = self.sam2.begin(frame, features, masks)
 
     def forget(self, object_id: int) -> None:
-        """See `Tracker`."""
         del self.memories[object_id]
 
 
-class DetectionTracker:
-    """Follows objects by linking masks of the same prompt, for weights without video modules; scores are predicted IoU.
-
-    It believes the prompts in every frame.
-    """
+class DetectionTracker(Tracker):
+    """Follows objects by linking masks of the same prompt, for weights without video modules; scores are predicted IoU."""
 
     needs_prompts = True
 
@@ -105,12 +102,12 @@ class DetectionTracker:
         """Last mask of each object."""
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """See `Tracker`. Links objects that moved a little, then lost ones that return within their own size."""
         assert found is not None
         ids = list(self.last)
         known = np.stack([*self.last.values()]) if ids else np.zeros((0, *size), bool)
         prompts = np.array([self.prompts[id_] for id_ in ids], int)
         same_prompt = prompts[:, None] == found.prompt_index
+        # first link objects that moved a little, then lost ones that return within their own size
         pairs = associate(np.where(same_prompt, iou_between(known, found.masks) - MOVED, 0))
         seen, used = [row for row, _ in pairs], [column for _, column in pairs]
         # a mask over a visible object is that object again, not one hidden behind it
@@ -127,11 +124,9 @@ class DetectionTracker:
         return Located(masks, scores, id_map)
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
-        """See `Tracker`."""
         self.prompts[object_id], self.last[object_id] = prompt, mask
 
     def forget(self, object_id: int) -> None:
-        """See `Tracker`."""
         del self.prompts[object_id], self.last[object_id]
 
 

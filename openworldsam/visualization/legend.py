@@ -161,7 +161,7 @@ def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 @lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans from matplotlib, which covers more scripts than Pillow's own font, or else the latter."""
+    """Load DejaVu Sans from matplotlib, as it covers more scripts than Pillow's font; without matplotlib, Pillow's."""
     try:
         from matplotlib import get_data_path
 

@@ -1,6 +1,6 @@
-"""What is written, read back by the programs' own libraries; each test is skipped where its library is not installed.
+"""Annotation files, read back by the libraries of the programs; a test is skipped if its library is not installed.
 
-None of them is a dependency; pip install datumaro cvat-sdk label-studio-sdk fiftyone, best into an environment apart.
+None is a dependency: pip install datumaro cvat-sdk label-studio-sdk fiftyone, best into a separate environment.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 
 
 def without_ending(name):
@@ -21,7 +21,7 @@ def without_ending(name):
 
 
 def touch(folder, names):
-    """Make pictures, empty ones: importers ask whether they are there."""
+    """Make empty image files, as importers check that they exist."""
     for path in (folder / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -44,7 +44,7 @@ def test_datumaro_reads_cvat(saved, prompts, names, task):
             assert (mask.label, mask.z_order) == (prediction.prompt_index[n], level)
 
 
-def test_cvat_itself_encodes_masks_so(saved):
+def test_cvat_encodes_masks_alike(saved):
     pytest.importorskip("cvat_sdk")
     from cvat_sdk.masks import decode_mask, encode_mask
 
@@ -149,14 +149,14 @@ def test_fiftyone_reads_coco_instances(saved, prompts, tmp_path, task):
         include_annotation_id=True,
     )
     with importer:
-        pictures = {image: detections.detections for image, _, detections in importer}
+        images = {image: detections.detections for image, _, detections in importer}
     ids = iter(range(1, 100))
     for name, prediction in found.items():
-        detections = pictures.pop(str(tmp_path / "photos" / name))
+        detections = images.pop(str(tmp_path / "photos" / name))
         assert [d.label for d in detections] == [prompts.texts[i] for i in prediction.prompt_index]
         assert [d.confidence for d in detections] == prediction.scores.tolist()
         for detection, mask in zip(detections, prediction.masks, strict=True):
             assert detection.coco_id == next(ids)
             ys, xs = mask.nonzero()
             assert np.array_equal(detection.mask, mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-    assert not pictures
+    assert not images

@@ -1,4 +1,4 @@
-"""Many pictures at once: what the predictor says of each."""
+"""A batch of images gives the predictor's predictions."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PROMPTS = Prompts(("cat", "grass", "a red cup", "sky"), (True, False, True, Fals
 @pytest.mark.parametrize("chunk", [0, 3])
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
 @pytest.mark.parametrize("threshold", [0.4, 1.0])
-def test_a_batch_is_the_pictures_one_by_one(tiny_cfg, pictures, task, chunk, threshold):
+def test_a_batch_equals_its_images_one_by_one(tiny_cfg, pictures, task, chunk, threshold):
     predictor = OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.INFERENCE.SCORE_THRESHOLD", str(threshold)])
     images = [np.ascontiguousarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
     predictions = list(predict_batch(predictor.model, images, PROMPTS, task, chunk))

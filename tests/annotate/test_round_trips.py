@@ -1,4 +1,4 @@
-"""What is written, read back by others' tools and by decoders written from the formats' documentation."""
+"""Annotation files, read back by other tools and by decoders written from the documentation of the formats."""
 
 import json
 import tracemalloc
@@ -18,7 +18,7 @@ from openworldsam.annotate.label_studio import pack_mask, write_label_studio
 from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import Results
 from openworldsam.data.records.rle import run_lengths
-from openworldsam.modeling import TASKS
+from openworldsam.inference import TASKS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -70,8 +70,8 @@ def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task):
         with Image.open(results.png_path("semantic", name)) as png:
             labels = np.array(png)
         for index in range(len(prompts.texts)):
-            own = prediction.masks[prediction.prompt_index == index].any(axis=0)
-            assert np.array_equal(labels == index, own)
+            mask = prediction.masks[prediction.prompt_index == index].any(axis=0)
+            assert np.array_equal(labels == index, mask)
         assert np.array_equal(labels == 255, ~prediction.masks.any(axis=0))
 
 
@@ -85,7 +85,7 @@ def test_many_prompts_need_semantic_pngs_of_16_bits(made, tmp_path):
 
 
 def unpack(packed):
-    """The values that rle-pack has packed (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack)."""
+    """Decode rle-pack (https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack)."""
     bits = "".join(f"{byte:08b}" for byte in packed)
     place = 0
 
@@ -172,7 +172,7 @@ def test_run_lengths_by_hand():
     assert run_lengths(np.zeros((2, 2), dtype=bool)) == [4]
 
 
-def test_a_picture_is_done_with_all_its_files_and_only_while_it_is_the_same(made, prompts, tmp_path):
+def test_an_image_is_done_if_it_has_all_files_and_is_unchanged(made, prompts, tmp_path):
     image, prediction = made("sub/a.png", task="panoptic")
     results = Results(tmp_path, [image.name], prompts, "panoptic", overlays=True)
     assert not results.is_done(image.name, image.version)
@@ -199,7 +199,7 @@ def test_nothing_found(made, prompts, tmp_path):
     assert ElementTree.parse(write_cvat(results)[0]).find("image/mask") is None
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(made, prompts, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(made, prompts, tmp_path):
     names = [f"{n}.png" for n in range(200)]
     results, peaks = Results(tmp_path, names, prompts, "panoptic"), []
     image, prediction = made("0.png", (12, 16), "panoptic")

@@ -11,7 +11,7 @@ gradio = pytest.importorskip("gradio")
 
 from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions  # noqa: E402
 from openworldsam.app.command import main, parse_args  # noqa: E402
-from openworldsam.app.page import build  # noqa: E402
+from openworldsam.app.page import build_page  # noqa: E402
 from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +38,10 @@ def select(index, row_value=None):
 
 
 def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
-    cleared, session, picture, table, message = actions.open(str(upload), None)
+    cleared, session, drawn, table, message = actions.open(str(upload), None)
     assert cleared is None and table == [] and message == "now type what to look for"
     assert session.name == "mine.png" and np.array_equal(session.image, scenes["instance"].image)
-    assert picture.shape == (448, 448, 3)
+    assert drawn.shape == (448, 448, 3)
     assert not upload.parent.exists()
 
 
@@ -99,7 +99,7 @@ def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog)
 
 def test_sliders_start_at_the_values_of_the_config(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    sliders = {block.elem_id: block for block in build(shapes).blocks.values() if isinstance(block, gradio.Slider)}
+    sliders = {block.elem_id: block for block in build_page(shapes).blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
 

@@ -16,7 +16,7 @@ from openworldsam.data.shapes import (
     SHAPES,
     TEXTURES,
     Scene,
-    Segment,
+    SceneSegment,
     World,
     colours_of,
     expressions,
@@ -214,8 +214,8 @@ def drawn(*boxes, ground="grass"):
     segment_map = np.ones((64, 64), np.int32)
     for id_, (*_, box) in enumerate(boxes, start=2):
         segment_map[box] = id_
-    kinds = [Segment(id_, True, shape, colour) for id_, (colour, shape, _) in enumerate(boxes, start=2)]
-    return Scene(np.zeros((64, 64, 3), np.uint8), segment_map, (Segment(1, False, ground), *kinds))
+    kinds = [SceneSegment(id_, True, shape, colour) for id_, (colour, shape, _) in enumerate(boxes, start=2)]
+    return Scene(np.zeros((64, 64, 3), np.uint8), segment_map, (SceneSegment(1, False, ground), *kinds))
 
 
 def test_expressions_of_a_scene_by_hand():

@@ -54,7 +54,7 @@ def test_every_bad_picture_is_named_and_the_others_are_scored(reef, build, proto
     assert "lost.png not found" in reasons["lost.png"]
     ((empty, said),) = content["remarks"].items()
     assert empty.endswith("empty.png")
-    assert said == "the ground truth is empty" + ("" if protocol == "global" else ", so nothing is asked")
+    assert said == "the ground truth is empty" + ("" if protocol == "global" else ", so there are no prompts")
     assert content["images"] == 2 and content["semantic"]["mIoU"] is not None
     assert [line.split(": ")[1].split(",")[0] for line in remarks(results)] == [
         "4 images not scored",

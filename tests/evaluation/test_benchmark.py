@@ -114,7 +114,7 @@ class Oracle(nn.Module):
         self.answers = {e.inputs["image_id"]: perfect(e, metadata.is_thing) for e in readable}
         self.asked = []
 
-    def forward(self, batch, tasks):
+    def forward(self, batch, tasks, prompt_chunk):
         self.asked.append([x["prompts"] for x in batch])
         keys = [{"panoptic": "panoptic_seg", "instance": "instances"}.get(task, task) for task in tasks]
         return [{key: self.answers[x["image_id"]][key] for key in keys} for x in batch]
@@ -299,7 +299,7 @@ def test_unreadable_images_are_listed_and_images_without_prompts_predict_nothing
     ((file, reason),) = content["skipped"].items()
     assert file.endswith("3.png") and "not a readable image" in reason
     ((void, said),) = content["remarks"].items()
-    assert void.endswith("2.png") and said == "the ground truth is empty, so nothing is asked"
+    assert void.endswith("2.png") and said == "the ground truth is empty, so there are no prompts"
     lines = remarks({pictures_on_disk: content})
     assert [line.split(": ")[1][:20] for line in lines] == ["1 images not scored,", "1 images to be noted"]
     assert content["semantic"]["per_class"]["cat"]["IoU"] is not None

@@ -85,11 +85,11 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, 
     asked = []
 
     class Interrupted(torch.nn.Module):
-        def forward(self, batch, tasks):
+        def forward(self, batch, tasks, **options):
             if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.extend(x["image_id"] for x in batch)
-            return model(batch, tasks)
+            return model(batch, tasks, **options)
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(cfg, Interrupted(), saving)
@@ -97,9 +97,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, 
     asked.clear()
 
     class Counting(Interrupted):
-        def forward(self, batch, tasks):
+        def forward(self, batch, tasks, **options):
             asked.extend(x["image_id"] for x in batch)
-            return model(batch, tasks)
+            return model(batch, tasks, **options)
 
     assert evaluate(cfg, Counting(), saving) == whole
     assert len(done) == 2 and asked and not set(asked) & set(done)
@@ -122,7 +122,7 @@ def test_predictions_of_another_run_are_refused(cfg, model, saving):  # noqa: F8
     with pytest.raises(ValueError, match="made with other weights; use another --output"):
         evaluate(cfg, model, saving._replace(identity={"weights": {"adapter": "2"}}))
     cfg.TEST.PROTOCOL = "global"
-    with pytest.raises(ValueError, match="asked for other classes"):
+    with pytest.raises(ValueError, match="it has other prompts"):
         evaluate(cfg, model, saving)
 
 
@@ -132,9 +132,9 @@ def test_another_picture_of_the_same_id_is_refused(cfg, model, saving):  # noqa:
     (file,) = (saving.folder / "shapes_val/images").glob("*.json")
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "picture": content["picture"] ^ 1}))
-    with pytest.raises(ValueError, match=r"\.json cannot be taken over: it was another picture; remove it"):
+    with pytest.raises(ValueError, match=r"\.json cannot be reused: its image has changed; remove it"):
         evaluate(cfg, model, saving)
-    with pytest.raises(ValueError, match="is another picture than when it was evaluated"):
+    with pytest.raises(ValueError, match="has changed since it was evaluated"):
         SavedPredictions.written(saving.folder / "shapes_val").image(content["image_id"])
 
 
@@ -157,7 +157,7 @@ def test_a_damaged_file_is_named(cfg, model, saving, damage):  # noqa: F811
     folder = saving.folder / "shapes_val"
     (file,) = (folder / "images").glob("*.json") if damage == "json" else (folder / "prediction/panoptic").glob("*.png")
     file.write_bytes(b"{")
-    with pytest.raises(ValueError, match=r"images/\d+\.json cannot be taken over: .*; remove it"):
+    with pytest.raises(ValueError, match=r"images/\d+\.json cannot be reused: .*; remove it"):
         evaluate(cfg, model, saving)
 
 
@@ -176,7 +176,7 @@ def test_large_vocabularies_take_16_bits(tmp_path):
     read = SavedPredictions.written(tmp_path)
     assert read.image_ids() == [7] and len(read.class_names) == 847
     image = read.image(7)
-    assert image.picture[0, 1].tolist() == [1, 5, 9] and (image.file_name, image.prompts) == ("a.jpg", ["class 0"])
+    assert image.pixels[0, 1].tolist() == [1, 5, 9] and (image.file_name, image.prompts) == ("a.jpg", ["class 0"])
     assert all(np.array_equal(answer.semantic, labels) for answer in read.answers(7))
     with pytest.raises(FileNotFoundError, match="has no predictions"):
         SavedPredictions.written(tmp_path / "nowhere")

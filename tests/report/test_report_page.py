@@ -173,7 +173,7 @@ def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
         (["--runs", "one", "broken"], "broken/results.json is not json"),
         (["--runs", "damaged"], "damaged/results.json is not what tools/eval_net.py writes"),
         (["--runs", "unlike"], "unlike/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "cut"], "images/000000000000.json is not what tools/eval_net.py writes: it has no 'prediction'"),
+        (["--runs", "cut"], "images/000000000000.json is no file of tools/eval_net.py: it has no 'prediction'"),
         (["--runs", "lacking"], "lacking/results.json is not what tools/eval_net.py writes"),
         (["--runs", "one", "one"], "--names needs 2 different names, one per run; got one, one"),
         (["--runs", "one", "other", "--names", "a"], "--names needs 2 different names"),

@@ -38,7 +38,7 @@ def test_a_video_that_was_taken_upright_comes_upright(tmp_path, write_video):
 def test_a_folder_is_read_on_demand_in_the_order_of_its_numbers(tmp_path):
     for number in (10, 9, 1):
         Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
-    (tmp_path / "frame11.png").write_text("not a picture")
+    (tmp_path / "frame11.png").write_text("not an image")
     (tmp_path / "notes.txt").write_text("not a frame")
     clip = open_clip(tmp_path)
     assert clip.length == 4

@@ -1,4 +1,4 @@
-"""SAM2's memory, frame by frame, is SAM2's own video predictor on the whole clip."""
+"""The memory, frame by frame, equals SAM2's own video predictor on the whole clip."""
 
 import numpy as np
 import pytest
@@ -36,14 +36,14 @@ def bias_of_presence(sam2):
 @pytest.mark.parametrize("sam2_video", ["sam2/sam2_hiera_t", "sam2.1/sam2.1_hiera_t"], indirect=True)
 @torch.no_grad()
 def test_it_equals_sam2s_own_predictor(video_predictor, sam2_video, tmp_path):
-    """Longer than any memory, with an absence: the same logits of masks, though we forget what SAM2 keeps."""
+    """A clip longer than any memory, with an absence: the same mask logits, though we forget what SAM2 keeps."""
     model, clip = video_predictor.model, list(frames(20))
     for number, frame in enumerate(clip):
         Image.fromarray(frame).save(tmp_path / f"{number}.jpg")
     ours = SAM2Memory.from_file(model, read_video_weights(video_predictor.cfg))
     state = sam2_video.init_state(str(tmp_path))
     normalised = [(resize_for_sam2(to_tensor(f), 128) - model.pixel_mean) / model.pixel_std for f in clip]
-    state.update(images=torch.stack(normalised), cached_features={})  # as we resize and without JPEG's losses
+    state.update(images=torch.stack(normalised), cached_features={})  # resized as ours, without JPEG's losses
     mask = disk(*np.mgrid[: SIZE[0], : SIZE[1]], 0)
     sam2_video.add_new_mask(state, 0, 1, mask)
     theirs = sam2_video.propagate_in_video(state)
@@ -90,10 +90,10 @@ def test_the_image_model_is_shared_and_untouched(video_predictor):
     model = video_predictor.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ours = SAM2Memory.from_file(model, read_video_weights(video_predictor.cfg))
-    own = {
+    shared = {
         p.data_ptr() for name, p in ours.named_parameters() if name.startswith(("image_enc", "sam_", "no_mem_embed"))
     }
-    assert own <= {p.data_ptr() for p in model.parameters()}
+    assert shared <= {p.data_ptr() for p in model.parameters()}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(p.requires_grad for p in ours.parameters())
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ class Description(NamedTuple):
                 raise ValueError(f"{self.path}: the label values {sorted(both)} are both classes and ignored")
             categories = tuple(Category(number, name, False) for number, name in sorted(self.classes.items()))
         else:
-            categories = _json_categories(self.truth, self.kind, self.truth.stat().st_mtime_ns)
+            categories = read_categories(self.truth, all_things=self.kind == "instances")
             if unknown := set(self.classes) - {c.id for c in categories}:
                 raise ValueError(
                     f"{self.path}: classes names the ids {sorted(unknown)}, which {self.truth} does not have"
@@ -73,12 +73,6 @@ class Description(NamedTuple):
             names = [c.name for c in categories]
             raise ValueError(f"{self.path}: things has {sorted(strangers)}, which are not among the classes {names}")
         return tuple(c._replace(is_thing=c.name in self.things) for c in categories)
-
-
-@lru_cache(maxsize=16)
-def _json_categories(path: Path, kind: str, changed: int) -> tuple[Category, ...]:
-    """Call `read_categories` once for all registrations of a dataset; `changed` is the file's modification time."""
-    return read_categories(path, all_things=kind == "instances")
 
 
 def register(path: str | Path) -> str:

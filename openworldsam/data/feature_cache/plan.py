@@ -37,7 +37,7 @@ class Shard(NamedTuple):
 
 
 def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Record, list[str]]]:
-    """Record (without its ground truth) and prompts of each image of DATASETS.TRAIN, by image id.
+    """Return the record (without ground truth) and prompts of each image of DATASETS.TRAIN, by image id.
 
     Raises:
         ValueError: two datasets use one id for different images.
@@ -59,7 +59,7 @@ def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Record, list[str]]]:
 def plan(
     wanted: Mapping[ImageId, tuple[Record, Sequence[str]]], cache: FeatureCache, shard_images: int
 ) -> list[Shard | None]:
-    """The shards to write; None where the cache is complete.
+    """Return the shards to write, None where the cache is complete.
 
     Borders between shards depend on the dataset alone, not on the cache: they are the same for every part and run.
     """

@@ -1,7 +1,7 @@
-"""Shapes: a small world made by formula, on which the whole method runs on a laptop."""
+"""Shapes: a small synthetic world, on which the whole method runs on a laptop."""
 
 from openworldsam.data.shapes.expressions import expressions
-from openworldsam.data.shapes.scene import Scene, Segment, render
+from openworldsam.data.shapes.scene import Scene, SceneSegment, render
 from openworldsam.data.shapes.world import (
     COLOURS,
     NOVEL_PAIRS,
@@ -23,7 +23,7 @@ __all__ = [
     "TEXTURES",
     "Kinds",
     "Scene",
-    "Segment",
+    "SceneSegment",
     "World",
     "colours_of",
     "expressions",

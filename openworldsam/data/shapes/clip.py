@@ -1,4 +1,4 @@
-"""Clips of the Shapes world: things that move over a still ground, with the identity of every pixel."""
+"""Clips of the Shapes world: things moving over a still ground, with the identity of each pixel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openworldsam.data.shapes.world import World
 
 
 class Moving(NamedTuple):
-    """A thing as it is in the first frame, and how far it moves from frame to frame: x, y in pixels."""
+    """A thing in the first frame, and its motion per frame: x, y in pixels."""
 
     thing: Thing
     step: tuple[float, float]
@@ -23,11 +23,11 @@ class Moving(NamedTuple):
 def render_clip(
     world: World, seed: int, moving: Sequence[Moving], num_frames: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Make a clip frame by frame; the same arguments give the same clip.
+    """Render a clip frame by frame; the same arguments give the same clip.
 
     Args:
         world: of the ground; only its stuff is drawn.
-        seed: of the ground, the exact colours and the noise, at least 0.
+        seed: of ground, exact colours and noise, at least 0.
         moving: things from back to front; they may leave the scene.
         num_frames: length of the clip.
 
@@ -44,7 +44,7 @@ def render_clip(
         for number, (thing, step) in enumerate(moving, start=1):
             here = thing._replace(x=thing.x + frame * step[0], y=thing.y + frame * step[1])
             box, alpha = coverage(here, world.size)
-            rng = np.random.default_rng([seed, number])  # its colour and light are the same in every frame
+            rng = np.random.default_rng([seed, number])  # the same colour and light in every frame
             paint(canvas, box, alpha, shade(thing.colour, rng), rng)
             identity[box][alpha > 0.5] = number
         image = canvas + noise.normal(0, 0.3 * world.noise, canvas.shape)

@@ -1,6 +1,6 @@
-"""The things and stuff of the Shapes world by formula: outlines, colours, textures.
+"""Outlines, colours and textures of the things and stuff of the Shapes world, as formulas.
 
-Shapes: H, W size of the scene, h, w of a thing's box in it, N corners of an outline.
+Shapes: H, W size of the scene; h, w size of a thing's box; N corners of an outline.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.random import Generator
 
 _SUBPIXELS = 4
-_MARGIN = 4
+_SHADOW = 4
 """Pixels around a thing in its box, for its shadow."""
 
 
 def _arc(start: float, stop: float, radius: float = 1.0, x: float = 0.0, corners: int = 48) -> np.ndarray:
-    """Points [N, 2] on a circle around (x, 0), angles in radians."""
+    """Return points [N, 2] on a circle around (x, 0); angles in radians."""
     angle = np.linspace(start, stop, corners)
     return np.stack([x + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
@@ -65,7 +65,7 @@ def _arrow(width: float) -> list[np.ndarray]:
 
 
 def _crescent(width: float) -> list[np.ndarray]:
-    """The part of the disk left of a second circle, through the tips and the crescent's middle."""
+    """Cut the disk by a second circle through the tips and the crescent's middle."""
     tip, middle = np.pi / 4, 0.75 * width - 1
     x = (1 - middle**2) / (2 * (np.cos(tip) - middle))
     radius = x - middle
@@ -104,10 +104,8 @@ OUTLINES: dict[str, Callable[[float], list[np.ndarray]]] = {
     "heart": _heart,
     "hourglass": _hourglass,
 }
-"""From a width in (0, 1] (1 sturdy, 0.3 thin) to closed curves [N, 2] in about the unit disk, filled by even-odd.
-
-All can be told apart at any rotation, which is why there is no diamond.
-"""
+"""Functions from a width in (0, 1] (1 is sturdy, 0.3 thin) to closed curves [N, 2] in about the unit disk, filled by
+the even-odd rule. All are distinct at any rotation, so there is no diamond."""
 
 RGB: dict[str, tuple[int, int, int]] = {
     "red": (215, 35, 40),
@@ -124,7 +122,7 @@ RGB: dict[str, tuple[int, int, int]] = {
 
 
 class Thing(NamedTuple):
-    """What to draw where: diameter of the enclosing circle and centre in pixels, angle in radians."""
+    """A thing to draw: diameter of the enclosing circle and centre in pixels, angle in radians."""
 
     shape: str
     colour: str
@@ -139,17 +137,17 @@ Box = tuple[slice, slice]
 
 
 def coverage(thing: Thing, size: int) -> tuple[Box, np.ndarray]:
-    """The box of a thing, within a scene of size x size, and how much of each pixel it covers: 0..1, float32 [h, w]."""
+    """Return a thing's box in a scene of size x size, and the covered fraction of its pixels, float32 [h, w]."""
     curves = OUTLINES[thing.shape](thing.width)
     radius = max(np.linalg.norm(curve, axis=1).max() for curve in curves)
     scale = thing.diameter / 2 / radius
     cos, sin = scale * np.cos(thing.angle), scale * np.sin(thing.angle)
     points = [curve @ np.array([(cos, sin), (-sin, cos)]) + (thing.x, thing.y) for curve in curves]
-    low = np.clip(np.floor(np.min([p.min(0) for p in points], axis=0)) - _MARGIN, 0, size - 1).astype(int)
-    high = np.clip(np.ceil(np.max([p.max(0) for p in points], axis=0)) + _MARGIN, 0, size).astype(int)
+    low = np.clip(np.floor(np.min([p.min(0) for p in points], axis=0)) - _SHADOW, 0, size - 1).astype(int)
+    high = np.clip(np.ceil(np.max([p.max(0) for p in points], axis=0)) + _SHADOW, 0, size).astype(int)
     w, h = np.maximum(high - low, 1).tolist()
     fine = np.zeros((h * _SUBPIXELS, w * _SUBPIXELS), np.uint8)
-    # four bits of fraction; cv2 has pixel centres at whole numbers
+    # four fractional bits; pixel centres are whole numbers in cv2
     corners = [np.rint(((p - low) * _SUBPIXELS - 0.5) * 16).astype(np.int32) for p in points]
     cv2.fillPoly(fine, corners, (255,), cv2.LINE_8, 4)
     alpha = cv2.resize(fine, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -158,20 +156,20 @@ def coverage(thing: Thing, size: int) -> tuple[Box, np.ndarray]:
 
 @lru_cache
 def _weights(count: int, size: int) -> np.ndarray:
-    """Cubic interpolation of `count` values as a matrix: float32 [size, count]."""
+    """Return the matrix of cubic interpolation of `count` values, float32 [size, count]."""
     return cv2.resize(np.eye(count, dtype=np.float32), (count, size), interpolation=cv2.INTER_CUBIC)
 
 
 def smooth(rng: Generator, rows: int, columns: int, size: int) -> np.ndarray:
-    """Random values at rows x columns places, interpolated: float32 [size, size], most in 0..1."""
+    """Interpolate random values at rows x columns places: float32 [size, size], mostly 0..1."""
     values = rng.random((rows, columns), np.float32)
-    if min(rows, columns) < 32:  # cv2 is slow at an image's edge, and a tiny one is nothing but edge
+    if min(rows, columns) < 32:  # cv2 is slow at edges, and a tiny image is all edge
         return _weights(rows, size) @ values @ _weights(columns, size).T
     return cv2.resize(values, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _axis(size: int) -> np.ndarray:
-    """Pixel centres on a scale of 0 to 1: float32 [size]."""
+    """Return pixel centres on a scale of 0 to 1, float32 [size]."""
     return (np.arange(size, dtype=np.float32) + 0.5) / size
 
 
@@ -211,7 +209,7 @@ def _snow(rng: Generator, size: int) -> np.ndarray:
 
 
 def _stone(rng: Generator, size: int) -> np.ndarray:
-    """Cobbles: bright at their middles, dark where two are equally far."""
+    """Cobbles, bright at their centres and dark between them."""
     cells = int(rng.integers(9, 14))
     middles = (np.indices((cells, cells)) + rng.uniform(0.15, 0.85, (2, cells, cells))) * (size / cells)
     ground = np.ones((size, size), np.uint8)
@@ -221,13 +219,13 @@ def _stone(rng: Generator, size: int) -> np.ndarray:
 
 
 def _wood(rng: Generator, size: int) -> np.ndarray:
-    """Sharp lines of grain along x, bent around a few knots."""
+    """Sharp lines of grain along x, bent around knots."""
     rings = rng.uniform(7, 12) * _axis(size)[:, None] + rng.uniform(1.5, 3) * smooth(rng, 5, 3, size)
     return 0.75 * (rings % 1) + 0.3 * smooth(rng, size // 2, 6, size)
 
 
 class Texture(NamedTuple):
-    """A field [size, size] of about 0 to 1 and the colours of its ends."""
+    """A function that draws a field [size, size] of about 0 to 1, and the colours of 0 and 1."""
 
     field: Callable[[Generator, int], np.ndarray]
     dark: tuple[int, int, int]
@@ -247,7 +245,7 @@ TEXTURES: dict[str, Texture] = {
 
 
 def palette(name: str, rng: Generator) -> np.ndarray:
-    """The 256 colours of a texture's field, slightly different each time: float32 [256, 3]."""
+    """Return the 256 colours of a texture, slightly different each time: float32 [256, 3]."""
     ends = np.array([TEXTURES[name].dark, TEXTURES[name].light], np.float32)
     ends = ends * rng.uniform(0.88, 1.08) + rng.normal(0, 5, (2, 3))
     t = np.linspace(0, 1, 256)[:, None]
@@ -255,18 +253,18 @@ def palette(name: str, rng: Generator) -> np.ndarray:
 
 
 def shade(name: str, rng: Generator) -> np.ndarray:
-    """A colour, slightly different each time but never another's: float32 [3]."""
+    """Return a colour, slightly different each time but distinct from the others: float32 [3]."""
     return (np.array(RGB[name]) * rng.uniform(0.85, 1.06) + rng.uniform(-10, 10, 3)).astype(np.float32)
 
 
 def paint(canvas: np.ndarray, box: Box, alpha: np.ndarray, rgb: np.ndarray, rng: Generator) -> None:
-    """Draw a thing in place, darker at its rim and with a shadow, so that equal neighbours can be told apart.
+    """Draw a thing in place, with a darker rim and a shadow, so that equal neighbours stay distinct.
 
     Args:
         canvas: float32 [H, W, 3].
         box, alpha: from `coverage`.
         rgb: float32 [3].
-        rng: draws the side from which the light comes.
+        rng: draws the direction of the light.
     """
     soft = cv2.GaussianBlur(alpha, (0, 0), 1.3, borderType=cv2.BORDER_REPLICATE)
     slope = rng.uniform(-0.12, 0.12, 2)

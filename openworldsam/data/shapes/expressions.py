@@ -1,6 +1,6 @@
-"""Referring expressions for the things of a scene, each true of one thing alone, by a clear margin.
+"""Referring expressions for the things of a scene, each true of one thing only, by a clear margin.
 
-Everything is measured on what is visible: a thing half hidden is half as large.
+All measurements are of visible pixels: a thing half hidden is half as large.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from openworldsam.data.shapes.scene import Scene
 from openworldsam.data.shapes.world import thing_name
 
 _AREA_RATIO = 1.3
-"""How much larger than the next the largest has to be."""
+"""Smallest ratio between the areas of the largest thing and the next."""
 
 _MARGIN = 8 / 256
-"""How far apart in x or y two centres have to be, as a fraction of the scene's side."""
+"""Smallest distance of two centres in x or y, as a fraction of the scene's side."""
 
-_MOST, _LEAST = 0.6, 0.3
-"""Fraction of its surroundings that a thing on the grass has of it at least, and one that is not has at most."""
+_ON, _OFF = 0.6, 0.3
+"""A thing is on the grass if it makes up this fraction of its surroundings or more, and off it with this or less."""
 
 
-class _Thing(NamedTuple):
-    """A visible thing: area in pixels, centre as fractions of the scene, share of each texture around it."""
+class _Visible(NamedTuple):
+    """A visible thing: area in pixels, centre as fractions of the scene, and the share of each texture around it."""
 
     id: int
     kind: str
@@ -41,17 +41,17 @@ _Found = Iterator[tuple[int, str]]
 
 
 def expressions(scene: Scene, per_family: int = 2) -> dict[int, tuple[str, ...]]:
-    """Unambiguous texts for things: names, superlatives, relations to another thing, and what it lies on.
+    """Make unambiguous texts: names, superlatives, relations to another thing, and the texture beneath.
 
     Args:
         scene: with its ground truth.
-        per_family: most texts of a thing and each of the four families.
+        per_family: most texts per thing from each of these four families.
 
     Returns:
-        texts by segment id; things of which nothing clear can be said are left out.
+        texts by segment id; things without an unambiguous text are left out.
     """
     things = _measure(scene)
-    groups: dict[str, list[_Thing]] = {}
+    groups: dict[str, list[_Visible]] = {}
     for thing in things:
         groups.setdefault(thing.kind, []).append(thing)
         groups.setdefault(thing.shape, []).append(thing)
@@ -62,13 +62,13 @@ def expressions(scene: Scene, per_family: int = 2) -> dict[int, tuple[str, ...]]
         for id_, text in family:
             found.setdefault(id_, []).append(text)
         for id_, choice in found.items():
-            first = id_ * per_family % len(choice)  # not the same words for every thing
+            first = id_ * per_family % len(choice)  # vary the words among things
             texts.setdefault(id_, []).extend((choice[first:] + choice[:first])[:per_family])
     return {id_: tuple(texts[id_]) for id_ in sorted(texts)}
 
 
-def _measure(scene: Scene) -> list[_Thing]:
-    """The things of a scene in the order of its segments."""
+def _measure(scene: Scene) -> list[_Visible]:
+    """Measure the things of a scene, in the order of its segments."""
     size = len(scene.segment_map)
     ids = scene.segment_map.ravel()
     along = np.tile((np.arange(size) + 0.5) / size, (size, 1))
@@ -77,7 +77,7 @@ def _measure(scene: Scene) -> list[_Thing]:
     boxes = find_objects(scene.segment_map)
     stuff = {segment.id: segment.name for segment in scene.segments if not segment.is_thing}
     return [
-        _Thing(
+        _Visible(
             segment.id,
             thing_name(segment.colour, segment.name),
             segment.name,
@@ -94,7 +94,7 @@ def _measure(scene: Scene) -> list[_Thing]:
 def _surroundings(
     segment_map: np.ndarray, id_: int, box: tuple[slice, slice], stuff: dict[int, str]
 ) -> dict[str, float]:
-    """Share of each texture in the stuff within a few pixels of a thing; empty if other things are all around it."""
+    """Return the share of each texture in the stuff around a thing; empty if only other things surround it."""
     reach = max(2, len(segment_map) // 64)
     crop = segment_map[tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)]
     mask = (crop == id_).astype(np.uint8)
@@ -104,13 +104,13 @@ def _surroundings(
     return {name: float(counts[i] / total) for i, name in stuff.items()} if total else {}
 
 
-def _names(groups: dict[str, list[_Thing]]) -> _Found:
+def _names(groups: dict[str, list[_Visible]]) -> _Found:
     for name, group in groups.items():
         if len(group) == 1:
             yield group[0].id, f"the {name}"
 
 
-_MEASURES: dict[str, tuple[Callable[[_Thing], float], float]] = {
+_MEASURES: dict[str, tuple[Callable[[_Visible], float], float]] = {
     "largest": (lambda thing: np.log(thing.area), np.log(_AREA_RATIO)),
     "smallest": (lambda thing: -np.log(thing.area), np.log(_AREA_RATIO)),
     "leftmost": (lambda thing: -thing.x, _MARGIN),
@@ -120,7 +120,7 @@ _MEASURES: dict[str, tuple[Callable[[_Thing], float], float]] = {
 }
 
 
-def _superlatives(groups: dict[str, list[_Thing]]) -> _Found:
+def _superlatives(groups: dict[str, list[_Visible]]) -> _Found:
     for word, (measure, margin) in _MEASURES.items():
         for name, group in groups.items():
             if len(group) > 1:
@@ -132,8 +132,8 @@ def _superlatives(groups: dict[str, list[_Thing]]) -> _Found:
 _DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
-def _relations(groups: dict[str, list[_Thing]], unique: list[_Thing]) -> _Found:
-    """One of several lies to a side of a thing that is the only one of its kind, and the rest beyond doubt does not."""
+def _relations(groups: dict[str, list[_Visible]], unique: list[_Visible]) -> _Found:
+    """Yield things that are the only one of several on one side of a thing of unique kind."""
     for name, group in groups.items():
         for other in unique:
             if len(group) == 1 or other.shape == group[0].shape:
@@ -146,10 +146,10 @@ def _relations(groups: dict[str, list[_Thing]], unique: list[_Thing]) -> _Found:
                     yield group[there[0]].id, f"the {name} {words} the {other.kind}"
 
 
-def _places(groups: dict[str, list[_Thing]]) -> _Found:
+def _places(groups: dict[str, list[_Visible]]) -> _Found:
     for name, group in groups.items():
         for texture in {texture: None for thing in group for texture in thing.ground}:
-            on = [thing for thing in group if thing.ground.get(texture, 0) >= _MOST]
-            rest_is_off = all(thing.ground and thing.ground[texture] <= _LEAST for thing in group if thing not in on)
+            on = [thing for thing in group if thing.ground.get(texture, 0) >= _ON]
+            rest_is_off = all(thing.ground and thing.ground[texture] <= _OFF for thing in group if thing not in on)
             if len(group) > 1 and len(on) == 1 and rest_is_off:
                 yield on[0].id, f"the {name} on the {texture}"

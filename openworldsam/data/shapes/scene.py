@@ -1,4 +1,4 @@
-"""Scenes of the Shapes world with their ground truth, each made from (world, seed, index, kinds) alone.
+"""Scenes of the Shapes world with their ground truth, each a function of (world, seed, index, kinds) alone.
 
 Shapes: H = W = size of the world, h, w of a thing's box.
 """
@@ -16,15 +16,15 @@ from openworldsam.data.shapes.drawing import TEXTURES, Box, Thing, coverage, pai
 from openworldsam.data.shapes.world import Kinds, World, colours_of
 
 MIN_PIXELS = 16
-"""Least visible pixels of a thing; smaller remainders of stuff become void."""
+"""Fewest visible pixels of a thing; smaller regions of stuff become void."""
 
 _TRIES = 8
 _MIN_CONTRAST = 70.0
-"""Distance in RGB between a thing and what is behind it that is asked for, less with each try."""
+"""Distance in RGB required between a thing and its background; reduced with each try."""
 
 
-class Segment(NamedTuple):
-    """A segment of a scene: its value in the map, thing or stuff, shape or texture, and a thing's colour."""
+class SceneSegment(NamedTuple):
+    """A segment of a scene: its value in the map, thing or stuff, shape or texture, and the colour of a thing."""
 
     id: int
     is_thing: bool
@@ -38,30 +38,30 @@ class Scene:
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
-        segment_map: int32 [H, W], the visible segment of every pixel; 0 is void.
-        segments: ids 1, 2, ... in order: stuff, then things from back to front; each has pixels.
+        segment_map: int32 [H, W], the visible segment of each pixel; 0 is void.
+        segments: ids 1, 2, ... of stuff, then of things from back to front; each has pixels.
     """
 
     image: np.ndarray
     segment_map: np.ndarray
-    segments: tuple[Segment, ...]
+    segments: tuple[SceneSegment, ...]
 
 
 def render(world: World, seed: int, index: int, kinds: Kinds = "familiar") -> Scene:
-    """Make one scene; the same arguments give the same scene in any order and process.
+    """Render one scene; the same arguments give the same scene in any order and process.
 
     Args:
         world: its difficulty.
         seed: of the split, at least 0.
         index: of the scene in the split, at least 0.
-        kinds: which things it may hold.
+        kinds: things that it may contain.
 
     Raises:
         ValueError: seed or index is negative, or the world has no things of these kinds.
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be at least 0, got {seed} and {index}")
-    colours_of(world, kinds)  # complains about kinds
+    colours_of(world, kinds)  # raises for bad kinds
     rng = np.random.default_rng([seed, index, get_args(Kinds).index(kinds)])
     canvas, stuff, textures = _draw_stuff(world, rng)
     layers = Layers(world.size, world.max_hidden)
@@ -70,35 +70,35 @@ def render(world: World, seed: int, index: int, kinds: Kinds = "familiar") -> Sc
 
     stuff[layers.owner > 0] = 0
     areas = np.bincount(stuff.ravel(), minlength=len(textures) + 1)
-    segments: list[Segment] = []
+    segments: list[SceneSegment] = []
     new_id = np.zeros(len(textures) + 1, np.int32)
     for old, texture in enumerate(textures, start=1):
         if areas[old] >= MIN_PIXELS:
-            segments.append(Segment(len(segments) + 1, False, texture))
+            segments.append(SceneSegment(len(segments) + 1, False, texture))
             new_id[old] = len(segments)
     segment_map = new_id[stuff]
     np.copyto(segment_map, layers.owner + len(segments), where=layers.owner > 0)
     first = len(segments) + 1
-    segments += [Segment(n, True, thing.shape, thing.colour) for n, thing in enumerate(things, start=first)]
+    segments += [SceneSegment(n, True, thing.shape, thing.colour) for n, thing in enumerate(things, start=first)]
     return Scene(image, segment_map, tuple(segments))
 
 
 class Layers:
-    """Who is in front: things laid on top of each other, none hidden too much.
+    """Things laid on top of each other, each at least partly visible.
 
     Args:
         size: side of the scene in pixels.
-        max_hidden: largest fraction of a thing's pixels in the scene that others may cover.
+        max_hidden: largest fraction of a thing's pixels that others may cover.
     """
 
     def __init__(self, size: int, max_hidden: float) -> None:
-        self.owner = np.zeros((size, size), np.int32)  # 0: nothing, n: the n-th thing
+        self.owner = np.zeros((size, size), np.int32)  # thing on top of each pixel, 0 for none
         self._least: list[float] = [0.0]  # pixels of the n-th thing that must stay visible
         self._visible = np.zeros(1)
         self._shown = 1 - max_hidden
 
     def add(self, box: Box, mask: np.ndarray) -> bool:
-        """Lay a thing (bool [h, w]) over the others if that leaves enough of all of them; say whether."""
+        """Lay a thing (bool [h, w]) over the others and return True if enough of each stays visible."""
         area = np.count_nonzero(mask)
         under = self.owner[box]
         left = self._visible - np.bincount(under[mask], minlength=len(self._visible))
@@ -111,10 +111,10 @@ class Layers:
 
 
 def _draw_stuff(world: World, rng: Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Regions that meet along curves.
+    """Draw regions that meet along curves.
 
     Returns:
-        canvas float32 [H, W, 3]; map int32 [H, W], 0 void, n the n-th texture; the textures.
+        canvas float32 [H, W, 3]; map int32 [H, W], 0 for void, n for the n-th texture; the textures.
     """
     size = world.size
     count = int(rng.integers(world.num_stuff[0], world.num_stuff[1] + 1))
@@ -144,7 +144,7 @@ def _draw_stuff(world: World, rng: Generator) -> tuple[np.ndarray, np.ndarray, l
 
 
 def _draw_things(world: World, kinds: Kinds, canvas: np.ndarray, layers: Layers, rng: Generator) -> list[Thing]:
-    """Draw things from back to front, each at the first place of a few where it can be seen."""
+    """Draw things from back to front, each at the first visible place of a few tries."""
     things: list[Thing] = []
     for _ in range(int(rng.integers(world.num_things[0], world.num_things[1] + 1))):
         for attempt in range(_TRIES):
@@ -154,7 +154,7 @@ def _draw_things(world: World, kinds: Kinds, canvas: np.ndarray, layers: Layers,
             mask = alpha > 0.5
             if not mask.any():
                 continue
-            on_stuff = mask & (layers.owner[box] == 0)  # equal things may touch, but not lie within each other
+            on_stuff = mask & (layers.owner[box] == 0)  # equal things may touch, but not be inside each other
             ground = canvas[box][on_stuff if 2 * np.count_nonzero(on_stuff) > np.count_nonzero(mask) else mask]
             contrast = np.linalg.norm(ground.mean(axis=0) - rgb)
             if contrast >= _MIN_CONTRAST * (1 - attempt / _TRIES) and layers.add(box, mask):
@@ -165,7 +165,7 @@ def _draw_things(world: World, kinds: Kinds, canvas: np.ndarray, layers: Layers,
 
 
 def _imagine(world: World, kinds: Kinds, things: list[Thing], rng: Generator) -> Thing:
-    """A thing somewhere in the scene, new or after an earlier one."""
+    """Draw the parameters of a thing, new or like an earlier one."""
     colours = colours_of(world, kinds)
     low, high = world.thing_size
     x, y = rng.uniform(0, world.size, 2)
@@ -190,12 +190,12 @@ def _imagine(world: World, kinds: Kinds, things: list[Thing], rng: Generator) ->
 
 
 def _photograph(world: World, canvas: np.ndarray, rng: Generator) -> np.ndarray:
-    """Uneven light, a little blur, noise: float32 [H, W, 3] to uint8 [H, W, 3]."""
+    """Add uneven light, a little blur and noise: float32 [H, W, 3] to uint8 [H, W, 3]."""
     light = 1 + world.lighting * (2 * smooth(rng, 2, 2, world.size) - 1)
     image = cv2.multiply(canvas, cv2.merge([light] * 3))
     if (sigma := world.blur * rng.random()) > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
-    # the sum of two bytes is noise enough, at a fraction of a normal one's price
+    # the sum of two uniform bytes is much faster than normal noise
     one, two = np.frombuffer(rng.bytes(2 * image.size), np.uint8).reshape(2, *image.shape)
     scale = world.noise * rng.uniform(0.3, 1) / 104.5  # 104.5: standard deviation of the sum
     return cv2.addWeighted(image, 1, cv2.add(one, two, dtype=cv2.CV_32F), scale, -255 * scale, dtype=cv2.CV_8U)

@@ -1,4 +1,4 @@
-"""What the Shapes world may hold: its words, its difficulty, and which things are kept from training."""
+"""Settings of the Shapes world: names of things and stuff, difficulty, and the things kept from training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS = tuple(RGB)
 TEXTURES = tuple(_TEXTURES)
 
 NOVEL_SHAPES = ("heart", "hourglass")
-"""Shapes that no scene of an adapter's training holds, in any colour; the encoders were trained on all."""
+"""Shapes in no scene of an adapter's training, in any colour; the encoders were trained on all."""
 
 NOVEL_PAIRS = frozenset(
     (colour, shape)
@@ -32,27 +32,27 @@ NOVEL_PAIRS = frozenset(
     }.items()
     for colour in colours
 )
-"""Colours that no scene of an adapter's training gives to a shape; each stays with 8 of the 10 familiar shapes."""
+"""Pairs in no scene of an adapter's training; each colour is still seen on 8 of the 10 familiar shapes."""
 
 Kinds = Literal["familiar", "novel", "all"]
-"""Things of a split: none of a novel shape or pair (training), only such, or any."""
+"""Things of a split: without novel shapes and pairs (training), only those, or all."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Difficulty of the scenes; the defaults are the full one.
+    """Difficulty of the scenes; the defaults are the highest.
 
     Attributes:
         size: side of a scene in pixels.
         num_things: fewest and most things of a scene; fewer where they do not fit.
-        num_stuff: fewest and most regions of stuff; two of one texture are one segment.
+        num_stuff: fewest and most regions of stuff; regions of one texture are one segment.
         shapes, colours, textures: names to choose from.
-        thing_size: smallest and largest diameter in pixels, drawn evenly on a logarithmic scale.
+        thing_size: smallest and largest diameter in pixels, drawn uniformly on a logarithmic scale.
         max_hidden: largest fraction of a thing that later ones may hide.
         same_kind: probability that a thing repeats an earlier one's shape, and mostly its colour.
-        touching: probability that a thing lies against an earlier one, that which it repeats if it does.
+        touching: probability that a thing touches an earlier one, which is the repeated one if there is one.
         thin: probability that a thing larger than 24 pixels is a slender variant of its shape.
-        void: probability that regions of stuff are parted by a band that belongs to none.
+        void: probability that regions of stuff are separated by a void band.
         lighting: largest relative change of brightness over a scene.
         blur: largest standard deviation of the blur in pixels.
         noise: largest standard deviation of the noise, on the scale 0..255.
@@ -76,7 +76,7 @@ class World:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if isinstance(value := getattr(self, field.name), list):  # as from a config file; lists have no hash
+            if isinstance(value := getattr(self, field.name), list):  # from a config file; lists are not hashable
                 object.__setattr__(self, field.name, tuple(value))
             _check(self, field.name, getattr(self, field.name))
 
@@ -86,7 +86,7 @@ _NAMES = {"shapes": SHAPES, "colours": COLOURS, "textures": TEXTURES}
 
 
 def _check(world: World, field: str, value: object) -> None:
-    """Raise a ValueError if a value cannot be."""
+    """Raise a ValueError if a value is out of range."""
     if field in _NAMES:
         known = _NAMES[field]
         if not isinstance(value, tuple) or not value or len(set(value)) < len(value) or not set(value) <= set(known):
@@ -108,21 +108,21 @@ def _check(world: World, field: str, value: object) -> None:
 
 
 def thing_name(colour: str, shape: str) -> str:
-    """The text that asks for a shape in one colour."""
+    """Return the prompt for a shape in one colour."""
     return f"{colour} {shape}"
 
 
 def is_novel(colour: str, shape: str) -> bool:
-    """Whether no training scene holds such a thing."""
+    """Return whether no training scene contains such a thing."""
     return shape in NOVEL_SHAPES or (colour, shape) in NOVEL_PAIRS
 
 
 @lru_cache
 def colours_of(world: World, kinds: Kinds) -> dict[str, tuple[str, ...]]:
-    """The shapes that things of a split may have, each with its colours.
+    """Return the shapes of a split's things, each with its colours.
 
     Raises:
-        ValueError: `kinds` is none of the three, or the world has no such thing.
+        ValueError: `kinds` is unknown, or the world has no such thing.
     """
     if kinds not in get_args(Kinds):
         raise ValueError(f"kinds must be {', '.join(get_args(Kinds))}, got {kinds!r}")
