@@ -165,7 +165,7 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Folder that tools/cache_features.py has filled for DATASETS.TRAIN; replaces the prompt encoder.
     cfg.DATASETS.FEATURE_CACHE = ""
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
-    # YAML or JSON files, each of which describes a custom dataset (datasets/README.md, "Your own data").
+    # YAML or JSON files, each of which describes a custom dataset (datasets/README.md, "Custom datasets").
     cfg.DATASETS.OWN = []
     # Largest share of unreadable images, beyond the first 20, before training stops.
     cfg.DATALOADER.MAX_SKIPPED = 0.01

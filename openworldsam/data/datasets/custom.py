@@ -152,6 +152,9 @@ def _parsed(path: Path, content: Any) -> Description:
     name = _text(content, "name")
     if name in (".", "..") or "/" in name or len(name.splitlines()) > 1:
         raise ValueError(f"name is also a folder's, so it must have no slash or line break, got {name!r}")
+    things = content.get("things")
+    if "things" in content and not (isinstance(things, list) and all(isinstance(each, str) for each in things)):
+        raise ValueError(f"things must be a list of class names, got {things!r}")
     return Description(
         path=path,
         name=name,
@@ -160,7 +163,7 @@ def _parsed(path: Path, content: Any) -> Description:
         truth=_there(path, content, kinds[0], folder=kinds == ["labels"]),
         panoptic_images=_there(path, content, "panoptic_images", folder=True) if panoptic else None,
         classes=_classes(content.get("classes", {})),
-        things=_things(content["things"]) if "things" in content else None,
+        things=None if things is None else tuple(map(str.strip, things)),
         ignored=_ignored(content.get("ignore", [])),
     )
 
@@ -194,12 +197,6 @@ def _classes(value: Any) -> dict[int, str]:
     if twice := [name for name, times in Counter(plain.values()).items() if times > 1]:
         raise ValueError(f"classes have the same name: {', '.join(twice)}")
     return plain
-
-
-def _things(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"things must be a list of class names, got {value!r}")
-    return tuple(name.strip() for name in value)
 
 
 def _ignored(value: Any) -> tuple[int, ...]:

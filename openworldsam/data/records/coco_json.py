@@ -72,6 +72,12 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     return found
 
 
+def image_entries(image: Mapping[str, Any], root: str | Path) -> dict[str, Any]:
+    """Return the entries of a record that describe an image of a json, whose file is below the root."""
+    path = str(Path(root, image["file_name"]))
+    return {"file_name": path, "image_id": image["id"], "height": image["height"], "width": image["width"]}
+
+
 def is_crowd(annotation: Mapping[str, Any]) -> int:
     """Return the iscrowd flag of a COCO annotation, 0 by default.
 

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.data.records.rle import Segmentation, union_mask
 from openworldsam.utils.files import named, read_json
@@ -58,32 +58,20 @@ class InstanceRecord(Record):
 def load_instances(
     json_file: str | Path, image_root: str | Path, *, categories: Sequence[Category], hint: str = ""
 ) -> list[InstanceRecord]:
-    """Read a COCO instance json into records, in the order of its images.
+    """Read a COCO instance json (https://cocodataset.org/#format-data, "Object Detection") into records.
 
-    Images without objects are included, and so are those whose files are missing, which a warning counts.
-
-    Args:
-        json_file: the json (https://cocodataset.org/#format-data, "Object Detection").
-        image_root: folder of the images.
-        categories: the classes in the order of their contiguous ids.
-        hint: what to do about a missing file; ends the error message.
+    They are in the order of its images, those without objects and those whose files are missing included; a warning
+    counts the latter. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
-        ValueError: the json is damaged or of another format, has a category id that is not in `categories`, or no
-            object.
+        ValueError: the json is damaged or of another format, or has an unknown category id or no object.
     """
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     with expect(json_file, "COCO instance json", hint), named(json_file):
         records = {
-            i: InstanceRecord(
-                file_name=str(Path(image_root, image["file_name"])),
-                image_id=i,
-                height=image["height"],
-                width=image["width"],
-                instances=[],
-            )
+            i: InstanceRecord(image_entries(image, image_root), instances=[])
             for i, image in by_id(content["images"]).items()
         }
         for number, annotation in enumerate(content["annotations"], start=1):

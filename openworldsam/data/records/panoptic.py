@@ -17,7 +17,7 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import Category, by_id, expect, is_crowd, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.utils.files import named, read_json
 
@@ -60,8 +60,7 @@ def load_panoptic(
 
     Args:
         json_file: the json.
-        image_root: folder of the images.
-        panoptic_root: folder of the panoptic PNGs.
+        image_root, panoptic_root: folders of the images and of the panoptic PNGs.
         semseg_root: folder of the semantic PNGs, if any; they may be missing.
         categories: the classes in the order of their contiguous ids; `read_categories` gives those of a json.
         hint: what to do about a missing file; ends the error message.
@@ -79,10 +78,7 @@ def load_panoptic(
         for annotation in content["annotations"]:
             image, png = images[annotation["image_id"]], annotation["file_name"]
             record = PanopticRecord(
-                file_name=str(Path(image_root, image["file_name"])),
-                image_id=image["id"],
-                height=image["height"],
-                width=image["width"],
+                image_entries(image, image_root),
                 pan_seg_file_name=str(Path(panoptic_root, png)),
                 segments_info=_segments(annotation["segments_info"], image["id"], contiguous, categories),
             )

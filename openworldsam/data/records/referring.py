@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from openworldsam.data.records.coco_json import Category, by_id, expect, warn_of_missing
+from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
 from openworldsam.data.records.rle import Segmentation, union_mask
 from openworldsam.utils.files import named, read_json
@@ -54,13 +54,7 @@ def load_referring(
     """Read a json of referring expressions into records, one per image, in order of first occurrence.
 
     X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, can be read as well.
-    A warning counts missing images; their records stay.
-
-    Args:
-        json_file: the json.
-        image_root: folder of COCO's train2017 images.
-        categories: the classes in the order of their contiguous ids.
-        hint: what to do about a missing file; ends the error message.
+    A warning counts missing images; their records stay. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
@@ -76,14 +70,9 @@ def load_referring(
             if not referred["sentences"]:
                 continue
             image = images[annotation["image_id"]]
-            record = ReferringRecord(
-                file_name=str(Path(image_root, image_name(image["id"]))),
-                image_id=image["id"],
-                height=image["height"],
-                width=image["width"],
-                annotations=[],
-            )
-            records.setdefault(image["id"], record)["annotations"].append(referred)
+            entries = image_entries({**image, "file_name": image_name(image["id"])}, image_root)
+            record = records.setdefault(image["id"], ReferringRecord(entries, annotations=[]))
+            record["annotations"].append(referred)
     if not records:
         raise ValueError(f"{json_file} has no usable image: none of its objects has a sentence")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
