@@ -7,6 +7,7 @@ G patches along a side, H = W scene size.
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -193,14 +194,14 @@ def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
 def validate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Return how often the patch that an embedding points at lies in the region, by kind of text."""
     data = DescribedScenes(world, seed, 4, model.grid)
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = defaultdict(list)
     for batch in in_batches(data, collate, scenes, batch_size):
         embeddings, _ = model(batch.image.to(model.device), model.tokenize(batch.texts))
         pointed = model.place_head(embeddings).argmax(dim=1).cpu()
         share = F.adaptive_avg_pool2d(batch.masks.float()[:, None], model.grid).flatten(1)
         hits = share[torch.arange(len(share)), pointed] > 0.25
         for text, hit in zip(batch.texts, hits.tolist(), strict=True):
-            found.setdefault(_kind(text, world), []).append(hit)
+            found[_kind(text, world)].append(hit)
     return {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
 
 

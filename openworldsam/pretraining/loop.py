@@ -26,7 +26,7 @@ PERIOD = 250
 
 
 class Schedule(NamedTuple):
-    """Length and optimiser settings of a training; the learning rate falls by a cosine to a hundredth."""
+    """Length and optimizer settings of a training; the learning rate falls by a cosine to a hundredth."""
 
     steps: int
     batch_size: int
@@ -65,16 +65,14 @@ def pretrain(
         data: unlimited dataset; example n is the n-th of the training.
         collate: combines examples to a batch.
         losses: scalar losses by name, of a batch at a step (from 1).
-        schedule: length and optimiser settings.
-        state_file: weights, optimiser and step, written every `PERIOD` steps.
-        workers: DataLoader workers.
+        schedule: length and optimizer settings.
+        state_file: weights, optimizer and step, written every `PERIOD` steps.
+        workers: number of DataLoader workers.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1]},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    matrices, others = ([p for p in trained if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     start = 0

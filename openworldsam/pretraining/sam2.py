@@ -11,6 +11,7 @@ side, M = 4S mask side, C width.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -269,8 +270,7 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
 def validate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
     """Return the mean IoU from an innermost point (things, stuff) and an exact box (things), and the score's error."""
     data = PromptedScenes(world, seed, 6, exact=True)
-    names = ("point, things", "point, stuff", "box, things", "score error")
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, list[Tensor]] = defaultdict(list)
     for batch in in_batches(data, collate, scenes, batch_size):
         features = model.encode(batch.image.to(model.device))
         index = torch.arange(len(batch.image)).repeat_interleave(6)
