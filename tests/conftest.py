@@ -11,9 +11,9 @@ import torch
 
 from openworldsam import OpenWorldSAMPredictor, Prediction
 from openworldsam.config import load_config
+from openworldsam.inference import Found
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.parity.rule_weights import save_rule_checkpoint, save_tokenizer
-from openworldsam.predictor.prediction import Found
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"

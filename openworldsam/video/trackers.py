@@ -92,7 +92,7 @@ class MemoryTracker(Tracker):
 
 
 class DetectionTracker(Tracker):
-    """Follows objects by linking masks of the same prompt, for weights without video modules; scores are predicted IoU."""
+    """Links masks of the same prompt, for weights without video modules; scores are predicted IoU."""
 
     needs_prompts = True
 

@@ -53,17 +53,9 @@ def words(folder, shapes_opts):
 
 
 @pytest.fixture
-def command(words):
+def command(words, exit_status):
     """Run the command; return its exit status."""
-
-    def run_command(*arguments, **flags):
-        try:
-            main(words(*arguments, **flags))
-        except SystemExit as exit_:
-            return exit_.code
-        return 0
-
-    return run_command
+    return lambda *arguments, **flags: exit_status(main, *words(*arguments, **flags))
 
 
 def files(folder):

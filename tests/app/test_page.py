@@ -108,26 +108,23 @@ def test_it_listens_to_this_machine_only_by_default():
     assert parse_args([]).host == "127.0.0.1" and parse_args(["--host", "0.0.0.0"]).host == "0.0.0.0"
 
 
-def test_errors_of_the_command_are_one_line(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["--config-file", "none.yaml"])
+def test_errors_of_the_command_are_one_line(capsys, exit_status):
+    assert exit_status(main, "--config-file", "none.yaml") == 2
     assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
+def test_without_gradio_it_says_what_to_install(monkeypatch, capsys, exit_status):
     monkeypatch.setattr("openworldsam.app.command.find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+    assert exit_status(main) == 2
     assert capsys.readouterr().err == "error: the page needs Gradio: pip install -e '.[app]' -c requirements.txt\n"
 
 
-def test_a_port_that_is_taken(tiny_opts, monkeypatch, capsys):
+def test_a_port_that_is_taken(tiny_opts, monkeypatch, capsys, exit_status):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         config = str(ROOT / "configs/tiny.yaml")
-        with pytest.raises(SystemExit, match="2"):
-            main(["--config-file", config, "--port", port, "--opts", *tiny_opts])
+        assert exit_status(main, "--config-file", config, "--port", port, "--opts", *tiny_opts) == 2
     assert port in capsys.readouterr().err

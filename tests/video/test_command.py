@@ -74,14 +74,13 @@ def tiny(video_predictor, tmp_path):
     return make
 
 
-def test_a_video_by_memory_and_results_are_not_mixed(tiny, write_video, tmp_path, capsys):
+def test_a_video_by_memory_and_results_are_not_mixed(tiny, write_video, tmp_path, capsys, exit_status):
     rng = np.random.default_rng(0)
     write_video(tmp_path / "clip.mp4", [rng.integers(0, 256, (51, 75, 3), dtype=np.uint8) for _ in range(3)])
     main(tiny("clip.mp4"))
     assert len(list((tmp_path / "out/masks").glob("*.png"))) == 3
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracker"] == "memory"
-    with pytest.raises(SystemExit, match="2"):
-        main(tiny("clip.mp4"))
+    assert exit_status(main, *tiny("clip.mp4")) == 2
     assert "out has results already" in capsys.readouterr().err
 
 
@@ -92,11 +91,10 @@ def test_nothing_found_says_why(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
 
 
-def test_results_written_before_an_error_are_complete(tiny, tmp_path, capsys):
+def test_results_written_before_an_error_are_complete(tiny, tmp_path, capsys, exit_status):
     write_clip(tmp_path / "clip", CROSSING, 2)
     Image.new("RGB", (30, 20)).save(tmp_path / "clip/2.png")
-    with pytest.raises(SystemExit, match="2"):
-        main(tiny("clip"))
+    assert exit_status(main, *tiny("clip")) == 2
     assert "frame 2 is 30 x 20 pixels" in capsys.readouterr().err
     about = json.loads((tmp_path / "out/tracks.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out/frames.jsonl").read_text().splitlines()]
@@ -113,10 +111,9 @@ def test_results_written_before_an_error_are_complete(tiny, tmp_path, capsys):
         ("clip", None, "model_final.pth has no video memory"),
     ],
 )
-def test_errors_are_one_readable_line(tiny, tiny_opts, tmp_path, capsys, name, overrides, message):
+def test_errors_are_one_readable_line(tiny, tiny_opts, tmp_path, capsys, name, overrides, message, exit_status):
     write_clip(tmp_path / "clip", CROSSING, 1)
-    with pytest.raises(SystemExit, match="2"):
-        main(tiny(name, opts=tiny_opts) if overrides is None else tiny(name, *overrides))
+    assert exit_status(main, *tiny(name, opts=tiny_opts) if overrides is None else tiny(name, *overrides)) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
     assert ("--tracker detection" in errors[0]) == (overrides is None)
