@@ -67,11 +67,12 @@ def _add_encoder_config(cfg: CfgNode) -> None:
     cfg.MODEL.SAM2.WIDTH = 256
 
     cfg.MODEL.PROMPT_ENCODER = CfgNode()
-    # Name in PROMPT_ENCODER_REGISTRY.
+    # Name in PROMPT_ENCODER_REGISTRY; the keys below are those of BEiT-3, other encoders read what they need of them.
     cfg.MODEL.PROMPT_ENCODER.NAME = "BEiT3PromptEncoder"
-    # BEiT-3 weights: Microsoft's .pth, an EVF-SAM2 file or folder, or the .safetensors of convert_weights.py.
+    # File or folder of its weights. BEiT-3: Microsoft's .pth, an EVF-SAM2 file or folder, or the .safetensors of
+    # convert_weights.py.
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
-    # BEiT-3's sentencepiece file.
+    # File or folder of its tokenizer. BEiT-3: the sentencepiece file beit3.spm.
     cfg.MODEL.PROMPT_ENCODER.TOKENIZER = "weights/beit3.spm"
     # Side of the square input in pixels, a multiple of the patch size.
     cfg.MODEL.PROMPT_ENCODER.IMAGE_SIZE = 224

@@ -56,7 +56,7 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
     cfg = load_config(path, args.opts)
     device = checked_device(args.device) if args.device else usable_device(cfg.MODEL.DEVICE)
     tokenizer = cfg.MODEL.PROMPT_ENCODER.TOKENIZER
-    if not Path(tokenizer).is_file():
+    if not Path(tokenizer).exists():
         tokenizer = "a stand-in made of COCO's class names"
         cfg.MODEL.PROMPT_ENCODER.TOKENIZER = str(scratch / "beit3.spm")
         save_tokenizer(scratch / "beit3.spm")

@@ -18,7 +18,7 @@ FILES = {"config.json", "adapter.safetensors", "sam2.safetensors", "beit3.safete
 
 
 @pytest.fixture
-def own(tiny_cfg, tiny_weights, tmp_path):
+def movable_cfg(tiny_cfg, tiny_weights, tmp_path):
     """Config of a model whose files may be changed."""
     folder = shutil.copytree(tiny_weights, tmp_path / "own")
     cfg = tiny_cfg.clone()
@@ -44,9 +44,9 @@ def assert_same_answers(ours, theirs, photograph):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_folder_alone_is_enough(own, tmp_path, photograph, monkeypatch, precision, caplog):
+def test_the_folder_alone_is_enough(movable_cfg, tmp_path, photograph, monkeypatch, precision, caplog):
     opts = ["MODEL.PRECISION", precision, "MODEL.INFERENCE.NMS_THRESHOLD", "0.9", "MODEL.ADAPTER.FUSION", "add"]
-    predictor = OpenWorldSAMPredictor(own, opts=opts)
+    predictor = OpenWorldSAMPredictor(movable_cfg, opts=opts)
     predictor.save_pretrained(tmp_path / "deep/saved")
     shutil.rmtree(tmp_path / "own")
     shutil.move(tmp_path / "deep/saved", tmp_path / "elsewhere")
@@ -56,7 +56,7 @@ def test_the_folder_alone_is_enough(own, tmp_path, photograph, monkeypatch, prec
     caplog.clear()
     loaded = OpenWorldSAMPredictor.from_pretrained("elsewhere", device="cpu")
     assert_same_answers(predictor, loaded, photograph)
-    # the adapter's own record goes along: it was trained otherwise, but with these encoders
+    # the adapter's record is saved with it: it was trained otherwise, but with these encoders
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [warning.split(" was trained with ")[1][:22] for warning in warnings] == ["MODEL.ADAPTER.FUSION r"]
     assert {name: source.note for name, source in loaded.sources.items()} == dict.fromkeys(
@@ -105,11 +105,11 @@ def test_an_interrupted_save_does_not_load(predictor, tmp_path, monkeypatch, sta
         OpenWorldSAMPredictor.from_pretrained(folder)
 
 
-def test_weights_that_changed_since_they_were_loaded_are_not_saved(own, tmp_path):
-    predictor = OpenWorldSAMPredictor(own)
-    content = torch.load(own.MODEL.WEIGHTS)
+def test_weights_that_changed_since_they_were_loaded_are_not_saved(movable_cfg, tmp_path):
+    predictor = OpenWorldSAMPredictor(movable_cfg)
+    content = torch.load(movable_cfg.MODEL.WEIGHTS)
     content["model"]["positional_tokens"] += 1
-    torch.save(content, own.MODEL.WEIGHTS)
+    torch.save(content, movable_cfg.MODEL.WEIGHTS)
     with pytest.raises(ValueError, match=r"model_final\.pth has changed since its adapter weights were loaded"):
         predictor.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
