@@ -19,16 +19,22 @@ from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 
-RANGES = {
-    **dict.fromkeys(("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"), (1, False)),
-    **dict.fromkeys(("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD"), (1, False)),
-    **dict.fromkeys(("SOLVER.PICTURE_PERIOD", "TEST.EVAL_PERIOD", "SOLVER.WARMUP_ITERS"), (0, False)),
-    **dict.fromkeys(("DATALOADER.NUM_WORKERS", "DATALOADER.MAX_SKIPPED", "INPUT.MAX_PROMPTS"), (0, False)),
-    **dict.fromkeys(("SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.GAMMA"), (0, False)),
-    **dict.fromkeys(("MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"), (0, False)),
-    **dict.fromkeys(("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"), (0, True)),
+SMALLEST = {
+    1: (
+        "SOLVER.MAX_ITER",
+        "SOLVER.IMS_PER_BATCH",
+        "SOLVER.ACCUMULATE",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "SOLVER.LOG_PERIOD",
+    ),
+    0: (
+        *("SEED", "SOLVER.PICTURE_PERIOD", "TEST.EVAL_PERIOD", "SOLVER.WARMUP_ITERS", "DATALOADER.NUM_WORKERS"),
+        *("DATALOADER.MAX_SKIPPED", "INPUT.MAX_PROMPTS", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM"),
+        *("SOLVER.GAMMA", "MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"),
+    ),
 }
-"""Smallest value of each key, and whether the value must be above it."""
+"""Keys of a training by their smallest value."""
+POSITIVE = ("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
 FIXED = {
     "SOLVER.CLIP_GRADIENTS.ENABLED": True,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
@@ -52,32 +58,33 @@ def check_training(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a file of DATASETS.OWN is missing.
-        ValueError: names the setting that cannot be trained with.
+        ValueError: a setting is wrong; names it.
     """
-    if cfg.SEED < 0:
-        raise ValueError("SEED must be 0 or more: a training without a seed cannot be repeated")
     if not cfg.OUTPUT_DIR:
-        raise ValueError("OUTPUT_DIR is empty; it names the folder that gets what is trained")
-    for key, (low, above) in RANGES.items():
-        value = config_value(cfg, key)
-        if not (low < value if above else low <= value) or not math.isfinite(value):
-            raise ValueError(f"{key} must be {'above' if above else 'at least'} {low}, got {value}")
+        raise ValueError("OUTPUT_DIR is empty; name a folder for the results")
+    for low, keys in SMALLEST.items():
+        for key in keys:
+            if not low <= (value := config_value(cfg, key)) < math.inf:
+                raise ValueError(f"{key} must be at least {low}, got {value}")
+    for key in POSITIVE:
+        if not 0 < (value := config_value(cfg, key)) < math.inf:
+            raise ValueError(f"{key} must be above 0, got {value}")
     for key, value in FIXED.items():
         if (got := config_value(cfg, key)) != value:
-            raise ValueError(f"{key} {got} is not supported: here it is always {value}")
+            raise ValueError(f"{key} must be {value}, got {got}: Detectron2's other values are not supported")
     divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % divisor:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not divisible by {comm.get_world_size()} processes x "
-            f"{cfg.SOLVER.ACCUMULATE} accumulated parts"
+            f"{cfg.SOLVER.ACCUMULATE} micro-batches"
         )
     steps, last = list(cfg.SOLVER.STEPS or ()), cfg.SOLVER.MAX_ITER
     if not all(isinstance(step, int) for step in steps) or steps != sorted({s for s in steps if 0 < s < last}):
         raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
     if prompt_encoder_class(cfg).component is None and cfg.MODEL.PROMPT_ENCODER.TRAINABLE:
         raise ValueError(
-            f"MODEL.PROMPT_ENCODER.TRAINABLE: {cfg.MODEL.PROMPT_ENCODER.NAME} declares no weight file (component) "
-            "that could take its trained weights; switch it off"
+            f"MODEL.PROMPT_ENCODER.TRAINABLE must be False: {cfg.MODEL.PROMPT_ENCODER.NAME} declares no weight file "
+            "(component) for its trained weights"
         )
     if len(set(cfg.DATASETS.TRAIN)) < len(cfg.DATASETS.TRAIN):
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} names a dataset twice")
@@ -87,8 +94,8 @@ def check_training(cfg: CfgNode) -> None:
         _check_test(cfg)
         if cfg.DATASETS.FEATURE_CACHE:
             raise ValueError(
-                "TEST.EVAL_PERIOD needs the prompt encoder, which a training from DATASETS.FEATURE_CACHE does not "
-                "load: set it to 0 and evaluate the adapter afterwards"
+                "TEST.EVAL_PERIOD needs the prompt encoder, which a training with DATASETS.FEATURE_CACHE does not "
+                "load; set it to 0 and evaluate the adapter afterwards"
             )
 
 
@@ -97,7 +104,7 @@ def check_evaluation(cfg: CfgNode) -> None:
 
     Raises:
         FileNotFoundError: a file of DATASETS.OWN is missing.
-        ValueError: names the setting that cannot be evaluated with.
+        ValueError: a setting is wrong; names it.
     """
     register_datasets(cfg)
     _check_test(cfg)
@@ -110,7 +117,7 @@ def _check_test(cfg: CfgNode) -> None:
     check_registered(cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         if not getattr(MetadataCatalog.get(name), "tasks", ()):
-            raise ValueError(f"{name} cannot be evaluated: its metadata name no tasks to score it on")
+            raise ValueError(f"{name} cannot be evaluated: its metadata have no tasks")
     for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
         if cfg.TEST[key] not in choices:
             raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")

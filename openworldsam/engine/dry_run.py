@@ -1,4 +1,4 @@
-"""What a training would do, without doing it; data and weights may still be missing."""
+"""Description of a training that is not run; its data and weights may still be missing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from openworldsam.engine.checks import starting_config
 from openworldsam.modeling import OpenWorldSAM
 
 PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_train": 21_899}
-"""Images of the paper's training sets, for when they are not there."""
+"""Numbers of images in the paper's training sets, used if they are missing."""
 
 
 def describe(cfg: CfgNode) -> str:
-    """Config, data, trained parameters, schedule, memory and weights of a training.
+    """Describe config, data, trained parameters, schedule, memory and weights of a training.
 
     Args:
         cfg: a config that `check_training` has passed.
 
     Raises:
-        ValueError: data, weights or a cache are there but do not fit.
+        ValueError: data, weights or a cache exist but do not fit.
     """
     cfg = starting_config(cfg)
-    model = OpenWorldSAM(cfg).to("meta")  # shapes are all that is needed
+    model = OpenWorldSAM(cfg).to("meta")  # only shapes are needed
     data, images = _data(cfg)
     solver = cfg.SOLVER
     visits = solver.MAX_ITER * solver.IMS_PER_BATCH
@@ -40,7 +40,7 @@ def describe(cfg: CfgNode) -> str:
     drops = ", ".join(f"{step:,} ({100 * step / solver.MAX_ITER:.1f} %)" for step in solver.STEPS) or "no iteration"
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    # fp32 each: the frozen weights; of what is trained, its weights, gradients and AdamW's two moments
+    # fp32: frozen weights; trained weights with their gradients and AdamW's two moments
     frozen = 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     optimized = 16 * sum(p.numel() for p in trained)
     lines = [
@@ -48,7 +48,8 @@ def describe(cfg: CfgNode) -> str:
         f"preset       {cfg.PRESET}",
         f"data         {data}",
         f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
-        f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, {solver.ACCUMULATE} parts",
+        f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, "
+        f"{solver.ACCUMULATE} micro-batches each",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
         f"schedule     learning rate {solver.BASE_LR:g}, x {solver.GAMMA:g} at {drops}",
         f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
@@ -61,7 +62,7 @@ def describe(cfg: CfgNode) -> str:
 
 
 def _data(cfg: CfgNode) -> tuple[str, int]:
-    """What DATASETS.TRAIN holds, in words, and its number of images; 0 if it is not there."""
+    """Describe DATASETS.TRAIN; also returns its number of images, 0 if it is missing."""
     names = ", ".join(cfg.DATASETS.TRAIN)
     try:
         dataset = training_dataset(cfg)
@@ -74,7 +75,7 @@ def _data(cfg: CfgNode) -> tuple[str, int]:
 
 
 def _cache(cfg: CfgNode) -> str:
-    """What DATASETS.FEATURE_CACHE holds; its weights are compared when the training starts."""
+    """Describe DATASETS.FEATURE_CACHE; its weights are compared when the training starts."""
     try:
         cache = FeatureCache(cfg.DATASETS.FEATURE_CACHE)
     except FileNotFoundError as error:
@@ -84,10 +85,10 @@ def _cache(cfg: CfgNode) -> str:
 
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
-    """Where the weights come from, or which of their files are not there."""
+    """Name the weight files, or those that are missing."""
     paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS)
     if missing := [path for path in paths if path and not Path(path).exists()]:
         return f"not there: {', '.join(missing)} (weights/README.md)"
-    # checks that every tensor fits; the model takes none of them into memory
+    # checks that every tensor fits; a model on meta takes no memory
     sources = load_weights(model, cfg, need_adapter=False)
     return ", ".join(f"{name}: {source.file}" for name, source in sources.items())

@@ -1,9 +1,8 @@
-"""The command line of tools/eval_net.py."""
+"""The command tools/eval_net.py."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import shlex
@@ -31,7 +30,7 @@ from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_json
 from openworldsam.utils.launch import launch_command
 
 logger = logging.getLogger(__name__)
@@ -39,15 +38,15 @@ logger = logging.getLogger(__name__)
 RESULTS = "results.json"
 PREDICTIONS = "predictions"
 PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
-"""What results may depend on, by the names that one imports."""
+"""Packages that can change results, by their import names."""
 ASKED = ("SENTENCES", "NUM_ABSENT", "PROMPT_CAPS", "TEMPLATE", "FIRST_SYNONYM", "READABLE_NAMES")
-"""Keys of TEST that go into the results beside the protocol."""
-NO_MATTER = ("WEIGHTS", "DEVICE", "CHUNK")
-"""Keys of MODEL and its parts that change no prediction: where weights lie, and what is computed where and at once."""
+"""Keys of TEST that are written into the results, besides the protocol."""
+IRRELEVANT = ("WEIGHTS", "DEVICE", "CHUNK")
+"""Keys of MODEL and its sections that change no prediction: paths of weights, the device, sizes of chunks."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line. Overrides may follow the names of benchmarks, where argparse takes them for more names."""
+    """Parse the command line; argparse takes overrides that follow the names of benchmarks for more names."""
     parser = argparse.ArgumentParser(description="Evaluate a model on registered datasets.")
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="datasets, in place of DATASETS.TEST")
@@ -65,10 +64,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
-    """What every process runs; the first writes the results.
+    """Evaluate as the command line says, on every process; the first writes the results.
 
     Raises:
-        FileNotFoundError: benchmarks are missing; the others are evaluated and written first, if there are any.
+        FileNotFoundError: benchmarks are missing, after the others have been evaluated and written.
     """
     start = time.monotonic()
     cfg = load_config(args.config_file, args.opts)
@@ -99,14 +98,14 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         "seconds": round(time.monotonic() - start, 1),
     }
     path = args.output / RESULTS
-    save_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1)))
+    save_json(path, content, indent=1)
     print("\n".join([table(results, paper_numbers(row_of(cfg))), *remarks(results), str(path)]))
     if missing:
         raise FileNotFoundError(lack)
 
 
 def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
-    """Of the registered datasets, those without their files; why, and what to do, by name."""
+    """Registered datasets without their files: the reason by name, with what to do about it."""
     missing = {}
     for name in names:
         try:
@@ -118,25 +117,25 @@ def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
 
 
 def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What predictions depend on, as json can hold it: the weights, and the config but for `NO_MATTER`."""
+    """Everything that predictions depend on, as JSON: the weights, and the config without `IRRELEVANT` keys."""
     config = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
     model = config["MODEL"]
     for part in (model, *(value for value in model.values() if isinstance(value, dict))):
-        for key in NO_MATTER:
+        for key in IRRELEVANT:
             part.pop(key, None)
     weights = {component: source.fingerprint for component, source in sources.items()}
     return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config}
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, this package and those it computes with; None for one that is installed without metadata."""
+    """Versions of Python, this package and `PACKAGES`; None for one installed without metadata."""
     installed = metadata.packages_distributions()
     found = {name: metadata.version(installed[name][0]) if name in installed else None for name in PACKAGES}
     return {"python": platform.python_version(), "openworldsam": openworldsam.__version__, **found}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exits with 2 after a user error."""
+    """Run the command; exits with 2 after a user error."""
     args = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     command = shlex.join(["python", "tools/eval_net.py", *words])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
-from PIL import Image
 
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import save_state
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_png
 from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
 
 logger = logging.getLogger(__name__)
@@ -37,7 +35,7 @@ class Checkpoints(HookBase):
 
 
 class ProgressLine(EventWriter):
-    """One line of log: iteration, time left, losses, learning rate, images per second, memory.
+    """Logs a line with iteration, time left, images per second, losses, learning rate and memory.
 
     Args:
         max_iter: iterations of the whole training.
@@ -53,7 +51,7 @@ class ProgressLine(EventWriter):
         storage = get_event_storage()
         values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
         done = min(storage.iter + 1, self.max_iter)
-        if "lr" not in values or done == self.last:  # before the first step; again at the end
+        if "lr" not in values or done == self.last:  # before the first step, or called again at the end
             return
         self.last = done
         words = [f"{done:,}/{self.max_iter:,}"]
@@ -83,8 +81,7 @@ class Pictures(HookBase):
         done = self.trainer.iter + 1
         if self.period and done % self.period == 0 and comm.is_main_process():
             path = self.trainer.folder / "pictures" / f"{done:07d}.png"
-            picture = Image.fromarray(self._sheet(self.trainer.last_image))
-            save_atomically(path, partial(picture.save, format="PNG"))
+            save_png(path, self._sheet(self.trainer.last_image))
 
     def _sheet(self, x: dict[str, Any]) -> np.ndarray:
         image = x["image"].permute(1, 2, 0).numpy()
@@ -104,7 +101,7 @@ class Pictures(HookBase):
     def _predicted(self, x: dict[str, Any]) -> LabelledMasks:
         model = self.trainer.model
         model.eval()
-        # without class ids, the classes of the result are the prompts' numbers
+        # without class ids, the result's classes are the prompts' indices
         names = ("image", "prompts", "prompt_embeddings", "image_embed", "high_res")
         asked = {name: x[name] for name in names if name in x}
         instances = model([asked], tasks=("instance",))[0]["instances"].to("cpu")

@@ -1,4 +1,4 @@
-"""The command line of tools/train_net.py, and a training from its hooks to its result."""
+"""The command tools/train_net.py, and a training with its hooks and results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from openworldsam.utils.locking import lock
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train the adapter of OpenWorldSAM.")
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--resume", action="store_true", help="continue from the newest state in OUTPUT_DIR")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="describe the training without running it")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
@@ -105,13 +105,13 @@ def _hooks(trainer: Trainer) -> list[HookBase]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exits with 2 after a user error."""
+    """Run the command; exits with 2 after a user error."""
     args = parse_args(argv)
     logging.captureWarnings(True)
-    # Detectron2 logs the traceback of whatever ends the loop; launch_command says in a line what it was
+    # Detectron2 logs the traceback of any error in the loop, which launch_command prints in a line
     loop = logging.getLogger("detectron2.engine.train_loop")
     loop.addHandler(logging.NullHandler())
     loop.propagate = False
     where = {name: getattr(args, name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
-    stopped = "stopped; --resume goes on from the last state in OUTPUT_DIR"
+    stopped = "stopped; --resume continues from the last state in OUTPUT_DIR"
     launch_command(train, stopped=stopped, args=(args,), **where)

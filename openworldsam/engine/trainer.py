@@ -1,7 +1,6 @@
 """The training loop (paper Sec. 4 "Implementation", A.1, A.3).
 
-The loss of a step is the mean over all prompts of all its images, wherever they are: on whichever process, in
-whichever micro-batch.
+The loss of a step is the mean over all prompts of all its images, however processes and micro-batches divide them.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Trainer(TrainerBase):
         self.skipped = self.all_skipped = 0
         self.last_image: dict[str, Any] = {}
         self.batches: Iterator[list[dict[str, Any]]] = iter(())
-        seed_all_rng(cfg.SEED + comm.get_rank())  # but dropout of its own
+        seed_all_rng(cfg.SEED + comm.get_rank())  # but its own dropout
 
     def _whole_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
         model = OpenWorldSAM(self.cfg)
@@ -108,9 +107,9 @@ class Trainer(TrainerBase):
         self.dataset.cache = cache
         some = self.dataset.sample_records()
         lacking = [r for r in some if cache.missing(r["image_id"], self.dataset.mapper.texts(r))[0]]
-        if lacking:  # an image that could not be read is not held, and will not be read now
+        if lacking:  # unreadable images are not in the cache, and no problem: training skips them too
             logger.warning(
-                "%s lacks prompts of %d of %d images, such as %s; a training stops when it meets one that can be read",
+                "%s lacks prompts of %d of %d images, such as %s; training stops at the first of them that is readable",
                 *(cache.folder, len(lacking), len(some), lacking[0]["file_name"]),
             )
         return model, sources
@@ -149,7 +148,7 @@ class Trainer(TrainerBase):
         losses, gradient_norm = self._check_step(shares, norm, batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        scale = self.scaler.get_scale()  # halved by each step that the scaler left out
+        scale = self.scaler.get_scale()  # halved by each step that the scaler skips
         if scale < 1:
             raise FloatingPointError(f"gradients are not finite up to iteration {self.iter}, images: {_names(batches)}")
         self.optimizer.zero_grad()
@@ -182,7 +181,7 @@ class Trainer(TrainerBase):
                 losses = self.step_model(batch)
                 share = counts[index].item() / total
                 loss = torch.stack(list(losses.values())).sum() * share
-                # DDP takes the mean over processes, the loss of a step is their sum
+                # DDP averages over processes, but the loss of a step is their sum
                 self.scaler.scale(loss * comm.get_world_size()).backward()
             for name, value in losses.items():
                 shares[name] = shares.get(name, 0) + value.detach() * share
@@ -211,7 +210,7 @@ class Trainer(TrainerBase):
         *losses, skipped, gradient_norm = torch.cat([values, norm[None]]).tolist()
         if not all(map(math.isfinite, losses)):
             raise FloatingPointError(f"the loss is not finite at iteration {self.iter}, images: {_names(batches)}")
-        if not self.scaler.is_enabled() and not math.isfinite(gradient_norm):  # the scaler would leave the step out
+        if not self.scaler.is_enabled() and not math.isfinite(gradient_norm):  # a scaler skips the step
             raise FloatingPointError(f"a gradient is not finite at iteration {self.iter}, images: {_names(batches)}")
         self.all_skipped = int(skipped)
         seen, allowed = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.DATALOADER.MAX_SKIPPED

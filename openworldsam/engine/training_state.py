@@ -1,4 +1,4 @@
-"""Training states: all that a training needs to go on as if it had never stopped, in one file."""
+"""Training states: files from which a training resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openworldsam.utils.files import save_atomically
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-"""File in the output folder with a line of numbers for each logged step."""
+"""File in the output folder with a line of JSON for each logged step."""
 KEYS = {"iteration", "generators", "trained", "optimizer", "scheduler", "scaler", "skipped", "record", "weights"}
 
 
@@ -109,7 +109,7 @@ def forget_metrics(path: Path, start: int) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     """The content of a state file; raises ValueError if it is damaged."""
-    advice = "delete it to go on from the state before"
+    advice = "delete it to continue from the previous state"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -120,9 +120,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _recipe(trainer: Trainer) -> dict[str, str]:
-    """Settings that may not change when a training is resumed: the adapter's recipe and the order of images.
+    """Settings that a resumed training must share: the adapter's recipe, and everything that orders the images.
 
-    The length of the training, its learning rate schedule and the dataset folders may.
+    The length of the training, its learning rate schedule and the dataset folders may change.
     """
     cfg, images = trainer.cfg, hashlib.sha256()
     for record in trainer.dataset.records:

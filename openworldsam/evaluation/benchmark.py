@@ -1,8 +1,8 @@
-"""A model on registered datasets: what it predicts against the ground truth, on one process or many.
+"""Evaluation of a model on registered datasets, on one process or many.
 
-Ground truth stays in memory: panoptic segments are the truth of all three tasks. Instances are their things, so AP on
-COCO panoptic differs a little from that on COCO's own instances, which may overlap. In semantic truth a crowd has its
-class, as in COCO's own.
+Panoptic segments are the ground truth of all three tasks. Instances are the things among them, so AP on COCO panoptic
+differs slightly from AP on COCO's instance annotations, which may overlap. In the semantic ground truth a crowd has its
+class, as in COCO's.
 
 Shapes: H, W size of the image.
 """
@@ -44,13 +44,20 @@ logger = logging.getLogger(__name__)
 
 
 class Benchmark:
-    """The accumulators of one dataset and what could not be scored; itself one, for `merged`.
+    """Scores of one dataset: an accumulator per task, and the images that could not be scored.
+
+    It is an accumulator too, see `metrics.accumulator`.
 
     Args:
-        tasks: of `summary.HEADLINES`, on which it is scored; "absent" is the false-positive rate: an absent thing
-            counts as found if an instance is, absent stuff if a panoptic segment is.
-        class_names, is_thing: of the contiguous class ids.
-        protocol: what images are asked; of referring data always "oracle".
+        tasks: of `summary.HEADLINES`; "absent" is the false-positive rate, for which an absent thing is found if it has
+            an instance, absent stuff if it has a panoptic segment.
+        class_names, is_thing: by contiguous class id.
+        protocol: of TEST.PROTOCOL; always "oracle" for referring data.
+
+    Attributes:
+        images: number of images scored.
+        skipped: the reason by file name of each image that could not be read.
+        remarks: warnings by file name, see `examples.remark`.
     """
 
     def __init__(
@@ -68,13 +75,11 @@ class Benchmark:
         self.class_names, self.is_thing, self.protocol = class_names, is_thing, protocol
         self.images = 0
         self.skipped: dict[str, str] = {}
-        """Reasons by file name, of what could not be read."""
         self.remarks: dict[str, str] = {}
-        """By file name, of what was scored."""
 
     @property
     def model_tasks(self) -> tuple[str, ...]:
-        """What the model must answer."""
+        """Tasks that the model must answer."""
         needed = {"absent": ("instance", "panoptic")}
         return tuple(dict.fromkeys(t for task in self.accumulators for t in needed.get(task, (task,))))
 
@@ -83,10 +88,10 @@ class Benchmark:
 
         Args:
             example: with its ground truth.
-            predicted: the answers to `model_tasks`.
+            predicted: the model's answer to `model_tasks`.
 
         Raises:
-            ValueError: it cannot be scored; names the image.
+            ValueError: the image cannot be scored; names it.
         """
         inputs, truth = example
         true = self.truth(example)
@@ -128,8 +133,8 @@ class Benchmark:
         return {task: accumulator.compute() for task, accumulator in self.accumulators.items()}
 
     def content(self) -> dict[str, Any]:
-        """What goes into a result: by task the metrics by name and per_class by class name; protocol, number of images
-        scored, the reason for each that was skipped, and what is to be known of those whose ground truth is empty."""
+        """The result of the benchmark, as JSON: metrics by task and name, with "per_class" by class name; and protocol,
+        images, skipped and remarks."""
         tasks = {
             task: {**scores.overall, "per_class": {self.class_names[c]: m for c, m in scores.per_class.items()}}
             for task, scores in self.compute().items()
@@ -149,15 +154,15 @@ def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Re
     """Score a model on every dataset of DATASETS.TEST; all processes call it, each takes its share of the images.
 
     Args:
-        cfg: its config, which `engine.checks.check_evaluation` has passed.
-        model: an `OpenWorldSAM` in any mode, which it keeps; no random generator is touched.
-        saving: where the predictions go; those that are there already are not made again.
+        cfg: a config that `engine.checks.check_evaluation` has passed.
+        model: an `OpenWorldSAM`; it stays in its mode, and no random generator is used.
+        saving: where to save predictions; saved ones are loaded instead of predicted.
 
     Returns:
         `Benchmark.content` by dataset; empty on all processes but the first.
 
     Raises:
-        FileNotFoundError, ValueError: a dataset is missing or damaged, or there are saved predictions of another model.
+        FileNotFoundError, ValueError: a dataset is missing or damaged, or saved predictions are of another model.
     """
     results: Results = {}
     for name in cfg.DATASETS.TEST:
@@ -188,13 +193,12 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     benchmark = Benchmark(tasks, **classes, protocol=protocol)
     saved = None
     if saving:
-        own_ids = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})  # of things too, see `register_panoptic`
-        saved = SavedPredictions(
-            saving.folder / name, **classes, category_ids=sorted(own_ids, key=lambda own_id: own_ids[own_id])
-        )
+        contiguous = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})  # also of things: `register_panoptic`
+        category_ids = sorted(contiguous, key=contiguous.__getitem__)
+        saved = SavedPredictions(saving.folder / name, **classes, category_ids=category_ids)
         claim_folder(saved.folder, saving.identity)
     with inference_context(model), torch.no_grad():
-        _run(cfg, model, dataset, benchmark, saved)
+        _score_images(cfg, model, dataset, benchmark, saved)
     if saved:
         comm.synchronize()
         if comm.is_main_process():
@@ -202,10 +206,10 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     return benchmark
 
 
-def _run(
+def _score_images(
     cfg: CfgNode, model: nn.Module, dataset: EvaluationDataset, benchmark: Benchmark, saved: SavedPredictions | None
 ) -> None:
-    """Ask the model about this process's share of the images, but for those that are saved, and count all."""
+    """Predict and score this process's share of the images."""
     sampler = InferenceSampler(len(dataset))
     loader = DataLoader(
         dataset,
@@ -214,7 +218,7 @@ def _run(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
         worker_init_fn=end_with_parent,
-        generator=torch.Generator(),  # starting the loader must not touch the generator of a training
+        generator=torch.Generator(),  # the loader must not draw from a training's generator
         pin_memory=torch.cuda.is_available(),
     )
     progress = Progress(len(sampler))

@@ -1,4 +1,4 @@
-"""The text that asks for a class: its name, or what the switches of TEST make of it."""
+"""Prompts for classes: their names, changed as the switches of TEST say."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ READABLE = {
     "wall-wood": "wood wall",
     "window-blind": "window blind",
 }
-"""What people would write for the names that benchmarks glue together, turn round or misspell."""
-
+"""Corrections of class names that benchmarks join, invert or misspell."""
 
 PLACE = "{name}"
-"""Where the name goes in a template. A bare "{}" would be an empty dict to a config file."""
+"""Place of the name in a template; a config file reads a bare "{}" as an empty dict."""
 
 
 class PromptText(NamedTuple):
@@ -48,17 +47,19 @@ class PromptText(NamedTuple):
         """Read the keys.
 
         Raises:
-            ValueError: the template has not exactly one place for the name.
+            ValueError: the template does not have exactly one place for the name.
         """
         if cfg.TEST.TEMPLATE.count(PLACE) != 1:
-            raise ValueError(f"TEST.TEMPLATE has one {PLACE} where the name goes, got {cfg.TEST.TEMPLATE!r}")
+            raise ValueError(
+                f"TEST.TEMPLATE must contain {PLACE} once, in place of the name; got {cfg.TEST.TEMPLATE!r}"
+            )
         return cls(cfg.TEST.TEMPLATE, cfg.TEST.FIRST_SYNONYM, cfg.TEST.READABLE_NAMES)
 
     def of(self, name: str) -> str:
         """The prompt for a class.
 
         Args:
-            name: of the class; synonyms are parted by commas, as in ADE20K's "road, route".
+            name: of the class; synonyms are separated by commas, as in ADE20K's "road, route".
         """
         if self.first_synonym:
             name = name.split(",")[0].strip()

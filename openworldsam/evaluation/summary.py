@@ -1,4 +1,4 @@
-"""Results of benchmarks in short: for logs, and as a table for people."""
+"""Summaries of benchmark results: scalars for logs, a table and remarks for people."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HEADLINES = {
     "referring": ("cIoU", "mIoU"),
     "absent": ("false_positive_rate",),
 }
-"""Every task, with the metrics that logs and tables show."""
+"""The metrics of each task that logs and tables show."""
 
 NOTES = {"skipped": "not scored", "remarks": "to be noted"}
 """Entries of a result that list images with a reason, and what is said of them."""
 
 Results = dict[str, dict[str, Any]]
-"""For each benchmark what `Benchmark.content` of benchmark.py returns."""
+"""`Benchmark.content` by benchmark."""
 
 
 def scalars(results: Results) -> dict[str, dict[str, float]]:
-    """The metrics that are available by dataset and name, for Detectron2's EvalHook, which logs shapes_val/PQ."""
+    """Available metrics by dataset and name, as Detectron2's EvalHook logs them (shapes_val/PQ)."""
     return {
         name: {
             metric: value
@@ -68,7 +68,7 @@ def table(results: Results, numbers: Mapping[Column, Number] | None = None) -> s
 
 
 def remarks(results: Results) -> list[str]:
-    """What people are to know of the figures: images that are not in them, or empty; no line if all is well."""
+    """Warnings about the figures: images that were not scored, or whose ground truth is empty."""
     lines = []
     for name, content in results.items():
         for kind, verb in NOTES.items():

@@ -1,4 +1,4 @@
-"""The device that a config asks for, where this machine has it."""
+"""Choice of the device, and memory settings for the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def usable_device(name: str) -> str:
-    """The configured device; where this machine has no GPU, what it has instead, with a warning.
+    """The configured device, or with a warning MPS or the CPU if it is CUDA and this machine has none.
 
     Raises:
         ValueError: no such device.
@@ -25,7 +25,7 @@ def usable_device(name: str) -> str:
 
 
 def checked_device(name: str) -> str:
-    """The device of that name.
+    """Return the name of a device if this machine has it.
 
     Raises:
         ValueError: this machine has none.
@@ -39,14 +39,13 @@ def checked_device(name: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 2 GiB of freed memory instead of giving every large block back to the system.
+    """Let glibc keep up to 2 GiB of freed memory instead of returning every large block to the system.
 
-    To be called once the weights are loaded: what was freed until then is given back.
-
-    An activation of 30 MiB would else be paged in anew, zeroed, by each operation that makes one: several times what
-    an addition costs (docs/performance.md).
+    Otherwise each operation that makes an activation of 30 MiB has the system zero its pages again, which takes several
+    times as long as an addition (docs/performance.md). Call it after loading the weights, so that memory freed until
+    then is returned.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_threshold, trim_threshold = -3, -1  # their numbers in malloc.h
+        mmap_threshold, trim_threshold = -3, -1  # constants of malloc.h
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)

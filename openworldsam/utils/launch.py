@@ -32,13 +32,13 @@ def launch(
     started on this machine. Without a GPU they communicate by gloo.
 
     Args:
-        main: what to run.
+        main: function to run; several processes import it by name.
         args: its arguments.
         num_gpus: processes per machine.
-        num_machines, machine_rank, dist_url: of several machines, without torchrun.
+        num_machines, machine_rank, dist_url: number of machines, this one's number, address of the first.
 
     Raises:
-        ValueError: there are not as many GPUs, or several machines have no common address.
+        ValueError: there are too few GPUs, or several machines have no common address.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         if num_gpus < 1 or num_machines < 1:
@@ -76,9 +76,9 @@ def launch_command(main: Callable[..., None], *, stopped: str = "stopped", **whe
     """`launch` for a command line: a user's error, on whichever process, is one line and exit status 2.
 
     Args:
-        main: what to run.
+        main: function to run.
         stopped: printed after Ctrl-C; the exit status is then 130.
-        where: as for `launch`.
+        where: other arguments of `launch`.
     """
     with user_errors(stopped):
         try:

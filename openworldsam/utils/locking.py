@@ -1,4 +1,4 @@
-"""Locks of processes on a folder. They go with their process, however that ends; their files stay."""
+"""File locks between processes. A lock ends with its process, however that ends; the lock file stays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def lock(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock file, which is made, alone. Where the file system has no locks a warning says so.
+    """Hold a lock exclusively; on a file system without locks only warn.
+
+    Args:
+        path: the lock file; it and its folder are created.
+        message: of the error.
 
     Raises:
-        ValueError: another process holds it; with the message.
+        ValueError: another process holds the lock.
     """
     with _opened(path) as file:
         try:
@@ -33,7 +37,12 @@ def lock(path: Path, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def share(path: Path, first: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock file, which is made, together with others; who finds it free runs `first` before others go on."""
+    """Hold a lock together with other processes.
+
+    Args:
+        path: the lock file; it and its folder are created.
+        first: called by the process that finds the lock free, while the others wait.
+    """
     with _opened(path) as file:
         with contextlib.suppress(BlockingIOError):
             if _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -46,18 +55,20 @@ def share(path: Path, first: Callable[[], None]) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[IO[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        # reading processes would hold the lock for a while after a kill
+        # DataLoader workers would hold the lock for a while after this process is killed
         os.register_at_fork(after_in_child=file.close)
         yield file
 
 
 def _flock(file: IO[str], operation: int) -> bool:
-    """Whether the file is locked now; False where that is not possible at all."""
+    """Lock an open file; returns False, with a warning, if the file system has no locks."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        logger.warning("%s cannot be locked (%s); see to it that nobody else writes there", file.name, error.strerror)
+        logger.warning(
+            "%s cannot be locked (%s); make sure that no other process writes there", file.name, error.strerror
+        )
         return False
     return True

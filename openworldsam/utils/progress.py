@@ -1,4 +1,4 @@
-"""How far a long run over images is."""
+"""Progress of a long run over images, in the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Logs how far a run is, at most once in `period` seconds and at the end."""
+    """Logs the progress of a run at most every `period` seconds, and at the end."""
 
     def __init__(self, total: int, period: float = 10.0) -> None:
         self.total, self.period = total, period
@@ -18,7 +18,7 @@ class Progress:
         self.start = self.last = time.monotonic()
 
     def update(self, images: int, prompts: int) -> None:
-        """Count what was just done."""
+        """Count images and prompts that were just finished."""
         self.images += images
         self.prompts += prompts
         now = time.monotonic()

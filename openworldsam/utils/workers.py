@@ -17,13 +17,13 @@ _Result = TypeVar("_Result")
 
 
 def end_with_parent(worker: int) -> None:
-    """To be given to a DataLoader as worker_init_fn: its reading process ends when the main process does, not before.
+    """Serve as `worker_init_fn` of a DataLoader: exit when the parent dies (Linux), leave Ctrl-C to the parent.
 
-    Else one that has just read a large array would wait for ever to hand it to a process that was killed (on Linux
-    alone it does not); and of those that Ctrl-C ends the DataLoader waits for some, five seconds for each.
+    Otherwise a worker that has just read a large array waits for ever to send it to a killed parent, and the DataLoader
+    waits five seconds for each worker that Ctrl-C has ended.
 
     Args:
-        worker: its number, which does not matter.
+        worker: its number; not used.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

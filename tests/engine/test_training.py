@@ -230,7 +230,7 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
     ("opts", "message"),
     [
         (["SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2], "not divisible by 1 processes x 2"),
-        (["SEED", -1], "SEED must be 0 or more"),
+        (["SEED", -1], "SEED must be at least 0"),
         (["SOLVER.MAX_ITER", 0], "MAX_ITER must be at least 1"),
         (["SOLVER.ACCUMULATE", 0], "ACCUMULATE must be at least 1"),
         (["SOLVER.STEPS", [9]], "ascend and lie within"),
@@ -240,7 +240,7 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
         (["SOLVER.BASE_LR", float("inf")], "BASE_LR has no usable value"),
         (["SOLVER.BASE_LR", -1.0], "BASE_LR must be above 0"),
         (["SOLVER.PICTURE_PERIOD", -1], "PICTURE_PERIOD must be at least 0"),
-        (["SOLVER.CLIP_GRADIENTS.ENABLED", False], "here it is always True"),
+        (["SOLVER.CLIP_GRADIENTS.ENABLED", False], "ENABLED must be True, got False"),
         (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),

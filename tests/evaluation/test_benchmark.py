@@ -359,7 +359,7 @@ def test_a_prediction_that_cannot_be_scored_names_the_image(cfg):
         (["TEST.MAX_IMAGES", -1], r"TEST\.MAX_IMAGES"),
         (["TEST.PROMPT_CHUNK", -1], r"TEST\.PROMPT_CHUNK"),
         (["TEST.NUM_ABSENT", -1], r"TEST\.NUM_ABSENT"),
-        (["TEST.TEMPLATE", "a photo"], r"TEST\.TEMPLATE has one {name}"),
+        (["TEST.TEMPLATE", "a photo"], r"TEST\.TEMPLATE must contain {name} once"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(cfg, opts, message):
