@@ -1,6 +1,6 @@
 """SAM2's image encoder, without its video modules (paper Fig. 4a).
 
-Shapes: B images, C = 256 channels (MODEL.SAM2.WIDTH), S = 64 feature side (IMAGE_SIZE / 16).
+Shapes: B images of H x W pixels, C = 256 channels (MODEL.SAM2.WIDTH), S = 64 feature side (IMAGE_SIZE / 16).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ STRIDE = 16
 
 
 def resize_for_sam2(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash an image to SAM2's input size, bilinearly, as uint8 arithmetic does it.
+    """Resize an image to SAM2's square input bilinearly, with the rounding of uint8 arithmetic on every device.
 
-    A horizontal pass and then a vertical one, each rounded half up, on every device. Without antialiasing and for a
-    size that is a power of two this equals `F.interpolate` on a uint8 CPU tensor, bit for bit (for other sizes its
-    16-bit weights make it one or two grey levels off); rounding only once differs in a fifth of the pixels.
+    A horizontal pass, then a vertical one, each rounded half up. Without antialiasing, for a size that is a power of
+    two, the result equals `F.interpolate` on a uint8 CPU tensor bit for bit (for other sizes, the 16-bit weights of the
+    latter make it differ by one or two grey levels); rounding only once would change a fifth of the pixels.
 
     Args:
         image: uint8 [3, H, W].
-        size: side S of the result in pixels.
+        size: side of the result in pixels.
         antialias: average over the source pixels when shrinking.
 
     Returns:
-        float [3, S, S] with whole values 0..255.
+        float [3, size, size] with whole values 0..255.
     """
     rows = F.interpolate(
         image[None].float(), (image.shape[1], size), mode="bilinear", align_corners=False, antialias=antialias
