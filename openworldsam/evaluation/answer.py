@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     Attributes:
         panoptic: int [H, W] segment ids, 0 for none; and the segments: id, category_id, with isthing and score
-            (predictions) or iscrowd (ground truth).
+            (predictions) or iscrowd and area (ground truth).
         instance: COCO's results (category_id, segmentation as RLE, score) or its annotations (area, bbox, iscrowd).
         semantic: int [H, W], `NO_CLASS` for none.
         referring: P times bool [H, W].
@@ -52,7 +52,11 @@ def predicted_answer(predicted: Mapping[str, Any], image_id: int) -> Answer:
 
 def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) -> Answer:
     """Convert the ground truth of some tasks."""
-    segments = [{key: int(s[key]) for key in ("id", "category_id", "iscrowd")} for s in truth.segments]
+    segments = [
+        {key: int(s[key]) for key in ("id", "category_id", "iscrowd")}
+        | {"area": s.get("area") or int((truth.segment_map == s["id"]).sum())}
+        for s in truth.segments
+    ]
     return Answer(
         (truth.segment_map, segments) if "panoptic" in tasks else None,
         true_instances(truth, is_thing) if "instance" in tasks else None,

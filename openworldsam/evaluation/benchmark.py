@@ -101,7 +101,8 @@ class Benchmark:
                     assert predicted.panoptic and true.panoptic
                     segments = [(s["id"], s["category_id"]) for s in predicted.panoptic[1]]
                     true_segments = [(s["id"], s["category_id"], s["iscrowd"]) for s in true.panoptic[1]]
-                    accumulator.update(predicted.panoptic[0], segments, true.panoptic[0], true_segments)
+                    areas = {s["id"]: s["area"] for s in true.panoptic[1]}
+                    accumulator.update(predicted.panoptic[0], segments, true.panoptic[0], true_segments, areas)
                 elif task == "instance":
                     accumulator.update(inputs["image_id"], truth.segment_map.shape, predicted.instance, true.instance)
                 elif task == "semantic":

@@ -15,7 +15,9 @@ identifies model and config.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from panopticapi.utils import id2rgb, rgb2id
 from pycocotools import mask as mask_util
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import expect
+from openworldsam.data.records.coco_json import ImageId, expect
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
@@ -35,8 +37,6 @@ from openworldsam.utils.files import named, save_json, save_png, save_text
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
-EXPRESSIONS = 10_000
-"""More than an image has: the id of an expression is its image id times this, plus its index."""
 
 
 class Saving(NamedTuple):
@@ -112,11 +112,12 @@ class SavedPredictions:
             ) from None
         return cls(folder, names, ())
 
-    def image_ids(self) -> list[int]:
-        """List the ids of images that are done, ascending."""
-        return sorted(int(path.stem) for path in (self.folder / "images").glob("*.json"))
+    def image_ids(self) -> list[ImageId]:
+        """List the ids of images that are done, in the order of their files."""
+        paths = sorted((self.folder / "images").glob("*.json"))
+        return [int(path.stem) if path.stem.isdigit() else _read(path)["image_id"] for path in paths]
 
-    def image(self, image_id: int) -> SavedImage:
+    def image(self, image_id: ImageId) -> SavedImage:
         """Read an image that is done.
 
         Raises:
@@ -131,7 +132,7 @@ class SavedPredictions:
                 raise ValueError(f"{file} has changed since it was evaluated")
             return SavedImage(Path(content["file_name"]).name, pixels, content["prompts"])
 
-    def answers(self, image_id: int) -> tuple[Answer, Answer]:
+    def answers(self, image_id: ImageId) -> tuple[Answer, Answer]:
         """Read the prediction and the ground truth of an image that is done.
 
         Raises:
@@ -165,7 +166,7 @@ class SavedPredictions:
         except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be reused: {error}; remove it, or use another --output") from error
 
-    def _load_answer(self, kind: str, image_id: int, saved: Mapping[str, Any]) -> Answer:
+    def _load_answer(self, kind: str, image_id: ImageId, saved: Mapping[str, Any]) -> Answer:
         panoptic = semantic = referring = None
         if "panoptic" in saved:
             panoptic = (rgb2id(read_image(self._png(kind, "panoptic", image_id))), saved["panoptic"])
@@ -198,7 +199,7 @@ class SavedPredictions:
         # last, as it marks the others as complete
         save_json(self._marker(inputs["image_id"]), content)
 
-    def _save_answer(self, kind: str, image_id: int, answer: Answer, *, pngs: bool) -> dict[str, Any]:
+    def _save_answer(self, kind: str, image_id: ImageId, answer: Answer, *, pngs: bool) -> dict[str, Any]:
         """Write the PNGs of an answer, if `pngs`; return the rest of it by task."""
         content: dict[str, Any] = {}
         if answer.panoptic is not None:
@@ -217,7 +218,7 @@ class SavedPredictions:
             content["referring"] = [encode_mask(mask) for mask in answer.referring]
         return content
 
-    def finish(self, image_ids: Iterable[int]) -> None:
+    def finish(self, image_ids: Iterable[ImageId]) -> None:
         """Write the jsons of all images that are done; to be called on one process."""
         markers = [path for path in map(self._marker, image_ids) if path.exists()]
         images = [_read(path) for path in markers]
@@ -255,7 +256,7 @@ class SavedPredictions:
 
     def _referring(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         annotations = [
-            {"id": image["image_id"] * EXPRESSIONS + place, "image_id": image["image_id"], "sentences": [text]}
+            {"id": f"{image['image_id']}_{place}", "image_id": image["image_id"], "sentences": [text]}
             | {"segmentation": code}
             for image in images
             for place, (text, code) in enumerate(zip(image["prompts"], image[kind]["referring"], strict=True))
@@ -274,14 +275,22 @@ class SavedPredictions:
         """Replace a contiguous class id by the id in the dataset's own files."""
         return {**entry, "category_id": self.category_ids[entry["category_id"]]}
 
-    def _marker(self, image_id: int) -> Path:
-        return self.folder / "images" / f"{image_id:012d}.json"
+    def _marker(self, image_id: ImageId) -> Path:
+        return self.folder / "images" / f"{_stem(image_id)}.json"
 
-    def _image_copy(self, image_id: int) -> Path:
+    def _image_copy(self, image_id: ImageId) -> Path:
         return self._marker(image_id).with_suffix(".png")
 
-    def _png(self, kind: str, task: str, image_id: int) -> Path:
-        return self.folder / kind / task / f"{image_id:012d}.png"
+    def _png(self, kind: str, task: str, image_id: ImageId) -> Path:
+        return self.folder / kind / task / f"{_stem(image_id)}.png"
+
+
+def _stem(image_id: ImageId) -> str:
+    """The name of an image's files: 12 digits, or a text; its checksum if it cannot be a name on every system."""
+    if isinstance(image_id, int):
+        return f"{image_id:012d}"
+    plain = re.fullmatch(r"\w[\w-]{,99}", image_id, re.ASCII) and not image_id.isdigit()
+    return image_id if plain else hashlib.sha256(image_id.encode()).hexdigest()
 
 
 @contextmanager

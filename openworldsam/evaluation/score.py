@@ -27,7 +27,15 @@ from panopticapi.utils import rgb2id
 from tqdm import tqdm
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import by_id, expect, read_categories
+from openworldsam.data.records.coco_json import (
+    ImageId,
+    by_id,
+    expect,
+    is_crowd,
+    read_categories,
+    segment_area,
+    whole,
+)
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import decode_mask
 from openworldsam.evaluation.metrics.accumulator import Scores
@@ -46,7 +54,7 @@ class Report(NamedTuple):
 
     scores: Scores
     names: Mapping[int, str]
-    without_prediction: Sequence[int] = ()
+    without_prediction: Sequence[ImageId] = ()
 
     def content(self) -> dict[str, Any]:
         """What goes into the file: the metrics by name, per_class by class name, without_prediction."""
@@ -69,16 +77,17 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
     if missing := [image_id for image_id in annotations if image_id not in predictions]:
         raise ValueError(f"{predicted} has no prediction for {len(missing)} images, such as {missing[0]}")
     for image_id, annotation in _progress(annotations.items()):
-        with expect(truth, _PANOPTIC):
+        with expect(truth, _PANOPTIC), named(truth):
             truth_map = rgb2id(read_image(truth_dir / annotation["file_name"]))
             segments = annotation["segments_info"]
-            truth_segments = [(_whole(s["id"]), _whole(s["category_id"]), s.get("iscrowd", 0)) for s in segments]
-        with expect(predicted, _PANOPTIC):
+            truth_segments = [(*_ids(s), is_crowd(s)) for s in segments]
+            areas = {s["id"]: segment_area(s) for s in segments}
+        with expect(predicted, _PANOPTIC), named(predicted):
             predicted_map = rgb2id(read_image(predicted_dir / predictions[image_id]["file_name"]))
             segments = predictions[image_id]["segments_info"]
-            predicted_segments = [(_whole(s["id"]), _whole(s["category_id"])) for s in segments]
+            predicted_segments = [_ids(s) for s in segments]
         with named(f"image {image_id}"):
-            quality.update(predicted_map, predicted_segments, truth_map, truth_segments)
+            quality.update(predicted_map, predicted_segments, truth_map, truth_segments, areas)
     return Report(quality.compute(), {category.id: category.name for category in categories})
 
 
@@ -93,17 +102,18 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
     with expect(truth, "COCO json of instances"):
         content = read_json(truth)
         names = {category["id"]: category["name"] for category in content["categories"]}
-        sizes = _sizes(truth, content)
+        with named(truth):
+            images = by_id(content["images"])
         needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
-        annotations = _by_image(truth, content["annotations"], sizes, needed)
+        annotations = _by_image(truth, content["annotations"], images, needed)
     _check_names(truth, list(names.values()))
     with expect(predicted, "list of COCO results"):
-        results = _by_image(predicted, _read_results(predicted), sizes, ("category_id", "score"))
+        results = _by_image(predicted, _read_results(predicted), images, ("category_id", "score"))
         precision = InstanceAP(names, iou_type)
-        for image, size in _progress(sizes.items()):
-            with named(f"image {image}"):
-                precision.update(image, size, results[image], annotations[image])
-    return Report(precision.compute(), names, [image for image in sizes if not results[image]])
+        for image_id, image in _progress(images.items()):
+            with named(f"image {image_id}"):
+                precision.update(image_id, _size(image), results[image_id], annotations[image_id])
+    return Report(precision.compute(), names, [image_id for image_id in images if not results[image_id]])
 
 
 def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
@@ -143,11 +153,11 @@ def score_referring(truth: Path, predicted: Path) -> Report:
         FileNotFoundError: a json is missing.
         ValueError: a json is damaged, or a prediction is of no expression, there twice, or of another size.
     """
-    with expect(truth, "COCO json of expressions"):
+    with expect(truth, "COCO json of expressions"), named(truth):
         content = read_json(truth)
-        sizes = _sizes(truth, content)
+        images = by_id(content["images"])
         objects = _by_key(truth, "id", [a for a in content["annotations"] if a.get("sentences", True)])
-        truths = {i: (a["segmentation"], sizes[a["image_id"]]) for i, a in objects.items()}
+        truths = {i: (a["segmentation"], _size(images[a["image_id"]])) for i, a in objects.items()}
     with expect(predicted, "COCO json of predicted expressions"):
         results = _by_key(predicted, "id", _read_results(predicted))
         predictions = {i: result["segmentation"] for i, result in results.items()}
@@ -197,8 +207,8 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def _by_image(
-    path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[int, Any], needed: Sequence[str]
-) -> dict[int, list[Mapping[str, Any]]]:
+    path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[ImageId, Any], needed: Sequence[str]
+) -> dict[ImageId, list[Mapping[str, Any]]]:
     """The annotations of each image; KeyError if one lacks an entry, ValueError if its image is unknown."""
     grouped = defaultdict(list)
     for annotation in annotations:
@@ -210,12 +220,12 @@ def _by_image(
     return grouped
 
 
-def _panoptic_annotations(path: Path) -> dict[int, Mapping[str, Any]]:
+def _panoptic_annotations(path: Path) -> dict[ImageId, Mapping[str, Any]]:
     with expect(path, _PANOPTIC):
         return _by_key(path, "image_id", read_json(path)["annotations"])
 
 
-def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> dict[ImageId, Mapping[str, Any]]:
     """Index annotations by an id; ValueError if one is there twice."""
     found = {annotation[key]: annotation for annotation in annotations}
     if len(found) < len(annotations):
@@ -223,17 +233,13 @@ def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> d
     return found
 
 
-def _sizes(path: Path, content: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
-    """(H, W) of each image."""
-    with named(path):
-        return {i: (image["height"], image["width"]) for i, image in by_id(content["images"]).items()}
+def _ids(segment: Mapping[str, Any]) -> tuple[int, int]:
+    """The id and the category id of a segment."""
+    return whole(segment["id"], "the id of a segment"), whole(segment["category_id"], "the category id of a segment")
 
 
-def _whole(value: Any) -> int:
-    """The value; TypeError if it is no whole number."""
-    if not isinstance(value, int):
-        raise TypeError(f"it has {value!r} where an id belongs")
-    return value
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    return image["height"], image["width"]
 
 
 def _load_json(path: Path) -> Any:

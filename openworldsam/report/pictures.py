@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_util
 
+from openworldsam.data.records.coco_json import ImageId
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.evaluations import Evaluation
@@ -34,7 +35,7 @@ class PictureRow(NamedTuple):
     legend: dict[str, tuple[int, int, int]]
 
 
-def spread_out(image_ids: Sequence[int], count: int) -> list[int]:
+def spread_out(image_ids: Sequence[ImageId], count: int) -> list[ImageId]:
     """Pick `count` evenly spaced images, starting with the first."""
     step = max(len(image_ids) / count, 1.0) if count else 1.0
     return [image_ids[int(index * step)] for index in range(min(count, len(image_ids)))]
@@ -50,11 +51,13 @@ def picture_rows(runs: Sequence[Evaluation], benchmark: str, task: str, count: i
     found = {run.name: saved for run in scored if (saved := run.saved(benchmark))}
     if not found:
         return []
-    common = set.intersection(*(set(saved.image_ids()) for saved in found.values()))
-    return [_row(found, task, image_id) for image_id in spread_out(sorted(common), count)]
+    listed = [saved.image_ids() for saved in found.values()]
+    common = set.intersection(*map(set, listed))
+    chosen = spread_out([image_id for image_id in listed[0] if image_id in common], count)
+    return [_row(found, task, image_id) for image_id in chosen]
 
 
-def _row(found: Mapping[str, SavedPredictions], task: str, image_id: int) -> PictureRow:
+def _row(found: Mapping[str, SavedPredictions], task: str, image_id: ImageId) -> PictureRow:
     columns: dict[str, list[LabelledMask]] = {"image": []}
     for run, saved in found.items():
         image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)

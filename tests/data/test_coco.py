@@ -176,13 +176,24 @@ def set_category(content, value):
         (lambda c: [a.update(segments_info=[]) for a in c["annotations"]], "no usable image: 2 annotated"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=1), "no usable image"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "1 images are annotated twice, such as image 1"),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(id=[]), r"segments of image 1 .* got \[\[\]\]"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][0].update(id=[]),
+            r"the id of a segment of image 1 is \[\], not a",
+        ),
         (
             lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]),
-            "ids, each once; got",
+            r"two segments of image 1 have one id: \[7, 7\]",
         ),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd must be 0 or 1, got 'no'"),
         (lambda c: c["images"][0].update(width=0), "the width of image 1 is 0, not one of 1 to 65535"),
+        (lambda c: c["images"][0].update(width=2.5), "the width of image 1 is 2.5, not a whole number"),
+        (lambda c: c["images"][0].update(id=None), "an image id that is no text is None, not a whole number"),
+        (lambda c: c["images"][0].update(id="1"), "some image ids are numbers and some are texts"),
+        (lambda c: c["annotations"][1].update(image_id="2"), "its list of images does not have '2'"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][0].update(area="4"),
+            "area of segment 7 is '4', not a number of",
+        ),
     ],
 )
 def test_bad_json_is_an_error(make_json, change, message):

@@ -24,7 +24,7 @@ def scores(*images, is_thing=IS_THING):
 def panopticapi_scores(folder, images, is_thing):
     """panopticapi's metrics of the same images: overall 0 to 100, per class 0 to 1."""
     rows = []
-    for index, (predicted_map, predicted, truth_map, truth) in enumerate(images):
+    for index, (predicted_map, predicted, truth_map, truth, areas) in enumerate(images):
         name = f"{index}.png"
         for kind, ids in (("predicted", predicted_map), ("truth", truth_map)):
             (folder / kind).mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def panopticapi_scores(folder, images, is_thing):
         keys = ("id", "category_id", "iscrowd")
         infos = [dict(zip(keys, segment, strict=False)) for segment in truth]
         for info in infos:
-            info["area"] = int((truth_map == info["id"]).sum())
+            info["area"] = areas.get(info["id"], int((truth_map == info["id"]).sum()))
         rows.append(
             (
                 {"image_id": index, "file_name": name, "segments_info": infos},
@@ -90,7 +90,14 @@ def spoilt(generator, ids, segments):
     return ids, kept
 
 
-def test_equals_panopticapi_on_real_images(shared, tmp_path):
+def other_areas(generator, ids, segments):
+    """What a json may say: from a third to three times the pixels, of half of the segments."""
+    drawn = {i: int((ids == i).sum() * 3 ** generator.uniform(-1, 1)) for i, *_ in segments if generator.random() < 0.5}
+    return {i: area for i, area in drawn.items() if area}
+
+
+@pytest.mark.parametrize("areas", [other_areas, lambda *_: {}], ids=["other areas", "areas of the map"])
+def test_equals_panopticapi_on_real_images(shared, tmp_path, areas):
     folder = shared / "data/coco_panoptic_sample"
     content = json.loads((folder / "panoptic.json").read_text())
     is_thing = {category["id"]: bool(category["isthing"]) for category in content["categories"]}
@@ -102,11 +109,12 @@ def test_equals_panopticapi_on_real_images(shared, tmp_path):
         for seed in range(8):
             generator = np.random.default_rng(seed)
             truth = spoilt(generator, ids, segments)
-            images.append((*disturbed(generator, *truth, present), *truth))
+            images.append((*disturbed(generator, *truth, present), *truth, areas(generator, *truth)))
     assert_equal_to_panopticapi(tmp_path, images, is_thing)
 
 
-def test_equals_panopticapi_on_crowded_small_maps(tmp_path):
+@pytest.mark.parametrize("areas", [other_areas, lambda *_: {}], ids=["other areas", "areas of the map"])
+def test_equals_panopticapi_on_crowded_small_maps(tmp_path, areas):
     """Maps of 12 pixels: IoUs hit the thresholds exactly, and a class has several crowd regions."""
     generator = np.random.default_rng(0)
     images = []
@@ -115,7 +123,8 @@ def test_equals_panopticapi_on_crowded_small_maps(tmp_path):
         ids[1][generator.random((3, 4)) < 0.5] = ids[0][0, 0]
         labels = generator.choice(list(IS_THING), (2, 5)).tolist()
         predicted, truth = ([(i, labels[k][i]) for i in np.unique(ids[k]).tolist() if i] for k in (0, 1))
-        images.append((ids[0], predicted, ids[1], [(i, label, int(generator.integers(3) == 0)) for i, label in truth]))
+        segments = [(i, label, int(generator.integers(3) == 0)) for i, label in truth]
+        images.append((ids[0], predicted, ids[1], segments, areas(generator, ids[1], segments)))
     assert_equal_to_panopticapi(tmp_path, images, IS_THING)
 
 
@@ -129,6 +138,15 @@ def test_by_hand():
     assert result.overall["PQ"] == result.overall["SQ"] == pytest.approx(77.5)
     assert result.overall["RQ"] == 100
     assert result.per_class[DOG] == {"PQ": None, "SQ": None, "RQ": None}
+
+
+def test_the_union_counts_the_area_of_the_json():
+    """Sky was 8 pixels before the cat was drawn over 4 of them: IoU 4/8 is no match, 4/7 is one."""
+    truth, segments = np.array([[1, 1, 1, 1, 2, 2, 2, 2]]), [(1, CAT, 0), (2, SKY, 0)]
+    perfect = [(1, CAT), (2, SKY)]
+    for area, expected in ((8, 0), (7, 400 / 7), (0, 100)):
+        result = scores((truth, perfect, truth, segments, {2: area}))
+        assert (result.overall["PQ_th"], result.overall["PQ_st"]) == (100, pytest.approx(expected))
 
 
 def test_an_iou_of_one_half_is_no_match():

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from openworldsam.data.records.coco_json import ImageId
 from openworldsam.utils.files import checksum, save_json
-
-ImageId = int | str
 
 
 class ImageStamp(NamedTuple):

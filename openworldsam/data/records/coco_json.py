@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openworldsam.utils.files import find_missing, read_json
+from openworldsam.utils.files import find_missing, named, read_json
 
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 65_535
 """Longest side of an image; beyond it pycocotools' count of pixels overflows and ends the process."""
+
+
+ImageId = int | str
 
 
 class Category(NamedTuple):
@@ -39,12 +43,15 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
     """
     try:
         listed = read_json(json_file)["categories"]
-        categories = tuple(Category(c["id"], c["name"], all_things or bool(c["isthing"])) for c in listed)
+        with named(json_file):
+            categories = tuple(
+                Category(whole(c["id"], "a category id"), c["name"], all_things or bool(c["isthing"])) for c in listed
+            )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{json_file} lists no panoptic classes: {lack(error)}") from error
-    for id_, name, *_ in categories:
-        if not isinstance(id_, int) or not isinstance(name, str) or len(name.strip().splitlines()) != 1:
-            raise ValueError(f"{json_file}: a category is a number and a name of one line, got {id_!r} and {name!r}")
+    for _, name, *_ in categories:
+        if not isinstance(name, str) or len(name.strip().splitlines()) != 1:
+            raise ValueError(f"{json_file}: a category has a name of one line, got {name!r}")
     for column in ("id", "name"):
         found = Counter(str(getattr(category, column)) for category in categories)
         if twice := sorted(value for value, times in found.items() if times > 1):
@@ -52,24 +59,61 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
     return categories
 
 
-def by_id(images: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """Index the images of a json by their id.
+class Images(dict[ImageId, dict[str, Any]]):
+    """The images of a json by their id; looking up one that is not listed raises ValueError."""
+
+    def __missing__(self, key: object) -> dict[str, Any]:
+        raise ValueError(f"its list of images does not have {key!r}")
+
+
+def by_id(images: Iterable[Mapping[str, Any]]) -> Images:
+    """Index the images of a json by their id, with their sizes as whole numbers.
+
+    Numbers are the ids of COCO, texts (file stems) those of the scripts of ADE20K, ScanNet and Cityscapes.
 
     Raises:
         KeyError: an image has no id or size.
-        ValueError: two images have one id, or an id or size is not a number.
+        ValueError: two images have one id, ids are of two kinds, or an id or size is of the wrong type.
     """
-    found: dict[int, Mapping[str, Any]] = {}
+    found = Images()
     for image in images:
-        if not isinstance(image["id"], int):
-            raise ValueError(f"the image id {image['id']!r} is no whole number")
-        if image["id"] in found:
-            raise ValueError(f"two images have the id {image['id']}")
-        for key in ("height", "width"):
-            if not isinstance(image[key], int) or not 1 <= image[key] <= MAX_SIDE:
-                raise ValueError(f"the {key} of image {image['id']} is {image[key]!r}, not one of 1 to {MAX_SIDE}")
-        found[image["id"]] = image
+        id_ = image["id"] if isinstance(image["id"], str) else whole(image["id"], "an image id that is no text")
+        if id_ in found:
+            raise ValueError(f"two images have the id {id_}")
+        size = {key: whole(image[key], f"the {key} of image {id_}") for key in ("height", "width")}
+        for key, side in size.items():
+            if not 1 <= side <= MAX_SIDE:
+                raise ValueError(f"the {key} of image {id_} is {side}, not one of 1 to {MAX_SIDE}")
+        found[id_] = {**image, **size, "id": id_}
+    if len({type(id_) for id_ in found}) > 1:  # pycocotools would take all for texts and find none
+        raise ValueError("some image ids are numbers and some are texts")
     return found
+
+
+def correct_names(images: Mapping[ImageId, dict[str, Any]], root: str | Path) -> None:
+    """Replace image names that do not exist below the root and that two publishers' scripts are known to write.
+
+    ScanNet's names have the suffix of the label images; Cityscapes' lack the folder of the city and have a "_gtFine".
+    """
+    missing = set(find_missing(Path(root, image["file_name"]) for image in images.values()))
+    for image in images.values():
+        name = image["file_name"]
+        if str(Path(root, name)) in missing:
+            meant = (str(Path(name).with_suffix(".jpg")), f"{name.partition('_')[0]}/{name.replace('_gtFine', '')}")
+            image["file_name"] = next((other for other in meant if Path(root, other).exists()), name)
+
+
+def whole(value: Any, name: str) -> int:
+    """Return a whole number as int; some scripts write 480 as 480.0.
+
+    Raises:
+        ValueError: it is anything else; the message starts with the name.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}, not a whole number")
+    return value
 
 
 def image_entries(image: Mapping[str, Any], root: str | Path) -> dict[str, Any]:
@@ -87,6 +131,18 @@ def is_crowd(annotation: Mapping[str, Any]) -> int:
     if (value := annotation.get("iscrowd", 0)) not in (0, 1):
         raise ValueError(f"iscrowd must be 0 or 1, got {value!r}")
     return int(value)
+
+
+def segment_area(segment: Mapping[str, Any]) -> float:
+    """Return the area that a json gives a panoptic segment, in pixels; 0 if it gives none.
+
+    Raises:
+        ValueError: it is not a number from 0.
+    """
+    area = segment.get("area", 0)
+    if not isinstance(area, (int, float)) or not 0 <= area < math.inf:
+        raise ValueError(f"the area of segment {segment['id']} is {area!r}, not a number of pixels")
+    return area
 
 
 def warn_of_missing(paths: Iterable[str], source: str | Path, hint: str = "") -> None:

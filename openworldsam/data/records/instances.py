@@ -70,16 +70,14 @@ def load_instances(
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
     with expect(json_file, "COCO instance json", hint), named(json_file):
-        records = {
-            i: InstanceRecord(image_entries(image, image_root), instances=[])
-            for i, image in by_id(content["images"]).items()
-        }
+        images = by_id(content["images"])
+        records = {i: InstanceRecord(image_entries(image, image_root), instances=[]) for i, image in images.items()}
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
             crowd, mask = is_crowd(annotation), annotation["segmentation"]
             instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask)
-            records[annotation["image_id"]]["instances"].append(instance)
+            records[images[annotation["image_id"]]["id"]]["instances"].append(instance)
     if not any(record["instances"] for record in records.values()):
         raise ValueError(f"{json_file} has no usable image: {len(records)} listed, none with an object")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)

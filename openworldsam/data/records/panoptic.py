@@ -17,7 +17,18 @@ import numpy as np
 from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, is_crowd, warn_of_missing
+from openworldsam.data.records.coco_json import (
+    Category,
+    ImageId,
+    by_id,
+    correct_names,
+    expect,
+    image_entries,
+    is_crowd,
+    segment_area,
+    warn_of_missing,
+    whole,
+)
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.utils.files import named, read_json
 
@@ -75,6 +86,7 @@ def load_panoptic(
     records = []
     with expect(json_file, "COCO panoptic json", hint), named(json_file):
         images = by_id(content["images"])
+        correct_names(images, image_root)
         for annotation in content["annotations"]:
             image, png = images[annotation["image_id"]], annotation["file_name"]
             record = PanopticRecord(
@@ -96,7 +108,7 @@ def load_panoptic(
 
 def _segments(
     listed: Sequence[Mapping[str, Any]],
-    image_id: int,
+    image_id: ImageId,
     contiguous: Mapping[int, int],
     categories: Sequence[Category],
 ) -> list[Segment]:
@@ -107,11 +119,15 @@ def _segments(
                 f"segment {segment['id']} of image {image_id} has the category id {segment['category_id']!r}, which "
                 f"is none of the {len(categories)} known ones; give `categories` that fit the file"
             )
-        is_thing, crowd = categories[index].is_thing, is_crowd(segment)
         segments.append(
-            Segment(id=segment["id"], category_id=index, isthing=is_thing, iscrowd=crowd, area=segment["area"])
+            Segment(
+                id=whole(segment["id"], f"the id of a segment of image {image_id}"),
+                category_id=index,
+                isthing=categories[index].is_thing,
+                iscrowd=is_crowd(segment),
+                area=segment_area(segment),
+            )
         )
-    ids = [segment["id"] for segment in segments]
-    if not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"the segments of image {image_id} need whole numbers as ids, each once; got {ids}")
+    if len({segment["id"] for segment in segments}) < len(segments):
+        raise ValueError(f"two segments of image {image_id} have one id: {[segment['id'] for segment in segments]}")
     return segments

@@ -17,13 +17,16 @@ IMAGE_KEYS = ("file_name", "image_id", "height", "width")
 
 
 class Segment(TypedDict):
-    """A segment of an image: id is its value in the segment map, category_id contiguous, area in pixels."""
+    """A segment of an image: id is its value in the segment map, category_id contiguous, area in pixels.
+
+    A json's area may exceed the segment's pixels in the map, where others are drawn over it; 0 is no area.
+    """
 
     id: int
     category_id: int
     isthing: bool
     iscrowd: int
-    area: int
+    area: float
 
 
 class Referent(NamedTuple):

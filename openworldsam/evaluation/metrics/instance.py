@@ -17,7 +17,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from openworldsam.data.records.coco_json import is_crowd
+from openworldsam.data.records.coco_json import ImageId, is_crowd
 from openworldsam.data.records.rle import to_rle
 from openworldsam.evaluation.metrics.accumulator import Metrics, Scores
 
@@ -56,11 +56,11 @@ class InstanceAP:
             raise ValueError(f"iou_type is one of {IOU_TYPES}, got {iou_type!r}")
         self.categories = sorted(set(categories))
         self.iou_type = iou_type
-        self.images: dict[int, ImageInstances] = {}
+        self.images: dict[ImageId, ImageInstances] = {}
 
     def update(
         self,
-        image_id: int,
+        image_id: ImageId,
         size: tuple[int, int],
         predicted: Sequence[Mapping[str, Any]],
         truth: Sequence[Mapping[str, Any]],

@@ -57,6 +57,7 @@ class PanopticQuality:
         predicted_segments: Iterable[tuple[int, int]],
         truth_map: np.ndarray,
         truth_segments: Iterable[tuple[int, int, int]],
+        areas: Mapping[int, float] | None = None,
     ) -> None:
         """Add an image.
 
@@ -66,6 +67,8 @@ class PanopticQuality:
             truth_map: int [H, W], segment ids; 0 is void. Pixels with an id that is not listed have no class, but are
                 not void.
             truth_segments: (id, category id, iscrowd) of each segment.
+            areas: by ground-truth id what the json says, which may exceed the pixels of the map where segments were
+                drawn over others. As in panopticapi, it replaces them in the union; 0 or no entry leaves them.
 
         Raises:
             ValueError: the maps differ in size; a segment has an unknown category, an id below 1 or a duplicate id; a
@@ -82,7 +85,7 @@ class PanopticQuality:
             raise ValueError(f"the predicted segments {sorted(absent)[:3]} have no pixel in the map")
         crowds = {category: segment for segment, category, iscrowd in truth_segments if iscrowd}
         crowd_ids = {segment for segment, _, iscrowd in truth_segments if iscrowd}
-        self._count(overlaps, predicted, truth, crowds, crowd_ids)
+        self._count(overlaps, predicted, truth, crowds, crowd_ids, areas or {})
 
     def _categories(self, kind: str, segments: Iterable[tuple[int, ...]]) -> dict[int, int]:
         """Return the category by segment id, after checking both."""
@@ -102,6 +105,7 @@ class PanopticQuality:
         truth: Mapping[int, int],
         crowds: Mapping[int, int],
         crowd_ids: set[int],
+        areas: Mapping[int, float],
     ) -> None:
         predicted_area, truth_area = Counter[int](), Counter[int]()
         for (predicted_id, truth_id), pixels in overlaps.items():
@@ -112,12 +116,13 @@ class PanopticQuality:
             category = predicted.get(predicted_id)
             if category is None or category != truth.get(truth_id) or truth_id in crowd_ids:
                 continue
-            union = predicted_area[predicted_id] + truth_area[truth_id] - pixels
+            union = predicted_area[predicted_id] + (areas.get(truth_id) or truth_area[truth_id]) - pixels
             iou = pixels / (union - overlaps.get((predicted_id, VOID_ID), 0))
             if iou > 0.5:
                 self.counts[category].ious.append(iou)
-                unmatched.remove(predicted_id)
-                missed.remove(truth_id)
+                # an area below the pixels of its segment may match twice, which panopticapi counts twice
+                unmatched.discard(predicted_id)
+                missed.discard(truth_id)
         for truth_id in missed:
             self.counts[truth[truth_id]].false_negatives += 1
         for predicted_id in unmatched:
