@@ -44,25 +44,17 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     A record that is unreadable or has no ground truth is replaced by another one, also drawn from the position.
 
     Args:
-        records: of a dataset.
+        records: of a dataset, at least one.
         mapper: reads a record.
         seed: of the order and of all random choices of the mapper.
         max_bad: unusable records in a row after which the dataset as a whole must be wrong.
 
     Attributes:
         cache: if set, adds the outputs of the frozen encoders to every image.
-
-    Raises:
-        ValueError: no records.
     """
 
     def __init__(self, records: Sequence[Record], mapper: DatasetMapper, seed: int, max_bad: int = 20) -> None:
-        if not records:
-            raise ValueError("the training set has no image")
-        self.records = records
-        self.mapper = mapper
-        self.seed = seed
-        self.max_bad = max_bad
+        self.records, self.mapper, self.seed, self.max_bad = records, mapper, seed, max_bad
         self.cache: FeatureCache | None = None
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)

@@ -133,7 +133,7 @@ class DatasetMapper:
         return [PromptTarget((self.class_names[c],), c, self.is_thing[c], np.stack(masks[c])) for c in classes]
 
     def _expressions(self, record: Record) -> list[PromptTarget]:
-        """The objects of a referring record in its order."""
+        """Return the objects of a referring record in its order."""
         return [
             PromptTarget(referent.sentences, index, True, referent.mask[None][: int(referent.mask.any())])
             for index, referent in enumerate(record.read_referring())

@@ -46,7 +46,7 @@ class Example(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A file name of which image or ground truth cannot be read, and the reason."""
+    """The file name of an image that, or whose ground truth, cannot be read, and the reason."""
 
     file_name: str
     reason: str

@@ -57,7 +57,7 @@ class Report(NamedTuple):
     without_prediction: Sequence[ImageId] = ()
 
     def content(self) -> dict[str, Any]:
-        """What goes into the file: the metrics by name, per_class by class name, without_prediction."""
+        """Return the content of the file: the metrics by name, per_class by class name, without_prediction."""
         per_class = {self.names[category]: metrics for category, metrics in self.scores.per_class.items()}
         return {**self.scores.overall, "per_class": per_class, "without_prediction": list(self.without_prediction)}
 
@@ -65,11 +65,11 @@ class Report(NamedTuple):
 def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir: Path) -> Report:
     """Score a json and a folder of PNGs against another such pair.
 
-    The images are those that the ground truth annotates; predictions of others are left alone, as in panopticapi.
+    Predictions of images that the ground truth does not annotate are ignored, as in panopticapi.
 
     Raises:
         FileNotFoundError: a json or PNG is missing.
-        ValueError: an image has no prediction; a file is damaged; or what `PanopticQuality` says.
+        ValueError: an image has no prediction, a file is damaged, or `PanopticQuality` refuses an image.
     """
     categories = read_categories(truth)
     quality = PanopticQuality({category.id: category.is_thing for category in categories})
@@ -96,8 +96,8 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
 
     Raises:
         FileNotFoundError: a json is missing.
-        ValueError: a json is damaged, the results name an image that the ground truth does not have, or what
-            `InstanceAP` says.
+        ValueError: a json is damaged, the results name an image that the ground truth does not have, or `InstanceAP`
+            refuses an image.
     """
     with expect(truth, "COCO json of instances"):
         content = read_json(truth)
@@ -119,22 +119,22 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
 def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
     """Score a folder of label PNGs against another, subfolders included.
 
-    Predictions of images without ground truth are left alone.
+    Predictions of images without ground truth are ignored.
 
     Args:
         truth_dir, predicted_dir: the folders.
         classes: see `read_class_names`.
-        ignore: label of pixels that do not count. A predicted label that is no class is no prediction.
+        ignore: label of pixels that do not count. A predicted label that is no class counts as no prediction.
 
     Raises:
         FileNotFoundError: there is no ground truth, or an image without a prediction.
-        ValueError: an image is unreadable or has several channels, or what `SemanticScores` says.
+        ValueError: an image is unreadable or has several channels, or `SemanticScores` refuses it.
     """
     names = read_class_names(classes)
     scores = SemanticScores(len(names), ignore)
     files = sorted(path.relative_to(truth_dir) for path in truth_dir.rglob("*.png"))
     if not files:
-        raise FileNotFoundError(f"{truth_dir} has no PNG; it is to be the folder of the ground truth")
+        raise FileNotFoundError(f"{truth_dir} has no PNG; it must be the folder of the ground truth")
     if missing := find_missing(predicted_dir / file for file in files):
         raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, such as {missing[0]}")
     for file in _progress(files):
@@ -146,12 +146,12 @@ def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: 
 def score_referring(truth: Path, predicted: Path) -> Report:
     """Score the masks of expressions.
 
-    An annotation with an empty list of sentences is no expression. To score every sentence of an object on its own,
-    give each an annotation, in both files.
+    An annotation with an empty list of sentences is no expression. To score each sentence of an object separately, give
+    it an annotation in both files.
 
     Raises:
         FileNotFoundError: a json is missing.
-        ValueError: a json is damaged, or a prediction is of no expression, there twice, or of another size.
+        ValueError: a json is damaged, or a prediction has an unknown id, an id twice, or another size.
     """
     with expect(truth, "COCO json of expressions"), named(truth):
         content = read_json(truth)
@@ -176,15 +176,15 @@ def score_referring(truth: Path, predicted: Path) -> Report:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Class names in the order of their labels, from 0.
+    """Read class names in the order of their labels, from 0.
 
     Args:
-        path: a text with a name per line; or a .json: a list of names or of objects with a "name", or an object with
-            such a list as its "classes" or "categories".
+        path: a text file with a name per line; or a .json with a list of names, or of objects with a "name", maybe
+            under "classes" or "categories".
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged or empty, has a name twice, or ids that do not count from 0.
+        ValueError: it is damaged or empty, has a name twice, or ids other than 0, 1, 2, ...
     """
     if path.suffix != ".json":
         with named(path):
@@ -196,20 +196,20 @@ def read_class_names(path: Path) -> list[str]:
             entries = [{"name": entry} if isinstance(entry, str) else entry for entry in listed]
             names = [entry["name"] for entry in entries]
         if any(entry.get("id", index) != index for index, entry in enumerate(entries)):
-            raise ValueError(f"{path} is to have the ids 0, 1, 2, ... in this order; they are the labels")
+            raise ValueError(f"{path} must have the ids 0, 1, 2, ... in this order; they are the labels")
     _check_names(path, names)
     return names
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not all(isinstance(name, str) and name for name in names) or not names or len(set(names)) < len(names):
-        raise ValueError(f"{path} is to name its classes, each differently")
+        raise ValueError(f"{path} must name all its classes, each differently")
 
 
 def _by_image(
     path: Path, annotations: Sequence[Mapping[str, Any]], images: Mapping[ImageId, Any], needed: Sequence[str]
 ) -> dict[ImageId, list[Mapping[str, Any]]]:
-    """The annotations of each image; KeyError if one lacks an entry, ValueError if its image is unknown."""
+    """Group annotations by image; KeyError if one lacks an entry, ValueError if its image is unknown."""
     grouped = defaultdict(list)
     for annotation in annotations:
         if absent := [key for key in needed if key not in annotation]:
@@ -234,7 +234,7 @@ def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> d
 
 
 def _ids(segment: Mapping[str, Any]) -> tuple[int, int]:
-    """The id and the category id of a segment."""
+    """Return the id and the category id of a segment."""
     return whole(segment["id"], "the id of a segment"), whole(segment["category_id"], "the category id of a segment")
 
 

@@ -10,10 +10,11 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from openworldsam.data.loader import TrainingDataset, training_batches
+from openworldsam.data.loader import TrainingDataset, training_batches, training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records import as_record
 
@@ -244,9 +245,14 @@ def test_the_error_reaches_the_trainer_from_a_worker():
         load(dataset, steps=1, num_workers=1)
 
 
-def test_no_records_is_an_error():
-    with pytest.raises(ValueError, match="no image"):
-        TrainingDataset([], draw, seed=0)
+def test_no_records_is_an_error(tiny_cfg):
+    tiny_cfg.DATASETS.TRAIN = ["test_loader_empty"]
+    DatasetCatalog.register("test_loader_empty", list)
+    try:
+        with pytest.raises(ValueError, match=r"training set \['test_loader_empty'\] has no image"):
+            training_dataset(tiny_cfg)
+    finally:
+        DatasetCatalog.remove("test_loader_empty")
 
 
 def test_fewer_records_than_a_batch():

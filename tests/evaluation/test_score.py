@@ -171,8 +171,8 @@ def test_instance(score, instances):
         ("pred", lambda c: c[0].pop("segmentation"), "pred.json is no list of COCO results: it has no 'segmentation'"),
         ("pred", lambda c: c[0]["segmentation"].update(size=[6, 4]), "image 0: a mask has the size [6, 4]"),
         ("gt", lambda c: c["annotations"][1].pop("area"), "gt.json is no COCO json of instances: it has no 'area'"),
-        ("gt", lambda c: c["categories"][0].update(name="sky"), "gt.json is to name its classes, each differently"),
-        ("gt", lambda c: c["categories"][0].update(name=None), "gt.json is to name its classes, each differently"),
+        ("gt", lambda c: c["categories"][0].update(name="sky"), "gt.json must name all its classes, each differently"),
+        ("gt", lambda c: c["categories"][0].update(name=None), "gt.json must name all its classes, each differently"),
         ("gt", lambda c: c["images"].append(c["images"][0]), "gt.json: two images have the id 0"),
         (
             "gt",
@@ -270,9 +270,9 @@ def test_bad_semantic_files(fails, labels, tmp_path):
     assert "gt/a.png: the ground truth has the labels [254]; classes are 0..2, 255" in fails("semantic", *labels[:-2])
     assert "needs --classes" in fails("semantic", *labels[:4])
     write(tmp_path / "names.json", [{"id": 1, "name": "wall"}])
-    assert "names.json is to have the ids 0, 1, 2" in fails("semantic", *labels[:5], "names.json")
+    assert "names.json must have the ids 0, 1, 2" in fails("semantic", *labels[:5], "names.json")
     (tmp_path / "names.txt").write_text("wall\nwall\n")
-    assert "names.txt is to name its classes, each differently" in fails("semantic", *labels)
+    assert "names.txt must name all its classes, each differently" in fails("semantic", *labels)
     (tmp_path / "names.txt").write_text("wall\nmachine\n")
     Image.new("L", (3, 2)).save(tmp_path / "pred/a.png")
     assert "gt/a.png: the prediction is (2, 3), the ground truth (1, 5)" in fails("semantic", *labels)

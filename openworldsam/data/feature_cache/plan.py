@@ -18,6 +18,7 @@ from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.data.records import Record
+from openworldsam.utils.workers import end_with_parent
 
 
 class Work(NamedTuple):
@@ -97,4 +98,12 @@ def batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Itera
         end = start + len(shard.work)
         places += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
         start = end
-    return iter(DataLoader(_Images(work), batch_sampler=places, num_workers=num_workers, collate_fn=list))
+    return iter(
+        DataLoader(
+            _Images(work),
+            batch_sampler=places,
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=end_with_parent,
+        )
+    )

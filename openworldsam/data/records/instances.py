@@ -60,8 +60,8 @@ def load_instances(
 ) -> list[InstanceRecord]:
     """Read a COCO instance json (https://cocodataset.org/#format-data, "Object Detection") into records.
 
-    They are in the order of its images, those without objects and those whose files are missing included; a warning
-    counts the latter. For the arguments see `load_panoptic`.
+    They are in the order of its images, including images without objects. A warning counts missing images; their
+    records stay. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.

@@ -1,4 +1,4 @@
-"""Scenes of the Shapes world. No file is read: a record says which scene it is, and reading renders it.
+"""Scenes of the Shapes world, rendered when they are read; no file is involved.
 
 Shapes: H, W image size.
 """
@@ -15,12 +15,12 @@ from openworldsam.data.records.record import Record, Referent, Segment
 from openworldsam.data.shapes import NOVEL_SHAPES, Kinds, Scene, World, colours_of, expressions, render, thing_name
 
 Level = Literal["shape", "pair", "both", "referring"]
-"""What things are called: "circle"; "red circle", but a novel shape "heart"; "circle" and "red circle"; expressions."""
+"""Names of things: "circle"; "red circle", but "heart" for a novel shape; "circle" and "red circle"; expressions."""
 
 
 @dataclass(frozen=True)
 class SceneReference:
-    """The arguments of `render`, and what the scene's things are called."""
+    """The arguments of `render`, and the names of the scene's things."""
 
     world: World
     seed: int
@@ -30,11 +30,11 @@ class SceneReference:
 
 
 class SceneRecord(Record):
-    """A scene of a split, a `SceneReference`; file_name is for messages alone, as shapes_val/000012."""
+    """A scene of a split: scene, a `SceneReference`; file_name, such as shapes_val/000012, is only for messages."""
 
     __slots__ = ()
     truth_keys = ("scene",)
-    listing_step = 50  # each would have to be rendered
+    listing_step = 50  # listing renders the scene
 
     @property
     def is_referring(self) -> bool:
@@ -50,7 +50,7 @@ class SceneRecord(Record):
         return render_reference(self["scene"]).image
 
     def segments(self) -> list[Segment]:
-        """The segments of the scene; one that has two names is listed twice."""
+        """List the segments of the scene; a segment with two names is there twice."""
         reference, scene = self["scene"], render_reference(self["scene"])
         classes = category_names(reference.world, reference.kinds, reference.level)
         ids = {name: index for index, name in enumerate(classes)}
@@ -74,13 +74,13 @@ class SceneRecord(Record):
 
 @lru_cache(maxsize=4)
 def render_reference(scene: SceneReference) -> Scene:
-    """The scene of a record; the last few are kept, as image and ground truth are asked for one after the other."""
+    """Render the scene of a record, or return a recent one, as ground truth is read right after the image."""
     return render(scene.world, scene.seed, scene.index, scene.kinds)
 
 
 @lru_cache
 def category_names(world: World, kinds: Kinds, level: Level) -> dict[str, bool]:
-    """The classes of a split in the order of their ids: things (True) by shape, then textures; none for expressions.
+    """List the classes of a split by id: things (True) by shape, then textures; none for expressions.
 
     Raises:
         ValueError: the world has no things of these kinds.
