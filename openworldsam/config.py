@@ -312,6 +312,14 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     _check_values(cfg)
 
 
+def starting_config(cfg: CfgNode) -> CfgNode:
+    """The config with SOLVER.INIT_WEIGHTS in the place of MODEL.WEIGHTS."""
+    if cfg.SOLVER.INIT_WEIGHTS:
+        cfg = cfg.clone()
+        cfg.MODEL.WEIGHTS = "" if cfg.SOLVER.INIT_WEIGHTS == "fresh" else cfg.SOLVER.INIT_WEIGHTS
+    return cfg
+
+
 def _check_values(cfg: CfgNode, before: str = "") -> None:
     """Raise ValueError for a key without a value, or one that is NaN or infinite, which yacs lets pass."""
     for key, value in cfg.items():

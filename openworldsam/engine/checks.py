@@ -45,14 +45,6 @@ FIXED = {
 """Detectron2 keys that are not supported, with the value that they must have."""
 
 
-def starting_config(cfg: CfgNode) -> CfgNode:
-    """The config with SOLVER.INIT_WEIGHTS in the place of MODEL.WEIGHTS."""
-    if cfg.SOLVER.INIT_WEIGHTS:
-        cfg = cfg.clone()
-        cfg.MODEL.WEIGHTS = "" if cfg.SOLVER.INIT_WEIGHTS == "fresh" else cfg.SOLVER.INIT_WEIGHTS
-    return cfg
-
-
 def check_training(cfg: CfgNode) -> None:
     """Register the datasets of a config, and check its settings for a training; every process calls it.
 

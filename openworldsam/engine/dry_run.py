@@ -8,16 +8,16 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from openworldsam.checkpoint import load_weights
+from openworldsam.config import starting_config
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
-from openworldsam.engine.checks import starting_config
 from openworldsam.modeling import OpenWorldSAM
 
 PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_train": 21_899}
 """Numbers of images in the paper's training sets, used if they are missing."""
 
 
-def describe(cfg: CfgNode) -> str:
+def describe_training(cfg: CfgNode) -> str:
     """Describe config, data, trained parameters, schedule, memory and weights of a training.
 
     Args:

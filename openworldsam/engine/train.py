@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from openworldsam.checkpoint import read_weights, save_adapter, save_component
 from openworldsam.config import load_config
 from openworldsam.engine.checks import check_training
-from openworldsam.engine.dry_run import describe
+from openworldsam.engine.dry_run import describe_training
 from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import METRICS, forget_metrics, newest_state, resume
@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> None:
     check_training(cfg)
     if args.dry_run:
         if comm.is_main_process():
-            print(describe(cfg))
+            print(describe_training(cfg))
         return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     folder = Path(cfg.OUTPUT_DIR)

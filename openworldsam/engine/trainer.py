@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openworldsam.checkpoint import Source, find_source, load_weights
+from openworldsam.config import starting_config
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_batches, training_dataset
-from openworldsam.engine.checks import starting_config
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 

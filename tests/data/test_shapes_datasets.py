@@ -16,7 +16,7 @@ from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records.scenes import render_reference
 from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, expressions
 from openworldsam.engine.cache_features import build_cache
-from openworldsam.engine.dry_run import describe
+from openworldsam.engine.dry_run import describe_training
 from openworldsam.engine.train import run_training
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import resume
@@ -233,7 +233,7 @@ def test_a_training_does_not_go_on_with_another_seed(train_cfg):
 
 def test_the_prompts_of_many_scenes_are_estimated(cfg):
     cfg.DATASETS.TRAIN = ["shapes_train"]
-    assert "20,000 images, about " in describe(cfg)
+    assert "20,000 images, about " in describe_training(cfg)
 
 
 def test_the_shipped_configs_know_their_datasets():

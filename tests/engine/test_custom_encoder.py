@@ -15,7 +15,7 @@ from openworldsam import OpenWorldSAMPredictor
 from openworldsam.checkpoint import load_weights, read_weights
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.engine.cache_features import build_cache
-from openworldsam.engine.dry_run import describe
+from openworldsam.engine.dry_run import describe_training
 from openworldsam.engine.evaluate import main as eval_net
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import resume
@@ -138,7 +138,7 @@ def test_it_trains_resumes_and_trains_from_a_cache(make_cfg, tmp_path, name):
     assert metadata["PROMPT_ENCODER.NAME"] == name and "beit3" not in metadata
     assert read_weights(tmp_path / "cached/adapter.safetensors").metadata == metadata
     assert ("letters" in metadata) == (name == "LetterEncoder")
-    assert "cache        6 prompts of 3 images" in describe(cfg)
+    assert "cache        6 prompts of 3 images" in describe_training(cfg)
 
 
 @pytest.mark.parametrize("name", ["LetterEncoder", "LengthEncoder"])
