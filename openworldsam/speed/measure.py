@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from openworldsam.speed.machine import give_back_freed_memory, memory_field, synchronize
+from openworldsam.speed.waits import WaitCounter
 
 Call = Callable[[], Any]
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -49,16 +50,21 @@ class Cost:
     error: str = ""
 
 
-def count_operations(call: Call) -> int:
-    """Operations (a multiply-add is two) of the matrix products and convolutions of a call, forward and backward."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+def operations_and_waits(call: Call, waits: WaitCounter) -> tuple[int, int]:
+    """Operations (a multiply-add is two) of a call's matrix products and convolutions, forward and backward; and waits.
+
+    Args:
+        call: of a computation.
+        waits: counts those of the call too; its CPU tensors "on the device" outlast the call.
+    """
+    fast_path, before = torch.backends.mha.get_fastpath_enabled(), len(waits.waits)
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides its products
     try:
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with waits, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as operations:
             call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return counter.get_total_flops()
+    return operations.get_total_flops(), len(waits.waits) - before
 
 
 def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, repeats: int) -> dict[str, Cost]:

@@ -133,5 +133,5 @@ class PlainPipeline(Pipeline):
             for rows, target in zip(logits.unflatten(0, (len(prompts), -1)), x["targets"], strict=True):
                 one = [target.to(self.model.device)]
                 matches = self.model.criterion.match(rows[None].detach(), one)
-                losses.append(sum(self.model.criterion(rows[matches.query], one, matches).values()))
+                losses.append(sum(self.model.criterion(rows[matches.query.to(rows.device)], one, matches).values()))
         return torch.stack(losses).mean()

@@ -53,9 +53,10 @@ def _costs(records: Iterable[Mapping[str, Any]]) -> str:
         over = r["median_s"] / r["floor_s"] if r["floor_s"] else None
         row += [_number(r[key], 1e3) for key in ("median_s", "p90_s", "floor_s")] + [_number(over)]
         row += [_number(r["operations"], 1e-9), _number(r["bytes"], 1e-6), _number(r["peak_bytes"], 1e-6)]
+        row.append("" if r["waits"] is None else r["waits"])
         rows.append([*row, _number(r["images_per_s"]), _number(r["prompts_per_s"])])
     header = ("configuration", "run", "work", "images", "prompts", "median ms", "p90 ms", "floor ms", "time / floor")
-    return _table(rows, (*header, "GFLOP", "MB moved", "peak MB", "images/s", "prompts/s"), text=3)
+    return _table(rows, (*header, "GFLOP", "MB moved", "peak MB", "waits", "images/s", "prompts/s"), text=3)
 
 
 def _ratios(records: Sequence[Mapping[str, Any]], ours: str, other: str) -> str:

@@ -12,10 +12,11 @@ from detectron2.config import CfgNode
 
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
-from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, count_operations, first_sentence, measure
+from openworldsam.speed.measure import OUT_OF_MEMORY, Call, Cost, first_sentence, measure, operations_and_waits
 from openworldsam.speed.pipeline import PER_IMAGE, STAGES, Pipeline, State
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.training import CACHES, training_step
+from openworldsam.speed.waits import WaitCounter
 
 EVALUATED = "shapes_val"
 """The dataset that needs no file; its pictures are drawn as they are read."""
@@ -33,6 +34,7 @@ class Record:
     bytes: that must at least be read and written.
     floor_s: seconds that this machine's best rates of operations and copying allow at best.
     peak_bytes: memory beyond what was in use before.
+    waits: times that the host waits for the device, or would if the CPU were one.
     error: why there are no figures.
     """
 
@@ -48,6 +50,7 @@ class Record:
     bytes: int | None = None
     floor_s: float | None = None
     peak_bytes: int | None = None
+    waits: int | None = None
     images_per_s: float | None = None
     prompts_per_s: float | None = None
     error: str = ""
@@ -76,14 +79,16 @@ class Run:
         self.device = pipelines[0].model.device
         self.warmup, self.repeats = warmup, repeats
         self.records: list[Record] = []
-        self.operations: dict[tuple[str, str, int], int] = {}
-        self.precision, self.compiled = "fp32", False
+        self.counts: dict[tuple[str, str, int], tuple[int, int]] = {}
+        """Operations and waits by configuration, work and prompts."""
 
     def use(self, precision: str, compiled: bool) -> None:
         """What follows is measured so."""
         self.precision, self.compiled = precision, compiled
-        for pipeline in self.pipelines.values():
+        self.counters = {}
+        for name, pipeline in self.pipelines.items():
             pipeline.use(precision, compiled)
+            self.counters[name] = WaitCounter([*pipeline.model.parameters(), *pipeline.model.buffers()])
 
     def stages(self, counts: Sequence[int]) -> None:
         """Every stage, and the whole, for each number of prompts."""
@@ -140,15 +145,15 @@ class Run:
         return asked
 
     def _costs(self, work: str, calls: Mapping[str, Call], prompts: int) -> dict[str, Cost]:
-        """Measure; count operations first, if only once: neither precision nor compilation changes them."""
-        failed: dict[str, Cost] = {}
+        """Measure, then count operations and waits, but once: neither precision nor compilation changes them."""
+        costs = self._measured(calls)
         for name, call in calls.items():
-            if (name, work, prompts) not in self.operations:
+            if not costs[name].error and (name, work, prompts) not in self.counts:
                 try:
-                    self.operations[name, work, prompts] = count_operations(call)
+                    self.counts[name, work, prompts] = operations_and_waits(call, self.counters[name])
                 except OUT_OF_MEMORY as error:
-                    failed[name] = Cost([], error=first_sentence(error))
-        return failed | self._measured({name: call for name, call in calls.items() if name not in failed})
+                    costs[name].error = first_sentence(error)
+        return costs
 
     def _measured(self, calls: Mapping[str, Call]) -> dict[str, Cost]:
         return measure(calls, self.device, warmup=self.warmup, repeats=self.repeats)
@@ -171,7 +176,7 @@ class Run:
         self.records.append(record)
 
     def _floor(self, name: str, work: str, prompts: int, moved: int | None) -> dict[str, Any]:
-        """operations, bytes and floor_s of a record; those of the whole are the sums of its stages'."""
+        """operations, waits, bytes and floor_s of a record; those of the whole are the sums of its stages'."""
         if work == "whole":
             run = (name, self.precision, self.compiled)
             parts = [
@@ -179,9 +184,9 @@ class Run:
                 for r in self.records
                 if (r.configuration, r.precision, r.compiled) == run and r.work in STAGES and r.prompts in (0, prompts)
             ]
-            return {key: sum(getattr(r, key) for r in parts) for key in ("operations", "bytes", "floor_s")}
-        operations = self.operations.get((name, work, prompts))
+            return {key: sum(getattr(r, key) for r in parts) for key in ("operations", "waits", "bytes", "floor_s")}
+        operations, waits = self.counts.get((name, work, prompts), (None, None))
         rate = self.peaks[self.pipelines[name].model.precision]
         times = [operations / rate] if operations is not None else []
         times += [moved / self.peaks["copy"]] if moved is not None else []
-        return {"operations": operations, "bytes": moved, "floor_s": max(times, default=None)}
+        return {"operations": operations, "waits": waits, "bytes": moved, "floor_s": max(times, default=None)}

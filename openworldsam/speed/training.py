@@ -50,10 +50,12 @@ def training_step(cfg: CfgNode, pipeline: Pipeline, images: int, cache: str) -> 
 
     def step() -> None:
         model.train()
-        scaler.scale(pipeline.loss(batch)).backward()
+        loss = pipeline.loss(batch)
+        scaler.scale(loss).backward()
         model.eval()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(trained, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        norm = nn.utils.clip_grad_norm_(trained, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        torch.stack([loss.detach(), norm]).tolist()  # which the trainer checks and logs
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

@@ -14,10 +14,11 @@ from PIL import Image
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.speed.command import main
-from openworldsam.speed.measure import count_operations, measure, peak_memory
+from openworldsam.speed.measure import measure, operations_and_waits, peak_memory
 from openworldsam.speed.pipeline import STAGES, Pipeline, coco_prompts, encoded_image
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.training import CACHES, training_batch, training_step
+from openworldsam.speed.waits import WaitCounter
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")
@@ -67,6 +68,7 @@ def test_a_run_writes_figures_machine_and_versions(tmp_path, capsys):
         whole = of(content, "whole", prompts=prompts)
         parts = [r for r in content["records"] if r["work"] in STAGES and r["prompts"] in (0, prompts)]
         assert whole["operations"] == sum(r["operations"] for r in parts if r["configuration"] == "tiny")
+        assert whole["waits"] == sum(r["waits"] for r in parts if r["configuration"] == "tiny") > 0
         assert whole["prompts_per_s"] == pytest.approx(prompts / whole["median_s"])
         assert 0 < whole["floor_s"] < whole["median_s"]
         assert (
@@ -195,6 +197,10 @@ def test_plain_refuses_what_the_memory_cannot_hold(build, monkeypatch):
     plain.ask(10)
     with pytest.raises(MemoryError, match="needs about 0"):
         plain.ask(400)
+
+
+def count_operations(call):
+    return operations_and_waits(call, WaitCounter())[0]
 
 
 def test_operations_of_products_and_of_attention_are_counted():
