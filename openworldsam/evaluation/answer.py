@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from pycocotools import mask as mask_util
 
-from openworldsam.data.records.rle import encode_mask
+from openworldsam.data.records.rle import annotate_mask
 from openworldsam.evaluation.examples import Truth
 
 NO_CLASS = -1
@@ -65,16 +64,16 @@ def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) 
     )
 
 
-def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[dict[str, Any]]:
-    """Convert the things among the segments to COCO annotations."""
-    annotations = []
+def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[Mapping[str, Any]]:
+    """Return the things as COCO annotations: of the objects as given, or of the segments."""
+    if truth.instances is not None:
+        return [instance for instance in truth.instances if is_thing[instance["category_id"]]]
+    annotations: list[Mapping[str, Any]] = []
     for segment in truth.segments:
         mask = truth.segment_map == segment["id"]
         if is_thing[segment["category_id"]] and mask.any():
             labels = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
-            code = encode_mask(mask)
-            box = mask_util.toBbox(code).tolist()
-            annotations.append({**labels, "segmentation": code, "bbox": box, "area": int(mask.sum())})
+            annotations.append(labels | annotate_mask(mask))
     return annotations
 
 

@@ -194,8 +194,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     benchmark = Benchmark(tasks, **classes, protocol=protocol)
     saved = None
     if saving:
-        contiguous = getattr(metadata, "stuff_dataset_id_to_contiguous_id", {})  # also of things: `register_panoptic`
-        category_ids = sorted(contiguous, key=contiguous.__getitem__)
+        category_ids = getattr(metadata, "category_ids", None)  # a user's own registration may lack them
         saved = SavedPredictions(saving.folder / name, **classes, category_ids=category_ids)
         claim_folder(saved.folder, saving.identity)
     with inference_context(model), torch.no_grad():

@@ -6,14 +6,14 @@ Shapes: H, W size of the image, P prompts of the image.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from openworldsam.data.preprocessing import to_tensor
-from openworldsam.data.records import IMAGE_KEYS, Record, Segment
+from openworldsam.data.records import IMAGE_KEYS, InstanceRecord, Record, Segment
 from openworldsam.evaluation.prompt_text import PromptText
 
 PROTOCOLS = ("oracle", "global", "present+absent")
@@ -30,12 +30,14 @@ class Truth(NamedTuple):
         segments: the segments of the map.
         absent: absent classes among the prompts of protocol "present+absent".
         referents: P times bool [H, W], the mask of each expression.
+        instances: COCO annotations of objects that may overlap; None for the things among the segments.
     """
 
     segment_map: np.ndarray
     segments: Sequence[Segment] = ()
     absent: Sequence[int] = ()
     referents: Sequence[np.ndarray] = ()
+    instances: Sequence[Mapping[str, Any]] | None = None
 
 
 class Example(NamedTuple):
@@ -103,7 +105,8 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 
     def _classes(self, record: Record, index: int) -> tuple[dict[str, Any], Truth]:
         segment_map, segments = record.read_panoptic()
-        visible = set(np.unique(segment_map).tolist())
+        instances = record.read_instances() if isinstance(record, InstanceRecord) else None
+        visible = {*np.unique(segment_map).tolist(), *(instance["id"] for instance in instances or ())}
         there = {s["category_id"] for s in segments if s["id"] in visible}
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})
         if 0 < self.cap < len(present):
@@ -121,7 +124,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             "is_thing": [self.is_thing[c] for c in classes],
             "num_classes": len(self.class_names),
         }
-        return asked, Truth(segment_map, segments, absent)
+        return asked, Truth(segment_map, segments, absent, instances=instances)
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
         number = 1 if self.sentences.startswith("first") else None

@@ -1,7 +1,8 @@
 """Register datasets in Detectron2's catalogs, and load their records.
 
 A function in the DatasetCatalog returns records; one that a user registers may return Detectron2's plain dicts. The
-MetadataCatalog has vocabulary and is_thing, an entry per contiguous class id, and tasks, on which a dataset is scored.
+MetadataCatalog has vocabulary, is_thing and category_ids (those of the dataset's own files), an entry per contiguous
+class id each, and tasks, on which a dataset is scored.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def register_dataset(
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, load)
-    vocabulary, is_thing = [c.name for c in categories], [c.is_thing for c in categories]
-    set_metadata(name, vocabulary=vocabulary, is_thing=is_thing, tasks=tuple(tasks))
+    classes = {"vocabulary": [c.name for c in categories], "is_thing": [c.is_thing for c in categories]}
+    set_metadata(name, **classes, category_ids=[c.id for c in categories], tasks=tuple(tasks))
 
 
 def set_metadata(name: str, **entries: object) -> None:

@@ -5,25 +5,28 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, is_crowd, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
-from openworldsam.data.records.rle import Segmentation, union_mask
+from openworldsam.data.records.rle import Segmentation, annotate_mask, union_mask
 from openworldsam.utils.files import named, read_json
 
 
 class Instance(TypedDict):
-    """An object: category_id contiguous, segmentation any of COCO's forms."""
+    """An object: category_id contiguous, segmentation any of COCO's forms, area and bbox None if the json has none."""
 
     id: int
     category_id: int
     iscrowd: int
     segmentation: Segmentation
+    area: float | None
+    bbox: list[float] | None
 
 
 class InstanceRecord(Record):
@@ -44,15 +47,29 @@ class InstanceRecord(Record):
 
         Of overlapping objects the smaller one is on top, and crowds are below all; COCO itself would keep both whole.
         """
-        size = (self["height"], self["width"])
-        try:
-            masks = {i["id"]: union_mask(i["segmentation"], *size) for i in self["instances"]}
-        except ValueError as error:
-            raise ValueError(f"an object of {self['file_name']}: {error}") from None
-        ids = np.zeros(size, np.int32)
+        masks = self._masks()
+        ids = np.zeros((self["height"], self["width"]), np.int32)
         for instance in sorted(self["instances"], key=lambda i: (not i["iscrowd"], -masks[i["id"]].sum())):
             ids[masks[instance["id"]]] = instance["id"]
         return ids, self.segments()
+
+    def read_instances(self) -> list[dict[str, Any]]:
+        """Decode the objects to COCO annotations with contiguous class ids; overlapping masks stay whole.
+
+        As in pycocotools, areas (which decide the size class) and boxes are those of the json where it has them.
+        """
+        annotations = []
+        for instance, mask in zip(self["instances"], self._masks().values(), strict=True):
+            given = {key: instance.get(key) for key in ("id", "category_id", "iscrowd", "area", "bbox")}
+            annotations.append(annotate_mask(mask) | {key: value for key, value in given.items() if value is not None})
+        return annotations
+
+    def _masks(self) -> dict[int, np.ndarray]:
+        """Decode the mask of each object, bool [H, W], by id."""
+        try:
+            return {i["id"]: union_mask(i["segmentation"], self["height"], self["width"]) for i in self["instances"]}
+        except ValueError as error:
+            raise ValueError(f"an object of {self['file_name']}: {error}") from None
 
 
 def load_instances(
@@ -75,8 +92,12 @@ def load_instances(
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
+            area, box = annotation.get("area"), annotation.get("bbox") or None
+            measures = [area or 0, *(box or [0] * 4)]
+            if len(measures) != 5 or not all(isinstance(m, (int, float)) and math.isfinite(m) for m in measures):
+                raise ValueError(f"the area and bbox of object {number} are {area!r} and {box!r}, not numbers")
             crowd, mask = is_crowd(annotation), annotation["segmentation"]
-            instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask)
+            instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask, area=area, bbox=box)
             records[images[annotation["image_id"]]["id"]]["instances"].append(instance)
     if not any(record["instances"] for record in records.values()):
         raise ValueError(f"{json_file} has no usable image: {len(records)} listed, none with an object")

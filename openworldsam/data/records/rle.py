@@ -19,6 +19,12 @@ def encode_mask(mask: np.ndarray) -> RLE:
     return {"size": list(mask.shape), "counts": code["counts"].decode()}
 
 
+def annotate_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Return the segmentation, bbox and area of a mask, bool [H, W], as in COCO's annotations."""
+    code = encode_mask(mask)
+    return {"segmentation": code, "bbox": mask_util.toBbox(code).tolist(), "area": int(mask.sum())}
+
+
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Return the runs of a mask, bool [H, W], row by row: they alternate, starting with False, maybe of length 0."""
     values = np.concatenate([[False], mask.ravel()])
