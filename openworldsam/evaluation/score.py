@@ -153,14 +153,15 @@ def score_referring(truth: Path, predicted: Path) -> Report:
         FileNotFoundError: a json is missing.
         ValueError: a json is damaged, or a prediction has an unknown id, an id twice, or another size.
     """
+    content = read_json(truth)
     with expect(truth, "COCO json of expressions"), named(truth):
-        content = read_json(truth)
         images = by_id(content["images"])
-        objects = _by_key(truth, "id", [a for a in content["annotations"] if a.get("sentences", True)])
+        objects = _by_key("id", [a for a in content["annotations"] if a.get("sentences", True)])
         truths = {i: (a["segmentation"], _size(images[a["image_id"]])) for i, a in objects.items()}
     with expect(predicted, "COCO json of predicted expressions"):
-        results = _by_key(predicted, "id", _read_results(predicted))
-        predictions = {i: result["segmentation"] for i, result in results.items()}
+        results = _read_results(predicted)
+        with named(predicted):
+            predictions = {i: result["segmentation"] for i, result in _by_key("id", results).items()}
     if unknown := sorted(predictions.keys() - truths.keys(), key=str):
         raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
     scores = ReferringScores()
@@ -221,15 +222,16 @@ def _by_image(
 
 
 def _panoptic_annotations(path: Path) -> dict[ImageId, Mapping[str, Any]]:
-    with expect(path, _PANOPTIC):
-        return _by_key(path, "image_id", read_json(path)["annotations"])
+    content = read_json(path)
+    with expect(path, _PANOPTIC), named(path):
+        return _by_key("image_id", content["annotations"])
 
 
-def _by_key(path: Path, key: str, annotations: Sequence[Mapping[str, Any]]) -> dict[ImageId, Mapping[str, Any]]:
+def _by_key(key: str, annotations: Sequence[Mapping[str, Any]]) -> dict[ImageId, Mapping[str, Any]]:
     """Index annotations by an id; ValueError if one is there twice."""
     found = {annotation[key]: annotation for annotation in annotations}
     if len(found) < len(annotations):
-        raise ValueError(f"{path} has {len(annotations)} annotations with only {len(found)} ids")
+        raise ValueError(f"{len(annotations)} annotations with only {len(found)} ids")
     return found
 
 
