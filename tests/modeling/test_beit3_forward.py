@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
-from openworldsam.modeling.prompt_encoders.beit3_forward import embed_images, first_token
+from openworldsam.modeling.prompt_encoders.beit3 import embed_images, first_token
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID
 
 IDS = torch.tensor(

@@ -1,7 +1,11 @@
 """BEiT-3 as prompt encoder: text and image in one transformer from the first layer (paper Sec. 3, Table 4).
 
-Shapes: B images, P prompts of the whole batch, N prompts of a chunk, S input side, V vision tokens, L tokens of the
-longest prompt, D = 1024 width.
+torchscale's modules hold the weights; the functions at the end are their forward pass, pre-norm with sub-layer norms.
+They give the vector `beit3(...)["encoder_out"][:, 0]`, for which torchscale writes the attention out and computes every
+token of the last layer.
+
+Shapes: B images, P prompts of the whole batch, N prompts of a chunk, S input side, D = 1024 width, V vision tokens (CLS,
+then patches), L text tokens, T = V + L tokens of a prompt (L without image).
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.nn import functional as F
 from torchscale.architecture.config import EncoderConfig
+from torchscale.architecture.encoder import EncoderLayer
+from torchscale.component.multihead_attention import MultiheadAttention
+from torchscale.component.multiway_network import MultiwayNetwork
 from torchscale.model.BEiT3 import BEiT3
 
 from openworldsam.modeling.component import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
-from openworldsam.modeling.prompt_encoders.beit3_forward import embed_images, first_token
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -227,3 +233,79 @@ class BEiT3PromptEncoder(PromptEncoder):
         on_device = partial(torch.Tensor.to, device=self.beit3.text_embed.weight.device, non_blocking=True)
         of_prompts = None if vision is None else vision[on_device(image_index)]
         return self._first_token(self.beit3, of_prompts, on_device(ids), on_device(padding) if padding.any() else None)
+
+
+Streams = dict[str, Tensor]
+"""Tokens by the name of their expert, in this order: "A" vision [N, V, D], "B" text [N, L, D]."""
+
+
+def embed_images(beit3: BEiT3, images: Tensor) -> Tensor:
+    """Embed images [B, 3, S, S] as vision tokens [B, V, D], which all prompts of an image share."""
+    tokens = beit3.vision_embed(images)
+    return tokens + beit3.encoder.embed_positions.A(tokens)
+
+
+def first_token(beit3: BEiT3, vision: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
+    """Compute the vision CLS after the last layer; without image, the text's `<s>`.
+
+    Args:
+        beit3: with sub-layer norms.
+        vision: [N, V, D], from `embed_images`, or None.
+        ids: [N, L].
+        padding: bool [N, L], True after a text's end; None if all texts have L tokens.
+
+    Returns:
+        [N, D].
+    """
+    text = beit3.text_embed(ids)
+    text = text + beit3.encoder.embed_positions.B(text)
+    streams = {"B": text} if vision is None else {"A": vision, "B": text}
+    mask = None
+    if padding is not None:
+        vision_tokens = 0 if vision is None else vision.shape[1]
+        mask = F.pad(~padding, (vision_tokens, 0), value=True)[:, None, None]
+    *layers, last = beit3.encoder.layers
+    for layer in layers:
+        streams = _run_layer(layer, streams, mask)
+    streams = _run_layer(last, streams, mask, first_only=True)
+    (token,) = _experts(beit3.encoder.layer_norm, streams).values()
+    return token[:, 0]
+
+
+def _run_layer(layer: EncoderLayer, streams: Streams, mask: Tensor | None, first_only: bool = False) -> Streams:
+    """Run one layer; with `first_only`, for the first token alone, which still attends to all.
+
+    mask: bool [N, 1, 1, T], False for padding; None attends to all tokens.
+    """
+    attention = layer.self_attn
+    normed = _experts(layer.self_attn_layer_norm, streams)
+    keys, values = _heads(attention, attention.k_proj, normed), _heads(attention, attention.v_proj, normed)
+    if first_only:
+        streams, normed = _first(streams), _first(normed)
+    queries = _heads(attention, attention.q_proj, normed)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
+    parts = attended.split([x.shape[1] for x in streams.values()], dim=1)
+    attended_streams = _experts(attention.inner_attn_ln, dict(zip(streams, parts, strict=True)))
+    streams = _add(streams, _experts(attention.out_proj, attended_streams))
+    return _add(streams, _experts(layer.ffn, _experts(layer.final_layer_norm, streams)))
+
+
+def _experts(module: MultiwayNetwork, streams: Streams) -> Streams:
+    """Apply to every token its own expert."""
+    return {name: getattr(module, name)(x) for name, x in streams.items()}
+
+
+def _heads(attention: MultiheadAttention, projection: MultiwayNetwork, streams: Streams) -> Tensor:
+    """Project all tokens and split their width into heads: [N, heads, T, D / heads]."""
+    tokens = torch.cat(list(_experts(projection, streams).values()), dim=1)
+    return tokens.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+
+def _first(streams: Streams) -> Streams:
+    """The first token, [N, 1, D], in a stream of its own."""
+    name, tokens = next(iter(streams.items()))
+    return {name: tokens[:, :1]}
+
+
+def _add(streams: Streams, others: Streams) -> Streams:
+    return {name: x + others[name] for name, x in streams.items()}
