@@ -11,7 +11,7 @@ import scipy.io
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from openworldsam.data.check import read_all
+from openworldsam.data.check import read_problem
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.prepare.command import PREPARATIONS
@@ -51,10 +51,16 @@ def rows(*values):
 def summary(name, index=0):
     """Name, whether a crowd, and area of each segment of a registered record; the map agrees."""
     record = DatasetCatalog.get(name)[index]
-    assert read_all(record) is None
+    assert read_problem(record) is None
     ids, segments = record.read_panoptic()
     vocabulary = MetadataCatalog.get(name).vocabulary
     return sorted((vocabulary[s["category_id"]], bool(s["iscrowd"]), int((ids == s["id"]).sum())) for s in segments)
+
+
+def areas(name, index=0):
+    """Class and json's area of each segment of a registered record."""
+    vocabulary = MetadataCatalog.get(name).vocabulary
+    return sorted((vocabulary[s["category_id"]], s["area"]) for s in DatasetCatalog.get(name)[index]["segments_info"])
 
 
 def ade20k(root, stem="ADE_val_00000001", labels=(1, 13, 13, 0), objects=((0, 0, 0), (4, 1, 0), (4, 2, 0), (0, 0, 0))):
@@ -71,13 +77,23 @@ def test_ade20k_150(run, root, capsys):
     text = capsys.readouterr()
     assert "2 images, 5 segments" in text.out and "2 images, 3 objects" in text.out and "published are 2000" in text.err
     assert summary("ade20k_150_panoptic_val") == [("person", False, 6), ("person", False, 6), ("wall", False, 6)]
-    # an object lies over stuff; a person that is no object is void
-    assert [area for *_, area in summary("ade20k_150_panoptic_val", 1)] == [6, 6]
+    # an object lies over stuff, whose area stays; a person that is no object is void
+    assert summary("ade20k_150_panoptic_val", 1) == [("car", False, 6), ("wall", False, 6)]
+    assert areas("ade20k_150_panoptic_val", 1) == [("car", 6), ("wall", 12)]
     assert summary("ade20k_100_instance_val") == [("person", False, 6), ("person", False, 6)]
     assert summary("ade20k_100_instance_val", 1) == [("car", False, 6)]
     content = json.loads((root / "ADEChallengeData2016/ade20k_instance_val.json").read_text())
     assert content["annotations"][0]["bbox"] == [0, 1, 6, 1] and len(content["categories"]) == 100
     assert run("ade20k_150", root) == 0 and capsys.readouterr().out.count("already there") == 2
+
+
+def test_ade20k_keeps_stuff_that_is_covered(run, root):
+    """As Mask2Former's script, which pastes stuff first: wall 6 below a car and a pixel row of no object (green 0)."""
+    ade20k(root, labels=(1, 2, 2, 3), objects=((9, 1, 0), (9, 1, 0), (9, 0, 0), (0, 0, 0)))
+    assert run("ade20k_150", root) == 0
+    name = "ade20k_150_panoptic_val"
+    assert areas(name) == [("building", 12), ("car", 12), ("sky", 6), ("wall", 6)]
+    assert summary(name)[-1] == ("wall", False, 0)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +173,18 @@ def scannet(root, labels, instances, names=("label", "instance")):
 
 
 def test_scannet(run, root, capsys):
-    # wall, whose pieces are numbered as well; a chair; a pillow, which is none of the 20; a bed that is no object
-    scannet(root, rows(1, 5, 18, 4), rows(1001, 5002, 18_001, 0))
+    # a piece of wall without a number, another with one; a chair; a pillow, which is none of the 20
+    scannet(root, rows(1, 1, 5, 18), rows(1, 1001, 5002, 18_001))
     assert run("scannet", root) == 0
-    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("wall", False, 6)]
-    assert summary("scannet_20_val") == [("bed", False, 6), ("chair", False, 6), ("wall", False, 6)]
+    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("wall", False, 6), ("wall", False, 6)]
+    assert summary("scannet_20_val") == [("chair", False, 6), ("wall", False, 12)]
     record = DatasetCatalog.get("scannet_20_panoptic_val")[0]
     assert record["pan_seg_file_name"].endswith("scannet_panoptic_val/scene0011_00__000100.png")
+    assert [s["id"] for s in record["segments_info"]] == [1, 1001, 5002], "ids are those of ScanNet's script"
     (root / "scannet/scannet_panoptic_val.json").unlink()
-    scannet(root, rows(1, 41, 18, 4), rows(0, 0, 0, 0))
-    assert run("scannet", root) == 2 and "class 41" in capsys.readouterr().err
+    for value in (41, 41_001):
+        scannet(root, rows(1, 1, 1, 1), rows(1, value, 0, 0))
+        assert run("scannet", root) == 2 and "class 41" in capsys.readouterr().err
 
 
 def test_scannet_from_raw_labels(run, shared, root, capsys):
@@ -175,8 +193,9 @@ def test_scannet_from_raw_labels(run, shared, root, capsys):
     assert run("scannet", root, "--raw-table", str(table)) == 0
     scene = root / "scannet/scannet_frames_25k/scene0011_00"
     assert read_labels(scene / "label/000100.png")[:, 0].tolist() == [1, 5, 0, 2]
-    assert read_labels(scene / "instance/000100.png")[:, 0].tolist() == [1001, 5002, 0, 0]
-    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("floor", False, 6), ("wall", False, 6)]
+    # objects are numbered within their class, and so is what is no object
+    assert read_labels(scene / "instance/000100.png")[:, 0].tolist() == [1001, 5001, 1, 1]
+    assert summary("scannet_20_panoptic_val") == [("chair", False, 6), ("wall", False, 6), ("wall", False, 12)]
     (scene / "label/000100.png").unlink()
     scannet(root, rows(1, 2, 0, 65_000), rows(1, 2, 0, 0), ("label-filt", "instance-filt"))
     assert run("scannet", root, "--raw-table", str(table)) == 2 and "raw ids [65000]" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.evaluation import pq_compute
 from panopticapi.utils import id2rgb
 from PIL import Image
+from test_benchmark import Oracle
 from test_saved import IDENTITY, scored
 
 from openworldsam.data import check
@@ -105,6 +106,15 @@ def test_a_custom_dataset_is_evaluated_saved_and_resumed(published, tmp_path, ti
         saved = SavedPredictions.written(saving.folder / "mine")
         assert saved.image_ids() == [image_id] and saved.image(image_id).prompts
         assert evaluate(tiny_cfg, Unasked(), saving)["mine"] == content
+
+        found = evaluate(tiny_cfg, Oracle("mine"), Saving(tmp_path / "perfect", IDENTITY))["mine"]["panoptic"]
+        folder = tmp_path / "perfect/mine"
+        for truth in (json_file, folder / "truth/panoptic.json"):
+            expected = pq_compute(str(truth), str(folder / "prediction/panoptic.json"))["All"]
+            assert [found[name] for name in ("PQ", "SQ", "RQ")] == [
+                pytest.approx(100 * expected[name]) for name in ("pq", "sq", "rq")
+            ]
+        assert found["PQ_st"] == pytest.approx(100 * 280 / 300)
     finally:
         DatasetCatalog.remove("mine")
         MetadataCatalog.pop("mine", None)

@@ -6,6 +6,7 @@ Shapes: H, W image size.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -172,6 +173,12 @@ def _convert_scannet(target: Path, classes: dict[int, int]) -> str | None:
     if raw.shape != numbers.shape:
         return f"{scene / 'label-filt' / name} and its instance image differ in size: {raw.shape}, {numbers.shape}"
     labels = np.array([classes[value] for value in values.tolist()], np.uint16)[inverse].reshape(raw.shape)
-    save_labels(np.where(numbers > 0, labels * 1000 + numbers, 0).astype(np.uint16), scene / "instance" / name)
+    # as ScanNet's converter numbers them: each class from 1, and the pixels of no object (0) as if they were one
+    instances, numbered = np.zeros(raw.shape, np.uint16), Counter[int]()
+    for number in np.unique(numbers).tolist():
+        label = int(labels[numbers == number][0])
+        numbered[label] += 1
+        instances[numbers == number] = label * 1000 + numbered[label]
+    save_labels(instances, scene / "instance" / name)
     save_labels(labels.astype(np.uint8), target)
     return None

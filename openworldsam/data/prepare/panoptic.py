@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from panopticapi.utils import id2rgb
 from PIL import Image
-from pycocotools import mask as mask_util
 
 from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
 from openworldsam.data.prepare.labels import make_scannet_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import read_labels
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.utils.files import save_json, save_png
 
 _STEP = 1000  # an object's value in Cityscapes and ScanNet is 1000 * class + number
@@ -44,15 +44,16 @@ class Job(NamedTuple):
     sources: tuple[Path, ...]
 
 
-Regions = tuple[np.ndarray, dict[int, Region]]
-"""A value for every pixel, int [H, W], and the region of each value; values without a region are void."""
-Reader = Callable[[Sequence[Path]], Regions]
-"""From an image's source files to its regions."""
+Layer = tuple[np.ndarray, dict[int, Region]]
+"""A value for every pixel, int [H, W], and the region of each value; other pixels show the layer below, or are void."""
+Reader = Callable[[Sequence[Path]], list[Layer]]
+"""From an image's source files to its layers, the lowest first. A value means one region in all of them."""
 
 
-def read_ade20k(sources: Sequence[Path]) -> Regions:
-    """Read things from annotations_instance (red: class 1..100, green: object) and stuff from annotations (class + 1).
+def read_ade20k(sources: Sequence[Path]) -> list[Layer]:
+    """Read stuff from annotations (class + 1), and over it things from annotations_instance (red class, green object).
 
+    As in Mask2Former's script, stuff keeps the area that it has below the things, and its entry if it is all covered.
     Pixels of a thing class that belong to no object are void.
 
     Raises:
@@ -62,25 +63,24 @@ def read_ade20k(sources: Sequence[Path]) -> Regions:
     _check_same_size(labels, colours, sources)
     stuff = {c.id + 1: Region(c.id) for c in read_classes("ade20k_150") if not c.is_thing}
     _check_range(labels, 150, sources[0])
-    objects, regions = _ade20k_objects(colours, sources[1])
-    return np.where(objects > 0, objects, labels), regions | stuff
+    return [(labels, stuff), _ade20k_objects(colours, sources[1])]
 
 
-def read_ade20k_instances(sources: Sequence[Path]) -> Regions:
+def read_ade20k_instances(sources: Sequence[Path]) -> list[Layer]:
     """Read only the things of `read_ade20k`. Raises as it does."""
-    return _ade20k_objects(read_image(sources[1]).astype(np.int64), sources[1])
+    return [_ade20k_objects(read_image(sources[1]).astype(np.int64), sources[1])]
 
 
-def _ade20k_objects(colours: np.ndarray, path: Path) -> Regions:
+def _ade20k_objects(colours: np.ndarray, path: Path) -> Layer:
     """Objects with values from 1000 up, which no stuff class has."""
     classes = read_classes("ade20k_instance_100")
     red, green = colours[..., 0], colours[..., 1]
     _check_range(red, len(classes), path)
-    objects = np.where(red > 0, red * _STEP + green, 0)
+    objects = np.where((red > 0) & (green > 0), red * _STEP + green, 0)
     return objects, {v: Region(classes[v // _STEP - 1].id) for v in np.unique(objects).tolist() if v}
 
 
-def read_cityscapes(sources: Sequence[Path]) -> Regions:
+def read_cityscapes(sources: Sequence[Path]) -> list[Layer]:
     """Read *_gtFine_instanceIds.png: an object has the value 1000 * class + number, any other region its class.
 
     A region of a thing class without a number is a group of objects, hence a crowd.
@@ -88,39 +88,36 @@ def read_cityscapes(sources: Sequence[Path]) -> Regions:
     Raises:
         FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
     """
-    values = read_labels(sources[0])
-    classes = {c.id: c for c in read_classes("cityscapes_19")}
-    regions = {}
-    for value in np.unique(values).tolist():
-        numbered = value >= _STEP
-        label = value // _STEP if numbered else value
-        if label > 33:
-            raise ValueError(f"{sources[0]} has the value {value}, whose class {label} is not in 0 to 33")
-        if label in classes:
-            regions[value] = Region(label, iscrowd=classes[label].is_thing and not numbered)
-    return values, regions
+    values, labels = _numbered(sources[0], 33)
+    is_thing = {c.id: c.is_thing for c in read_classes("cityscapes_19")}
+    crowds = {value for value in labels if value < _STEP and is_thing.get(value)}
+    return [(values, {v: Region(label, v in crowds) for v, label in labels.items() if label in is_thing})]
 
 
-def read_scannet(sources: Sequence[Path]) -> Regions:
-    """Read things from the instance image (1000 * NYU40 class + number), wall and floor from the label image (NYU40).
+def read_scannet(sources: Sequence[Path]) -> list[Layer]:
+    """Read an instance image: an object has the value 1000 * NYU40 class + number, any other region its class.
+
+    As in ScanNet's own script, each value is a segment, also of wall and floor, and none is a crowd.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, damaged, of another size, or has an unknown value.
+        FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
     """
-    labels, values = read_labels(sources[0]), read_labels(sources[1])
-    _check_same_size(labels, values, sources)
-    _check_range(labels, 40, sources[0])
-    _check_range(values // _STEP, 40, sources[1])
-    classes = {c.id: c for c in read_classes("scannet_20")}
-    regions = {i: Region(i) for i, c in classes.items() if not c.is_thing}
-    for value in np.unique(values).tolist():
-        if (label := value // _STEP) in classes and classes[label].is_thing:
-            regions[value] = Region(label)
-    objects = np.isin(values, [value for value in regions if value >= _STEP])
-    return np.where(objects, values, labels), regions
+    values, labels = _numbered(sources[0], 40)
+    known = {c.id for c in read_classes("scannet_20")}
+    return [(values, {value: Region(label) for value, label in labels.items() if label in known})]
 
 
-def read_bdd10k(sources: Sequence[Path]) -> Regions:
+def _numbered(path: Path, most: int) -> tuple[np.ndarray, dict[int, int]]:
+    """Read an image of the values 1000 * class + number, or just class; returns it and the class of each value."""
+    values = read_labels(path)
+    labels = {value: value if value < _STEP else value // _STEP for value in np.unique(values).tolist()}
+    for value, label in labels.items():
+        if label > most:
+            raise ValueError(f"{path} has the value {value}, whose class {label} is not in 0 to {most}")
+    return values, labels
+
+
+def read_bdd10k(sources: Sequence[Path]) -> list[Layer]:
     """Read an RGBA bitmask: red is the class, green has flags (1 ignored, 2 crowd), blue and alpha are the object.
 
     Ignored objects count as crowds. Stuff of one class is one region.
@@ -144,7 +141,7 @@ def read_bdd10k(sources: Sequence[Path]) -> Regions:
     crowd = (green & 3) > 0
     number = np.where(is_thing, blue * 256 + alpha, 0)
     values = np.where(red > 0, ((red * 2 + crowd) << 16) + number, 0)
-    return values, {v: Region(v >> 17, bool(v >> 16 & 1)) for v in np.unique(values).tolist() if v}
+    return [(values, {v: Region(v >> 17, bool(v >> 16 & 1)) for v in np.unique(values).tolist() if v})]
 
 
 def _check_same_size(first: np.ndarray, second: np.ndarray, paths: Sequence[Path]) -> None:
@@ -175,34 +172,37 @@ def encode_instances(job: Job, read: Reader) -> list[dict[str, Any]] | str:
     except (OSError, ValueError) as error:
         return str(error)
     for segment in segments:
-        code = mask_util.encode(np.asfortranarray(ids == segment.pop("id"), dtype=np.uint8))
-        segment["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+        segment["segmentation"] = encode_mask(ids == segment.pop("id"))
     return segments
 
 
 def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Number the regions 1, 2, ...; returns the map of ids, int32 [H, W], and COCO's description of each.
+    """Draw the layers over each other; returns the map of values, int32 [H, W], and COCO's description of each region.
+
+    An area and a box are those of the region before others were drawn over it.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, damaged, of another size than the image, or has an unknown
             value.
     """
-    values, regions = read(job.sources)
+    layers = read(job.sources)
     with Image.open(job.image) as image:
         width, height = image.size
-    if values.shape != (height, width):
-        raise ValueError(f"{job.sources[0]} is {values.shape[1]} x {values.shape[0]}, its image is {width} x {height}")
-    ids = np.zeros(values.shape, np.int32)
+    shape = layers[0][0].shape
+    if shape != (height, width):
+        raise ValueError(f"{job.sources[0]} is {shape[1]} x {shape[0]}, its image is {width} x {height}")
+    ids = np.zeros(shape, np.int32)
     segments: list[dict[str, Any]] = []
-    for value in np.unique(values).tolist():
-        if (region := regions.get(value)) is None:
-            continue
-        mask = values == value
-        ids[mask] = number = len(segments) + 1
-        rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
-        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-        segment = {"id": number, "area": int(mask.sum()), "bbox": box}
-        segments.append({**segment, "category_id": region.category_id, "iscrowd": int(region.iscrowd)})
+    for values, regions in layers:
+        for value in np.unique(values).tolist():
+            if (region := regions.get(value)) is None:
+                continue
+            mask = values == value
+            ids[mask] = value
+            rows, columns = np.flatnonzero(mask.any(axis=1)).tolist(), np.flatnonzero(mask.any(axis=0)).tolist()
+            box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+            segment = {"id": value, "area": int(mask.sum()), "bbox": box}
+            segments.append({**segment, "category_id": region.category_id, "iscrowd": int(region.iscrowd)})
     return ids, segments
 
 
@@ -290,6 +290,6 @@ def make_scannet(plan: Plan, *, raw_table: Path | None) -> None:
     advice = "It is in ScanNet's repository; datasets/README.md says where"
     for image, labels in find_pairs(LABELS["scannet_20_val"], plan.root, advice):
         scene = image.parents[1]
-        sources = (labels, scene / "instance" / labels.name)
-        jobs.append(Job(image, f"{scene.name}/color/{image.name}", f"{scene.name}__{labels.name}", sources))
+        source = scene / "instance" / labels.name
+        jobs.append(Job(image, f"{scene.name}/color/{image.name}", f"{scene.name}__{labels.name}", (source,)))
     _make_panoptic(plan, "scannet_20_panoptic_val", jobs, read_scannet)
