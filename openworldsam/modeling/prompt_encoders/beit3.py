@@ -4,8 +4,8 @@ torchscale's modules hold the weights; the functions at the end are their forwar
 They give the vector `beit3(...)["encoder_out"][:, 0]`, for which torchscale writes the attention out and computes every
 token of the last layer.
 
-Shapes: B images, P prompts of the whole batch, N prompts of a chunk, S input side, D = 1024 width, V vision tokens (CLS,
-then patches), L text tokens, T = V + L tokens of a prompt (L without image).
+Shapes: B images, P prompts of the whole batch, N prompts of a chunk, S input side, D = 1024 width, V vision tokens
+(CLS, then patches), L text tokens, T = V + L tokens of a prompt (L without image).
 """
 
 from __future__ import annotations
