@@ -44,7 +44,7 @@ def link(source, target):
 
 
 def put_labels(root, name, *stars, labels=None, size=(6, 4)):
-    """A picture and its label image where a benchmark has them."""
+    """Write an image and its label image to the paths of a benchmark."""
     paths = [root / LABELS[name].images, root / LABELS[name].labels]
     for index, path in enumerate(paths):
         text = str(path)
@@ -64,7 +64,7 @@ def found_names(name, index=0):
 
 
 @pytest.mark.parametrize(("name", "file"), CLASSES.items())
-def test_class_lists_are_those_of_the_facts(shared, name, file):
+def test_class_lists_equal_the_reference_lists(shared, name, file):
     facts = json.loads((shared / f"benchmarks/{file}.json").read_text())["classes"]
     assert MetadataCatalog.get(name).vocabulary == [c["name"].strip() for c in facts]
     table = LABELS | PANOPTIC
@@ -194,7 +194,7 @@ def test_pairs_of_listed_images_need_not_exist(root):
         DatasetCatalog.get("pascal_voc_20_val")
 
 
-def test_check_says_what_is_missing_and_what_makes_it(exit_status, shared, root, capsys, monkeypatch):
+def test_check_names_missing_files_and_the_command_for_them(exit_status, shared, root, capsys, monkeypatch):
     assert exit_status(check.main) == 1
     text = capsys.readouterr().out
     assert text.count(" missing\n") == len(EXPECTED_IMAGES)
@@ -222,7 +222,7 @@ def test_check_reads_labels(exit_status, root, capsys, monkeypatch):
     assert "1 of 5 files are missing, such as" in text and "has the label 30" in text and "and 2 more images" in text
 
 
-def test_check_of_your_own(exit_status, tmp_path, capsys):
+def test_check_of_a_custom_dataset(exit_status, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "own.yaml").write_text("{name: own_check, images: images, labels: images, classes: [a]}")
     try:

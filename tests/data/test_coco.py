@@ -103,7 +103,7 @@ def test_real_sample_through_the_catalog(sample, tmp_path, monkeypatch):
     assert metadata.panoptic_root == str(tmp_path / "coco/panoptic_val2017")
 
 
-def test_the_root_is_that_of_the_moment(tmp_path, monkeypatch):
+def test_the_root_is_looked_up_at_loading(tmp_path, monkeypatch):
     for root in ("first", "second"):
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / root))
         with pytest.raises(FileNotFoundError, match=f"{root}/coco/annotations/panoptic_val2017.json"):
@@ -115,7 +115,7 @@ def test_the_root_is_that_of_the_moment(tmp_path, monkeypatch):
         DatasetCatalog.get("coco_2017_train_panoptic_openworldsam")
 
 
-def test_own_dataset_with_own_classes(make_json):
+def test_custom_dataset_with_custom_classes(make_json):
     def own(content):
         content["categories"] = [
             {"id": 9, "name": "lawn-other", "isthing": 0},
@@ -202,7 +202,7 @@ def test_bad_json_is_an_error(make_json, change, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [('{"images": [', "cut short"), ("[]", "holds a list")])
-def test_what_is_no_json_object_is_an_error(tmp_path, text, message):
+def test_a_file_without_a_json_object_is_an_error(tmp_path, text, message):
     (tmp_path / "panoptic.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "panoptic.json")

@@ -21,7 +21,7 @@ INSTANCES = {"name": "reef", "images": "images", "instances": "instances.json"}
 
 @pytest.fixture
 def reef(tmp_path):
-    """Two pictures of 20 x 16 pixels, sand with a fish in it, annotated in all three ways."""
+    """Two images of 20 x 16 pixels, sand with a fish in it, annotated in all three ways."""
     labels = np.zeros((16, 20), np.uint8)
     labels[4:8, 5:10], labels[0] = 1, 255
     for folder in ("images", "labels/day", "images/day", "panoptic"):
@@ -139,7 +139,7 @@ def test_mistakes_in_a_description(reef, tiny_cfg, changes, message):
     assert ".yaml" in str(error.value)
 
 
-def test_files_are_named_by_texts(tiny_cfg):
+def test_file_names_are_texts(tiny_cfg):
     tiny_cfg.DATASETS.OWN = [3]
     with pytest.raises(ValueError, match=r"DATASETS.OWN must be a list of file names, got \[3\]"):
         register_datasets(tiny_cfg)

@@ -1,4 +1,4 @@
-"""Label images: any bit depth, their coding, and the same through the evaluator's and the trainer's doors."""
+"""Label images: any bit depth, their coding, and reading them in training and evaluation."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ LABELS = np.array([[0, 3, 3, 9], [255, 3, 9, 9], [255, 0, 9, 9]])
 
 @pytest.fixture
 def make(tmp_path):
-    """A record of a picture of 3 x 4 pixels and a label image of the given pixels."""
+    """Makes a record of an image of 3 x 4 pixels and a label image of the given pixels."""
 
     def write(labels=LABELS, dtype=np.uint8, suffix=".png", coding=CODING, size=(4, 3), **options):
         Image.new("RGB", size).save(tmp_path / "a.png")
@@ -29,7 +29,7 @@ def make(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "suffix"), [(np.uint8, ".png"), (np.uint16, ".png"), (np.uint16, ".tif"), (np.int32, ".tif")]
 )
-def test_each_class_that_is_there_is_a_segment(make, dtype, suffix):
+def test_each_present_class_is_a_segment(make, dtype, suffix):
     record = make(dtype=dtype, suffix=suffix)
     ids, segments = record.read_panoptic()
     assert ids.tolist() == [[0, 1, 1, 2], [0, 1, 2, 2], [0, 0, 2, 2]]
@@ -96,7 +96,7 @@ def test_damaged_and_missing_label_images(tmp_path):
         read_labels(tmp_path / "b.png")
 
 
-def test_missing_and_unreadable_pictures_stay_records(make, tmp_path, caplog):
+def test_missing_and_unreadable_images_stay_records(make, tmp_path, caplog):
     good, labels = make(), tmp_path / "labels.png"
     (tmp_path / "b.png").write_bytes(b"no picture")
     pairs = [(tmp_path / name, labels) for name in ("a.png", "b.png", "c.png")]
@@ -113,7 +113,7 @@ def test_missing_and_unreadable_pictures_stay_records(make, tmp_path, caplog):
         load_labels("a", [], CODING, "the source", "do this")
 
 
-def test_a_picture_on_its_side_has_the_size_that_reading_gives(tmp_path):
+def test_a_rotated_image_has_its_upright_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)

@@ -1,4 +1,4 @@
-"""What is at a position: the same for any number of processes and workers, and after any interruption."""
+"""The image at a position is the same for any number of processes and workers, and after any interruption."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def first_positions(count):
 
 
 def draw(record, generator):
-    """A mapper that shows what the generator gave it."""
+    """Show a number drawn by the generator; used as a mapper."""
     return {**record, "number": int(generator.integers(10**9))}
 
 
@@ -103,7 +103,7 @@ def test_ranks_share_the_batch_of_one(world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_to_start_at_a_position_is_to_resume(world_size):
+def test_starting_at_a_position_resumes(world_size):
     dataset = TrainingDataset(records(7), draw, seed=1)
     for rank in range(world_size):
         uninterrupted = load(dataset, 9, 2, rank=rank, world_size=world_size)
@@ -179,7 +179,7 @@ def test_replacements_are_drawn_from_all_records():
 
 
 @pytest.mark.parametrize("error", [ValueError("damaged"), FileNotFoundError("gone"), OSError("no such device")])
-def test_every_bad_file_on_the_way_is_named(error):
+def test_every_bad_file_is_named(error):
     def mapper(record, generator):
         if record["image_id"]:
             raise error
@@ -293,7 +293,7 @@ def ignores_ctrl_c(record, generator):
     return {"ignored": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
 
 
-def test_reading_processes_leave_ctrl_c_to_the_main_one():
+def test_workers_leave_ctrl_c_to_the_main_process():
     batches = training_batches(
         TrainingDataset(records(1), ignores_ctrl_c, seed=0), batch_size=1, start=0, rank=0, world_size=1, num_workers=1
     )

@@ -1,4 +1,4 @@
-"""Records to training inputs: which prompts, which masks, and what is refused."""
+"""Training examples from records: prompts, masks, and errors."""
 
 import json
 from collections import Counter
@@ -23,7 +23,7 @@ def generator(seed=0):
     return np.random.default_rng(seed)
 
 
-def picture(folder, height=HEIGHT, width=WIDTH, name="image.png"):
+def write_image(folder, height=HEIGHT, width=WIDTH, name="image.png"):
     image = generator(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(image).save(folder / name)
     return image
@@ -31,7 +31,7 @@ def picture(folder, height=HEIGHT, width=WIDTH, name="image.png"):
 
 def panoptic(folder, segments, ids=None, **changes):
     """A record whose segments (id, class, crowd) are strips of two columns each, from the left; the rest is void."""
-    picture(folder)
+    write_image(folder)
     if ids is None:
         ids = np.zeros((HEIGHT, WIDTH), dtype=np.uint32)
         for strip, (segment, _, _) in enumerate(segments):
@@ -61,7 +61,7 @@ def box(x0, y0, x1, y1):
 
 def referring(folder, *objects, **changes):
     """A record of objects (sentences, polygons)."""
-    picture(folder)
+    write_image(folder)
     annotations = [
         {"id": i, "sentences": list(sentences), "segmentation": polygons, "bbox": [0, 0, 1, 1], "category_id": 0}
         for i, (sentences, polygons) in enumerate(objects)
@@ -240,7 +240,7 @@ def test_class_ids_stay_below_their_number_when_an_object_is_left_out(tmp_path):
     assert max(mapped["class_ids"]) < mapped["num_classes"]
 
 
-def test_a_mirrored_picture_is_not_described_by_the_wrong_side(tmp_path):
+def test_images_with_expressions_are_not_mirrored(tmp_path):
     record = referring(tmp_path, (["dog on the left"], [box(1, 1, 5, 5)]))
     source = generator()
     for _ in range(20):

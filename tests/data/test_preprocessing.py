@@ -1,4 +1,4 @@
-"""Reading every kind of picture, and resizing as the encoders' training did."""
+"""Reading every kind of image, and resizing as in the encoders' training."""
 
 import io
 import struct

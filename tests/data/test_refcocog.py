@@ -177,7 +177,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
         *map(pickle.dumps, ({"a": 1}, [1], [{}], [{**REFS[0], "ann_id": [1]}], [{**REFS[0], "sentences": None}])),
     ],
 )
-def test_what_is_no_list_of_references_is_an_error(tmp_path, content):
+def test_other_content_than_references_is_an_error(tmp_path, content):
     path = tmp_path / "refs(umd).p"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"refs\(umd\)\.p"):

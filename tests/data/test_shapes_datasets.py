@@ -1,4 +1,4 @@
-"""The splits of Shapes as datasets: what a seed fixes, the names of things, and training on them."""
+"""The splits of Shapes as datasets: seeds, names of things, and training."""
 
 import pickle
 from dataclasses import fields
@@ -146,7 +146,7 @@ def test_expressions_come_with_the_masks_of_their_things(cfg):
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_texts_are_all_that_a_visit_can_ask(cfg, name):
+def test_texts_are_all_prompts_of_any_visit(cfg, name):
     mapper = mapper_of(name, max_prompts=0)
     for record in DatasetCatalog.get(name)[:4]:
         texts = mapper.texts(record)
@@ -217,13 +217,13 @@ def test_training_with_the_features_from_a_cache_is_training_without(train_cfg, 
         torch.testing.assert_close(cached_weights[key], weights[key], rtol=1e-3, atol=1e-4)
 
 
-def test_a_cache_of_another_seed_is_not_taken_for_this_one(train_cfg, tmp_path, caplog):
+def test_a_cache_of_another_seed_is_refused(train_cfg, tmp_path, caplog):
     build_cache(train_cfg, tmp_path / "cache")
     with pytest.raises(KeyError, match="does not hold anything of image"):
         trained(train_cfg, DATASETS__FEATURE_CACHE=str(tmp_path / "cache"), DATASETS__SHAPES_SEED=1)
 
 
-def test_a_training_does_not_go_on_with_another_seed(train_cfg):
+def test_training_does_not_resume_with_another_seed(train_cfg):
     trained(train_cfg)
     train_cfg.DATASETS.SHAPES_SEED = 1
     register_datasets(train_cfg)

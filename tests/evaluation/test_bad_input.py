@@ -18,7 +18,7 @@ NAME = "reef_of_bad_pictures"
 
 @pytest.fixture
 def reef(tmp_path, tiny_cfg):
-    """Six pictures with label images; only `good` and, of no class, `empty` are as they should be."""
+    """Six images with label images; only `good` and `empty`, which has no class, are valid."""
     labels = {name: np.zeros(SIZE[::-1], np.uint8) for name in ("good", "empty", "range", "size", "unreadable", "lost")}
     labels["good"][:, 8:] = 1
     labels["empty"][:] = 255
@@ -42,7 +42,7 @@ def reef(tmp_path, tiny_cfg):
 
 
 @pytest.mark.parametrize("protocol", ["oracle", "global", "present+absent"])
-def test_every_bad_picture_is_named_and_the_others_are_scored(reef, build, protocol):
+def test_every_bad_image_is_named_and_the_others_are_scored(reef, build, protocol):
     reef.TEST.PROTOCOL = protocol
     results = evaluate(reef, build())
     content = results[NAME]

@@ -1,4 +1,4 @@
-"""Saved predictions: scored like the model that made them, taken over by a second run, refused by another."""
+"""Saved predictions: same scores as the evaluation, reused by a second run, refused by another model's."""
 
 import json
 
@@ -52,7 +52,7 @@ def scored(folder, ignore=255):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scoring_the_files_gives_the_digits_of_the_evaluation(cfg, model, saving, name, coco_sample):  # noqa: F811
+def test_scores_of_the_files_equal_the_evaluation(cfg, model, saving, name, coco_sample):  # noqa: F811
     cfg.merge_from_list(["DATASETS.TEST", [name], "TEST.SENTENCES", "all"])
     content = evaluate(cfg, model, saving)[name]
     found = scored(saving.folder / name)
@@ -79,7 +79,7 @@ def test_the_jsons_have_the_ids_of_the_datasets_own_files(cfg, saving, coco_samp
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(cfg, model, saving, name, coco_sample):  # noqa: F811
+def test_an_interrupted_evaluation_resumes(cfg, model, saving, name, coco_sample):  # noqa: F811
     cfg.merge_from_list(["DATASETS.TEST", [name], "TEST.IMS_PER_BATCH", 2])
     whole = evaluate(cfg, model, Saving(saving.folder / "whole", IDENTITY))
     asked = []
@@ -126,7 +126,7 @@ def test_predictions_of_another_run_are_refused(cfg, model, saving):  # noqa: F8
         evaluate(cfg, model, saving)
 
 
-def test_another_picture_of_the_same_id_is_refused(cfg, model, saving):  # noqa: F811
+def test_another_image_of_the_same_id_is_refused(cfg, model, saving):  # noqa: F811
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.MAX_IMAGES", 1, "TEST.PROTOCOL", "global"])
     evaluate(cfg, model, saving)
     (file,) = (saving.folder / "shapes_val/images").glob("*.json")
@@ -138,7 +138,7 @@ def test_another_picture_of_the_same_id_is_refused(cfg, model, saving):  # noqa:
         SavedPredictions.written(saving.folder / "shapes_val").image(content["image_id"])
 
 
-def test_a_second_run_saves_the_ground_truth_as_it_is_then(tmp_path):
+def test_a_second_run_saves_the_ground_truth_anew(tmp_path):
     saved = SavedPredictions(tmp_path, ["sand", "fish"], [False] * 2)
     inputs = {"image_id": 7, "file_name": "a.jpg", "height": 1, "width": 2, "prompts": ["sand", "fish"]}
     inputs["image"] = torch.zeros(3, 1, 2, dtype=torch.uint8)
