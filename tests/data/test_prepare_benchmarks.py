@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
@@ -250,6 +251,30 @@ def test_ade20k_847(run, shared, root, capsys):
     label.unlink()
     (folder / "ADE_val_00000001_seg.png").unlink()
     assert run("ade20k_847", root) == 2 and "not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(530, 771), (771, 530), (512, 700), (300, 900)])
+def test_ade20k_847_is_resampled_as_published(run, root, size):
+    """By OpenCV, linear and nearest, to a short side of 512; the JPEG has Pillow's default quality."""
+    width, height = size
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    colours = np.zeros_like(pixels)
+    colours[..., 0] = 10 * generator.integers(0, 12, (height, width))
+    colours[..., 1] = generator.integers(0, 256, (height, width))
+    source = root / "ADE20K_2021_17_01/images/ADE/validation/urban/street/ADE_val_00000001.jpg"
+    write(source, pixels)
+    write(source.with_name("ADE_val_00000001_seg.png"), colours)
+    assert run("ade20k_847", root) == 0
+    (record,) = DatasetCatalog.get("ade20k_847_val")
+    image, labels = read_image(source), ade20k_classes(colours)
+    if min(size) > 512:
+        scaled = (512, round(height / width * 512)) if width < height else (round(width / height * 512), 512)
+        image = cv2.resize(image, scaled, interpolation=cv2.INTER_LINEAR)
+        labels = cv2.resize(labels, scaled, interpolation=cv2.INTER_NEAREST)
+    assert (read_labels(record["sem_seg_file_name"]) == labels).all()
+    Image.fromarray(image).save(root / "expected.jpg")
+    assert Path(record["file_name"]).read_bytes() == (root / "expected.jpg").read_bytes()
 
 
 def context(root, labels, name="2008_000002"):

@@ -10,6 +10,7 @@ from collections import Counter
 from functools import lru_cache, partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import scipy.io
 from PIL import Image
@@ -75,18 +76,19 @@ def _convert_ade20k(job: tuple[Path, Path, Path], short_side: int) -> str | None
     if labels_path.exists() and image_path.exists():
         return None
     try:
-        image = Image.fromarray(read_image(source))
+        image = read_image(source)
         labels = ade20k_classes(read_image(source.with_name(f"{source.stem}_seg.png")))
     except (FileNotFoundError, ValueError) as error:
         return str(error)
-    if labels.shape != (image.height, image.width):
-        return f"{source} is {image.width} x {image.height}, its labels are {labels.shape[1]} x {labels.shape[0]}"
-    if 0 < short_side < min(image.size):
-        scale = short_side / min(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
-    save_atomically(image_path, lambda partial: image.save(partial, format="JPEG", quality=95))
+    height, width = image.shape[:2]
+    if labels.shape != (height, width):
+        return f"{source} is {width} x {height}, its labels are {labels.shape[1]} x {labels.shape[0]}"
+    if 0 < short_side < (shorter := min(height, width)):
+        # as published: OpenCV without antialiasing, and Pillow's default JPEG quality
+        size = (round(width / shorter * short_side), round(height / shorter * short_side))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    save_atomically(image_path, lambda partial: Image.fromarray(image).save(partial, format="JPEG"))
     save_labels(labels, labels_path)
     return None
 
