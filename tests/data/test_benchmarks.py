@@ -119,6 +119,16 @@ def test_pascal_voc(shared, root):
     assert found_names("pascal_voc_20_val", 1) == {"dog", "sheep"}
 
 
+def test_pascal_voc_prefers_the_augmented_labels(root):
+    put_labels(root, "pascal_voc_20_val", "a")
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation").mkdir(parents=True)
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("a\n")
+    assert found_names("pascal_voc_20_val") == {"aeroplane"}
+    (root / "VOCdevkit/VOC2012/SegmentationClassAug").mkdir()
+    Image.fromarray(np.full((4, 6), 20, np.uint8)).save(root / "VOCdevkit/VOC2012/SegmentationClassAug/a.png")
+    assert found_names("pascal_voc_20_val") == {"tvmonitor"}
+
+
 def test_pascal_context_59(shared, root):
     sample = shared / "data/voc_context_nyu_sample"
     colours = {tuple(colour): index for index, colour in enumerate(np.load(sample / "cmap.npy").tolist())}

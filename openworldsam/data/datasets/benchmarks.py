@@ -38,6 +38,7 @@ class LabelBenchmark(NamedTuple):
         listed: a text file of the values that the first * may take; any by default.
         offset: label value minus class id.
         command: makes what is not for download.
+        preferred: other labels, used instead if their folder exists.
     """
 
     classes: str | tuple[str, ...]
@@ -48,6 +49,7 @@ class LabelBenchmark(NamedTuple):
     listed: str = ""
     offset: int = 0
     command: str = ""
+    preferred: str = ""
 
 
 _ADE, _ADE_FULL = "ADEChallengeData2016", "ADE20K_2021_17_01"
@@ -79,6 +81,7 @@ LABELS: dict[str, LabelBenchmark] = {
         1449,
         listed=f"{_VOC}/ImageSets/Segmentation/val.txt",
         offset=1,
+        preferred=f"{_VOC}/SegmentationClassAug/*.png",  # read by the released code; not in the official archive
     ),
     "pascal_context_59_val": LabelBenchmark(
         "pascal_context_59",
@@ -243,6 +246,9 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
         except UnicodeDecodeError:
             raise ValueError(f"{root / benchmark.listed} is no text") from None
         patterns = [benchmark.images.replace("*", line, 1) for line in dict.fromkeys(lines)]
+    label_pattern = benchmark.labels
+    if benchmark.preferred and (root / benchmark.preferred).parent.is_dir():
+        label_pattern = benchmark.preferred
     stars = re.compile(re.escape(benchmark.images).replace(r"\*", "([^/]*)"))
     pairs = []
     for pattern in patterns:
@@ -250,7 +256,7 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
             match = stars.fullmatch(image.relative_to(root).as_posix())
             if not match:
                 raise ValueError(f"{root / benchmark.listed} has a line that is no name: it gives {image}")
-            labels = benchmark.labels
+            labels = label_pattern
             for part in match.groups():
                 labels = labels.replace("*", part, 1)
             pairs.append((image, root / labels))
