@@ -1,6 +1,5 @@
 """Reads and writes the public weight layouts: strict, with advice when something does not fit."""
 
-from openworldsam.checkpoint.components import components_with
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
 from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
 from openworldsam.checkpoint.released import convert_released, convert_to_released
@@ -10,7 +9,6 @@ __all__ = [
     "Source",
     "WeightFile",
     "component_files",
-    "components_with",
     "convert_released",
     "convert_to_released",
     "find_source",

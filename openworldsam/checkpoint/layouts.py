@@ -34,8 +34,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from openworldsam.checkpoint.components import ADAPTER, SAM2
-from openworldsam.modeling.component import StateDict, rename, renamed
+from openworldsam.modeling.components import ADAPTER, SAM2, StateDict, rename, renamed
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
 
 _SCALAR = np.float64(0).__reduce__()[0]  # its name in a file depends on the NumPy that wrote it

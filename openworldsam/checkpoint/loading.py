@@ -12,10 +12,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
-from openworldsam.checkpoint.components import ADAPTER, SAM2_VIDEO, components_with
 from openworldsam.checkpoint.layouts import Source, WeightFile, read_weights
 from openworldsam.config import config_value
-from openworldsam.modeling.component import Component, StateDict, renamed
+from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, Component, StateDict, components_with, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.device import keep_freed_memory
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from openworldsam.checkpoint.components import ADAPTER, components_with
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_ADAPTER, RELEASED_PREFIX, read_weights
 from openworldsam.checkpoint.writing import carried_over, public_state, save_components
-from openworldsam.modeling.component import StateDict, renamed
+from openworldsam.modeling.components import ADAPTER, StateDict, components_with, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
 

@@ -12,10 +12,9 @@ from detectron2.config import CfgNode
 from safetensors.torch import save_file
 
 import openworldsam
-from openworldsam.checkpoint.components import ADAPTER, components_with
 from openworldsam.checkpoint.layouts import Source, WeightFile
 from openworldsam.checkpoint.loading import TRAINED_WITH, training_record
-from openworldsam.modeling.component import Component, StateDict, rename
+from openworldsam.modeling.components import ADAPTER, Component, StateDict, components_with, rename
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 
 import openworldsam
-from openworldsam.checkpoint import Source, component_files, components_with, save_components
+from openworldsam.checkpoint import Source, component_files, save_components
 from openworldsam.config import add_openworldsam_config, config_value, merge_options
+from openworldsam.modeling.components import components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.files import checksum, save_atomically
 

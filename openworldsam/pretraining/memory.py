@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.checkpoint.components import SAM2_VIDEO
 from openworldsam.data.shapes import World
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.modeling.components import SAM2_VIDEO
 from openworldsam.pretraining.loop import in_batches
 from openworldsam.pretraining.sam2 import mask_losses, paired_iou
 from openworldsam.video.memory import SAM2Memory

@@ -21,11 +21,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 from torch.nn import functional as F
 
-from openworldsam.checkpoint.components import SAM2_VIDEO
 from openworldsam.checkpoint.layouts import WeightFile, read_weights
 from openworldsam.checkpoint.loading import misfits
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.modeling.component import StateDict
+from openworldsam.modeling.components import SAM2_VIDEO, StateDict
 from openworldsam.modeling.image_encoder import STRIDE
 from openworldsam.modeling.mask_decoder import STABILITY_DELTA, STABILITY_THRESHOLD
 

@@ -21,7 +21,7 @@ from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import resume
 from openworldsam.evaluation.paper_tables import row_of
 from openworldsam.modeling import PROMPT_ENCODER_REGISTRY, OpenWorldSAM, PromptEncoder
-from openworldsam.modeling.component import Component
+from openworldsam.modeling.components import Component
 
 
 @PROMPT_ENCODER_REGISTRY.register()

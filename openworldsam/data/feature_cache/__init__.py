@@ -19,14 +19,8 @@ image and the text of each prompt.
 Shapes: P prompts of an image, D width of a prompt embedding, C channels and S side of the image features.
 """
 
-from openworldsam.data.feature_cache.header import (
-    DTYPES,
-    IMAGE_FEATURES,
-    CacheHeader,
-    read_header,
-    tokenizer_fingerprint,
-)
-from openworldsam.data.feature_cache.index import ImageEntry, ImageId, ImageStamp
+from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, tokenizer_fingerprint
+from openworldsam.data.feature_cache.index import ImageEntry, ImageStamp
 from openworldsam.data.feature_cache.reader import FeatureCache
 from openworldsam.data.feature_cache.writer import CachedImage, FeatureCacheWriter
 
@@ -38,8 +32,6 @@ __all__ = [
     "FeatureCache",
     "FeatureCacheWriter",
     "ImageEntry",
-    "ImageId",
     "ImageStamp",
-    "read_header",
     "tokenizer_fingerprint",
 ]

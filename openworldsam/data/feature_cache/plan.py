@@ -92,12 +92,13 @@ class _Images(Dataset[tuple[Work, Tensor | str]]):
 
 def batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[list[tuple[Work, Tensor | str]]]:
     """Load all images in order, in batches that never span two shards."""
-    work = [work for shard in shards for work in shard.work]
-    places, start = [], 0
+    work: list[Work] = []
+    places: list[list[int]] = []
     for shard in shards:
-        end = start + len(shard.work)
-        places += [list(range(first, min(first + batch_size, end))) for first in range(start, end, batch_size)]
-        start = end
+        for start in range(0, len(shard.work), batch_size):
+            batch = shard.work[start : start + batch_size]
+            places.append([*range(len(work), len(work) + len(batch))])
+            work += batch
     return iter(
         DataLoader(
             _Images(work),

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from openworldsam.modeling.component import Component
+from openworldsam.modeling.components import Component
 
 PROMPT_ENCODER_REGISTRY = Registry("PROMPT_ENCODER")
 PROMPT_ENCODER_REGISTRY.__doc__ = "Prompt encoders by name; each is built from the whole config."

@@ -27,7 +27,7 @@ from torchscale.component.multihead_attention import MultiheadAttention
 from torchscale.component.multiway_network import MultiwayNetwork
 from torchscale.model.BEiT3 import BEiT3
 
-from openworldsam.modeling.component import Component, StateDict
+from openworldsam.modeling.components import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3Tokenizer
 
