@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from openworldsam.data.preprocessing import to_tensor
-from openworldsam.data.records import IMAGE_KEYS, InstanceRecord, Record, Segment
+from openworldsam.data.records import IMAGE_KEYS, Record, Segment
 from openworldsam.evaluation.prompt_text import PromptText
 
 PROTOCOLS = ("oracle", "global", "present+absent")
@@ -105,7 +105,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 
     def _classes(self, record: Record, index: int) -> tuple[dict[str, Any], Truth]:
         segment_map, segments = record.read_panoptic()
-        instances = record.read_instances() if isinstance(record, InstanceRecord) else None
+        instances = record.read_instances()
         visible = {*np.unique(segment_map).tolist(), *(instance["id"] for instance in instances or ())}
         there = {s["category_id"] for s in segments if s["id"] in visible}
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})

@@ -54,7 +54,7 @@ class InstanceRecord(Record):
         return ids, self.segments()
 
     def read_instances(self) -> list[dict[str, Any]]:
-        """Decode the objects to COCO annotations with contiguous class ids; overlapping masks stay whole.
+        """Decode the objects; overlapping masks stay whole.
 
         As in pycocotools, areas (which decide the size class) and boxes are those of the json where it has them.
         """

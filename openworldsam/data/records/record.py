@@ -95,6 +95,14 @@ class Record(dict[str, Any]):
         """
         raise NotImplementedError
 
+    def read_instances(self) -> list[dict[str, Any]] | None:
+        """Read objects that may overlap as COCO annotations with contiguous class ids; None if the segments are all.
+
+        Raises:
+            ValueError: a segmentation is damaged.
+        """
+        return None
+
     def sentences(self) -> list[tuple[str, ...]]:
         """List the sentences of each object. Reads no file."""
         raise NotImplementedError
