@@ -103,7 +103,7 @@ def test_panoptic_of_void_is_not_available(score, panoptic, tmp_path):
             "image 5: the predicted segment 70000 has the unknown category 4",
         ),
         ("pred", lambda c: c["annotations"][0].update(file_name="6.png"), "pred/6.png not found"),
-        ("gt", lambda c: c.pop("categories"), "gt.json lists no panoptic classes"),
+        ("gt", lambda c: c.pop("categories"), "gt.json is no json of classes: it has no 'categories'"),
         ("gt", lambda c: c["annotations"][0].pop("file_name"), "gt.json is no COCO panoptic json: it has no 'file_n"),
         ("gt", lambda c: c["annotations"].append(c["annotations"][0]), "gt.json: 2 annotations with only 1 id"),
         ("pred", lambda c: c["annotations"].append(c["annotations"][0]), "pred.json: 2 annotations with only"),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from openworldsam.data.datasets.catalog import PanopticFiles, register_panoptic
 from openworldsam.data.records.coco_json import Category
 
-
-def plain_name(name: str) -> str:
-    """Strip the suffixes of a COCO class name: "grass-merged" becomes grass. The 133 names stay different."""
-    for suffix in ("-other", "-merged", "-stuff"):
-        name = name.replace(suffix, "")
-    return name
-
-
 CATEGORIES: tuple[Category, ...] = tuple(
-    Category(c["id"], plain_name(c["name"]), bool(c["isthing"]), tuple(c["color"])) for c in COCO_CATEGORIES
+    # "grass-merged" becomes grass; the names stay different
+    Category(c["id"], re.sub("-(other|merged|stuff)", "", c["name"]), bool(c["isthing"]), tuple(c["color"]))
+    for c in COCO_CATEGORIES
 )
 """The 133 classes of COCO panoptic, 80 things first; the position is the contiguous class id."""
 

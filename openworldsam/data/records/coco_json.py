@@ -41,21 +41,19 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
         FileNotFoundError: no such file.
         ValueError: it has no list of classes, or a class twice.
     """
-    try:
-        listed = read_json(json_file)["categories"]
-        with named(json_file):
-            categories = tuple(
-                Category(whole(c["id"], "a category id"), c["name"], all_things or bool(c["isthing"])) for c in listed
-            )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{json_file} lists no panoptic classes: {lack(error)}") from error
-    for _, name, *_ in categories:
-        if not isinstance(name, str) or len(name.strip().splitlines()) != 1:
-            raise ValueError(f"{json_file}: a category has a name of one line, got {name!r}")
-    for column in ("id", "name"):
-        found = Counter(str(getattr(category, column)) for category in categories)
-        if twice := sorted(value for value, times in found.items() if times > 1):
-            raise ValueError(f"{json_file} has categories of the same {column}: {', '.join(twice)}")
+    content = read_json(json_file)
+    with expect(json_file, "json of classes"), named(json_file):
+        categories = tuple(
+            Category(whole(c["id"], "a category id"), c["name"], all_things or bool(c["isthing"]))
+            for c in content["categories"]
+        )
+        for category in categories:
+            if not isinstance(category.name, str) or len(category.name.strip().splitlines()) != 1:
+                raise ValueError(f"a category has a name of one line, got {category.name!r}")
+        for column in ("id", "name"):
+            found = Counter(str(getattr(category, column)) for category in categories)
+            if twice := sorted(value for value, times in found.items() if times > 1):
+                raise ValueError(f"several categories have the same {column}: {', '.join(twice)}")
     return categories
 
 

@@ -91,18 +91,11 @@ def _hourglass(width: float) -> list[np.ndarray]:
 
 
 OUTLINES: dict[str, Callable[[float], list[np.ndarray]]] = {
-    "circle": _circle,
-    "ellipse": _ellipse,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-    "arrow": _arrow,
-    "crescent": _crescent,
-    "drop": _drop,
-    "heart": _heart,
-    "hourglass": _hourglass,
+    outline.__name__.lstrip("_"): outline
+    for outline in (
+        *(_circle, _ellipse, _square, _triangle, _star, _ring, _cross, _arrow, _crescent, _drop),
+        *(_heart, _hourglass),
+    )
 }
 """Functions from a width in (0, 1] (1 is sturdy, 0.3 thin) to closed curves [N, 2] in about the unit disk, filled by
 the even-odd rule. All are distinct at any rotation, so there is no diamond."""
