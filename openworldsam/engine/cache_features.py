@@ -18,6 +18,7 @@ from torch import Tensor
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
+from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.data.feature_cache import (
     DTYPES,
     IMAGE_FEATURES,
@@ -230,6 +231,7 @@ def cache_features(args: argparse.Namespace) -> None:
         )
         return
     register_datasets(cfg)
+    check_registered(cfg.DATASETS.TRAIN)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     processes = comm.get_world_size()
     added = build_cache(

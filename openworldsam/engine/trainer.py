@@ -65,7 +65,11 @@ class Trainer(TrainerBase):
         self.cfg = cfg = starting_config(cfg)
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
-        self.model, self.sources = self._cached_model() if cfg.DATASETS.FEATURE_CACHE else self._whole_model()
+        if cfg.DATASETS.FEATURE_CACHE:
+            self.model, self.sources = self._cached_model()
+        else:
+            self.model = OpenWorldSAM(cfg)
+            self.sources = load_weights(self.model, cfg, need_adapter=False)
         self.model.to(cfg.MODEL.DEVICE).train()
         self.step_model: nn.Module = self.model
         if comm.get_world_size() > 1:
@@ -84,10 +88,6 @@ class Trainer(TrainerBase):
         self.last_image: dict[str, Any] = {}
         self.batches: Iterator[list[dict[str, Any]]] = iter(())
         seed_all_rng(cfg.SEED + comm.get_rank())  # but its own dropout
-
-    def _whole_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
-        model = OpenWorldSAM(self.cfg)
-        return model, load_weights(model, self.cfg, need_adapter=False)
 
     def _cached_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
         """The model without its prompt encoder, whose output comes from the cache with the data."""

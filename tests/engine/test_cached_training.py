@@ -1,10 +1,8 @@
 """Training from the feature cache is training without it."""
 
-import json
-
 import pytest
 import torch
-from trainings import run
+from trainings import read_metrics, run
 
 from openworldsam.checkpoint import read_weights
 from openworldsam.engine.cache_features import build_cache
@@ -13,7 +11,7 @@ from openworldsam.engine.trainer import Trainer
 
 
 def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    lines = read_metrics(folder)
     return torch.tensor([line["total_loss"] for line in lines if "total_loss" in line])
 
 

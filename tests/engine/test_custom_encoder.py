@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from trainings import make_dataset, run, training_cfg
+from trainings import assert_same, make_dataset, run, training_cfg
 
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.checkpoint import load_weights, read_weights
@@ -126,7 +126,7 @@ def test_it_trains_resumes_and_trains_from_a_cache(make_cfg, tmp_path, name):
     whole = run(make_cfg("whole", name))
     run(make_cfg("parts", name, "SOLVER.MAX_ITER", 2))
     resumed = run(make_cfg("parts", name), resume=True)
-    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+    assert_same(resumed, whole)
 
     cfg = make_cfg("cached", name, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
     build_cache(cfg, tmp_path / "cache", dtype="fp32")

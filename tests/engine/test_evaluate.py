@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import forked_processes, run
+from trainings import assert_same, forked_processes, read_metrics, run
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
@@ -176,8 +176,8 @@ def test_training_on_shapes_is_the_same_with_evaluation_and_without(tiny_weights
 
     plain = train("plain")
     watched = train("watched", "DATASETS.TEST", SHAPES, "TEST.EVAL_PERIOD", 2)
-    assert all(torch.equal(watched[name], plain[name]) for name in plain)
-    lines = [json.loads(line) for line in (tmp_path / "watched/metrics.json").read_text().splitlines()]
+    assert_same(watched, plain)
+    lines = read_metrics(tmp_path / "watched")
     evaluated = next(line for line in lines if "shapes_val/PQ" in line)
     wanted = {
         "shapes_val/AP",

@@ -1,7 +1,6 @@
 """Training on two processes is training on one: real images, resuming, accumulation, steps that overflow."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,16 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from trainings import ALONE, EXACT, NO_DROPOUT, adapter_of, assert_same_gradients, recorded_gradients, train
+from trainings import (
+    ALONE,
+    NO_DROPOUT,
+    adapter_of,
+    assert_same,
+    assert_same_gradients,
+    read_metrics,
+    recorded_gradients,
+    train,
+)
 
 from openworldsam.checkpoint import read_weights
 from openworldsam.data.loader import training_dataset
@@ -51,7 +59,7 @@ def test_real_images_on_two_processes(processes, coco_root, data, tiny_weights, 
         env=os.environ | ALONE | {"DETECTRON2_DATASETS": str(coco_root)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "two/metrics.json").read_text().splitlines()]
+    lines = read_metrics(tmp_path / "two")
     medians = [line["total_loss"] for line in lines]  # over up to 20 steps
     assert len(medians) == 15 and lines[-1]["skipped_images"] == 0
     assert medians[-1] < 0.6 * medians[0]
@@ -81,9 +89,9 @@ def test_resuming_on_two_processes_equals_never_having_stopped(processes, data, 
     for ours, theirs in zip(resumed, whole, strict=True):
         assert ours["losses"] == theirs["losses"][3:]
         assert ours["skipped"] == theirs["skipped"]
-        torch.testing.assert_close((ours["adapter"], ours["random"]), (theirs["adapter"], theirs["random"]), **EXACT)
+        assert_same((ours["adapter"], ours["random"]), (theirs["adapter"], theirs["random"]))
     assert not torch.equal(whole[0]["random"], whole[1]["random"])
-    torch.testing.assert_close(whole[0]["adapter"], whole[1]["adapter"], **EXACT)
+    assert_same(whole[0]["adapter"], whole[1]["adapter"])
 
 
 def test_accumulation_on_two_processes_equals_one_whole_batch(make_cfg, processes, data, tiny_weights, tmp_path):
@@ -153,5 +161,5 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_is_kept(processes, data
         assert scales == [scales[0]] * 2 + [scales[0] / 2] * 5
         assert ours["scaler"] == theirs["scaler"] and ours["scales"] == scales[3:]
         assert ours["losses"] == theirs["losses"][3:]
-        torch.testing.assert_close(ours["adapter"], theirs["adapter"], **EXACT)
-        torch.testing.assert_close(theirs["adapter"], whole[0]["adapter"], **EXACT)
+        assert_same(ours["adapter"], theirs["adapter"])
+        assert_same(theirs["adapter"], whole[0]["adapter"])
