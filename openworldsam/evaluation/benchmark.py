@@ -28,6 +28,7 @@ from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, t
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
 from openworldsam.evaluation.metrics.accumulator import Scores, merged
+from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
@@ -50,7 +51,7 @@ class Benchmark:
 
     Args:
         tasks: of `summary.HEADLINES`; "absent" is the false-positive rate, for which an absent thing is found if it has
-            an instance, absent stuff if it has a panoptic segment.
+            an instance, absent stuff if it has a panoptic segment; "concept" scores things, asked or present.
         class_names, is_thing: by contiguous class id.
         protocol: of TEST.PROTOCOL; always "oracle" for referring data.
 
@@ -70,6 +71,7 @@ class Benchmark:
             "semantic": lambda: SemanticScores(len(class_names), ignore=NO_CLASS),
             "referring": ReferringScores,
             "absent": AbsentPrompts,
+            "concept": ConceptScores,
         }
         self.accumulators: dict[str, Any] = {task: makers[task]() for task in tasks}
         self.class_names, self.is_thing, self.protocol = class_names, is_thing, protocol
@@ -80,7 +82,7 @@ class Benchmark:
     @property
     def model_tasks(self) -> tuple[str, ...]:
         """Tasks that the model must answer."""
-        needed = {"absent": ("instance", "panoptic")}
+        needed = {"absent": ("instance", "panoptic"), "concept": ("instance",)}
         return tuple(dict.fromkeys(t for task in self.accumulators for t in needed.get(task, (task,))))
 
     def update(self, example: Example, predicted: Answer) -> None:
@@ -111,6 +113,11 @@ class Benchmark:
                     assert predicted.referring is not None
                     for mask, true_mask in zip(predicted.referring, truth.referents, strict=True):
                         accumulator.update(mask, true_mask)
+                elif task == "concept":
+                    assert predicted.instance is not None and true.instance is not None
+                    asked = {c for c in inputs["class_ids"] if self.is_thing[c]}
+                    phrases = asked | {instance["category_id"] for instance in true.instance}
+                    accumulator.update(truth.segment_map.shape, phrases, predicted.instance, true.instance)
                 else:
                     accumulator.update(truth.absent, _found_classes(predicted))
         self.images += 1
@@ -142,6 +149,12 @@ class Benchmark:
         }
         counts = {"images": self.images, "skipped": self.skipped, "remarks": self.remarks}
         return {**tasks, "protocol": self.protocol, **counts}
+
+
+def tasks_with_negatives(tasks: Sequence[str], protocol: str) -> list[str]:
+    """Return the tasks of a dataset, and those that score the absent classes a protocol asks for."""
+    absent = ["absent"] if protocol == "present+absent" else []
+    return [*tasks, *absent, *(["concept"] if "instance" in tasks and protocol != "oracle" else [])]
 
 
 def _found_classes(predicted: Answer) -> set[int]:
@@ -190,8 +203,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         text=PromptText.from_config(cfg),
         sentences=cfg.TEST.SENTENCES,
     )
-    tasks = (*metadata.tasks, *(("absent",) if protocol == "present+absent" else ()))
-    benchmark = Benchmark(tasks, **classes, protocol=protocol)
+    benchmark = Benchmark(tasks_with_negatives(metadata.tasks, protocol), **classes, protocol=protocol)
     saved = None
     if saving:
         category_ids = getattr(metadata, "category_ids", None)  # a user's own registration may lack them

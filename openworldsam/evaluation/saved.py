@@ -2,7 +2,8 @@
 
 A benchmark's folder has `prediction` and `truth`, each with what its tasks need:
     panoptic.json, panoptic/*.png: COCO panoptic.
-    instances.json: COCO results, or COCO annotations of the things.
+    instances.json: COCO results, or COCO annotations of the things. As in LVIS, neg_category_ids are things that an
+        image was asked for and does not have; an image without this entry was asked for all.
     semantic/*.png: contiguous class ids, 255 for none (65535 from 256 classes on).
     referring.json: the mask of each expression.
 classes.txt has the class names in the order of semantic labels. The jsons have the category ids of the dataset's own
@@ -189,6 +190,7 @@ class SavedPredictions:
             OSError: a file cannot be written.
         """
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
+        content["class_ids"] = list(inputs.get("class_ids", ()))
         pixels = _pixels(inputs)
         content["picture"] = _checksum(pixels)
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
@@ -252,6 +254,11 @@ class SavedPredictions:
         listing = self._listing(images)
         things = [category for category in listing["categories"] if category["isthing"]]
         annotations = [{"id": index, **instance} for index, instance in enumerate(found, start=1)]
+        for image, entry in zip(images, listing["images"], strict=True):
+            asked = set(image.get("class_ids", ()))
+            if len(asked) < len(self.class_names):
+                absent = asked - {instance["category_id"] for instance in image[kind]["instance"]}
+                entry["neg_category_ids"] = [self.category_ids[c] for c in sorted(absent) if self.is_thing[c]]
         return {**listing, "categories": things, "annotations": annotations}
 
     def _referring(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,13 +4,17 @@ panoptic: COCO panoptic jsons and folders of PNGs, by default those beside the j
     without a prediction is an error, as in panopticapi.
 instance: a COCO json of annotations and a list of COCO results, with masks or boxes. An image without results has no
     detections, as in pycocotools.
+concept: the same files; every image is asked for some phrases, which may be absent. These are the categories of its
+    annotations and its neg_category_ids, less its not_exhaustive_category_ids, as in LVIS; without neg_category_ids all
+    categories, so that files of SA-Co, which have one category and an image for every phrase, are read as they are.
+    Several files of annotations are those of several annotators.
 semantic: folders of PNGs of the same names, where a pixel is the number of its class from 0. A PNG without a prediction
     is an error; a predicted label that is no class is a pixel without a prediction.
 referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
     of each. An expression without a prediction counts as an empty mask.
 
-The output has the metrics by name, 0 to 100, null where there was nothing to measure; "per_class", the same by class
-name; and "without_prediction", the ids of images or expressions that had none.
+The output has the metrics by name, 0 to 100 (IL_MCC: -1 to 1), null where there was nothing to measure; "per_class",
+the same by class name; and "without_prediction", the ids of images or expressions that had none.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from tqdm import tqdm
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import (
     ImageId,
+    Images,
     by_id,
     expect,
     is_crowd,
@@ -39,6 +44,7 @@ from openworldsam.data.records.coco_json import (
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import decode_mask
 from openworldsam.evaluation.metrics.accumulator import Scores
+from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
@@ -99,14 +105,8 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
         ValueError: a json is damaged, the results name an image that the ground truth does not have, or `InstanceAP`
             refuses an image.
     """
-    with expect(truth, "COCO json of instances"):
-        content = read_json(truth)
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        with named(truth):
-            images = by_id(content["images"])
-        needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
-        annotations = _by_image(truth, content["annotations"], images, needed)
-    _check_names(truth, list(names.values()))
+    needed = ("category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
+    names, images, annotations = _read_instances(truth, needed)
     with expect(predicted, "list of COCO results"):
         results = _by_image(predicted, _read_results(predicted), images, ("category_id", "score"))
         precision = InstanceAP(names, iou_type)
@@ -114,6 +114,35 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
             with named(f"image {image_id}"):
                 precision.update(image_id, _size(image), results[image_id], annotations[image_id])
     return Report(precision.compute(), names, [image_id for image_id in images if not results[image_id]])
+
+
+def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
+    """Score a list of COCO results as the answers to phrases that may be absent.
+
+    Raises:
+        FileNotFoundError: a json is missing.
+        ValueError: a json is damaged, two list other images, the results name an unknown image or category, or
+            `ConceptScores` refuses an image.
+    """
+    files = [_read_instances(truth, ("category_id", "segmentation")) for truth in truths]
+    names, images, _ = files[0]
+    for truth, (_, others, _) in zip(truths, files, strict=True):
+        if others.keys() != images.keys():
+            raise ValueError(f"{truth} and {truths[0].name} list other images; annotators need the same ones")
+    with expect(predicted, "list of COCO results"):
+        results = _by_image(predicted, _read_results(predicted), images, ("category_id", "score", "segmentation"))
+        if unknown := {r["category_id"] for found in results.values() for r in found} - names.keys():
+            raise ValueError(f"{predicted} has the category {min(unknown)}, not among those of {truths[0].name}")
+    scores = ConceptScores()
+    for image_id, image in _progress(images.items()):
+        annotations = [by_image[image_id] for _, _, by_image in files]
+        with expect(truths[0], "COCO json of instances"):
+            phrases = {a["category_id"] for annotated in annotations for a in annotated}
+            phrases |= set(image.get("neg_category_ids", names))
+            phrases -= set(image.get("not_exhaustive_category_ids", ()))
+        with named(f"image {image_id}"):
+            scores.update(_size(image), phrases, results[image_id], *annotations)
+    return Report(scores.compute(), names)
 
 
 def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
@@ -202,6 +231,20 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
+def _read_instances(
+    path: Path, needed: Sequence[str]
+) -> tuple[dict[int, str], Images, dict[ImageId, list[Mapping[str, Any]]]]:
+    """Read the category names, the images, and the annotations by image of a COCO json."""
+    with expect(path, "COCO json of instances"):
+        content = read_json(path)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        with named(path):
+            images = by_id(content["images"])
+        annotations = _by_image(path, content["annotations"], images, needed)
+    _check_names(path, list(names.values()))
+    return names, images, annotations
+
+
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if not all(isinstance(name, str) and name for name in names) or not names or len(set(names)) < len(names):
         raise ValueError(f"{path} must name all its classes, each differently")
@@ -264,8 +307,9 @@ def _progress(items: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 after a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=("panoptic", "instance", "semantic", "referring"))
-    parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth: the json")
+    parser.add_argument("--task", required=True, choices=("panoptic", "instance", "concept", "semantic", "referring"))
+    several = "ground truth: the json; concept: one for each annotator"
+    parser.add_argument("--gt", type=Path, nargs="+", default=[], metavar="FILE", help=several)
     parser.add_argument("--gt-dir", type=Path, metavar="DIR", help="its PNGs; by default beside a panoptic json")
     parser.add_argument("--pred", type=Path, metavar="FILE", help="predictions: the json")
     parser.add_argument("--pred-dir", type=Path, metavar="DIR", help="their PNGs; by default beside a panoptic json")
@@ -284,7 +328,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _score(args: argparse.Namespace) -> Report:
-    truth, predicted = args.gt, args.pred
+    if len(args.gt) > 1 and args.task != "concept":
+        raise ValueError(f"--gt takes one file for --task {args.task}, got {len(args.gt)}")
+    truth, predicted = next(iter(args.gt), None), args.pred
     if args.task == "semantic":
         truth, predicted = args.gt_dir or truth, args.pred_dir or predicted
     if truth is None or predicted is None:
@@ -294,6 +340,8 @@ def _score(args: argparse.Namespace) -> Report:
         return score_panoptic(truth, folders[0], predicted, folders[1])
     if args.task == "instance":
         return score_instance(truth, predicted, args.iou_type)
+    if args.task == "concept":
+        return score_concept(args.gt, predicted)
     if args.task == "referring":
         return score_referring(truth, predicted)
     if args.classes is None:

@@ -15,6 +15,7 @@ HEADLINES = {
     "semantic": ("mIoU",),
     "referring": ("cIoU", "mIoU"),
     "absent": ("false_positive_rate",),
+    "concept": ("cgF1", "pmF1", "IL_MCC"),
 }
 """The metrics of each task that logs and tables show."""
 

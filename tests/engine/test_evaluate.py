@@ -59,7 +59,7 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
     segmentation = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
     tasks = dict.fromkeys([*SHAPES, coco_sample], segmentation) | {
         "shapes_refer_val": {"referring": "cIoU"},
-        "shapes_absent_val": {**segmentation, "absent": "false_positive_rate"},
+        "shapes_absent_val": {**segmentation, "absent": "false_positive_rate", "concept": "pmF1"},
     }
     printed = capsys.readouterr().out
     assert results["benchmarks"].keys() == tasks.keys()

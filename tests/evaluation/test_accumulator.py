@@ -8,7 +8,14 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from openworldsam.evaluation.metrics import InstanceAP, PanopticQuality, ReferringScores, SemanticScores, merged
+from openworldsam.evaluation.metrics import (
+    ConceptScores,
+    InstanceAP,
+    PanopticQuality,
+    ReferringScores,
+    SemanticScores,
+    merged,
+)
 from openworldsam.utils.files import named
 
 IMAGES = 24
@@ -21,6 +28,7 @@ def accumulators():
         "segm": InstanceAP([1, 2, 3]),
         "bbox": InstanceAP([1, 2, 3], "bbox"),
         "referring": ReferringScores(),
+        "concept": ConceptScores(),
     }
 
 
@@ -39,6 +47,7 @@ def filled(images):
         for name in ("segm", "bbox"):
             instances = [[instance(i + 1, b) for i, b in enumerate(kind)] for kind in boxes]
             result[name].update(image, (16, 16), *instances)
+        result["concept"].update((16, 16), (1, 2, 3), *instances)
     return result
 
 

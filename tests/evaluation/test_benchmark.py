@@ -17,6 +17,7 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
 from openworldsam.data.datasets.catalog import SEGMENTATION, PanopticFiles, load_records, register_panoptic
 from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
 from openworldsam.evaluation.benchmark import Benchmark, evaluate
@@ -137,6 +138,9 @@ def test_perfect_predictions_of_segments_give_100(cfg, name, request):
         assert [content[task][metric] for metric in metrics] == [pytest.approx(100)] * len(metrics), task
     assert content["images"] == (3 if name == "coco_sample" else 4) and content["skipped"] == {}
     assert content.get("absent", {}).get("false_positive_rate") == (0 if name == "shapes_absent_val" else None)
+    concept = [100, 100, 1] if name == "shapes_absent_val" else [None] * 3
+    found = [content.get("concept", {}).get(metric) for metric in ("cgF1", "pmF1", "IL_MCC")]
+    assert found == [value and pytest.approx(value, rel=1e-3) for value in concept]
 
 
 @pytest.mark.parametrize("sentences", ["first", "all"])
@@ -149,6 +153,28 @@ def test_perfect_masks_of_expressions_give_100(cfg, sentences):
     texts = [record.sentences() for record in load_records("shapes_refer_val")[:4]]
     expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]
     assert model.asked == [[image] for image in expected]
+
+
+def test_absent_phrases_are_scored_wherever_they_are_asked_for(cfg):
+    for protocol, expected in (("oracle", None), ("present+absent", 1), ("global", 1)):
+        cfg.merge_from_list(["DATASETS.TEST", ["shapes_val"], "TEST.PROTOCOL", protocol])
+        content = evaluate(cfg, Oracle("shapes_val"))["shapes_val"]
+        assert content.get("concept", {}).get("IL_MCC") == (expected and pytest.approx(expected))
+        assert ("absent" in content) == (protocol == "present+absent")
+
+
+def test_the_units_of_concepts_are_the_things_asked_or_present():
+    """A cat that is found, a dog that is not there and is found, grass; the horse is there but was not asked for."""
+    names, things = ("cat", "dog", "horse", "grass"), (True, True, True, False)
+    ids = np.repeat(np.array([[1], [2], [3]], dtype=np.int32), 4, axis=1)
+    segments = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((1, 0), (2, 2), (3, 3))]
+    example = Example({"file_name": "a", "prompts": [*names], "class_ids": [0, 1, 3]}, Truth(ids, segments, [1]))
+    found = [{"category_id": c, "segmentation": encode_mask(ids == 1), "score": 0.9} for c in (0, 1)]
+    benchmark = Benchmark(("concept",), names, things, "present+absent")
+    assert benchmark.model_tasks == ("instance",)
+    benchmark.update(example, Answer(instance=found))
+    cells = {(True, True): 1, (False, True): 1, (True, False): 1}
+    assert benchmark.accumulators["concept"].units == cells
 
 
 def test_what_is_wrong_costs(cfg):

@@ -211,6 +211,63 @@ def test_bad_boxes(fails, instances, tmp_path, box):
     assert "image 0: bbox must be " in fails("instance", *instances, "--iou-type", "bbox")
 
 
+@pytest.fixture
+def phrases(tmp_path):
+    """The cat of the first image is found, that of the second is not; sky is in neither and found in the second."""
+    cat = {"category_id": 17, "segmentation": code(0, 1), "iscrowd": 0}
+    annotations = [{"id": i, "image_id": i, **cat} for i in (0, 1)]
+    images = [{"id": i, "neg_category_ids": [187], **SIZE} for i in (0, 1)]
+    write(tmp_path / "gt.json", {"images": images, "annotations": annotations, "categories": CATEGORIES})
+    found = [(0, 17, 0.5), (1, 187, 0.6), (1, 17, 0.4)]
+    results = [{**cat, "image_id": image, "category_id": c, "score": score} for image, c, score in found]
+    write(tmp_path / "pred.json", results)
+    return ["--gt", "gt.json", "--pred", "pred.json"]
+
+
+def test_concept(score, phrases, tmp_path):
+    status, content, out, err = score("concept", *phrases)
+    assert (status, err) == (0, "")
+    # image level: one each of true and false positives and negatives
+    f1 = 2 * (1 / 1.0001) * (1 / 2.0001) / (1 / 1.0001 + 1 / 2.0001 + 1e-4)
+    assert (content["IL_MCC"], content["cgF1"]) == (0, 0)
+    assert content["pmF1"] == content["pmF1@0.75"] == pytest.approx(100 * f1)
+    assert "pmF1                     66.66\n" in out
+    # of the categories that an image is not known to lack it is not asked
+    edit(tmp_path / "gt.json", lambda c: c["images"][1].update(neg_category_ids=[]))
+    assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(0.5)
+    edit(tmp_path / "gt.json", lambda c: c["images"][1].update(not_exhaustive_category_ids=[17]))
+    assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(1)
+    # without any such entry, of all
+    edit(tmp_path / "gt.json", lambda c: [image.pop("neg_category_ids") for image in c["images"]])
+    assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(0.5)
+
+
+def test_concept_of_several_annotators(score, phrases, tmp_path):
+    write(tmp_path / "other.json", json.loads((tmp_path / "gt.json").read_text()))
+    edit(tmp_path / "other.json", lambda c: c["annotations"].pop())
+    assert score("concept", "--gt", "other.json", "gt.json", "--pred", "pred.json")[1]["pmF1"] == pytest.approx(
+        100, abs=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pred", lambda c: c[0].update(category_id=9), "pred.json has the category 9, not among those of gt.json"),
+        ("pred", lambda c: c[0].update(image_id=9), "pred.json has 1 images that the ground truth does not list: 9"),
+        ("pred", lambda c: c[0].pop("segmentation"), "pred.json is no list of COCO results: it has no 'segmentation'"),
+        ("gt", lambda c: c["images"][0].update(neg_category_ids=3), "gt.json is no COCO json of instances: "),
+        ("gt", lambda c: c["images"].pop(0), "gt.json has 1 images that the ground truth does not list: 0"),
+        ("other", lambda c: c["images"].append({"id": 2, **SIZE}), "other.json and gt.json list other images"),
+    ],
+)
+def test_bad_concept_files(fails, phrases, tmp_path, name, change, message):
+    write(tmp_path / "other.json", json.loads((tmp_path / "gt.json").read_text()))
+    edit(tmp_path / f"{name}.json", change)
+    assert message in fails("concept", "--gt", "gt.json", "other.json", "--pred", "pred.json")
+    assert "--gt takes one file for --task instance, got 2" in fails("instance", "--gt", "a", "b", "--pred", "c")
+
+
 def test_missing_or_broken_json(fails, instances, tmp_path):
     (tmp_path / "pred.json").write_text('[{"image_id": 1')
     assert "pred.json is not json" in fails("instance", *instances)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from detectron2.utils import comm
 
 Metrics = dict[str, float | None]
-"""Values by name, 0 to 100; None if there was nothing to measure."""
+"""Values by name, 0 to 100 unless a metric says otherwise; None if there was nothing to measure."""
 
 
 class Scores(NamedTuple):
@@ -49,3 +50,10 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are not None, exactly rounded, so that their order does not matter."""
     available = [value for value in values if value is not None]
     return math.fsum(available) / len(available) if available else None
+
+
+def finite(key: str, value: Any) -> float:
+    """Return the value of an entry; raise ValueError, which names the entry, if it is no finite number."""
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{key} must be a finite number, got {value!r}")
+    return cast(float, value)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_util
@@ -19,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from openworldsam.data.records.coco_json import ImageId, is_crowd
 from openworldsam.data.records.rle import to_rle
-from openworldsam.evaluation.metrics.accumulator import Metrics, Scores
+from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, finite
 
 IOU_TYPES = ("segm", "bbox")
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -81,8 +79,8 @@ class InstanceAP:
         """
         if image_id in self.images:
             raise ValueError(f"image {image_id} was added twice")
-        found = [self._instance(p, size) | {"score": float(_number("score", p["score"]))} for p in predicted]
-        real = [self._instance(t, size) | {"area": _number("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
+        found = [self._instance(p, size) | {"score": float(finite("score", p["score"]))} for p in predicted]
+        real = [self._instance(t, size) | {"area": finite("area", t["area"]), "iscrowd": is_crowd(t)} for t in truth]
         self.images[image_id] = ImageInstances(size, found, real)
 
     def _instance(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
@@ -96,7 +94,7 @@ class InstanceAP:
         box = annotation.get("bbox") or mask_util.toBbox(to_rle(annotation["segmentation"], size)).tolist()
         if not isinstance(box, (list, tuple)) or len(box) != 4:
             raise ValueError(f"bbox must be x, y, width and height, got {box!r}")
-        x, y, width, height = (_number("bbox", value) for value in box)
+        x, y, width, height = (finite("bbox", value) for value in box)
         return {"category_id": category, "bbox": [x, y, width, height], "area": width * height}
 
     def merge(self, other: InstanceAP) -> None:
@@ -162,12 +160,6 @@ class MasksAndBoxes:
         """Return the metrics listed above."""
         scores, boxes = self.masks.compute(), self.boxes.compute().overall
         return Scores({**scores.overall, **{f"{name}_box": value for name, value in boxes.items()}}, scores.per_class)
-
-
-def _number(key: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, got {value!r}")
-    return cast(float, value)
 
 
 def _percent(value: float) -> float | None:
