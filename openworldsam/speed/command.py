@@ -9,16 +9,14 @@ passes the thresholds. Writes DIR/benchmark.json, and its tables as DIR/benchmar
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
@@ -31,7 +29,7 @@ from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.report import markdown
 from openworldsam.speed.run import Run
 from openworldsam.utils.device import checked_device, keep_freed_memory, usable_device
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_json, save_text
 from openworldsam.utils.launch import user_errors
 
 PLAIN = "plain"
@@ -40,16 +38,12 @@ TRAINING_PROMPTS = 6
 PARTS = ("stages", "training", "evaluation")
 
 
-class Contender(NamedTuple):
-    """A configuration: its config, its pipeline, and what the report says of it."""
-
-    cfg: CfgNode
-    pipeline: Pipeline
-    about: dict[str, Any]
+Contender = tuple[Pipeline, dict[str, Any]]
+"""A configuration: its pipeline, and what the report says of it."""
 
 
 def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch: Path) -> Contender:
-    """The model of a config file, in eval mode, on the device.
+    """Build the model of a config file, in eval mode, on the device.
 
     A tokenizer that is missing is replaced by a small one of COCO's class names, made in `scratch`.
     """
@@ -76,20 +70,20 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
         "weights": "random" if random else "of the config",
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    return Contender(cfg, Pipeline(name, cfg, model.to(device).eval(), image, random=random), about)
+    return Pipeline(name, cfg, model.to(device).eval(), image, random=random), about
 
 
 def contenders(args: argparse.Namespace, image: bytes, scratch: Path) -> list[Contender]:
-    """--config-file, and --against if there is one."""
-    first = build(args, args.config_file, Path(args.config_file).stem, image, scratch)
-    if not args.against:
-        return [first]
-    if args.against != PLAIN:
+    """Build --config-file, and --against if it is given."""
+    ours, about = build(args, args.config_file, Path(args.config_file).stem, image, scratch)
+    found = [(ours, about)]
+    if args.against == PLAIN:
+        plain = PlainPipeline(ours.cfg, ours.model, image, random=ours.random)
+        found.append((plain, {**about, "name": PLAIN, "preset": "released, always fp32 and not compiled"}))
+    elif args.against:
         name = Path(args.against).stem
-        return [first, build(args, args.against, name + " (2)" * (name == first.pipeline.name), image, scratch)]
-    plain = PlainPipeline(first.cfg, first.pipeline.model, image, random=first.pipeline.random)
-    about = {**first.about, "name": PLAIN, "preset": "released, always fp32 and not compiled"}
-    return [first, Contender(first.cfg, plain, about)]
+        found.append(build(args, args.against, name + " (2)" * (name == ours.name), image, scratch))
+    return found
 
 
 def benchmark(args: argparse.Namespace, scratch: Path) -> None:
@@ -100,15 +94,14 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
     """
     if min(*args.prompts, args.warmup, args.repeats, args.images) < 1:
         raise ValueError("--prompts, --warmup, --repeats and --images are 1 or more")
-    both = contenders(args, encoded_image(args.image), scratch)
-    device, load = both[0].pipeline.model.device, [os.getloadavg()[0]]
+    pipelines, abouts = zip(*contenders(args, encoded_image(args.image), scratch), strict=True)
+    device, load = pipelines[0].model.device, [os.getloadavg()[0]]
     content: dict[str, Any] = machine.describe(device)
     content["machine"]["load"] = load
     content["peaks"] = machine.peaks(device, sorted({"fp32", *args.precision}))
-    content |= {"configurations": [c.about for c in both], "image": args.image or "a random one of 640 x 480 pixels"}
+    content |= {"configurations": abouts, "image": args.image or "a random one of 640 x 480 pixels"}
     content |= {"warmup": args.warmup, "repeats": args.repeats}
-    pipelines, cfgs = [c.pipeline for c in both], {c.pipeline.name: c.cfg for c in both}
-    run = Run(pipelines, cfgs, content["peaks"], warmup=args.warmup, repeats=args.repeats)
+    run = Run(pipelines, content["peaks"], warmup=args.warmup, repeats=args.repeats)
     for compiled in (False, True) if args.compile else (False,):
         for precision in args.precision:
             run.use(precision, compiled)
@@ -118,18 +111,14 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
                 elif compiled:  # the model's own forward pass is not
                     continue
                 elif part == "training":
-                    run.training(both[0].cfg.INPUT.MAX_PROMPTS or TRAINING_PROMPTS)
+                    run.training(pipelines[0].cfg.INPUT.MAX_PROMPTS or TRAINING_PROMPTS)
                 else:
                     run.evaluation(args.images)
                 content["machine"]["load"] = [*load, os.getloadavg()[0]]
-                write(args.output, {**content, "records": list(map(asdict, run.records))})
+                content["records"] = list(map(asdict, run.records))
+                save_json(args.output / "benchmark.json", content, indent=1)
+                save_text(args.output / "benchmark.md", markdown(content))
     print((args.output / "benchmark.md").read_text(encoding="utf-8"))
-
-
-def write(folder: Path, content: dict[str, Any]) -> None:
-    """benchmark.json and benchmark.md."""
-    save_atomically(folder / "benchmark.json", lambda p: p.write_text(json.dumps(content, indent=1), encoding="utf-8"))
-    save_atomically(folder / "benchmark.md", lambda p: p.write_text(markdown(content), encoding="utf-8"))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

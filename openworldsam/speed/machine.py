@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,32 +73,27 @@ def give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device has been told to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
     """The best of five tries: operations per second of a square matrix product, by precision, and bytes per second
     (read and written) of a copy."""
-    side = 8192 if device.type == "cuda" else 2048
-    found = {}
+
+    def fastest(call: Callable[[], Any]) -> float:
+        return min(seconds(call, device) for _ in range(6))  # the first is for warming up, and hardly the best
+
+    side, found = 8192 if device.type == "cuda" else 2048, {}
     for precision in precisions:
         a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
-        found[precision] = 2 * side**3 / _fastest(lambda a=a, b=b: a @ b, device)  # type: ignore[misc]
+        found[precision] = 2 * side**3 / fastest(lambda a=a, b=b: a @ b)  # type: ignore[misc]
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return {**found, "copy": 2 * COPY_BYTES / _fastest(lambda: target.copy_(source), device)}
+    return {**found, "copy": 2 * COPY_BYTES / fastest(lambda: target.copy_(source))}
 
 
-def _fastest(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds."""
-    best = float("inf")
-    for _ in range(6):  # the first is for warming up, and hardly the best
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of a call until the device is done with it."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start

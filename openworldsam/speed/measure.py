@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from openworldsam.speed.machine import give_back_freed_memory, memory_field, synchronize
+from openworldsam.speed.machine import give_back_freed_memory, memory_field, seconds
 from openworldsam.speed.waits import WaitCounter
 
 Call = Callable[[], Any]
@@ -97,15 +96,6 @@ def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, rep
 def first_sentence(error: Exception) -> str:
     """CUDA's go on for a paragraph."""
     return str(error).split(". ")[0]
-
-
-def seconds(call: Call, device: torch.device) -> float:
-    """Wall time of a call until the device is done with it."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:

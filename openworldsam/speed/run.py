@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
@@ -23,7 +22,7 @@ EVALUATED = "shapes_val"
 
 
 @dataclass(frozen=True)
-class Record:
+class Measurement:
     """One kind of work on one configuration.
 
     work: a stage, "whole", a training step or the evaluation.
@@ -61,24 +60,15 @@ class Run:
 
     Args:
         pipelines: one or two, of different names, on one device.
-        cfgs: their configs, by name.
         peaks: rates of the machine, from `machine.peaks`.
         warmup, repeats: as for `measure`.
     """
 
-    def __init__(
-        self,
-        pipelines: Sequence[Pipeline],
-        cfgs: Mapping[str, CfgNode],
-        peaks: Mapping[str, float],
-        *,
-        warmup: int,
-        repeats: int,
-    ) -> None:
-        self.pipelines, self.cfgs, self.peaks = {p.name: p for p in pipelines}, cfgs, peaks
+    def __init__(self, pipelines: Sequence[Pipeline], peaks: Mapping[str, float], *, warmup: int, repeats: int) -> None:
+        self.pipelines, self.peaks = {p.name: p for p in pipelines}, peaks
         self.device = pipelines[0].model.device
         self.warmup, self.repeats = warmup, repeats
-        self.records: list[Record] = []
+        self.records: list[Measurement] = []
         self.counts: dict[tuple[str, str, int], tuple[int, int]] = {}
         """Operations and waits by configuration, work and prompts."""
 
@@ -115,8 +105,8 @@ class Run:
             work = f"training step, {cache}"
             caching = {n: p for n, p in self.pipelines.items() if not isinstance(p, PlainPipeline)}
             asked = self._asked(self.pipelines if cache == CACHES[0] else caching, count, work)
-            images = {name: self.cfgs[name].SOLVER.IMS_PER_BATCH for name in asked}
-            calls = {name: training_step(self.cfgs[name], p, images[name], cache) for name, p in asked.items()}
+            images = {name: p.cfg.SOLVER.IMS_PER_BATCH for name, p in asked.items()}
+            calls = {name: training_step(p, images[name], cache) for name, p in asked.items()}
             for name, cost in self._costs(work, calls, count).items():
                 self._record(name, work, cost, images=images[name], prompts=count)
 
@@ -126,7 +116,7 @@ class Run:
         for name, pipeline in self.pipelines.items():
             if isinstance(pipeline, PlainPipeline):
                 continue
-            cfg = self.cfgs[name].clone()
+            cfg = pipeline.cfg.clone()
             cfg.DATASETS.TEST, cfg.TEST.MAX_IMAGES, cfg.DATALOADER.NUM_WORKERS = [EVALUATED], images, 0
             check_evaluation(cfg)
             calls[name] = partial(evaluate, cfg, pipeline.model)
@@ -161,7 +151,7 @@ class Run:
     def _record(
         self, name: str, work: str, cost: Cost, *, images: int = 1, prompts: int = 0, moved: int | None = None
     ) -> None:
-        record = Record(name, work, images, prompts, self.precision, self.compiled, error=cost.error)
+        record = Measurement(name, work, images, prompts, self.precision, self.compiled, error=cost.error)
         if not cost.error:
             median = float(np.median(cost.seconds))
             record = replace(

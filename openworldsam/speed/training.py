@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from torch import nn
 
 from openworldsam.engine.trainer import build_optimizer
@@ -41,10 +40,10 @@ def training_batch(pipeline: Pipeline, images: int, cache: str) -> list[dict[str
     return [x] * images
 
 
-def training_step(cfg: CfgNode, pipeline: Pipeline, images: int, cache: str) -> Callable[[], None]:
+def training_step(pipeline: Pipeline, images: int, cache: str) -> Callable[[], None]:
     """A call that updates the pipeline's adapter once, as `Trainer.run_step` does."""
     model, batch = pipeline.model, training_batch(pipeline, images, cache)
-    optimizer = build_optimizer(cfg, model)
+    optimizer = build_optimizer(pipeline.cfg, model)
     scaler = torch.amp.GradScaler(model.device.type, enabled=model.precision == "fp16")
     trained = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -54,7 +53,7 @@ def training_step(cfg: CfgNode, pipeline: Pipeline, images: int, cache: str) -> 
         scaler.scale(loss).backward()
         model.eval()
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trained, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+        norm = nn.utils.clip_grad_norm_(trained, pipeline.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
         torch.stack([loss.detach(), norm]).tolist()  # which the trainer checks and logs
         scaler.step(optimizer)
         scaler.update()

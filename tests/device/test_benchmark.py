@@ -12,7 +12,7 @@ def counts(cfg, model):
     pipeline.ask(3)
     calls = [lambda stage=stage: getattr(pipeline, stage.method)(state) for stage in STAGES.values()]
     counter = WaitCounter([*model.parameters(), *model.buffers()])
-    return [operations_and_waits(call, counter) for call in (*calls, training_step(cfg, pipeline, 1, "no cache"))]
+    return [operations_and_waits(call, counter) for call in (*calls, training_step(pipeline, 1, "no cache"))]
 
 
 def test_the_cpus_waits_are_a_devices(tiny_cfg, build):

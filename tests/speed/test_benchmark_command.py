@@ -185,7 +185,7 @@ def test_a_step_updates_the_adapter_alone(build):
     ours, _ = pipelines(build, "paper")
     ours.ask(2)
     before = {name: p.clone() for name, p in ours.model.named_parameters()}
-    training_step(load_config(TINY), ours, 1, "no cache")()
+    training_step(ours, 1, "no cache")()
     changed = {name for name, p in ours.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if name.startswith("adapter.")}
     assert not ours.model.training
