@@ -28,6 +28,7 @@ from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_batches, training_dataset
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.utils.device import upload
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Trainer(TrainerBase):
             this process's share of each loss.
         """
         counts = torch.tensor([sum(len(x["prompts"]) for x in batch) for batch in batches], dtype=torch.float32)
-        total = counts.sum().to(self.model.device, non_blocking=True)
+        total = upload(counts.sum(), self.model.device)
         if comm.get_world_size() > 1:
             dist.all_reduce(total)
         shares: dict[str, Tensor] = {}

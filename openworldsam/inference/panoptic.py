@@ -10,6 +10,7 @@ from torch import Tensor
 from openworldsam.inference.nms import mask_nms
 from openworldsam.inference.options import InferenceOptions
 from openworldsam.inference.queries import Found, Queries, Question, join, probable, upsampled
+from openworldsam.utils.device import upload
 
 
 class PanopticSegment(NamedTuple):
@@ -78,13 +79,14 @@ class PanopticInference:
             segment_of[i] = stuff.get(label, len(segments))
             if not is_thing[label]:
                 stuff[label] = segment_of[i]
-        ids = torch.tensor(segment_of, dtype=torch.int32).to(place.device)
+        ids = upload(torch.tensor(segment_of, dtype=torch.int32), place.device)
         return PanopticResult(ids[place].view(self.question.size) * claimed, segments)
 
     def _winners(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """The query of highest score times probability at each pixel, int64 [H, W], -1 without any, of equal ones the
         first; and whether its probability there is at least 0.5, bool [H, W]."""
-        size, device, scores = self.question.size, queries.logits.device, queries.scores.to(queries.logits.device)
+        size, device = self.question.size, queries.logits.device
+        scores = upload(queries.scores, device)
         best = torch.full(size, -1.0, device=device)
         winner = torch.full(size, -1, device=device)
         claimed = torch.zeros(size, dtype=torch.bool, device=device)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from openworldsam.utils.device import upload
+
 CHUNK_BYTES = 256 * 2**20
 """Most bytes of full-size float masks that exist at a time (at least one mask does)."""
 
@@ -46,7 +48,7 @@ class Queries(NamedTuple):
             if index.all():
                 return self
             index = index.nonzero()[:, 0]
-        return Queries(self.logits[index.to(self.logits.device)], self.predicted_iou[index], self.labels[index])
+        return Queries(self.logits[upload(index, self.logits.device)], self.predicted_iou[index], self.labels[index])
 
 
 def join(parts: Sequence[Queries]) -> Queries:
@@ -110,7 +112,7 @@ class Found(NamedTuple):
     def at_least(self, score: float) -> Found:
         """Those of at least a score."""
         kept = (self.scores >= score).nonzero()[:, 0]
-        logits = None if self.logits is None else self.logits[kept.to(self.logits.device)]
+        logits = None if self.logits is None else self.logits[upload(kept, self.logits.device)]
         return Found(self.masks[kept], self.scores[kept], self.labels[kept], logits)
 
 

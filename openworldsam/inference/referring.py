@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openworldsam.inference.options import InferenceOptions
 from openworldsam.inference.queries import Found, Queries, Question, binary_masks, join, positive
+from openworldsam.utils.device import upload
 
 
 class ReferringResult(NamedTuple):
@@ -25,7 +26,7 @@ class ReferringResult(NamedTuple):
         """The masks that have a pixel, labelled by prompt."""
         masks = self.masks.cpu()
         labels = masks.flatten(1).any(dim=1).nonzero()[:, 0]
-        return Found(masks[labels], self.scores[labels], labels, self.logits[labels.to(self.logits.device)])
+        return Found(masks[labels], self.scores[labels], labels, self.logits[upload(labels, self.logits.device)])
 
 
 class ReferringInference:
@@ -43,5 +44,5 @@ class ReferringInference:
         best, count = join(self.parts), len(self.question.class_ids)
         scores = torch.zeros(count).index_put((best.labels,), best.scores)
         logits = best.logits.new_zeros(count, *best.logits.shape[1:])
-        logits[best.labels.to(logits.device)] = best.logits
+        logits[upload(best.labels, logits.device)] = best.logits
         return ReferringResult(binary_masks(logits, self.question.size, positive), scores, logits)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openworldsam.inference.options import InferenceOptions
 from openworldsam.inference.queries import Found, Queries, Question, upsampled
+from openworldsam.utils.device import upload
 
 
 class SemanticResult(NamedTuple):
@@ -45,7 +46,7 @@ class SemanticInference:
 
     def add(self, queries: Queries) -> None:
         queries = self.question.by_class(queries)
-        self.best, self.labels = (part.to(queries.logits.device) for part in (self.best, self.labels))
+        self.best, self.labels = (upload(part, queries.logits.device) for part in (self.best, self.labels))
         for label, own, score in _class_scores(queries, self.question, self.options):
             self.scores[label] = float(own.scores.max())
             better = (score > self.best) | ((score == self.best) & (label < self.labels))
@@ -99,7 +100,7 @@ def _class_scores(
 
 def _weighted_sum(weights: Tensor, logits: Tensor, size: tuple[int, int]) -> Tensor:
     """sum_q w_q sigmoid(logit_q) at full size: weights [n] on the CPU, logits [n, h, w] -> [H, W]."""
-    weights, total = weights.to(logits.device), torch.zeros(size, device=logits.device)
+    weights, total = upload(weights, logits.device), torch.zeros(size, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         for part, full_size in upsampled(logits, size):
             total += torch.einsum("q,qhw->hw", weights[part], full_size.sigmoid())

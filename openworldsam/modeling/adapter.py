@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from openworldsam.config import arguments
+from openworldsam.utils.device import upload
 
 FUSIONS = ("replace", "add", "broadcast")
 INTERACTIONS = ("prompt", "image")
@@ -45,11 +46,11 @@ class DecoderTokens(NamedTuple):
 
     def gather(self, chunk: Tensor) -> Tensor:
         """Return the tokens [r, T, C] of a chunk of query indices [r]."""
-        queries = self.queries[chunk.to(self.queries.device, non_blocking=True), None]
+        queries = self.queries[upload(chunk, self.queries.device), None]
         if self.shared is None:
             return queries
         members = torch.nonzero(self.group == self.group[chunk[0]])[:, 0]
-        return queries + self.shared[members.to(self.queries.device, non_blocking=True)]
+        return queries + self.shared[upload(members, self.queries.device)]
 
 
 class SoftPromptLayer(nn.Module):
@@ -116,12 +117,12 @@ class SoftPromptTransformer(nn.Module):
         counts = torch.bincount(image_index, minlength=len(keys))
         most = int(counts.max())
         nth = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
-        place = (image_index * most + nth).to(queries.device, non_blocking=True)
+        place = upload(image_index * most + nth, queries.device)
         empty = torch.arange(most) >= counts[:, None]
         empty[:, 0] = False  # an image without prompts: attending to nothing would give NaN
         padding = None
         if empty.any():
-            padding = empty.to(queries.device, non_blocking=True).repeat_interleave(queries.shape[1], dim=1)
+            padding = upload(empty, queries.device).repeat_interleave(queries.shape[1], dim=1)
 
         def to_table(flat: Tensor) -> Tensor:
             table = flat.new_zeros(len(keys) * most, *flat.shape[1:]).index_copy(0, place, flat)

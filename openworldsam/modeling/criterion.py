@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openworldsam.config import arguments
 from openworldsam.modeling.matcher import Matches, focal, match, matching_costs
+from openworldsam.utils.device import upload
 
 DIVISORS = ("targets", "matched")
 CHUNK_BYTES = 8 * 2**20
@@ -115,9 +116,9 @@ class Criterion(nn.Module):
             place = torch.tensor(pairs)
             total = total + checkpoint(
                 self._losses,
-                logits[place.to(logits.device, non_blocking=True)].float(),
+                logits[upload(place, logits.device)].float(),
                 [masks[pair] for pair in pairs],
-                shares[place].to(logits.device, non_blocking=True),
+                upload(shares[place], logits.device),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )

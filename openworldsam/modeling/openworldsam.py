@@ -22,6 +22,7 @@ from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder, resize_for_sam2
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
+from openworldsam.utils.device import upload
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -169,7 +170,7 @@ class OpenWorldSAM(nn.Module):
         if not any(x["prompts"] for x in batched_inputs):
             raise ValueError("a training batch without any prompt; leave such images out of the data")
         features, embeddings, image_index = self._encode(batched_inputs)
-        targets = [t.to(self.device, non_blocking=True) for x in batched_inputs for t in x["targets"]]
+        targets = [upload(t, self.device) for x in batched_inputs for t in x["targets"]]
         return self.losses(features, embeddings, image_index, targets)
 
     @torch.no_grad()
@@ -207,12 +208,12 @@ class OpenWorldSAM(nn.Module):
         features, embeddings = None, None
         if "image_embed" in batched_inputs[0]:
             levels = zip(*((x["image_embed"], *x["high_res"]) for x in batched_inputs), strict=True)
-            embed, high_res0, high_res1 = (torch.stack(level).to(self.device).float() for level in levels)
+            embed, high_res0, high_res1 = (upload(torch.stack(level), self.device).float() for level in levels)
             features = ImageFeatures(embed, (high_res0, high_res1))
         if "prompt_embeddings" in batched_inputs[0]:
-            embeddings = torch.cat([x["prompt_embeddings"] for x in batched_inputs]).to(self.device)
+            embeddings = upload(torch.cat([x["prompt_embeddings"] for x in batched_inputs]), self.device)
         if features is None or embeddings is None:
-            images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+            images = [upload(x["image"], self.device) for x in batched_inputs]
             features = features or self.encode_images(images)
             if embeddings is None:
                 prompts = [prompt for x in batched_inputs for prompt in x["prompts"]]
@@ -346,8 +347,8 @@ def _as_detectron2(answer: dict[str, Any]) -> dict[str, Any]:
         results["semantic"] = answer["semantic"].map
     if "instance" in answer:
         masks, scores, labels, boxes, _ = answer["instance"]
-        found = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": scores.to(masks.device)}
-        results["instances"] = Instances(masks.shape[1:], **found, pred_classes=labels.to(masks.device))
+        found = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": upload(scores, masks.device)}
+        results["instances"] = Instances(masks.shape[1:], **found, pred_classes=upload(labels, masks.device))
     if "panoptic" in answer:
         panoptic_map, segments = answer["panoptic"]
         keys = ("id", "category_id", "isthing", "score")

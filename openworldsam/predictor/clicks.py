@@ -18,6 +18,7 @@ from torchvision.ops import box_iou
 from openworldsam.inference import Queries
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.predictor.prediction import Prediction
+from openworldsam.utils.device import upload
 
 CORNERS = (2, 3)
 """SAM2's labels of a box's top left and bottom right corner; 1 is a positive click, 0 a negative one."""
@@ -132,8 +133,8 @@ class Clicks(NamedTuple):
         if mask is None and self.box is None and not len(self.points):
             raise ValueError("nothing to segment by: give points, a box or a mask")
         side = 4 * model.image_encoder.feature_side
-        logits = None if mask is None else mask_logits(mask, side, self.size).to(model.device)
-        points, labels = (part.to(model.device) for part in self.tokens(model.image_encoder.image_size))
+        logits = None if mask is None else upload(mask_logits(mask, side, self.size), model.device)
+        points, labels = (upload(part, model.device) for part in self.tokens(model.image_encoder.image_size))
         with model.autocast():
             decoded, predicted_iou = model.mask_decoder.decode_clicks(features, points, labels, logits)
         return Queries(decoded, predicted_iou.cpu(), torch.zeros(1, dtype=torch.long))

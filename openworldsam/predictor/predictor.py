@@ -26,7 +26,7 @@ from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.pretrained import folder_config, save_folder
-from openworldsam.utils.device import checked_device, usable_device
+from openworldsam.utils.device import checked_device, upload, usable_device
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class OpenWorldSAMPredictor:
             FileNotFoundError: there is no such file.
             ValueError: the file or array is no image.
         """
-        self._session = ImageSession(self.model, to_tensor(read_image(image)).to(self.model.device))
+        self._session = ImageSession(self.model, upload(to_tensor(read_image(image)), self.model.device))
 
     @property
     def session(self) -> ImageSession:

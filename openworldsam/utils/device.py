@@ -7,6 +7,7 @@ import logging
 import sys
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ def checked_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}; cpu always can") from error
     return name
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to a device; the host goes on at once, except on MPS, which does not keep the tensor alive."""
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def keep_freed_memory() -> None:

@@ -16,6 +16,7 @@ from openworldsam.inference.nms import mask_boxes, mask_iou
 from openworldsam.inference.queries import upsampled
 from openworldsam.modeling import ImageFeatures
 from openworldsam.predictor.prediction import Prediction
+from openworldsam.utils.device import upload
 from openworldsam.video.memory import ObjectMemory, SAM2Memory
 
 SAME_OBJECT = 0.5
@@ -67,24 +68,28 @@ class MemoryTracker(Tracker):
         self.memories: dict[int, ObjectMemory] = {}
 
     def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        masks, scores = {}, {}
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
+        masks, presences = [best[None] > 0], [best.new_zeros(1)]
         for object_id, memory in self.memories.items():
             with torch.no_grad():
                 logits, presence = self.sam2.carry_on(frame, features, memory)
             ((_, full),) = upsampled(logits, size)
-            mask = full[0] > 0
-            if not mask.any():
-                continue
-            masks[object_id], scores[object_id] = mask.cpu().numpy(), presence.sigmoid().item()
-            id_map[full[0] > best] = object_id  # the highest logit wins
+            masks.append(full > 0)
+            presences.append(presence.sigmoid())
+            id_map = torch.where(full[0] > best, object_id, id_map)  # the highest logit wins
             best = best.maximum(full[0])
-        return Located(masks, scores, id_map.cpu().numpy().astype(np.uint16))
+        objects = zip(self.memories, torch.cat(masks)[1:].cpu().numpy(), torch.cat(presences)[1:].tolist(), strict=True)
+        seen = {object_id: (mask, score) for object_id, mask, score in objects if mask.any()}
+        return Located(
+            {object_id: mask for object_id, (mask, _) in seen.items()},
+            {object_id: score for object_id, (_, score) in seen.items()},
+            id_map.cpu().numpy().astype(np.uint16),
+        )
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         with torch.no_grad():
-            masks = torch.from_numpy(mask)[None].to(features.embed.device)
+            masks = upload(torch.from_numpy(mask)[None], features.embed.device)
             self.memories[object_id] = self.sam2.begin(frame, features, masks)
 
     def forget(self, object_id: int) -> None:

@@ -100,7 +100,8 @@ def test_a_large_vocabulary(predictors, pictures, opts):
     things = [prompt not in STUFF for prompt in PROMPTS]
     x = {"image": pictures[0], "height": 60, "width": 90, "prompts": PROMPTS, "is_thing": things}
     print(f"\n{len(PROMPTS)} prompts, 7 at a time")
-    answer, _ = waits(lambda: device.model([x], tasks=tuple(TASKS), prompt_chunk=7))
+    answer, number = waits(lambda: device.model([x], tasks=tuple(TASKS), prompt_chunk=7))
+    assert number <= MOST * 3  # chunks
     assert_same(answer, cpu.model([x], tasks=tuple(TASKS), prompt_chunk=7))
 
 
@@ -117,7 +118,8 @@ def test_a_clip(predictors, picture, tracker):
         moved = np.roll(picture, 3 * frame, axis=1)
         expected = cpu.step(moved)
         print(f"\n{tracker}, frame {frame}")
-        seen, _ = waits(lambda: device.step(moved))  # noqa: B023
+        seen, number = waits(lambda: device.step(moved))  # noqa: B023
         assert_same(seen, expected)
+        assert number <= MOST + 3  # masks, presences and ids of the objects followed
     assert_same(device.tracks, cpu.tracks)
     assert cpu.tracks

@@ -30,6 +30,7 @@ from torchscale.model.BEiT3 import BEiT3
 from openworldsam.modeling.components import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3Tokenizer
+from openworldsam.utils.device import upload
 
 logger = logging.getLogger(__name__)
 
@@ -225,12 +226,12 @@ class BEiT3PromptEncoder(PromptEncoder):
             self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
             for chunk in order.split(self.chunk)
         ]
-        return torch.cat(embeddings)[order.argsort().to(images.device, non_blocking=True)]
+        return torch.cat(embeddings)[upload(order.argsort(), images.device)]
 
     def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
         """Embed one chunk: vision [B, V, D], ids [N, L], image_index [N] to [N, D]."""
         padding = ids == PAD_ID
-        on_device = partial(torch.Tensor.to, device=self.beit3.text_embed.weight.device, non_blocking=True)
+        on_device = partial(upload, device=self.beit3.text_embed.weight.device)
         of_prompts = None if vision is None else vision[on_device(image_index)]
         return self._first_token(self.beit3, of_prompts, on_device(ids), on_device(padding) if padding.any() else None)
 
