@@ -80,36 +80,20 @@ class Pictures(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if self.period and done % self.period == 0 and comm.is_main_process():
-            path = self.trainer.folder / "pictures" / f"{done:07d}.png"
-            save_png(path, self._sheet(self.trainer.last_image))
-
-    def _sheet(self, x: dict[str, Any]) -> np.ndarray:
-        image = x["image"].permute(1, 2, 0).numpy()
-        prompts = tuple(x["prompts"])
-        truth = LabelledMasks(
-            "instance",
-            prompts,
-            torch.cat(x["targets"]).numpy(),
-            np.ones(sum(map(len, x["targets"])), dtype=np.float32),
-            np.repeat(np.arange(len(prompts)), [len(target) for target in x["targets"]]),
-        )
-        found = self._predicted(x)
-        panels = [("ground truth", draw_prediction(image, truth)), ("prediction", draw_prediction(image, found))]
-        return contact_sheet(panels, columns=2)
+            save_png(self.trainer.folder / f"pictures/{done:07d}.png", self._sheet(self.trainer.last_image))
 
     @torch.no_grad()
-    def _predicted(self, x: dict[str, Any]) -> LabelledMasks:
-        model = self.trainer.model
-        model.eval()
+    def _sheet(self, x: dict[str, Any]) -> np.ndarray:
+        image, prompts, counts = x["image"].permute(1, 2, 0).numpy(), tuple(x["prompts"]), list(map(len, x["targets"]))
+        scores, index = np.ones(sum(counts), dtype=np.float32), np.repeat(np.arange(len(prompts)), counts)
+        truth = LabelledMasks("instance", prompts, torch.cat(x["targets"]).numpy(), scores, index)
         # without class ids, the result's classes are the prompts' indices
         names = ("image", "prompts", "prompt_embeddings", "image_embed", "high_res")
         asked = {name: x[name] for name in names if name in x}
-        instances = model([asked], tasks=("instance",))[0]["instances"].to("cpu")
+        model = self.trainer.model.eval()
+        found = model([asked], tasks=("instance",))[0]["instances"].to("cpu")
         model.train()
-        return LabelledMasks(
-            "instance",
-            tuple(x["prompts"]),
-            instances.pred_masks.numpy(),
-            instances.scores.numpy(),
-            instances.pred_classes.numpy(),
-        )
+        arrays = [tensor.numpy() for tensor in (found.pred_masks, found.scores, found.pred_classes)]
+        predicted = LabelledMasks("instance", prompts, *arrays)
+        panels = [("ground truth", draw_prediction(image, truth)), ("prediction", draw_prediction(image, predicted))]
+        return contact_sheet(panels, columns=2)

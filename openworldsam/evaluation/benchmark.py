@@ -119,7 +119,10 @@ class Benchmark:
                     phrases = asked | {instance["category_id"] for instance in true.instance}
                     accumulator.update(truth.segment_map.shape, phrases, predicted.instance, true.instance)
                 else:
-                    accumulator.update(truth.absent, _found_classes(predicted))
+                    assert predicted.instance is not None and predicted.panoptic
+                    found = {instance["category_id"] for instance in predicted.instance}
+                    found |= {s["category_id"] for s in predicted.panoptic[1] if not s["isthing"]}
+                    accumulator.update(truth.absent, found)
         self.images += 1
         if said := remark(example):
             self.remarks[inputs["file_name"]] = said
@@ -155,13 +158,6 @@ def tasks_with_negatives(tasks: Sequence[str], protocol: str) -> list[str]:
     """Return the tasks of a dataset, and those that score the absent classes a protocol asks for."""
     absent = ["absent"] if protocol == "present+absent" else []
     return [*tasks, *absent, *(["concept"] if "instance" in tasks and protocol != "oracle" else [])]
-
-
-def _found_classes(predicted: Answer) -> set[int]:
-    """Things with an instance, stuff with a panoptic segment."""
-    assert predicted.instance is not None and predicted.panoptic
-    things = {instance["category_id"] for instance in predicted.instance}
-    return things | {s["category_id"] for s in predicted.panoptic[1] if not s["isthing"]}
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Results:
