@@ -6,6 +6,7 @@ of workers and processes and of interruptions, so resuming means starting at a p
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.data.feature_cache import FeatureCache
@@ -23,19 +24,6 @@ from openworldsam.data.records import Record
 from openworldsam.utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
-
-
-class PositionSampler(Sampler[int]):
-    """Endless positions of one process, from start + rank in steps of world_size."""
-
-    def __init__(self, start: int, rank: int, world_size: int) -> None:
-        self.start, self.rank, self.world_size = start, rank, world_size
-
-    def __iter__(self) -> Iterator[int]:
-        position = self.start + self.rank
-        while True:
-            yield position
-            position += self.world_size
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
@@ -107,12 +95,11 @@ def training_batches(
         rank, world_size: index of this process, and number of processes.
         num_workers: DataLoader workers; 0 reads in this process.
     """
-    sampler = PositionSampler(start, rank, world_size)
     return iter(
         DataLoader(
             dataset,
             batch_size=batch_size,
-            sampler=sampler,
+            sampler=itertools.count(start + rank, world_size),
             num_workers=num_workers,
             collate_fn=list,
             worker_init_fn=end_with_parent,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from openworldsam.data.preprocessing import to_tensor
-from openworldsam.data.records import IMAGE_KEYS, Record, Segment
+from openworldsam.data.records.record import IMAGE_KEYS, Record, Segment
 from openworldsam.evaluation.prompt_text import PromptText
 
 PROTOCOLS = ("oracle", "global", "present+absent")
@@ -54,6 +55,7 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+@dataclass(eq=False)
 class EvaluationDataset(Dataset[Example | Unreadable]):
     """Every record of a dataset once; the prompts depend on the record and its index alone.
 
@@ -70,26 +72,15 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         sentences: prompts of each object, the "first" sentence or "all"; "_alone" makes no difference here.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        *,
-        class_names: Sequence[str] = (),
-        is_thing: Sequence[bool] = (),
-        protocol: str = "oracle",
-        num_absent: int = 0,
-        cap: int = 0,
-        text: PromptText = PromptText(),  # noqa: B008 (immutable)
-        sentences: str = "first",
-    ) -> None:
-        self.records = records
-        self.class_names = class_names
-        self.is_thing = is_thing
-        self.protocol = protocol
-        self.num_absent = num_absent
-        self.cap = cap
-        self.text = text
-        self.sentences = sentences
+    records: Sequence[Record]
+    _: KW_ONLY
+    class_names: Sequence[str] = ()
+    is_thing: Sequence[bool] = ()
+    protocol: str = "oracle"
+    num_absent: int = 0
+    cap: int = 0
+    text: PromptText = PromptText()  # noqa: RUF009 (immutable)
+    sentences: str = "first"
 
     def __len__(self) -> int:
         return len(self.records)

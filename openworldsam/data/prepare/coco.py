@@ -16,9 +16,9 @@ from openworldsam.data.datasets.refcocog import DATASETS as REFERRING
 from openworldsam.data.prepare.plan import EXAMPLES, Plan
 from openworldsam.data.prepare.refcocog import read_refs
 from openworldsam.data.preprocessing import read_image
-from openworldsam.data.records import PanopticRecord, Segment
 from openworldsam.data.records.coco_json import lack
-from openworldsam.data.records.panoptic import load_panoptic
+from openworldsam.data.records.panoptic import PanopticRecord, load_panoptic
+from openworldsam.data.records.record import Segment
 from openworldsam.utils.files import find_missing, read_json, save_json, save_png
 from openworldsam.utils.workers import for_each
 

@@ -6,7 +6,7 @@ from typing import Any
 from openworldsam.data.records.instances import InstanceRecord
 from openworldsam.data.records.labels import LabelRecord
 from openworldsam.data.records.panoptic import PanopticRecord
-from openworldsam.data.records.record import IMAGE_KEYS, Record, Referent, Segment
+from openworldsam.data.records.record import IMAGE_KEYS, Record
 from openworldsam.data.records.referring import ReferringRecord
 from openworldsam.data.records.scenes import SceneRecord
 
@@ -30,17 +30,3 @@ def as_record(entry: Mapping[str, Any]) -> Record:
         f"a record of a dataset needs {', '.join(IMAGE_KEYS)}, and {known} (annotations with sentences); "
         f"got one with {', '.join(map(str, entry))}"
     )
-
-
-__all__ = [
-    "IMAGE_KEYS",
-    "InstanceRecord",
-    "LabelRecord",
-    "PanopticRecord",
-    "Record",
-    "Referent",
-    "ReferringRecord",
-    "SceneRecord",
-    "Segment",
-    "as_record",
-]
