@@ -13,7 +13,11 @@ from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
 from openworldsam.modeling import OpenWorldSAM
 
-PUBLISHED = {"coco_2017_train_panoptic_openworldsam": 104_000, "refcocog_umd_train": 21_899}
+PUBLISHED = {
+    "coco_2017_train_panoptic_openworldsam": 104_000,
+    "refcocog_umd_train": 21_899,
+    "cityscapes_19_panoptic_train": 2_975,
+}
 """Numbers of images in the paper's training sets, used if they are missing."""
 
 

@@ -129,6 +129,8 @@ PAPER_TABLES: dict[int, PaperTable] = {
 }
 """Tables by number. Row names are the paper's, with additions where several rows share one name."""
 
+CITYSCAPES_TRAIN = "cityscapes_19_panoptic_train"
+"""Training set of the last row of Table 8."""
 OUR_ENCODER = "BEiT-3-Large"
 """Row of Table 4 with the prompt encoder of all other tables."""
 _ROWS = {
@@ -147,6 +149,8 @@ def row_of(cfg: CfgNode) -> str | None:
     adapter, encoder = cfg.MODEL.ADAPTER, cfg.MODEL.PROMPT_ENCODER
     switches = (adapter.NUM_TIE_BREAKERS > 0, adapter.NUM_LAYERS > 0, encoder.TRAINABLE, cfg.MODEL.INFERENCE.TWO_STAGE)
     row = _ROWS.get(switches) if cfg.PRESET in PRESETS else None
+    if row == "OpenWorldSAM" and list(cfg.DATASETS.TRAIN) == [CITYSCAPES_TRAIN]:
+        row = f"{row}, Cityscapes"
     encoder_row = prompt_encoder_class(cfg).paper_row + ("" if encoder.USE_IMAGE else ", text")
     if encoder_row == OUR_ENCODER:
         return row

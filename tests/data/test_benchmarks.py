@@ -91,7 +91,7 @@ def test_metadata_and_commands():
         metadata = MetadataCatalog.get(name)
         assert metadata.tasks and len(metadata.vocabulary) == len(metadata.is_thing)
     things = {name: sum(MetadataCatalog.get(name).is_thing) for name in PANOPTIC}
-    assert list(things.values()) == [100, 18, 8, 10]
+    assert list(things.values()) == [100, 18, 8, 8, 10]
     assert COMMANDS["bdd10k_40_panoptic_val"] == "python datasets/prepare.py bdd10k" and not COMMANDS["ade20k_150_val"]
 
 

@@ -151,6 +151,34 @@ def test_cityscapes(run, root):
     assert run("cityscapes", root) == 2
 
 
+def test_cityscapes_is_what_its_own_script_makes(run, root):
+    """The segments, areas, boxes and PNGs of createPanopticImgs; its files take the place of ours."""
+    script = pytest.importorskip("cityscapesscripts.preparation.createPanopticImgs")
+    folder, generator = root / "cityscapes", np.random.default_rng(0)
+    for split, stem in (("val", "ulm_000000_000019"), ("train", "aachen_000001_000019")):
+        city = stem.split("_")[0]
+        labels = generator.integers(0, 34, (4, 6))
+        values = np.where(generator.random((4, 6)) < 0.5, labels, labels * 1000 + generator.integers(0, 3, (4, 6)))
+        write(folder / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png")
+        write(folder / f"gtFine/{split}/{city}/{stem}_gtFine_instanceIds.png", values, np.uint16)
+    assert run("cityscapes", root) == 0
+    (root / "official").mkdir()
+    script.convert2panoptic(str(folder / "gtFine"), str(root / "official"), setNames=["val", "train"])
+    for split in ("val", "train"):
+        name, files = f"cityscapes_19_panoptic_{split}", folder / f"panoptic_{split}.json"
+        ours, (record,) = json.loads(files.read_text()), DatasetCatalog.get(name)
+        official = json.loads((root / f"official/cityscapes_panoptic_{split}.json").read_text())
+        assert ours["annotations"][0]["segments_info"] == official["annotations"][0]["segments_info"]
+        assert any(s["iscrowd"] for s in record["segments_info"])
+        ids = record.read_panoptic()[0]
+        for path in (files, files.with_suffix("")):
+            path.rename(path.with_name(f"ours_{path.name}"))
+            path.symlink_to(root / "official" / path.name.replace("panoptic", "cityscapes_panoptic"))
+        (other,) = DatasetCatalog.get(name)
+        assert (other.read_panoptic()[0] == ids).all() and other["segments_info"] == record["segments_info"]
+        assert other["file_name"] == record["file_name"]
+
+
 def test_bdd10k(run, root, capsys):
     folder = root / "bdd100k"
     write(folder / "images/10k/val/a.jpg")

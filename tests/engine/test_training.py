@@ -156,6 +156,7 @@ SCHEDULES = {
     "coco/openworldsam": (325_000, [289_250, 312_000], 1e-4, 0.05),
     "coco/openworldsam_released": (500_000, [327_778, 355_092], 1e-4, 0.05),
     "refcocog/openworldsam": (41_061, [36_544, 39_418], 1e-5, 0.05),
+    "cityscapes/openworldsam": (5_578, [4_964, 5_354], 1e-5, 0.05),
     "refcocog/openworldsam_released": (100_000, [30_000], 1e-4, 1e-4),
 }
 
@@ -169,8 +170,8 @@ def test_the_published_schedules(name):
     if name == "coco/openworldsam":
         assert solver.MAX_ITER == 25 * 104_000 // 8
         assert list(solver.STEPS) == [round(0.89 * solver.MAX_ITER), round(0.96 * solver.MAX_ITER)]
-    if name == "refcocog/openworldsam":
-        assert round(15 * 21_899 / 8) == solver.MAX_ITER
+    if images := {"refcocog/openworldsam": 21_899, "cityscapes/openworldsam": 2_975}.get(name):
+        assert round(15 * images / 8) == solver.MAX_ITER
         assert list(solver.STEPS) == [int(0.89 * solver.MAX_ITER), int(0.96 * solver.MAX_ITER)]
 
 

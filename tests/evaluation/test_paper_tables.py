@@ -57,6 +57,7 @@ def test_every_column_is_a_benchmark_that_is_scored_on_its_task():
         (["MODEL.PROMPT_ENCODER.USE_IMAGE", False], "BEiT-3-Large, text"),
         (["MODEL.PROMPT_ENCODER.USE_IMAGE", False, "MODEL.INFERENCE.TWO_STAGE", True], None),
         (["PRESET", "released"], "OpenWorldSAM"),
+        (["DATASETS.TRAIN", ["cityscapes_19_panoptic_train"]], "OpenWorldSAM, Cityscapes"),
         (["PRESET", "improved"], None),
     ],
 )

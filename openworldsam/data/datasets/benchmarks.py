@@ -156,13 +156,18 @@ PANOPTIC: dict[str, PanopticBenchmark] = {
         5436,
         _MAKE.format("scannet"),
     ),
-    "cityscapes_19_panoptic_val": PanopticBenchmark(
-        "cityscapes_19",
-        PanopticFiles("cityscapes/panoptic_val.json", "cityscapes/leftImg8bit/val", "cityscapes/panoptic_val"),
-        500,
-        _MAKE.format("cityscapes"),
-        ("panoptic", "instance"),
-    ),
+    **{
+        f"cityscapes_19_panoptic_{split}": PanopticBenchmark(
+            "cityscapes_19",
+            PanopticFiles(
+                f"cityscapes/panoptic_{split}.json", f"cityscapes/leftImg8bit/{split}", f"cityscapes/panoptic_{split}"
+            ),
+            expected,
+            _MAKE.format("cityscapes"),
+            ("panoptic", "instance"),
+        )
+        for split, expected in (("val", 500), ("train", 2975))  # train: for the last row of Table 8
+    },
     "bdd10k_40_panoptic_val": PanopticBenchmark(
         "bdd10k_panoptic_40",
         PanopticFiles("bdd100k/panoptic_val.json", "bdd100k/images/10k/val", "bdd100k/panoptic_val"),

@@ -116,8 +116,10 @@ PREPARATIONS = {
     ),
     "cityscapes": Preparation(
         panoptic.make_cityscapes,
-        "Cityscapes' panoptic json and PNGs of the validation images, from their instanceIds",
-        "ROOT/cityscapes/{leftImg8bit,gtFine}/val -> ROOT/cityscapes/{panoptic_val.json,panoptic_val/}",
+        "Cityscapes' panoptic jsons and PNGs of the validation and training images, from their instanceIds",
+        "ROOT/cityscapes/{leftImg8bit,gtFine}/{val,train} ->\n"
+        "ROOT/cityscapes/{panoptic_val.json,panoptic_val/,panoptic_train.json,panoptic_train/}\n\n"
+        "The training images may be missing.",
     ),
     "bdd10k": Preparation(
         panoptic.make_bdd10k,

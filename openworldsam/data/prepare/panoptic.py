@@ -257,14 +257,18 @@ def make_ade20k(plan: Plan) -> None:
 
 
 def make_cityscapes(plan: Plan) -> None:
-    """Make Cityscapes' panoptic json from its instanceIds."""
+    """Make Cityscapes' panoptic jsons from its instanceIds: of val, and of train if its images are there."""
     root = plan.root / "cityscapes"
-    jobs = []
-    for image in sorted((root / "leftImg8bit/val").glob("*/*_leftImg8bit.png")):
-        stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
-        source = root / "gtFine/val" / city / f"{stem}_gtFine_instanceIds.png"
-        jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
-    _make_panoptic(plan, "cityscapes_19_panoptic_val", jobs, read_cityscapes)
+    for split in ("val", "train"):
+        images = root / "leftImg8bit" / split
+        if split == "train" and not images.exists():
+            continue
+        jobs = []
+        for image in sorted(images.glob("*/*_leftImg8bit.png")):
+            stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
+            source = root / "gtFine" / split / city / f"{stem}_gtFine_instanceIds.png"
+            jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
+        _make_panoptic(plan, f"cityscapes_19_panoptic_{split}", jobs, read_cityscapes)
 
 
 def make_bdd10k(plan: Plan) -> None:
