@@ -293,16 +293,7 @@ def arguments(section: CfgNode, *skip: str) -> dict[str, Any]:
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
-    """Override keys of a config, in place.
-
-    Args:
-        cfg: the config.
-        opts: KEY VALUE pairs, as on a command line.
-
-    Raises:
-        KeyError: a key that does not exist.
-        ValueError: a value of the wrong type, or an odd number of words.
-    """
+    """Override keys of a config by KEY VALUE pairs, in place; errors as for `load_config`."""
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE, got {len(opts)} words: {' '.join(map(str, opts))}")
     try:

@@ -92,12 +92,7 @@ def check_training(cfg: CfgNode) -> None:
 
 
 def check_evaluation(cfg: CfgNode) -> None:
-    """Register the datasets of a config, and check its settings for an evaluation.
-
-    Raises:
-        FileNotFoundError: a file of DATASETS.OWN is missing.
-        ValueError: a setting is wrong; names it.
-    """
+    """Register the datasets of a config, and check its settings for an evaluation; errors as for `check_training`."""
     register_datasets(cfg)
     _check_test(cfg)
 

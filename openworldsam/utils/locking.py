@@ -18,14 +18,9 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def lock(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock exclusively; on a file system without locks only warn.
+    """Hold a lock file alone; ValueError with the message if another process holds it.
 
-    Args:
-        path: the lock file; it and its folder are created.
-        message: of the error.
-
-    Raises:
-        ValueError: another process holds the lock.
+    The file is created. On a file system without locks there is only a warning.
     """
     with _opened(path) as file:
         try:
@@ -37,12 +32,7 @@ def lock(path: Path, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def share(path: Path, first: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock together with other processes.
-
-    Args:
-        path: the lock file; it and its folder are created.
-        first: called by the process that finds the lock free, while the others wait.
-    """
+    """Hold a lock file together with others; the process that finds it free calls `first` while the others wait."""
     with _opened(path) as file:
         with contextlib.suppress(BlockingIOError):
             if _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
