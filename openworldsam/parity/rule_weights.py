@@ -6,13 +6,11 @@ shapes get the same model.
 
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -21,6 +19,7 @@ from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_PREFIX
 from openworldsam.checkpoint.loading import training_record
 from openworldsam.checkpoint.released import released_state
 from openworldsam.modeling.openworldsam import OpenWorldSAM
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import train_tokenizer
 from openworldsam.utils.files import save_atomically
 
 NOTE = "rule-made, not trained"
@@ -67,14 +66,6 @@ def save_rule_checkpoint(model: OpenWorldSAM, cfg: CfgNode, seed: int, path: Pat
     save_atomically(path, lambda partial: torch.save(content, partial))
 
 
-def save_tokenizer(path: Path, vocab_size: int = 290) -> None:
+def save_tokenizer(path: Path) -> None:
     """Train a small sentencepiece model on COCO's class names, in place of the public beit3.spm."""
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([category["name"] for category in COCO_CATEGORIES]),
-        model_writer=buffer,
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    save_atomically(path, lambda partial: partial.write_bytes(buffer.getvalue()))
+    train_tokenizer(path, (category["name"] for category in COCO_CATEGORIES), 290)

@@ -6,14 +6,10 @@ G patches along a side, H = W scene size.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sentencepiece
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,16 +18,12 @@ from torch.utils.data import Dataset
 from openworldsam.data.shapes import Scene, World, expressions, render, thing_name
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID
+from openworldsam.pretraining import loop
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
-from openworldsam.pretraining.loop import in_batches
-from openworldsam.utils.files import save_atomically
-
-SEEING_STEPS = 2500
-"""First steps, which train with images alone; BEiT-3 began with masked images and texts."""
 
 
 class Described(NamedTuple):
-    """An image with n texts.
+    """An image with n texts; a batch has B of each tensor, and for each of the n texts a tuple of B.
 
     image: uint8 [3, H, W].
     texts: n texts; each refers to one segment, or a name to several.
@@ -99,24 +91,17 @@ class DescribedScenes(Dataset[Described]):
         )
 
 
-def collate(examples: list[Described]) -> Described:
-    """Stack B examples: image and cells [B, ...], the others over all texts [N, ...]."""
-    images, texts, masks, segments, cells = zip(*examples, strict=True)
-    flat = [text for group in texts for text in group]
-    return Described(torch.stack(images), flat, torch.cat(masks), torch.cat(segments), torch.stack(cells))
-
-
-class PointingBEiT3(nn.Module):
+class PointingBEiT3(loop.Trainee):
     """BEiT-3 with the linear heads that train it; the heads are discarded afterwards.
 
     From every patch they predict whether the region covers it, and the description of the patch's segment (in place of
     BEiT-3's masked images). From the embedding they predict the region's share of each grid cell, its description, and
-    the tokens of the text (in place of BEiT-3's masked texts).
+    the tokens of the text (in place of BEiT-3's masked texts). `world` tells the kinds of texts apart.
     """
 
-    def __init__(self, encoder: BEiT3PromptEncoder) -> None:
+    def __init__(self, encoder: BEiT3PromptEncoder, world: World) -> None:
         super().__init__()
-        self.prompt_encoder = encoder.requires_grad_(True)
+        self.prompt_encoder, self.world = encoder.requires_grad_(True), world
         width = encoder.embed_dim
         self.grid = encoder.image_size // encoder.patch_size
         self.patch_head = nn.Linear(width, 4)
@@ -124,10 +109,6 @@ class PointingBEiT3(nn.Module):
         self.place_head = nn.Linear(width, self.grid**2)
         self.telling = nn.Linear(width, NUMBERS)
         self.words = nn.Linear(width, encoder.beit3.text_embed.num_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        return self.patch_head.weight.device
 
     def forward(self, images: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Encode images with texts.
@@ -151,36 +132,48 @@ class PointingBEiT3(nn.Module):
         hook.remove()
         return output["encoder_out"][:, 0], layers[0][:, 1 : 1 + self.grid**2]
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids [N, L] on the model's device."""
-        return self.prompt_encoder.tokenizer(texts).to(self.device)
+    def encode_texts(self, batch: Described) -> tuple[list[str], Tensor, Tensor, Tensor]:
+        """Return the N texts of a batch, their tokens [N, L], and what `forward` makes of them."""
+        texts = [text for of_image in zip(*batch.texts, strict=True) for text in of_image]
+        ids = self.prompt_encoder.tokenizer(texts).to(self.device)
+        return texts, ids, *self(batch.image.to(self.device), ids)
 
+    def losses(self, batch: Described, step: int) -> dict[str, Tensor]:
+        """Return the losses of a step: during `SEEING_STEPS` of the patches without text, then of every head."""
+        cells = batch.cells.flatten(1, 2).to(self.device)
+        if step <= loop.SEEING_STEPS:
+            _, patches = self(batch.image.to(self.device), None)
+            return {"cells": _telling_loss(self.patch_telling(patches).float(), cells)}
+        _, ids, embeddings, patches = self.encode_texts(batch)
+        target = batch.masks.flatten(0, 1).to(self.device).float()[:, None]
+        quarters = F.adaptive_avg_pool2d(target, 2 * self.grid)  # four per patch
+        blocks = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
+        place = F.adaptive_avg_pool2d(target, self.grid).flatten(1)
+        place = place / place.sum(dim=1, keepdim=True)
+        weight = 1 / blocks.mean(dim=(1, 2), keepdim=True).clamp(min=0.02) ** 0.5
+        covered = F.binary_cross_entropy_with_logits(self.patch_head(patches).float(), blocks, reduction="none")
+        pieces = torch.zeros(len(ids), self.words.out_features, device=self.device).scatter_(1, ids, 1)
+        words = self.words(embeddings).float()[:, EOS_ID + 1 :]
+        first_patches = patches[:: batch.masks.shape[1]]  # with the first text of each image
+        segments = batch.segments.flatten(0, 1).to(self.device)
+        return {
+            "patches": (weight * covered).mean(),
+            "place": F.cross_entropy(self.place_head(embeddings).float(), place),
+            "words": 5 * F.binary_cross_entropy_with_logits(words, pieces[:, EOS_ID + 1 :]),
+            "segments": _telling_loss(self.telling(embeddings).float(), segments),
+            "cells": _telling_loss(self.patch_telling(first_patches).float(), cells),
+        }
 
-def training_losses(model: PointingBEiT3, batch: Described, step: int) -> dict[str, Tensor]:
-    """Return the losses of a step: during SEEING_STEPS of the patches without text, then of every head."""
-    device = model.device
-    cells = batch.cells.flatten(1, 2).to(device)
-    if step <= SEEING_STEPS:
-        _, patches = model(batch.image.to(device), None)
-        return {"cells": _telling_loss(model.patch_telling(patches).float(), cells)}
-    ids, target = model.tokenize(batch.texts), batch.masks.to(device).float()[:, None]
-    embeddings, patches = model(batch.image.to(device), ids)
-    quarters = F.adaptive_avg_pool2d(target, 2 * model.grid)  # four per patch
-    blocks = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
-    place = F.adaptive_avg_pool2d(target, model.grid).flatten(1)
-    place = place / place.sum(dim=1, keepdim=True)
-    weight = 1 / blocks.mean(dim=(1, 2), keepdim=True).clamp(min=0.02) ** 0.5
-    covered = F.binary_cross_entropy_with_logits(model.patch_head(patches).float(), blocks, reduction="none")
-    pieces = torch.zeros(len(ids), model.words.out_features, device=device).scatter_(1, ids, 1)[:, EOS_ID + 1 :]
-    words = model.words(embeddings).float()[:, EOS_ID + 1 :]
-    first_patches = patches[:: len(ids) // len(batch.image)]  # with the first text of each image
-    return {
-        "patches": (weight * covered).mean(),
-        "place": F.cross_entropy(model.place_head(embeddings).float(), place),
-        "words": 5 * F.binary_cross_entropy_with_logits(words, pieces),
-        "segments": _telling_loss(model.telling(embeddings).float(), batch.segments.to(device)),
-        "cells": _telling_loss(model.patch_telling(first_patches).float(), cells),
-    }
+    def scores(self, batch: Described) -> dict[str, Tensor]:
+        """Return for each text, by its kind, whether the patch that its embedding points at lies in the region."""
+        texts, _, embeddings, _ = self.encode_texts(batch)
+        pointed = self.place_head(embeddings).argmax(dim=1).cpu()
+        share = F.adaptive_avg_pool2d(batch.masks.flatten(0, 1).float()[:, None], self.grid).flatten(1)
+        hits = share[torch.arange(len(share)), pointed] > 0.25
+        kinds = defaultdict(list)
+        for index, text in enumerate(texts):
+            kinds[_kind(text, self.world)].append(index)
+        return {kind: hits[indices] for kind, indices in kinds.items()}
 
 
 def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
@@ -190,21 +183,6 @@ def _telling_loss(told: Tensor, truth: Tensor) -> Tensor:
     return description_loss(told, truth) + 2 * (point * weight).sum() / weight.sum().clamp(min=1)
 
 
-@torch.no_grad()
-def validate(model: PointingBEiT3, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """Return how often the patch that an embedding points at lies in the region, by kind of text."""
-    data = DescribedScenes(world, seed, 4, model.grid)
-    found: dict[str, list[float]] = defaultdict(list)
-    for batch in in_batches(data, collate, scenes, batch_size):
-        embeddings, _ = model(batch.image.to(model.device), model.tokenize(batch.texts))
-        pointed = model.place_head(embeddings).argmax(dim=1).cpu()
-        share = F.adaptive_avg_pool2d(batch.masks.float()[:, None], model.grid).flatten(1)
-        hits = share[torch.arange(len(share)), pointed] > 0.25
-        for text, hit in zip(batch.texts, hits.tolist(), strict=True):
-            found[_kind(text, world)].append(hit)
-    return {kind: float(np.mean(values)) for kind, values in sorted(found.items())}
-
-
 def _kind(text: str, world: World) -> str:
     words = text.removeprefix("the ").split()
     if words[0] in world.textures:
@@ -212,17 +190,3 @@ def _kind(text: str, world: World) -> str:
     if words[0].endswith("est") or words[0].endswith("most"):
         return "superlative"
     return "name" if words[-1] in world.shapes and len(words) <= 2 else "relation"
-
-
-def train_tokenizer(path: Path, texts: Iterable[str], vocab_size: int) -> None:
-    """Train a sentencepiece model on texts, with a vocabulary of at most `vocab_size` pieces, and save it."""
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=buffer,
-        model_type="bpe",  # keeps words whole; the default splits even the commonest
-        vocab_size=vocab_size - 1,  # BEiT-3's ids are shifted by one
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    save_atomically(path, lambda partial: partial.write_bytes(buffer.getvalue()))

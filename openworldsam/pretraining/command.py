@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +18,9 @@ from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import train_tokenizer
 from openworldsam.pretraining import beit3, memory, sam2
-from openworldsam.pretraining.loop import Schedule, pretrain
+from openworldsam.pretraining.loop import Schedule, pretrain, validate
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.launch import launch_command
 
@@ -73,8 +73,9 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     tiny = sam2.TinySAM2(model).train()
     tiny.start_local()
     data = sam2.PromptedScenes(world, _seed(cfg, "sam2_train"))
-    pretrain(tiny, data, sam2.collate, partial(sam2.training_losses, tiny), schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    logger.info("IoU: %s", sam2.validate(tiny.eval(), world, _seed(cfg, "sam2_val"), SCORED_SCENES))
+    scored = sam2.PromptedScenes(world, _seed(cfg, "sam2_val"), exact=True)
+    pretrain(tiny, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    logger.info("IoU: %s", validate(tiny.eval(), scored, SCORED_SCENES))
     save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -83,15 +84,15 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     if not tokenizer.is_file():
         scenes = (render(world, _seed(cfg, "tokenizer"), index, "all") for index in range(TOKENIZER_SCENES))
         texts = (text for scene in scenes for group in beit3.texts_by_region(scene).values() for text in group)
-        beit3.train_tokenizer(tokenizer, texts, cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE)
+        pieces = cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE - 1  # BEiT-3's ids are shifted by one
+        train_tokenizer(tokenizer, texts, pieces, model_type="bpe")  # keeps words whole; the default splits even them
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
-    pointing = beit3.PointingBEiT3(model.prompt_encoder).to(cfg.MODEL.DEVICE).train()
-    data = beit3.DescribedScenes(world, _seed(cfg, "beit3_train"), num_texts=4, grid=pointing.grid)
-    losses = partial(beit3.training_losses, pointing)
-    pretrain(pointing, data, beit3.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    scores = beit3.validate(pointing.eval(), world, _seed(cfg, "beit3_val"), SCORED_SCENES)
-    logger.info("share of texts that point into their region: %s", scores)
+    pointing = beit3.PointingBEiT3(model.prompt_encoder, world).to(cfg.MODEL.DEVICE).train()
+    seeds = _seed(cfg, "beit3_train"), _seed(cfg, "beit3_val")
+    data, scored = (beit3.DescribedScenes(world, seed, num_texts=4, grid=pointing.grid) for seed in seeds)
+    pretrain(pointing, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    logger.info("share of texts that point into their region: %s", validate(pointing.eval(), scored, SCORED_SCENES))
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -101,10 +102,9 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     load_component(model, "sam2", file)
     tiny = memory.TinyMemory(model.to(cfg.MODEL.DEVICE))
     data = memory.MovingThings(world, _seed(cfg, "memory_train"), TRAINED_FRAMES)
-    losses = partial(memory.training_losses, tiny)
-    pretrain(tiny, data, memory.collate, losses, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    validation = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
-    logger.info("tracking: %s", memory.validate(tiny, validation, SCORED_SCENES))
+    scored = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
+    pretrain(tiny, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    logger.info("tracking: %s", validate(tiny, scored, SCORED_SCENES))
     note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 250
 """Steps between saved states."""
+SEEING_STEPS = 2500
+"""First steps of both encoders, which train on images alone; SAM2's and BEiT-3's began with masked images."""
 
 
 class Schedule(NamedTuple):
@@ -43,28 +46,38 @@ class Schedule(NamedTuple):
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def in_batches(data: Any, collate: Callable[[list[Any]], Any], count: int, batch_size: int) -> Iterator[Any]:
-    """Yield the first `count` examples of a dataset in batches."""
-    for start in range(0, count, batch_size):
-        yield collate([data[index] for index in range(start, min(start + batch_size, count))])
+class Trainee(nn.Module, ABC):
+    """A module to train, on batches as PyTorch's `default_collate` makes them."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def losses(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Return the scalar losses of a batch at a step (from 1)."""
+
+    @abstractmethod
+    def scores(self, batch: Any) -> dict[str, Tensor]:
+        """Return the values [n] of each score in a batch."""
 
 
-def pretrain(
-    model: nn.Module,
-    data: Dataset[Any],
-    collate: Callable[[list[Any]], Any],
-    losses: Callable[[Any, int], dict[str, Tensor]],
-    schedule: Schedule,
-    state_file: Path,
-    workers: int,
-) -> None:
+@torch.no_grad()
+def validate(model: Trainee, data: Dataset[Any], count: int, batch_size: int = 10) -> dict[str, float]:
+    """Return the mean of each score over the first `count` examples of a dataset."""
+    found = defaultdict(list)
+    for batch in DataLoader(data, batch_size, sampler=range(count)):
+        for name, values in model.scores(batch).items():
+            found[name].append(values.cpu())
+    return {name: torch.cat(values).double().mean().item() for name, values in sorted(found.items())}
+
+
+def pretrain(model: Trainee, data: Dataset[Any], schedule: Schedule, state_file: Path, workers: int) -> None:
     """Train all parameters that require a gradient; resume from `state_file` if it exists.
 
     Args:
         model: module to train, on its device.
         data: unlimited dataset; example n is the n-th of the training.
-        collate: combines examples to a batch.
-        losses: scalar losses by name, of a batch at a step (from 1).
         schedule: length and optimizer settings.
         state_file: weights, optimizer and step, written every `PERIOD` steps.
         workers: number of DataLoader workers.
@@ -83,8 +96,8 @@ def pretrain(
         start = state["step"]
         logger.info("resuming at step %d", start)
     remaining = range(start * schedule.batch_size, schedule.steps * schedule.batch_size)
-    loader = DataLoader(data, schedule.batch_size, sampler=remaining, num_workers=workers, collate_fn=collate)
-    device = next(model.parameters()).device
+    loader = DataLoader(data, schedule.batch_size, sampler=remaining, num_workers=workers)
+    device = model.device
     mean: dict[str, float] = {}
     begun = time.monotonic()
     for step, batch in enumerate(loader, start=start + 1):
@@ -92,7 +105,7 @@ def pretrain(
         # with heads this narrow, flash attention is slow in the backward pass on a CPU
         attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
         with torch.autocast(device.type, torch.bfloat16), attention:
-            found = losses(batch, step)
+            found = model.losses(batch, step)
         torch.stack(list(found.values())).sum().backward()
         nn.utils.clip_grad_norm_(trained, schedule.clip, error_if_nonfinite=True)
         optimizer.step()

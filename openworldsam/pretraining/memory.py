@@ -21,7 +21,7 @@ from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.components import SAM2_VIDEO
-from openworldsam.pretraining.loop import in_batches
+from openworldsam.pretraining.loop import Trainee
 from openworldsam.pretraining.sam2 import mask_losses, paired_iou
 from openworldsam.video.memory import SAM2Memory
 
@@ -38,7 +38,7 @@ PRESENT_AT_FIRST = 2.0
 
 
 class Tracked(NamedTuple):
-    """Clips with one thing each: images uint8 [B, T, 3, H, W]; masks bool [B, T, H, W] of its visible part."""
+    """A clip with one thing: images uint8 [T, 3, H, W]; masks bool [T, H, W] of its visible part. B in a batch."""
 
     images: Tensor
     masks: Tensor
@@ -88,13 +88,7 @@ class MovingThings(Dataset[Tracked]):
         return Moving(Thing(shape, colour, float(place[0]), float(place[1]), diameter, angle), (step[0], step[1]))
 
 
-def collate(examples: list[Tracked]) -> Tracked:
-    """Stack B clips."""
-    images, masks = zip(*examples, strict=True)
-    return Tracked(torch.stack(images), torch.stack(masks))
-
-
-class TinyMemory(nn.Module):
+class TinyMemory(Trainee):
     """Memory of an `OpenWorldSAM`; only its video modules and its presence head are trained."""
 
     def __init__(self, model: OpenWorldSAM) -> None:
@@ -121,7 +115,7 @@ class TinyMemory(nn.Module):
         Returns:
             mask logits [B, T - 1, M, M] and presence logits [B, T - 1].
         """
-        images, device = clips.images, self.model.device
+        images, device = clips.images, self.device
         memory = self.memory.begin(0, self.encode(images[:, 0].to(device)), clips.masks[:, 0].to(device))
         found = [
             self.memory.carry_on(frame, self.encode(images[:, frame].to(device)), memory)
@@ -130,29 +124,22 @@ class TinyMemory(nn.Module):
         logits, presence = zip(*found, strict=True)
         return torch.stack(logits, dim=1), torch.stack(presence, dim=1)
 
+    def losses(self, batch: Tracked, step: int) -> dict[str, Tensor]:
+        """Return the loss of the masks in frames where the thing is visible, and the loss of its presence."""
+        logits, presence = (part.flatten(0, 1) for part in self.track(batch))
+        masks = batch.masks[:, 1:].flatten(0, 1).to(logits.device)
+        there = masks.sum(dim=(1, 2)) >= LEAST
+        answered = there & (presence > 0)  # otherwise SAM2 replaces the mask by a constant
+        of_masks = mask_losses(logits[answered, None], masks[answered, None].float())
+        return {
+            "masks": of_masks.sum() / max(1, int(answered.sum())),
+            "presence": F.binary_cross_entropy_with_logits(presence, there.float()),
+        }
 
-def training_losses(tiny: TinyMemory, clips: Tracked, step: int) -> dict[str, Tensor]:
-    """Return the loss of the masks in frames where the thing is visible, and the loss of its presence."""
-    logits, presence = (part.flatten(0, 1) for part in tiny.track(clips))
-    masks = clips.masks[:, 1:].flatten(0, 1).to(logits.device)
-    there = masks.sum(dim=(1, 2)) >= LEAST
-    answered = there & (presence > 0)  # otherwise SAM2 replaces the mask by a constant
-    of_masks = mask_losses(logits[answered, None], masks[answered, None].float())
-    return {
-        "masks": of_masks.sum() / max(1, int(answered.sum())),
-        "presence": F.binary_cross_entropy_with_logits(presence, there.float()),
-    }
-
-
-@torch.no_grad()
-def validate(tiny: TinyMemory, data: MovingThings, clips: int, batch_size: int = 8) -> dict[str, float]:
-    """Return the mean IoU over frames where the thing is visible, and the accuracy of its presence."""
-    ious, right = [], []
-    for batch in in_batches(data, collate, clips, batch_size):
-        logits, presence = (part.flatten(0, 1).cpu() for part in tiny.track(batch))
+    def scores(self, batch: Tracked) -> dict[str, Tensor]:
+        """Return the IoU in frames where the thing is visible, and in every frame whether its presence is right."""
+        logits, presence = (part.flatten(0, 1).cpu() for part in self.track(batch))
         masks = batch.masks[:, 1:].flatten(0, 1)
         there = masks.sum(dim=(1, 2)) >= LEAST
         full = F.interpolate(logits[:, None], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
-        ious.append(paired_iou(full, masks)[there])
-        right.append((presence > 0) == there)
-    return {"IoU": torch.cat(ious).mean().item(), "presence": torch.cat(right).float().mean().item()}
+        return {"IoU": paired_iou(full, masks)[there], "presence": (presence > 0) == there}

@@ -11,7 +11,6 @@ side, M = 4S mask side, C width.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -24,17 +23,15 @@ from openworldsam.data.shapes import World, render
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
+from openworldsam.pretraining import loop
 from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
-from openworldsam.pretraining.loop import in_batches
 
 NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
 """SAM2's point labels."""
-SEEING_STEPS = 2500
-"""First steps, which train the image encoder without prompts; SAM2's began with masked images."""
 
 
 class Prompted(NamedTuple):
-    """An image with n prompts.
+    """An image with n prompts; a batch has B of each tensor.
 
     image: uint8 [3, H, W].
     points: float [n, 2] (x, y in pixels), one in each segment.
@@ -99,18 +96,8 @@ class PromptedScenes(Dataset[Prompted]):
         return np.clip(box + np.clip(noise, -10, 10), 0, len(mask)).astype(np.float32)
 
 
-def collate(examples: list[Prompted]) -> Prompted:
-    """Stack B examples: image, segment_map and cells [B, ...], the others over all prompts [N, ...]."""
-    images, points, boxes, is_thing, masks, maps, cells = zip(*examples, strict=True)
-    prompts = (torch.cat(points), torch.cat(boxes), torch.cat(is_thing), torch.cat(masks))
-    return Prompted(torch.stack(images), *prompts, torch.stack(maps), torch.stack(cells))
-
-
-class TinySAM2(nn.Module):
-    """The two SAM2 components of an `OpenWorldSAM`; all of their parameters are trained."""
-
-    mean: Tensor
-    std: Tensor
+class TinySAM2(loop.Trainee):
+    """The two SAM2 components of an `OpenWorldSAM`, on its device; all of their parameters are trained."""
 
     def __init__(self, model: OpenWorldSAM) -> None:
         super().__init__()
@@ -119,9 +106,8 @@ class TinySAM2(nn.Module):
         width = model.image_encoder.width
         # discarded after training: predicts the position code of the segment's innermost point, and its description
         self.telling = nn.Conv2d(width, width + NUMBERS, 1)
-        self.register_buffer("mean", model.pixel_mean, persistent=False)
-        self.register_buffer("std", model.pixel_std, persistent=False)
-        self.requires_grad_(True)
+        self.pixel_mean, self.pixel_std = model.pixel_mean, model.pixel_std
+        self.to(model.device).requires_grad_(True)
 
     @torch.no_grad()
     def start_local(self) -> None:
@@ -140,13 +126,9 @@ class TinySAM2(nn.Module):
             attention.q_proj.weight.mul_(3)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
 
-    @property
-    def device(self) -> torch.device:
-        return self.image_encoder.no_mem_embed.device
-
     def encode(self, images: Tensor) -> ImageFeatures:
-        """Encode images uint8 [B, 3, H, W] of SAM2's input size."""
-        return self.image_encoder((images.float() - self.mean) / self.std)
+        """Encode images, uint8 [B, 3, H, W], of SAM2's input size."""
+        return self.image_encoder((images.to(self.device).float() - self.pixel_mean) / self.pixel_std)
 
     def points(self, points: Tensor) -> Tensor:
         """Make one token [N, 1, C] per point [N, 2], as each of the adapter's queries is one token."""
@@ -164,7 +146,6 @@ class TinySAM2(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Decode tokens [N, T, C] and mask prompts [N, 1, M, M] to logits [N, 4, M, M] and predicted IoU [N, 4]."""
         _, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
-        image_index = image_index.to(features.embed.device)
         logits, iou, _, _ = self.mask_decoder.decoder.predict_masks(
             image_embeddings=features.embed[image_index],
             image_pe=self.mask_decoder.positions(),
@@ -180,37 +161,60 @@ class TinySAM2(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             return self.mask_decoder.prompt_encoder.pe_layer._pe_encoding(points.float())
 
+    def losses(self, batch: Prompted, step: int) -> dict[str, Tensor]:
+        """Return the losses of a step: of the cells, and after `SEEING_STEPS` of every prompt.
 
-def training_losses(model: TinySAM2, batch: Prompted, step: int) -> dict[str, Tensor]:
-    """Return the losses of a step: of the cells, and after SEEING_STEPS of every prompt.
+        On every prompt both SAM2's single mask and the best of its three others are trained; every fourth step decodes
+        again with the first mask as an additional prompt. Masks alone are slow to separate neighbours of one colour, so
+        the first steps also pull the features of a segment's pixels together.
+        """
+        features = self.encode(batch.image)
+        cells = batch.cells.to(self.device).movedim(1, -1)
+        told = self.telling(features.embed).float().movedim(1, -1)
+        code = F.mse_loss(told[..., :-NUMBERS], self.place_code(cells[..., POINT]), reduction="none").mean(dim=-1)
+        found = {
+            "place": 4 * (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1),
+            "cells": description_loss(told[..., -NUMBERS:], cells),
+        }
+        if step <= loop.SEEING_STEPS:
+            segment_map = batch.segment_map.to(self.device)
+            return found | {"affinity": affinity_loss(features.high_res[0].float(), segment_map)}
+        index, points, boxes, is_thing, masks = self._prompts(batch)
+        boxed = (torch.rand(len(points)) < 0.5).to(self.device) & is_thing
+        tokens = self.points(points) if step % 2 else self.points_or_boxes(points, boxes, boxed)
+        target = masks.float()[:, None]
+        logits, iou = self.decode(features, index, tokens)
+        found |= _losses(logits, iou, target)
+        if step % 4 == 0:
+            again, iou = self.decode(features, index, tokens, logits[:, :1].detach().clamp(-32, 32))
+            second = _losses(again, iou, target)
+            found |= {name: found[name] + second[name] for name in second}
+        return found
 
-    On every prompt both SAM2's single mask and the best of its three others are trained; every fourth step decodes
-    again with the first mask as an additional prompt. Masks alone are slow to separate neighbours of one colour, so
-    the first steps also pull the features of a segment's pixels together.
-    """
-    device = model.device
-    features = model.encode(batch.image.to(device))
-    cells = batch.cells.to(device).movedim(1, -1)
-    told = model.telling(features.embed).float().movedim(1, -1)
-    code = F.mse_loss(told[..., :-NUMBERS], model.place_code(cells[..., POINT]), reduction="none").mean(dim=-1)
-    found = {
-        "place": 4 * (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1),
-        "cells": description_loss(told[..., -NUMBERS:], cells),
-    }
-    if step <= SEEING_STEPS:
-        return found | {"affinity": affinity_loss(features.high_res[0].float(), batch.segment_map.to(device))}
-    index = torch.arange(len(batch.image)).repeat_interleave(len(batch.points) // len(batch.image))
-    points, boxes = batch.points.to(device), batch.boxes.to(device)
-    boxed = (torch.rand(len(points)) < 0.5).to(device) & batch.is_thing.to(device)
-    tokens = model.points(points) if step % 2 else model.points_or_boxes(points, boxes, boxed)
-    target = batch.masks.to(device).float()[:, None]
-    logits, iou = model.decode(features, index, tokens)
-    found |= _losses(logits, iou, target)
-    if step % 4 == 0:
-        again, iou = model.decode(features, index, tokens, logits[:, :1].detach().clamp(-32, 32))
-        second = _losses(again, iou, target)
-        found |= {name: found[name] + second[name] for name in second}
-    return found
+    def scores(self, batch: Prompted) -> dict[str, Tensor]:
+        """Return the IoU from a point (things, stuff) and from a box (things), and the error of the predicted IoU."""
+        features = self.encode(batch.image)
+        index, points, boxes, is_thing, masks = self._prompts(batch)
+
+        def answer(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            logits, scores = self.decode(features, index, tokens)
+            full = F.interpolate(logits[:, :1], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
+            return paired_iou(full, masks), scores[:, 0]
+
+        of_point, score = answer(self.points(points))
+        of_box, _ = answer(self.points_or_boxes(points, boxes, torch.ones_like(is_thing)))
+        return {
+            "point, things": of_point[is_thing],
+            "point, stuff": of_point[~is_thing],
+            "box, things": of_box[is_thing],
+            "score error": (score - of_point).abs(),
+        }
+
+    def _prompts(self, batch: Prompted) -> tuple[Tensor, ...]:
+        """Return image_index, points, boxes, is_thing and masks of the N prompts of a batch, on the model's device."""
+        index = torch.arange(len(batch.image)).repeat_interleave(batch.points.shape[1])
+        parts = (part.flatten(0, 1) for part in (batch.points, batch.boxes, batch.is_thing, batch.masks))
+        return tuple(part.to(self.device) for part in (index, *parts))
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
@@ -264,26 +268,3 @@ def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> T
     loss = F.binary_cross_entropy_with_logits(8 * (likeness - 0.5), (a == b).float(), reduction="none")
     valid = (a > 0) & (b > 0)
     return (loss * valid).sum() / valid.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def validate(model: TinySAM2, world: World, seed: int, scenes: int, batch_size: int = 10) -> dict[str, float]:
-    """Return the mean IoU from an innermost point (things, stuff) and an exact box (things), and the score's error."""
-    data = PromptedScenes(world, seed, 6, exact=True)
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    for batch in in_batches(data, collate, scenes, batch_size):
-        features = model.encode(batch.image.to(model.device))
-        index = torch.arange(len(batch.image)).repeat_interleave(6)
-        points, boxes = batch.points.to(model.device), batch.boxes.to(model.device)
-        everywhere = torch.ones(len(points), dtype=torch.bool, device=model.device)
-        tokens_by_name = {"point": model.points(points), "box": model.points_or_boxes(points, boxes, everywhere)}
-        for name, tokens in tokens_by_name.items():
-            logits, scores = model.decode(features, index, tokens)
-            size = batch.masks.shape[-2:]
-            full = F.interpolate(logits[:, :1], size, mode="bilinear", align_corners=False)[:, 0] > 0
-            iou = paired_iou(full.cpu(), batch.masks)
-            found[f"{name}, things"].append(iou[batch.is_thing])
-            if name == "point":
-                found["point, stuff"].append(iou[~batch.is_thing])
-                found["score error"].append((scores[:, 0].cpu() - iou).abs())
-    return {name: torch.cat(values).mean().item() for name, values in found.items()}

@@ -29,8 +29,7 @@ def command(encoder, output, opts, steps=3):
 @pytest.fixture
 def short(monkeypatch):
     """Use little data, and every loss within the first steps."""
-    monkeypatch.setattr(sam2, "SEEING_STEPS", 1)
-    monkeypatch.setattr(beit3, "SEEING_STEPS", 1)
+    monkeypatch.setattr("openworldsam.pretraining.loop.SEEING_STEPS", 1)
     monkeypatch.setattr("openworldsam.pretraining.command.TOKENIZER_SCENES", 40)
     monkeypatch.setattr("openworldsam.pretraining.command.SCORED_SCENES", 4)
     monkeypatch.setattr("openworldsam.pretraining.loop.PERIOD", 2)
@@ -50,16 +49,17 @@ def test_the_model_loads_both_trained_encoders(opts, short, tmp_path):
 
 
 def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path):
+    class Stopping(sam2.TinySAM2):
+        def losses(self, batch, step):
+            if step == self.stop_at:
+                raise KeyboardInterrupt
+            return super().losses(batch, step)
+
     def train(state, stop_at=None):
         torch.manual_seed(0)
-        tiny = sam2.TinySAM2(OpenWorldSAM(config(opts))).train()
-
-        def losses(batch, step):
-            if step == stop_at:
-                raise KeyboardInterrupt
-            return sam2.training_losses(tiny, batch, step)
-
-        pretrain(tiny, sam2.PromptedScenes(world, 1, 2), sam2.collate, losses, Schedule(5, 2, 1e-3), state, 0)
+        tiny = Stopping(OpenWorldSAM(config(opts))).train()
+        tiny.stop_at = stop_at
+        pretrain(tiny, sam2.PromptedScenes(world, 1, 2), Schedule(5, 2, 1e-3), state, 0)
         return tiny.state_dict()
 
     whole = train(tmp_path / "whole.pth")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
@@ -12,7 +13,7 @@ from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import command
-from openworldsam.pretraining.memory import LEAST, MovingThings, TinyMemory, Tracked, collate, training_losses
+from openworldsam.pretraining.memory import LEAST, MovingThings, TinyMemory, Tracked
 from openworldsam.video.memory import SAM2Memory
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml"
@@ -44,7 +45,7 @@ def test_things_may_leave_the_scene(world):
 
 def test_clips_are_reproducible_and_things_come_and_go(world):
     data = MovingThings(world, 3, 5)
-    clips = collate([data[index] for index in range(30)])
+    clips = default_collate([data[index] for index in range(30)])
     assert clips.images.shape == (30, 5, 3, 128, 128) and clips.masks.shape == (30, 5, 128, 128)
     again = data[7]
     assert torch.equal(again.images, clips.images[7]) and torch.equal(again.masks, clips.masks[7])
@@ -59,7 +60,7 @@ def test_clips_are_reproducible_and_things_come_and_go(world):
 @torch.no_grad()
 def test_batched_clips_equal_single_clips(tiny, world):
     data = MovingThings(world, 5, 4)
-    clips = collate([data[index] for index in range(3)])
+    clips = default_collate([data[index] for index in range(3)])
     logits, presence = tiny.track(clips)
     for n in range(3):
         alone = tiny.track(Tracked(clips.images[n : n + 1], clips.masks[n : n + 1]))
@@ -69,7 +70,7 @@ def test_batched_clips_equal_single_clips(tiny, world):
 
 def test_gradients_reach_only_the_memory_and_the_presence_head(tiny, world):
     data = MovingThings(world, 5, 4)
-    losses = training_losses(tiny, collate([data[index] for index in range(4)]), 1)
+    losses = tiny.losses(default_collate([data[index] for index in range(4)]), 1)
     torch.stack(list(losses.values())).sum().backward()
     assert not any(p.requires_grad for p in tiny.model.parameters())
     reached = {name for name, p in tiny.memory.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -81,9 +82,9 @@ def test_gradients_reach_only_the_memory_and_the_presence_head(tiny, world):
 
 
 def test_a_batch_without_visible_things_has_a_loss(tiny, world):
-    clips = collate([MovingThings(world, 5, 3)[0]])
+    clips = default_collate([MovingThings(world, 5, 3)[0]])
     clips.masks[:, 1:] = False
-    losses = training_losses(tiny, clips, 1)
+    losses = tiny.losses(clips, 1)
     assert losses["masks"] == 0 and losses["presence"] > 0
     torch.stack(list(losses.values())).sum().backward()
 

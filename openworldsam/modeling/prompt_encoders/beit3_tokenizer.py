@@ -5,15 +5,18 @@ Ids: `<s>` 0, padding 1, `</s>` 2, unknown 3, every other piece its sentencepiec
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
 from torch import Tensor
 
 from openworldsam.modeling.prompt_encoders.base import check_prompts
+from openworldsam.utils.files import save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -68,3 +71,17 @@ class BEiT3Tokenizer:
             if len(ids[index]) == 2:  # sentencepiece drops control and zero-width characters
                 raise ValueError(f"prompt {index} is empty: {prompt!r}")
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD_ID)
+
+
+def train_tokenizer(path: Path, texts: Iterable[str], most_pieces: int, **options: Any) -> None:
+    """Train a sentencepiece model on texts and save it; further options are those of sentencepiece's trainer."""
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=buffer,
+        vocab_size=most_pieces,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    save_atomically(path, lambda partial: partial.write_bytes(buffer.getvalue()))
