@@ -15,6 +15,7 @@ from openworldsam.data.datasets.custom import IMAGE_SUFFIXES
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import MAX_SIDE
 from openworldsam.evaluation.examples import Unreadable
+from openworldsam.utils.files import find_files
 
 _NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -51,14 +52,8 @@ def find_images(folder: Path, output: Path) -> list[str]:
     root, excluded = folder.resolve(), output.resolve()
     if root == excluded:
         raise ValueError(f"{output} is the folder of the images; use another --output")
-    within = [path.relative_to(root) for path in root.rglob("*") if excluded not in path.parents]
-    names = sorted(
-        path.as_posix()
-        for path in within
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.parts)
-        and ((root / path).is_file() or ((root / path).is_symlink() and not (root / path).exists()))
-    )
+    within = [path for path in find_files(root, IMAGE_SUFFIXES) if excluded not in path.parents]
+    names = sorted(path.relative_to(root).as_posix() for path in within)
     if not names:
         raise FileNotFoundError(f"{folder} has no image ({' '.join(IMAGE_SUFFIXES)})")
     stem, count = Counter(Path(name).with_suffix("") for name in names).most_common(1)[0]

@@ -19,7 +19,7 @@ from panopticapi.utils import id2rgb
 
 from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
-from openworldsam.evaluation.saved import void_label
+from openworldsam.data.records.labels import void_label
 from openworldsam.predictor import Prediction, coco_annotations
 from openworldsam.utils.files import read_json, save_json, save_png
 from openworldsam.visualization import draw_prediction

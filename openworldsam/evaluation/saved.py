@@ -31,7 +31,7 @@ from pycocotools import mask as mask_util
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect
-from openworldsam.data.records.labels import read_labels
+from openworldsam.data.records.labels import read_labels, void_label
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.utils.files import named, save_json, save_png, save_text
@@ -71,11 +71,6 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     elif (found := _read(path)) != wanted:
         other = ", ".join(key for key in wanted if wanted[key] != found.get(key)) or "keys"
         raise ValueError(f"{folder} has predictions made with other {other}; use another --output")
-
-
-def void_label(num_classes: int) -> int:
-    """Return the label of pixels without a class in a PNG of class ids: 255, or 65535 from 256 classes on."""
-    return 255 if num_classes < 256 else 65_535
 
 
 class SavedPredictions:

@@ -8,8 +8,8 @@ concept: the same files; every image is asked for some phrases, which may be abs
     annotations and its neg_category_ids, less its not_exhaustive_category_ids, as in LVIS; without neg_category_ids all
     categories, so that files of SA-Co, which have one category and an image for every phrase, are read as they are.
     Several files of annotations are those of several annotators.
-semantic: folders of PNGs of the same names, where a pixel is the number of its class from 0. A PNG without a prediction
-    is an error; a predicted label that is no class is a pixel without a prediction.
+semantic: folders of PNGs or TIFFs of the same names, where a pixel is the number of its class from 0. One without a
+    prediction is an error; a predicted label that is no class is a pixel without a prediction.
 referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
     of each. An expression without a prediction counts as an empty mask.
 
@@ -41,7 +41,7 @@ from openworldsam.data.records.coco_json import (
     segment_area,
     whole,
 )
-from openworldsam.data.records.labels import read_labels
+from openworldsam.data.records.labels import LABEL_SUFFIXES, read_labels, void_label
 from openworldsam.data.records.rle import decode_mask
 from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.concept import ConceptScores
@@ -49,7 +49,7 @@ from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.utils.files import find_missing, named, read_json, save_json
+from openworldsam.utils.files import by_stem, named, read_json, save_json
 from openworldsam.utils.launch import user_errors
 
 _PANOPTIC = "COCO panoptic json"
@@ -145,30 +145,32 @@ def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
     return Report(scores.compute(), names)
 
 
-def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = 255) -> Report:
-    """Score a folder of label PNGs against another, subfolders included.
+def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: int | None = None) -> Report:
+    """Score a folder of label images against another, subfolders included; files belong together by their stems.
 
     Predictions of images without ground truth are ignored.
 
     Args:
         truth_dir, predicted_dir: the folders.
         classes: see `read_class_names`.
-        ignore: label of pixels that do not count. A predicted label that is no class counts as no prediction.
+        ignore: label of pixels that do not count, by default `void_label`. A predicted label that is no class counts
+            as no prediction.
 
     Raises:
         FileNotFoundError: there is no ground truth, or an image without a prediction.
         ValueError: an image is unreadable or has several channels, or `SemanticScores` refuses it.
     """
     names = read_class_names(classes)
-    scores = SemanticScores(len(names), ignore)
-    files = sorted(path.relative_to(truth_dir) for path in truth_dir.rglob("*.png"))
+    scores = SemanticScores(len(names), void_label(len(names)) if ignore is None else ignore)
+    files, predicted = by_stem(truth_dir, LABEL_SUFFIXES), by_stem(predicted_dir, LABEL_SUFFIXES)
     if not files:
-        raise FileNotFoundError(f"{truth_dir} has no PNG; it must be the folder of the ground truth")
-    if missing := find_missing(predicted_dir / file for file in files):
-        raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, such as {missing[0]}")
-    for file in _progress(files):
-        with named(truth_dir / file):
-            scores.update(read_labels(predicted_dir / file), read_labels(truth_dir / file))
+        raise FileNotFoundError(f"{truth_dir} has no PNG or TIFF; it must be the folder of the ground truth")
+    if missing := sorted(files.keys() - predicted.keys()):
+        lacking = predicted_dir / files[missing[0]].relative_to(truth_dir)
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, such as {lacking}")
+    for stem, file in _progress(files.items()):
+        with named(file):
+            scores.update(read_labels(predicted[stem]), read_labels(file))
     return Report(scores.compute(), dict(enumerate(names)))
 
 
@@ -315,7 +317,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pred-dir", type=Path, metavar="DIR", help="their PNGs; by default beside a panoptic json")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="segm", help="instance: masks (default) or boxes")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="semantic: a class name per line, or a json")
-    parser.add_argument("--ignore", type=int, default=255, metavar="V", help="semantic: label not to count (255)")
+    void = "semantic: label not to count; default 255, or 65535 from 256 classes on"
+    parser.add_argument("--ignore", type=int, metavar="V", help=void)
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
     args = parser.parse_args(argv)
     with user_errors():

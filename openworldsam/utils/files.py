@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,41 @@ def find_missing(paths: Iterable[str | Path]) -> list[str]:
         if name not in listings[folder]:
             missing.append(path)
     return missing
+
+
+def find_files(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
+    """List the files below a folder by their suffixes, given in lower case and meant in any; sorted.
+
+    Linked folders are entered, but for one that leads back to a folder above it. Names that start with a dot are left
+    out. Broken links are listed, so that reading them reports them.
+    """
+
+    def below(path: str, above: frozenset[str]) -> Iterator[Path]:
+        for entry in os.scandir(path):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if (real := os.path.realpath(entry.path)) not in above:
+                    yield from below(entry.path, above | {real})
+            elif Path(entry.name).suffix.lower() in suffixes and (entry.is_file() or not os.path.exists(entry.path)):
+                yield Path(entry.path)
+
+    return sorted(below(str(folder), frozenset([os.path.realpath(folder)]))) if os.path.isdir(folder) else []
+
+
+def by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Index the files below a folder (`find_files`) by their relative paths without suffixes.
+
+    Raises:
+        ValueError: two files differ only in their suffixes.
+    """
+    found: dict[str, Path] = {}
+    for path in find_files(folder, suffixes):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise ValueError(f"{folder} has several files named {stem}: {found[stem].name} and {path.name}")
+        found[stem] = path
+    return found
 
 
 def checksum(*paths: Path) -> int:

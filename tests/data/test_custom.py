@@ -101,6 +101,23 @@ def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
         custom.register(describe(reef))
 
 
+def test_json_has_texts_as_keys_and_may_have_tabs(reef):
+    for text in (json.dumps({**REEF, "classes": {"1": "fish", "0": "sand"}}, indent="\t"), "\ufeff" + json.dumps(REEF)):
+        (reef / "reef.json").write_text(text, encoding="utf-8")
+        custom.register(reef / "reef.json")
+        assert MetadataCatalog.get("reef").vocabulary == ["sand", "fish"] and len(DatasetCatalog.get("reef")) == 2
+    with pytest.raises(ValueError, match="a label value twice, as a number and as a text"):
+        custom.register(describe(reef, classes={1: "fish", "1": "sand"}))
+
+
+def test_linked_folders_are_read(reef):
+    for folder in ("images", "labels"):
+        (reef / folder / "day").rename(reef / f"stored_{folder}")
+        (reef / folder / "day").symlink_to(reef / f"stored_{folder}")
+    custom.register(describe(reef))
+    assert [record["file_name"] for record in DatasetCatalog.get("reef")][1] == str(reef / "images/day/b.jpg")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

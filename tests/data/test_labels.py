@@ -1,5 +1,8 @@
 """Label images: any bit depth, their coding, and reading them in training and evaluation."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,6 +62,39 @@ def test_the_mapper_and_the_evaluation_read_it_unchanged(make):
     assert [int(target.sum()) for target in mapped["targets"]] == [3, 5]
     (inputs, truth) = EvaluationDataset([record], class_names=("cat", "sky"), is_thing=CODING.is_thing)[0]
     assert inputs["class_ids"] == [0, 1] and len(truth.segments) == 2
+
+
+def grey_png(samples, bits):
+    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write."""
+    digits = np.unpackbits(np.asarray(samples, np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+    lines = np.packbits(digits.reshape(len(samples), -1), axis=1)
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", np.shape(samples)[1], len(samples), bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_samples_of_few_bits_are_read_as_they_are(tmp_path, bits):
+    samples = np.arange(35).reshape(5, 7) % 2**bits
+    (tmp_path / "a.png").write_bytes(grey_png(samples, bits))
+    assert read_labels(tmp_path / "a.png").tolist() == samples.tolist()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_label_image_is_turned_as_its_image_is(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    labels = np.array([[3, 9, 9], [3, 3, 0]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / f"labels{suffix}", exif=exif)
+    Image.fromarray(labels).save(tmp_path / "a.png", exif=exif)
+    (record,) = load_labels("a", [(tmp_path / "a.png", tmp_path / f"labels{suffix}")], CODING, tmp_path)
+    image, (ids, _) = record.read_image()[..., 0], record.read_panoptic()
+    assert np.array_equal(ids, np.select([image == 3, image == 9], [1, 2]))
+    assert (record["height"], record["width"]) == image.shape != ids.shape[::-1]
 
 
 def test_nothing_but_void_has_no_segment(make):

@@ -71,6 +71,24 @@ def ade20k(root, stem="ADE_val_00000001", labels=(1, 13, 13, 0), objects=((0, 0,
     write(folder / f"annotations_instance/validation/{stem}.png", rows(*objects))
 
 
+@pytest.mark.parametrize("labels_lie_as", ["seen", "stored"])
+def test_preparation_and_reading_turn_images_by_one_rule(run, root, capsys, labels_lie_as):
+    """What is prepared can be read, and what cannot be read is not prepared."""
+    ade20k(root)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    size = SIZE[::-1] if labels_lie_as == "seen" else SIZE
+    image = root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg"
+    Image.new("RGB", size).save(image, exif=exif)
+    seen = labels_lie_as == "seen"
+    assert run("ade20k_150", root) == (0 if seen else 2)
+    assert "is 6 x 4, its image is 4 x 6" in capsys.readouterr().err or seen
+    problems = [read_problem(record) for record in DatasetCatalog.get("ade20k_150_val")]
+    assert problems == [None] if seen else "is 6 x 4, its image is 4 x 6" in problems[0]
+    if seen:
+        assert len(summary("ade20k_150_panoptic_val")) == 3
+
+
 def test_ade20k_150(run, root, capsys):
     ade20k(root)
     ade20k(root, "ADE_val_00000002", labels=(1, 1, 13, 0), objects=((9, 1, 0), *[(0, 0, 0)] * 3))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from openworldsam.data.preprocessing import read_image, to_tensor
+from openworldsam.data.preprocessing import read_image, to_tensor, upright_size
 from openworldsam.modeling.image_encoder import resize_for_sam2
 from openworldsam.modeling.prompt_encoders.beit3 import resize_for_beit3
 
@@ -308,6 +308,66 @@ def test_a_camera_jpeg_lying_on_its_side(tmp_path):
     upright = read_image(tmp_path / "a.jpg")
     assert upright.shape == (32, 16, 3)
     assert upright[:6].min() > 200 > 50 > upright[12:].max()
+
+
+def chunked(content, *chunks, before):
+    """A PNG with more chunks, (name, data), before that of a name."""
+    place = content.index(before) - 4
+    added = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return content[:place] + added + content[place:]
+
+
+XMP = b"<rdf:Description tiff:Orientation%s/>"
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("kind", ["EXIF", "XMP element", "XMP attribute", "compressed XMP"])
+def test_the_orientation_of_a_png_wherever_it_is(tmp_path, kind, before):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 6
+    packet = b"<x>%s</x>" % XMP % (b">6<" if kind == "XMP element" else b'="6"')
+    zipped = kind == "compressed XMP"
+    text = b"XML:com.adobe.xmp\0" + bytes([zipped]) + b"\0\0\0" + (zlib.compress(packet) if zipped else packet)
+    chunk = (b"eXIf", exif.tobytes()[6:]) if kind == "EXIF" else (b"iTXt", text)
+    stored = noise(400, 300, 3)  # several IDAT chunks
+    path = tmp_path / "a.png"
+    path.write_bytes(chunked(encoded(Image.fromarray(stored), "PNG"), chunk, before=before))
+    assert np.array_equal(read_image(path), np.rot90(stored, -1))
+    with Image.open(path) as image:
+        assert upright_size(image) == (300, 400)
+
+
+def test_the_size_of_an_upright_png_is_read_without_its_pixels(tmp_path):
+    content = encoded(Image.fromarray(noise(60, 80, 3)), "PNG")
+    with Image.open(io.BytesIO(content)) as image:
+        assert upright_size(image) == (60, 80) and image.tile
+        assert np.array_equal(read_image(image), noise(60, 80, 3))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiffs_are_turned_by_the_same_rule(tmp_path, compression, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    for dtype in (np.uint8, np.uint16):
+        image = Image.fromarray(noise(4, 7).astype(dtype) * (257 if dtype == np.uint16 else 1))
+        image.save(tmp_path / "a.tif", exif=exif, compression=compression)
+        expected = Image.fromarray(noise(4, 7))
+        if orientation > 1:
+            expected = expected.transpose(EXIF_OPERATIONS[orientation])
+        assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], np.asarray(expected))
+        with Image.open(tmp_path / "a.tif") as opened:
+            assert upright_size(opened) == (expected.height, expected.width)
+
+
+def test_only_the_orientation_is_read_of_exif(tmp_path):
+    tags = (ORIENTATION_TAG, 3, 1, b"\6\0\0\0"), (0x011A, 2, 3, b"72\0\0")  # a resolution that is a text
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    for content, shape in ((exif + bytes(4), (7, 4, 3)), (exif[:20], (4, 7, 3)), (b"Exif\0\0nothing", (4, 7, 3))):
+        Image.fromarray(noise(4, 7, 3)).save(tmp_path / "a.jpg", exif=content)
+        assert read_image(tmp_path / "a.jpg").shape == shape
 
 
 # Damage and misuse

@@ -312,6 +312,29 @@ def test_class_names_as_json(score, labels, tmp_path, classes):
     assert list(score("semantic", *labels)[1]["per_class"]) == ["wall", "adding machine, totalizer", "never"]
 
 
+def test_upper_case_suffixes_and_linked_folders_count(score, labels, tmp_path):
+    """Each file counts, whatever the case of its suffix and wherever its folder is."""
+    expected = score("semantic", *labels)[1]
+    for name in ("gt", "pred"):
+        (tmp_path / name / "more/b.png").rename(tmp_path / name / "more/b.PNG")
+        (tmp_path / name / "more").rename(tmp_path / f"store_{name}")
+        (tmp_path / name / "more").symlink_to(tmp_path / f"store_{name}")
+    assert score("semantic", *labels)[1] == expected
+    (tmp_path / "pred/more").unlink()
+    assert "1 of 2 predictions are missing" in score("semantic", *labels)[3]
+
+
+@pytest.mark.parametrize(("classes", "void"), [(255, 255), (256, 65_535), (300, 65_535)])
+def test_the_void_label_follows_from_the_number_of_classes(score, tmp_path, classes, void):
+    (tmp_path / "names.txt").write_text("".join(f"class {c}\n" for c in range(classes)))
+    truth = np.array([[0, 0, 254, 255, void]]) if void > 255 else np.array([[0, 0, 254, 254, void]])
+    for name, pixels in (("gt", truth), ("pred", np.zeros_like(truth))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / name / "a.png")
+    content = score("semantic", "--gt", "gt", "--pred", "pred", "--classes", "names.txt")[1]
+    assert content["mIoU"] == pytest.approx(50 / len(set(truth[0, :4].tolist())))
+
+
 def test_palette_images_are_labels(score, labels, tmp_path):
     expected = score("semantic", *labels)[1]
     with Image.open(tmp_path / "pred/a.png") as image:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openworldsam.utils.files import checksum, save_atomically
+from openworldsam.utils.files import by_stem, checksum, find_files, save_atomically
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
@@ -55,3 +55,21 @@ def test_the_checksum_of_files_is_that_of_their_bytes_in_a_row(tmp_path):
     for name, content in (("a", b"12" * 2**20), ("b", b"3")):
         (tmp_path / name).write_bytes(content)
     assert checksum(tmp_path / "a", tmp_path / "b") == zlib.crc32(b"12" * 2**20 + b"3")
+
+
+def test_files_are_found_through_links_in_any_case_and_without_hidden_ones(tmp_path):
+    root, store = tmp_path / "root", tmp_path / "store"
+    names = ["root/a.PNG", "root/day/b.png", "root/.c.png", "root/.d/e.png", "root/g.jpg", "store/f.Png"]
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "linked").symlink_to(store)
+    (root / "lost.png").symlink_to("nowhere.png")
+    (root / "day/up").symlink_to(root)  # which would never end
+    (store / "back").symlink_to(root)
+    assert list(by_stem(root, (".png",))) == ["a", "day/b", "linked/f", "lost"]
+    assert by_stem(root, (".png",))["linked/f"] == root / "linked/f.Png"
+    assert find_files(tmp_path / "nowhere", (".png",)) == []
+    (root / "a.png").touch()
+    with pytest.raises(ValueError, match=r"several files named a: a\.PNG and a\.png"):
+        by_stem(root, (".png",))

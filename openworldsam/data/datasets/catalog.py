@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from openworldsam.data.records import PanopticRecord, Record, as_record
 from openworldsam.data.records.coco_json import Category
+from openworldsam.data.records.labels import void_label
 from openworldsam.data.records.panoptic import load_panoptic
 
 SEGMENTATION = ("panoptic", "instance", "semantic")
@@ -123,7 +124,7 @@ def register_panoptic(
         # every class, not stuff alone: SemSegEvaluator looks all of them up here
         stuff_dataset_id_to_contiguous_id=contiguous,
         evaluator_type="coco_panoptic_seg",
-        ignore_label=VOID,
+        ignore_label=void_label(len(names)),
         label_divisor=1000,
     )
 

@@ -14,6 +14,7 @@ Relative paths start from the file's own folder.
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -26,10 +27,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from openworldsam.data.datasets.catalog import PanopticFiles, register_dataset, register_panoptic, set_metadata
 from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
-from openworldsam.data.records.labels import MAX_LABEL, LabelCoding, LabelRecord, load_labels
+from openworldsam.data.records.labels import LABEL_SUFFIXES, MAX_LABEL, LabelCoding, LabelRecord, load_labels
+from openworldsam.utils.files import by_stem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 
 _KINDS = ("labels", "instances", "panoptic")
 _KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ignore")
@@ -116,10 +117,12 @@ def read_description(path: str | Path) -> Description:
     """
     path = Path(path).expanduser().absolute()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        # YAML is nearly a superset of JSON, but has no tabs
+        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found; DATASETS.OWN names it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from None
     try:
         return _parsed(path, content)
@@ -183,9 +186,13 @@ def _there(path: Path, content: Mapping[str, Any], key: str, *, folder: bool) ->
 
 
 def _classes(value: Any) -> dict[int, str]:
-    classes = dict(enumerate(value)) if isinstance(value, list) else value
-    if not isinstance(classes, dict):
+    named = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(named, dict):
         raise ValueError(f"classes must be a list of names, or names by label value, got {value!r}")
+    # JSON's keys are always texts
+    classes = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in named.items()}
+    if len(classes) < len(named):
+        raise ValueError(f"classes has a label value twice, as a number and as a text: {list(named)}")
     for number, name in classes.items():
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"the name of class {number} must be a text, got {name!r}; quote words such as yes and no")
@@ -215,18 +222,9 @@ def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: two files differ only in their suffixes, or a label image has no image.
     """
-    found = {stem: path for path, stem in _stems(images, IMAGE_SUFFIXES)}
-    truth = {stem: path for path, stem in _stems(labels, LABEL_SUFFIXES)}
+    found, truth = by_stem(images, IMAGE_SUFFIXES), by_stem(labels, LABEL_SUFFIXES)
     if strangers := truth.keys() - found.keys():
         raise ValueError(
             f"{len(strangers)} label images in {labels} have no image in {images}, such as {min(strangers)}"
         )
     return [(path, truth.get(stem, labels / f"{stem}.png")) for stem, path in sorted(found.items())]
-
-
-def _stems(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
-    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-    if twice := [stem for stem, times in Counter(stems).items() if times > 1]:
-        raise ValueError(f"{folder} has several files named {twice[0]}")
-    return list(zip(paths, stems, strict=True))

@@ -19,7 +19,7 @@ from openworldsam.data.datasets.benchmarks import LABELS, class_entries, find_pa
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import MAX_LABEL, read_labels
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import find_files, save_atomically
 
 
 def save_labels(labels: np.ndarray, path: Path) -> None:
@@ -40,7 +40,8 @@ def make_ade20k_847(plan: Plan, *, short_side: int) -> None:
         OSError, ValueError: an image is missing, damaged or cannot be written, or there are too few.
     """
     benchmark = LABELS["ade20k_847_val"]
-    images = sorted((plan.root / "ADE20K_2021_17_01/images/ADE/validation").rglob("ADE_val_*.jpg"))
+    folder = plan.root / "ADE20K_2021_17_01/images/ADE/validation"
+    images = [path for path in find_files(folder, (".jpg",)) if path.name.startswith("ADE_val_")]
     require_count(len(images), benchmark.expected, plan, "validation images of ADE20K-2021")
     jobs = [
         (image, *(plan.root / pattern.replace("*", image.stem) for pattern in (benchmark.images, benchmark.labels)))

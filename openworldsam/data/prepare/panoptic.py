@@ -20,7 +20,7 @@ from PIL import Image
 from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
 from openworldsam.data.prepare.labels import make_scannet_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
-from openworldsam.data.preprocessing import read_image
+from openworldsam.data.preprocessing import read_image, upright, upright_size
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.utils.files import save_json, save_png
@@ -127,7 +127,7 @@ def read_bdd10k(sources: Sequence[Path]) -> list[Layer]:
     """
     try:
         with Image.open(sources[0]) as image:
-            pixels = np.asarray(image).astype(np.int64)
+            pixels = np.asarray(upright(image)).astype(np.int64)
     except FileNotFoundError:
         raise FileNotFoundError(f"bitmask {sources[0]} not found") from None
     except (OSError, SyntaxError) as error:
@@ -187,7 +187,7 @@ def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]
     """
     layers = read(job.sources)
     with Image.open(job.image) as image:
-        width, height = image.size
+        height, width = upright_size(image)
     shape = layers[0][0].shape
     if shape != (height, width):
         raise ValueError(f"{job.sources[0]} is {shape[1]} x {shape[0]}, its image is {width} x {height}")
@@ -211,7 +211,7 @@ def _save(target: Path, jobs: Sequence[Job], annotations: Sequence[dict[str, Any
     images = []
     for index, job in enumerate(jobs):
         with Image.open(job.image) as image:
-            width, height = image.size
+            height, width = upright_size(image)
         images.append({"id": index, "file_name": job.image_name, "height": height, "width": width})
     categories = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in read_classes(classes)]
     save_json(target, {"images": images, "annotations": annotations, "categories": categories})

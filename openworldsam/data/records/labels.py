@@ -5,21 +5,29 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
+from openworldsam.data.preprocessing import upright, upright_size
 from openworldsam.data.records.coco_json import Category, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 MAX_LABEL = 65_535
 _VOID, _UNKNOWN = -1, -2
-_ROTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's orientation tag, and its values that swap width and height
+
+
+def void_label(num_classes: int) -> int:
+    """Return the label of pixels without a class in an image of class ids: 255, or 65535 from 256 classes on."""
+    return 255 if num_classes < 256 else MAX_LABEL
 
 
 class LabelCoding(NamedTuple):
@@ -101,15 +109,13 @@ def _size(path: Path) -> tuple[int, int]:
     """Return (H, W) of an upright image; (0, 0) if its header is damaged, as reading the image will report that."""
     try:
         with Image.open(path) as image:
-            sideways = "exif" in image.info and image.getexif().get(_ROTATION) in _SIDEWAYS
-            width, height = image.size
+            return upright_size(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 0, 0
-    return (width, height) if sideways else (height, width)
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """Read the values of a label image, int32 [H, W]: grey of 1 to 16 bits, or palette indices.
+    """Read the values of a label image, upright, int32 [H, W]: grey of 1 to 16 bits, or palette indices.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,17 +123,25 @@ def read_labels(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            labels = np.asarray(image)
+            step = _step(image)
+            labels = np.asarray(upright(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"label image {path} not found") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises these for damaged files
         raise ValueError(f"{path} is not a readable label image: {error}") from error
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise ValueError(f"{path} is no label image: one channel of whole numbers, got {labels.shape} {labels.dtype}")
-    labels = labels.astype(np.int32)
+    labels = labels.astype(np.int32) // step
     if labels.size and not 0 <= labels.min() <= labels.max() <= MAX_LABEL:
         raise ValueError(f"{path} has the values {labels.min()} to {labels.max()}, labels are 0 to {MAX_LABEL}")
     return labels
+
+
+def _step(image: ImageFile) -> int:
+    """Return the grey value that Pillow gives to the sample 1: it stretches samples of 2 and 4 bits to 0..255."""
+    args: Any = image.tile[0].args if image.tile else ""  # the raw mode, alone or first of several
+    bits = re.match("L;([24])", args if isinstance(args, str) else str(args[0]))
+    return 255 // (2 ** int(bits[1]) - 1) if bits else 1
 
 
 @lru_cache(maxsize=32)
