@@ -150,13 +150,13 @@ def _check_tasks(queries: Queries, question: Question, options: InferenceOptions
     in_prompt_order = torch.searchsorted(labels, torch.from_numpy(golden["categories"]))
     results = infer([queries], ("semantic", "referring"), question, options)
     counts = torch.bincount(results["semantic"].map.flatten(), minlength=NUM_CLASSES)
-    best = results["referring"]
+    best, by_class = results["referring"], question.class_ids.argsort()  # the order of the recorded grounding
     return [
         close("sem_seg", scores[in_prompt_order, ::16, ::16], golden["sem_seg_sample"]),
         same_areas("sem_seg_argmax_counts", counts, golden["sem_seg_argmax_counts"], pixels),
         *check_panoptic(queries, question, options, golden),
-        same_areas("grounding_area", best.masks.sum(dim=(1, 2)), golden["grounding_area"], pixels),
-        close("grounding_score", best.scores, golden["grounding_score"]),
+        same_areas("grounding_area", best.masks.sum(dim=(1, 2))[by_class], golden["grounding_area"], pixels),
+        close("grounding_score", best.scores[by_class], golden["grounding_score"]),
         *check_instances("instance", queries, question, options, golden),
     ]
 
