@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from openworldsam.ablation.observations import (
     FOUND,
@@ -21,8 +23,7 @@ from openworldsam.ablation.observations import (
     pair_iou,
     specialisation,
 )
-from openworldsam.ablation.plots import contours, heat_maps
-from openworldsam.ablation.report import FIGURES
+from openworldsam.ablation.report import FIGURES, save_figure
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.modeling import OpenWorldSAM
@@ -33,10 +34,13 @@ BINS = 16
 """Cells along each side of a heat map."""
 EQUAL = 3
 """Least number of things of one class in the image of Fig. 3b and c."""
-
-
-Illustration = dict[str, str]
-"""Figure of the report: "file" (path of the PNG), "title", and "words" (caption)."""
+TITLES = (
+    "Several things of one class (Fig. 3b and c)",
+    "Mask centres of each tie-breaker (Fig. 3b)",
+    "Two-stage inference (Sec. 3, Sec. B)",
+)
+BEFORE, AFTER, TRUTH = "#d55e00", "#009e73", "white"
+"""Outlines of the first stage, the second stage and the ground truth."""
 
 
 def draw_figures(
@@ -45,11 +49,10 @@ def draw_figures(
     """Draw equal_shapes.png, tie_breakers.png and two_stage.png; write `FIGURES` into OUTPUT_DIR for the report.
 
     Args:
-        model: model with tie-breakers.
-        single: model without tie-breakers (E1), if it was trained.
+        model, single: with tie-breakers; without (E1), if that was trained.
         cfg: config of `model`; OUTPUT_DIR is the experiment's folder.
         name: registered dataset, of which the first TEST.MAX_IMAGES are used.
-        folder: folder for the pictures.
+        folder: gets the pictures.
         adapter: name of the model's adapter in the captions.
 
     Raises:
@@ -58,19 +61,22 @@ def draw_figures(
     metadata, records = MetadataCatalog.get(name), load_records(name)
     dataset = EvaluationDataset(records, class_names=metadata.vocabulary, is_thing=metadata.is_thing)
     images = cfg.TEST.MAX_IMAGES or len(records)
-    figures = [_equal_shapes(model, adapter, single, dataset, folder / "equal_shapes.png")]
+    paths = [(folder / f"{stem}.png").resolve() for stem in ("equal_shapes", "tie_breakers", "two_stage")]
+    words = [_equal_shapes(model, adapter, single, dataset, paths[0])]
     seen = observe(model, dataset, images)
     about = f"the first {images:,} images of {name} (weights: {adapter})"
-    figures.append(_tie_breakers(seen, model.inference.score_threshold, about, folder / "tie_breakers.png"))
+    words.append(_tie_breakers(seen, model.inference.score_threshold, about, paths[1]))
     if seen.found:
-        figures.append(_two_stage(seen, about, folder / "two_stage.png"))
+        words.append(_two_stage(seen, about, paths[2]))
+    figures = [{"file": str(path), "title": t, "words": w} for path, t, w in zip(paths, TITLES, words, strict=False)]
     save_json(Path(cfg.OUTPUT_DIR) / FIGURES, figures, indent=1)
 
 
 def _equal_shapes(
     model: OpenWorldSAM, adapter: str, single: OpenWorldSAM | None, dataset: EvaluationDataset, path: Path
-) -> Illustration:
-    """Draw Fig. 3b and c: an image with several things of one class, prompted with one query and with K."""
+) -> str:
+    """Draw Fig. 3b and c, an image with several things of one class, prompted with one query and with K; return the
+    caption."""
     example, class_id = _equal_scene(dataset)
     prompt, size = dataset.class_names[class_id], (example.inputs["height"], example.inputs["width"])
     true = [example.truth.segment_map == s["id"] for s in example.truth.segments if s["category_id"] == class_id]
@@ -91,8 +97,7 @@ def _equal_shapes(
         found = sum(any(pair_iou(mask, thing) > FOUND for mask in masks) for thing in true)
         words.append(f"{who}: {len(masks)} distinct confident masks, {found} of the things found.")
     save_png(path, contact_sheet(panels, columns=len(panels)))
-    title = "Several things of one class (Fig. 3b and c)"
-    return {"file": str(path.resolve()), "title": title, "words": " ".join(words)}
+    return " ".join(words)
 
 
 def _equal_scene(dataset: EvaluationDataset) -> tuple[Example, int]:
@@ -107,14 +112,16 @@ def _equal_scene(dataset: EvaluationDataset) -> tuple[Example, int]:
     raise ValueError(f"no image has {EQUAL} things of one class to draw")
 
 
-def _tie_breakers(seen: Observations, threshold: float, about: str, path: Path) -> Illustration:
-    """Draw Fig. 3b over a split: a heat map of mask centres for each tie-breaker."""
-    maps = np.zeros((len(seen.centres), BINS, BINS))
-    for heat, centres in zip(maps, seen.centres, strict=True):
-        for x, y in centres:
-            heat[int(y * BINS), int(x * BINS)] += 1 / len(centres)
+def _tie_breakers(seen: Observations, threshold: float, about: str, path: Path) -> str:
+    """Draw Fig. 3b over a split, a heat map of mask centres for each tie-breaker; return the caption."""
     counts = [len(centres) for centres in seen.centres]
-    heat_maps(maps, [f"tie-breaker {k}: {count} masks" for k, count in enumerate(counts)], path)
+    points = [np.reshape(centres, (-1, 2)) for centres in seen.centres]
+    maps = [np.histogram2d(xy[:, 1], xy[:, 0], BINS, [(0, 1), (0, 1)])[0] / max(1, len(xy)) for xy in points]
+    figure, axes = _grid(len(maps), 5, (2.2, 2.4))
+    for k, (axis, heat) in enumerate(zip(axes, maps, strict=False)):
+        axis.imshow(heat, cmap="magma", vmin=0, vmax=np.max(maps) or 1)  # one colour scale
+        axis.set_title(f"tie-breaker {k}: {counts[k]} masks", fontsize=9)
+    save_figure(figure, path)
     words = (
         f"Centres of the {sum(counts):,} thing masks with a score of at least {threshold:g} on {about}, duplicates "
         f"included; {sum(count > 0 for count in counts)} of {len(counts)} tie-breakers have any."
@@ -124,18 +131,37 @@ def _tie_breakers(seen: Observations, threshold: float, about: str, path: Path) 
             f" The tie-breaker explains {100 * share:.0f} % of the variance of the centres (0 %: all cover the same "
             "places; 100 %: each has one place of its own)."
         )
-    return {"file": str(path.resolve()), "title": "Mask centres of each tie-breaker (Fig. 3b)", "words": words}
+    return words
 
 
-def _two_stage(seen: Observations, about: str, path: Path) -> Illustration:
-    """Draw contours and scores before and after the second stage (paper Sec. 3 "Inference", Sec. B)."""
-    contours(seen.closeups, path)
+def _two_stage(seen: Observations, about: str, path: Path) -> str:
+    """Draw contours and scores before and after the second stage (paper Sec. 3, Sec. B); return the caption."""
+    figure, axes = _grid(len(seen.closeups), 3, (3.4, 3.8))
+    for axis, shown in zip(axes, seen.closeups, strict=False):
+        axis.imshow(shown.image)
+        for values, colour in ((shown.truth - 0.5, TRUTH), (shown.before, BEFORE), (shown.after, AFTER)):
+            if values.min() < 0 < values.max():
+                axis.contour(values, levels=[0], colors=[colour], linewidths=1.5)
+        iou, new_iou, score, new_score = (100 * value for value in shown.stages)
+        axis.set_title(f"IoU {iou:.0f} to {new_iou:.0f}, predicted {score:.0f} to {new_score:.0f}", fontsize=9)
+    figure.suptitle("white: ground truth, orange: first stage, green: second stage", fontsize=9)
+    save_figure(figure, path)
     iou, new_iou, score, new_score = np.mean(seen.found, axis=0)
     better = np.mean([stages.new_iou > stages.iou for stages in seen.found])
-    words = (
+    return (
         f"The first stage finds {len(seen.found):,} things on {about}: each has a distinct confident mask with an IoU "
         f"above {FOUND:g}. Their mean IoU is {100 * iou:.1f} before and {100 * new_iou:.1f} after the second stage and "
         f"rises for {100 * better:.0f} % of them. Their mean predicted IoU goes from {100 * score:.1f} to "
         f"{100 * new_score:.1f}. The paper (Table 1, ADE-150): PQ 35.2 to 36.3, AP 16.9 to 15.6, mIoU 60.4 to 58.0."
     )
-    return {"file": str(path.resolve()), "title": "Two-stage inference (Sec. 3, Sec. B)", "words": words}
+
+
+def _grid(count: int, most_columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` panels without axis lines, each of (width, height) inches."""
+    columns = min(most_columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis in axes:
+        axis.axis("off")
+    return figure, axes

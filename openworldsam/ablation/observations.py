@@ -97,18 +97,15 @@ def observe(model: OpenWorldSAM, dataset: EvaluationDataset, images: int) -> Obs
         if isinstance(example, Example) and things:
             names = [dataset.class_names[c] for c in things]
             features, queries = decode_queries(model, example.inputs["image"], names)
-            _add_centres(seen, queries, model.inference.score_threshold)
+            masks = positive(queries.logits).cpu()
+            shown = (queries.scores >= model.inference.score_threshold) & masks.flatten(1).any(dim=1)
+            for query in shown.nonzero()[:, 0].tolist():
+                y, x = (masks[query].nonzero().float().mean(dim=0) + 0.5) / torch.tensor(masks.shape[1:])
+                seen.centres[query % len(seen.centres)].append((float(x), float(y)))
             by_class = queries._replace(labels=torch.tensor(things)[queries.labels])
             _add_found(seen, model, features, by_class, example)
         progress.update(1, len(things))
     return seen
-
-
-def _add_centres(seen: Observations, queries: Queries, threshold: float) -> None:
-    masks = positive(queries.logits).cpu()
-    for query in torch.nonzero((queries.scores >= threshold) & masks.flatten(1).any(dim=1))[:, 0].tolist():
-        y, x = (torch.nonzero(masks[query]).float().mean(dim=0) + 0.5) / torch.tensor(masks.shape[1:])
-        seen.centres[query % len(seen.centres)].append((float(x), float(y)))
 
 
 @torch.no_grad()

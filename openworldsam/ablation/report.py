@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from tabulate import tabulate
 
-from openworldsam.ablation.plots import bar_plot
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
-from openworldsam.utils.files import read_json, save_text
+from openworldsam.utils.files import read_json, save_atomically, save_text
 
 FIGURES = "figures.json"
 """File in the experiment's folder that lists the figures drawn by `figures`."""
@@ -155,8 +155,7 @@ def write_report(folder: Path, path: Path, command: str) -> None:
         raise ValueError(f"{folder} has no finished run to report on")
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     plot = path.with_suffix(".png")
-    spreads = {b: {m: {name: spread(runs[name], b, m) for name in VARIANTS} for m in COMPARED} for b in benchmarks}
-    bar_plot(spreads, {name: row.scores for name, row in PAPER.items()}, plot)
+    save_figure(_bar_plot(runs, benchmarks), plot)
     lines = [*_introduction(finished, command), f"![Scores of every variant]({plot.name})", ""]
     for benchmark in benchmarks:
         lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *_verdicts(runs, benchmark), ""]
@@ -166,6 +165,29 @@ def write_report(folder: Path, path: Path, command: str) -> None:
             link = os.path.relpath(figure["file"], path.resolve().parent)
             lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
     save_text(path, "\n".join(lines).rstrip() + "\n")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically."""
+    save_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
+
+
+def _bar_plot(runs: Runs, benchmarks: list[str]) -> Figure:
+    """Draw the scores of all variants, with a row of panels per benchmark and a panel per metric."""
+    figure = Figure(figsize=(4.2 * len(COMPARED), 3.2 * len(benchmarks)), layout="constrained")
+    names = list(VARIANTS)
+    for row, benchmark in zip(figure.subplots(len(benchmarks), len(COMPARED), squeeze=False), benchmarks, strict=True):
+        for axis, metric in zip(row, COMPARED, strict=True):
+            theirs = {names.index(name) + 0.2: paper.scores[metric] for name, paper in PAPER.items()}
+            axis.bar(list(theirs), list(theirs.values()), 0.4, color="#bbbbbb", label="paper, ADE-150")
+            ours = {x - 0.2: found for x, name in enumerate(names) if (found := spread(runs[name], benchmark, metric))}
+            means, deviations = [value.mean for value in ours.values()], [value.std or 0 for value in ours.values()]
+            axis.bar(list(ours), means, 0.4, yerr=deviations, capsize=3, color="#0072b2", label=f"here, {benchmark}")
+            axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
+            axis.set_ylim(0, 100)
+            axis.set_title(metric)
+        row[0].legend()
+    return figure
 
 
 def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
