@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ from openworldsam.data.feature_cache import (
     ImageStamp,
     tokenizer_fingerprint,
 )
-from openworldsam.data.feature_cache.plan import Shard, Work, batches, plan, wanted_prompts
+from openworldsam.data.feature_cache.plan import Work, batches, plan, wanted_prompts
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.launch import launch_command
@@ -78,7 +80,7 @@ def build_cache(
 
     Raises:
         FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder has another cache or
-            features of other pixels, another process fills this part, an augmentation is on, or no image is readable.
+            another process fills this part, an augmentation is on, or no image is readable.
         OSError: the cache cannot be written.
     """
     if not 0 <= part < num_parts:
@@ -97,7 +99,7 @@ def build_cache(
         if per_image := image_bytes(cfg, header):
             shard_images = min(shard_images, max(1, SHARD_BYTES // per_image))
         planned = plan(wanted, cache, shard_images)[part::num_parts]
-        shards = [shard for shard in planned if shard is not None]
+        shards = [shard for shard in planned if shard]
         logger.info("%d of %d shards are there", len(planned) - len(shards), len(planned))
         images = batches(shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
         return _fill(model, writer, cache, shards, images)
@@ -127,42 +129,45 @@ def _fill(
     model: OpenWorldSAM,
     writer: FeatureCacheWriter,
     cache: FeatureCache,
-    shards: Sequence[Shard],
+    shards: Sequence[Sequence[Work]],
     images: Iterator[list[tuple[Work, Tensor | str]]],
 ) -> Summary:
     """Compute and write the shards, one after the other.
 
     Raises:
-        ValueError: the cache holds features of other pixels under an image's id, or no image is readable.
+        ValueError: no image is readable.
     """
-    total = sum(len(shard.work) for shard in shards)
-    logger.info("%d images to encode", total)
+    total = sum(map(len, shards))
+    logger.info("%d images to read", total)
     progress = Progress(total)
     skipped: list[str] = []
+    added = 0
     for shard in shards:
         done: list[CachedImage] = []
         seen = 0
-        while seen < len(shard.work):
+        while seen < len(shard):
             readable: list[tuple[ImageEntry, Tensor]] = []
             batch = next(images)
             seen += len(batch)
             for work, pixels in batch:
-                file = work.record["file_name"]
+                image_id, file = work.record["image_id"], work.record["file_name"]
                 if isinstance(pixels, str):
                     logger.warning("skipped: %s", pixels)
                     skipped.append(file)
                     continue
                 stamp = ImageStamp.of(pixels)
-                cache.check_pixels(work.image_id, file, stamp)
-                entry = ImageEntry(work.image_id, Path(file).name, stamp, work.prompts, work.features)
-                readable.append((entry, pixels))
+                entry = ImageEntry(image_id, Path(file).name, stamp, *cache.missing(image_id, work.prompts, stamp))
+                if entry.prompts or entry.features:
+                    readable.append((entry, pixels))
             done += encode(model, readable, writer.header)
             progress.update(len(batch), sum(len(entry.prompts) for entry, _ in readable))
         if done:
-            writer.write(shard.name, done)
+            added += len(done)
+            content = json.dumps([image.entry for image in done])  # so that a resumed run writes the same shards
+            writer.write(hashlib.sha256(content.encode()).hexdigest()[:16], done)
     if skipped and len(skipped) == total and not cache.num_images:
         raise ValueError(f"not one of {total} images could be read, the last is {skipped[-1]}")
-    return Summary(total - len(skipped), progress.prompts, skipped)
+    return Summary(added, progress.prompts, skipped)
 
 
 @torch.no_grad()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,59 +21,38 @@ from openworldsam.utils.workers import end_with_parent
 
 
 class Work(NamedTuple):
-    """An image to encode: its record, the prompts to encode with it, and whether its image features are needed."""
+    """An image of DATASETS.TRAIN: its record, without ground truth, and all prompts that training may ask of it."""
 
-    image_id: ImageId
     record: Record
     prompts: tuple[str, ...]
-    features: bool
 
 
-class Shard(NamedTuple):
-    """A shard to write. Its name is a hash of its content, so that a resumed run writes the same shards."""
-
-    name: str
-    work: list[Work]
-
-
-def wanted_prompts(cfg: CfgNode) -> dict[ImageId, tuple[Record, list[str]]]:
-    """Return the record (without ground truth) and prompts of each image of DATASETS.TRAIN, by image id.
-
-    Raises:
-        ValueError: two datasets use one id for different images.
-    """
+def wanted_prompts(cfg: CfgNode) -> list[Work]:
+    """List the images of DATASETS.TRAIN that have prompts; two datasets may use one id for different images."""
     dataset = training_dataset(cfg)
     assert isinstance(dataset.mapper, DatasetMapper)
-    wanted: dict[ImageId, tuple[Record, list[str]]] = {}
+    wanted: dict[tuple[ImageId, str], tuple[Record, dict[str, None]]] = {}
     for record in dataset.records:
-        first, texts = wanted.setdefault(record["image_id"], (record.without_ground_truth(), []))
-        if Path(first["file_name"]).name != Path(record["file_name"]).name:
-            raise ValueError(
-                f"image {record['image_id']} is {first['file_name']} and also {record['file_name']}; "
-                "make a cache for each dataset of DATASETS.TRAIN"
-            )
-        texts.extend(text for text in dataset.mapper.texts(record) if text not in texts)
-    return wanted
+        image = record["image_id"], record["file_name"]
+        _, texts = wanted.setdefault(image, (record.without_ground_truth(), {}))
+        texts.update(dict.fromkeys(dataset.mapper.texts(record)))
+    return [Work(record, tuple(texts)) for record, texts in wanted.values() if texts]
 
 
-def plan(
-    wanted: Mapping[ImageId, tuple[Record, Sequence[str]]], cache: FeatureCache, shard_images: int
-) -> list[Shard | None]:
-    """Return the shards to write, None where the cache is complete.
+def plan(wanted: Sequence[Work], cache: FeatureCache, shard_images: int) -> list[list[Work]]:
+    """Divide images among shards, and return the images of each that may lack something; none if it is complete.
 
+    Images of one id are always among them, as only their pixels tell which of them the cache holds.
     Borders between shards depend on the dataset alone, not on the cache: they are the same for every part and run.
     """
-    images = [(image_id, *rest) for image_id, rest in wanted.items() if rest[1]]
-    shards: list[Shard | None] = []
-    for start in range(0, len(images), shard_images):
-        work = []
-        for image_id, record, texts in images[start : start + shard_images]:
-            prompts, lacks_features = cache.missing(image_id, texts)
-            if prompts or lacks_features:
-                work.append(Work(image_id, record, tuple(prompts), lacks_features))
-        content = json.dumps([(w.image_id, w.prompts, w.features) for w in work])
-        shards.append(Shard(hashlib.sha256(content.encode()).hexdigest()[:16], work) if work else None)
-    return shards
+    owners = Counter(work.record["image_id"] for work in wanted)
+
+    def may_lack(work: Work) -> bool:
+        image_id = work.record["image_id"]
+        return owners[image_id] > 1 or any(cache.missing(image_id, work.prompts, Path(work.record["file_name"]).name))
+
+    starts = range(0, len(wanted), shard_images)
+    return [list(filter(may_lack, wanted[start : start + shard_images])) for start in starts]
 
 
 class _Images(Dataset[tuple[Work, Tensor | str]]):
@@ -90,15 +68,17 @@ class _Images(Dataset[tuple[Work, Tensor | str]]):
             return self.work[index], str(error)
 
 
-def batches(shards: Sequence[Shard], batch_size: int, num_workers: int) -> Iterator[list[tuple[Work, Tensor | str]]]:
+def batches(
+    shards: Sequence[Sequence[Work]], batch_size: int, num_workers: int
+) -> Iterator[list[tuple[Work, Tensor | str]]]:
     """Load all images in order, in batches that never span two shards."""
     work: list[Work] = []
     places: list[list[int]] = []
     for shard in shards:
-        for start in range(0, len(shard.work), batch_size):
-            batch = shard.work[start : start + batch_size]
+        for start in range(0, len(shard), batch_size):
+            batch = shard[start : start + batch_size]
             places.append([*range(len(work), len(work) + len(batch))])
-            work += batch
+            work.extend(batch)
     return iter(
         DataLoader(
             _Images(work),

@@ -67,7 +67,7 @@ class FeatureCache:
     @property
     def num_images(self) -> int:
         """Number of images with prompts or features."""
-        return len(self._images)
+        return sum(len({place.image.stamp for place in places}) for places in self._images.values())
 
     @property
     def num_prompts(self) -> int:
@@ -101,26 +101,37 @@ class FeatureCache:
                 "Make another cache with this config (tools/cache_features.py), or train with that of the cache"
             )
 
-    def missing(self, image_id: ImageId, prompts: Iterable[str]) -> tuple[list[str], bool]:
+    def missing(
+        self, image_id: ImageId, prompts: Iterable[str], image: ImageStamp | str
+    ) -> tuple[tuple[str, ...], bool]:
         """The given prompts of an image that the cache lacks, and whether it lacks the image features it should have.
 
         Reads no shard.
+
+        Args:
+            image_id, prompts: of the image.
+            image: its stamp; or its file without the folder, if its pixels have not been read. Images of several
+                datasets may have one id.
         """
-        images = [place.image for place in self._images.get(image_id, [])]
+        images = [place.image for place in self._places(image_id, image)]
         held = {prompt for image in images for prompt in image.prompts}
         lacks_features = self.header.image_features != "none" and not any(image.features for image in images)
-        return [prompt for prompt in prompts if prompt not in held], lacks_features
+        return tuple(prompt for prompt in prompts if prompt not in held), lacks_features
 
-    def check_pixels(self, image_id: ImageId, file_name: str, stamp: ImageStamp) -> None:
-        """Raise ValueError if the cache holds features of other pixels under an image's id."""
-        places = self._images.get(image_id, [])
-        if held := next((place.image for place in places if place.image.stamp != stamp), None):
-            indices = " ".join(str(self.shards[place.shard].with_suffix(".json")) for place in places)
-            raise ValueError(
-                f"image {image_id} ({file_name}, {stamp.width} x {stamp.height}) has other pixels than in "
-                f"{self.folder} ({held.file}, {held.stamp.width} x {held.stamp.height}). If the image was replaced, "
-                f"delete {indices} and add it again: {self.command}; if not, use a cache of this dataset"
-            )
+    def _places(self, image_id: ImageId, image: ImageStamp | str) -> list[_Place]:
+        return [place for place in self._images.get(image_id, []) if image in (place.image.stamp, place.image.file)]
+
+    def _replaced(self, image_id: ImageId, file_name: str, stamp: ImageStamp) -> str | None:
+        """Error message if the cache holds features of other pixels of an image's file."""
+        if not (places := self._places(image_id, Path(file_name).name)):
+            return None
+        held = places[0].image
+        indices = " ".join(str(self.shards[place.shard].with_suffix(".json")) for place in places)
+        return (
+            f"image {image_id} ({file_name}, {stamp.width} x {stamp.height}) has other pixels than in "
+            f"{self.folder} ({held.file}, {held.stamp.width} x {held.stamp.height}). If the image was replaced, "
+            f"delete {indices} and add it again: {self.command}; if not, use a cache of this dataset"
+        )
 
     def attach(self, mapped: dict[str, Any]) -> dict[str, Any]:
         """Add cached features to the output of a `DatasetMapper`.
@@ -136,14 +147,15 @@ class FeatureCache:
             KeyError: the cache lacks the image or one of its prompts; says which and how to add it.
             ValueError: a shard is damaged, or the image has other pixels.
         """
-        image_id, prompts = mapped["image_id"], mapped["prompts"]
-        places = self._images.get(image_id, [])
-        absent, lacks_features = self.missing(image_id, prompts)
+        image_id, prompts, stamp = mapped["image_id"], mapped["prompts"], ImageStamp.of(mapped["image"])
+        places = self._places(image_id, stamp)
+        if not places and (message := self._replaced(image_id, mapped["file_name"], stamp)):
+            raise ValueError(message)
+        absent, lacks_features = self.missing(image_id, prompts, stamp)
         if absent or lacks_features:
             what = f"the prompt {absent[0]!r}" if absent else "the image features"
             name, what = Path(mapped["file_name"]).name, what if places else "anything"
             raise KeyError(f"{self.folder} does not hold {what} of image {image_id} ({name}); add it: {self.command}")
-        self.check_pixels(image_id, mapped["file_name"], ImageStamp.of(mapped["image"]))
         positions = {text: (p.shard, p.start + nth) for p in places for nth, text in enumerate(p.image.prompts)}
         embeddings = [self._embedding(*positions[prompt]) for prompt in prompts]
         found = {**mapped, "prompt_embeddings": torch.cat(embeddings).float()}
