@@ -50,6 +50,7 @@ setup(
         "supervision": ["supervision"],
         "fiftyone": ["fiftyone"],
         "app": ["gradio>=6.31,<7"],
+        "cityscapes": ["cityscapesscripts"],  # for the test that Cityscapes' AP equals it
     },
     entry_points={
         "console_scripts": [

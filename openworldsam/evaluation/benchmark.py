@@ -28,6 +28,7 @@ from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, t
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
 from openworldsam.evaluation.metrics.accumulator import Scores, merged
+from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
@@ -68,6 +69,7 @@ class Benchmark:
         makers = {
             "panoptic": lambda: PanopticQuality(dict(enumerate(is_thing))),
             "instance": lambda: MasksAndBoxes(things),
+            "cityscapes": lambda: CityscapesAP(things),
             "semantic": lambda: SemanticScores(len(class_names), ignore=NO_CLASS),
             "referring": ReferringScores,
             "absent": AbsentPrompts,
@@ -82,7 +84,7 @@ class Benchmark:
     @property
     def model_tasks(self) -> tuple[str, ...]:
         """Tasks that the model must answer."""
-        needed = {"absent": ("instance", "panoptic"), "concept": ("instance",)}
+        needed = {"absent": ("instance", "panoptic"), "concept": ("instance",), "cityscapes": ("instance",)}
         return tuple(dict.fromkeys(t for task in self.accumulators for t in needed.get(task, (task,))))
 
     def update(self, example: Example, predicted: Answer) -> None:
@@ -107,6 +109,9 @@ class Benchmark:
                     accumulator.update(predicted.panoptic[0], segments, true.panoptic[0], true_segments, areas)
                 elif task == "instance":
                     accumulator.update(inputs["image_id"], truth.segment_map.shape, predicted.instance, true.instance)
+                elif task == "cityscapes":
+                    regions = [(s["id"], s["category_id"], s["iscrowd"]) for s in truth.segments]
+                    accumulator.update(predicted.instance, truth.segment_map, regions, truth.void)
                 elif task == "semantic":
                     accumulator.update(predicted.semantic, true.semantic)
                 elif task == "referring":

@@ -32,6 +32,7 @@ class Truth(NamedTuple):
         absent: absent classes among the prompts of protocol "present+absent".
         referents: P times bool [H, W], the mask of each expression.
         instances: COCO annotations of objects that may overlap; None for the things among the segments.
+        void: bool [H, W], pixels that Cityscapes' AP ignores; None for those of no segment.
     """
 
     segment_map: np.ndarray
@@ -39,6 +40,7 @@ class Truth(NamedTuple):
     absent: Sequence[int] = ()
     referents: Sequence[np.ndarray] = ()
     instances: Sequence[Mapping[str, Any]] | None = None
+    void: np.ndarray | None = None
 
 
 class Example(NamedTuple):
@@ -115,7 +117,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             "is_thing": [self.is_thing[c] for c in classes],
             "num_classes": len(self.class_names),
         }
-        return asked, Truth(segment_map, segments, absent, instances=instances)
+        return asked, Truth(segment_map, segments, absent, instances=instances, void=record.read_void(segment_map))
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
         number = 1 if self.sentences.startswith("first") else None

@@ -47,7 +47,7 @@ _SCANNET = (*_miou("scannet_20"), ("scannet_20_panoptic_val", "panoptic", "PQ"),
 _REFERRING = (("refcocog_umd_val", "referring", "cIoU"),)
 _CITYSCAPES = (
     *_miou("cityscapes_19"),
-    ("cityscapes_19_panoptic_val", "instance", "AP"),
+    ("cityscapes_19_panoptic_val", "cityscapes", "AP_cityscapes"),
     ("cityscapes_19_panoptic_val", "panoptic", "PQ"),
 )
 _BDD = (*_miou("bdd10k_19"), ("bdd10k_40_panoptic_val", "panoptic", "PQ"))

@@ -12,6 +12,7 @@ from openworldsam.evaluation.paper_tables import Column, Number
 HEADLINES = {
     "panoptic": ("PQ", "SQ", "RQ"),
     "instance": ("AP", "AP50", "AP_box"),
+    "cityscapes": ("AP_cityscapes", "AP50_cityscapes"),
     "semantic": ("mIoU",),
     "referring": ("cIoU", "mIoU"),
     "absent": ("false_positive_rate",),

@@ -160,11 +160,14 @@ PANOPTIC: dict[str, PanopticBenchmark] = {
         f"cityscapes_19_panoptic_{split}": PanopticBenchmark(
             "cityscapes_19",
             PanopticFiles(
-                f"cityscapes/panoptic_{split}.json", f"cityscapes/leftImg8bit/{split}", f"cityscapes/panoptic_{split}"
+                f"cityscapes/panoptic_{split}.json",
+                f"cityscapes/leftImg8bit/{split}",
+                f"cityscapes/panoptic_{split}",
+                instance_ids_root=f"cityscapes/gtFine/{split}",
             ),
             expected,
             _MAKE.format("cityscapes"),
-            ("panoptic", "instance"),
+            ("panoptic", "instance", "cityscapes"),
         )
         for split, expected in (("val", 500), ("train", 2975))  # train: for the last row of Table 8
     },

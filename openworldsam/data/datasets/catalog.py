@@ -7,6 +7,7 @@ class id each, and tasks, on which a dataset is scored.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -19,6 +20,8 @@ from openworldsam.data.records import PanopticRecord, Record, as_record
 from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.labels import void_label
 from openworldsam.data.records.panoptic import load_panoptic
+
+logger = logging.getLogger(__name__)
 
 SEGMENTATION = ("panoptic", "instance", "semantic")
 """Tasks on which a dataset with panoptic ground truth can be scored."""
@@ -80,7 +83,8 @@ class PanopticFiles(NamedTuple):
     """Paths of a panoptic dataset, relative to `dataset_root` or absolute.
 
     semseg_root: contiguous class ids as PNGs; `datasets/prepare.py coco` makes them. instances_json: COCO's own
-    instances. Both are for Detectron2's evaluators; ours use the panoptic segments.
+    instances. Both are for Detectron2's evaluators; ours use the panoptic segments. instance_ids_root: Cityscapes' own
+    ground truth, for its AP.
     """
 
     json: str
@@ -88,6 +92,7 @@ class PanopticFiles(NamedTuple):
     panoptic_root: str
     semseg_root: str | None = None
     instances_json: str | None = None
+    instance_ids_root: str | None = None
 
 
 def register_panoptic(
@@ -132,7 +137,14 @@ def register_panoptic(
 def _load_panoptic(name: str, files: PanopticFiles, categories: Sequence[Category], hint: str) -> list[PanopticRecord]:
     root = dataset_root()
     paths: Any = [str(root / file) if file else None for file in files]
-    json_file, image_root, panoptic_root, semseg_root, instances_json = paths
+    json_file, image_root, panoptic_root, semseg_root, instances_json, instance_ids_root = paths
     set_metadata(name, panoptic_json=json_file, image_root=image_root, panoptic_root=panoptic_root)
     set_metadata(name, sem_seg_root=semseg_root, json_file=instances_json)
-    return load_panoptic(json_file, image_root, panoptic_root, semseg_root, categories=categories, hint=hint)
+    records = load_panoptic(json_file, image_root, panoptic_root, semseg_root, categories=categories, hint=hint)
+    if instance_ids_root and not Path(instance_ids_root).is_dir():
+        logger.warning("%s not found, so Cityscapes' AP ignores caravans and trailers as void", instance_ids_root)
+    elif instance_ids_root:
+        for record in records:
+            image = record["file_name"].removeprefix(image_root).replace("_leftImg8bit", "_gtFine_instanceIds")
+            record["instance_ids_file_name"] = f"{instance_ids_root}{image}"
+    return records

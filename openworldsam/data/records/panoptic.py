@@ -29,6 +29,7 @@ from openworldsam.data.records.coco_json import (
     warn_of_missing,
     whole,
 )
+from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.utils.files import named, read_json
 
@@ -36,14 +37,16 @@ from openworldsam.utils.files import named, read_json
 class PanopticRecord(Record):
     """An image with a panoptic PNG, pan_seg_file_name, and its segments, segments_info.
 
-    If the dataset has semantic PNGs (contiguous class ids, for Detectron2's evaluator), it has a sem_seg_file_name.
+    If the dataset has semantic PNGs (contiguous class ids, for Detectron2's evaluator), it has a sem_seg_file_name;
+    Cityscapes has an instance_ids_file_name, of its own ground truth, from which the panoptic one is made.
     """
 
     __slots__ = ()
     truth_keys = ("pan_seg_file_name", "segments_info")
 
     def files(self) -> list[str]:
-        return [self["file_name"], self["pan_seg_file_name"]]
+        keys = ("file_name", "pan_seg_file_name", "instance_ids_file_name")
+        return [self[key] for key in keys if key in self]
 
     def segments(self) -> list[Segment]:
         return self["segments_info"]
@@ -54,6 +57,14 @@ class PanopticRecord(Record):
         if unknown := set(np.unique(ids).tolist()) - {segment["id"] for segment in segments} - {0}:
             raise ValueError(f"{self['pan_seg_file_name']} has ids that its json does not: {sorted(unknown)[:5]}")
         return ids, segments
+
+    def read_void(self, segment_map: np.ndarray) -> np.ndarray | None:
+        """Leave out what has a number: the caravans and trailers, which have no segment and are not ignored."""
+        if "instance_ids_file_name" not in self:
+            return None
+        values = read_labels(self["instance_ids_file_name"])
+        self._check_size(values, "instance_ids_file_name", "its image")
+        return (segment_map == 0) & (values < 1000)
 
 
 def load_panoptic(

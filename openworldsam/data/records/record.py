@@ -103,6 +103,14 @@ class Record(dict[str, Any]):
         """
         return None
 
+    def read_void(self, segment_map: np.ndarray) -> np.ndarray | None:
+        """Read the pixels that Cityscapes' AP ignores, bool [H, W]; None for all of no segment.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing, damaged or of another size.
+        """
+        return None
+
     def sentences(self) -> list[tuple[str, ...]]:
         """List the sentences of each object. Reads no file."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ nor on how they are split over processes; `merged` sums the counts of all proces
 
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
 from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, merged
+from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import InstanceAP, MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
@@ -15,6 +16,7 @@ from openworldsam.evaluation.metrics.semantic import SemanticScores
 
 __all__ = [
     "AbsentPrompts",
+    "CityscapesAP",
     "ConceptScores",
     "InstanceAP",
     "MasksAndBoxes",
