@@ -24,27 +24,20 @@ from openworldsam.video.results import ResultWriter
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of openworldsam-video."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
-    parser.add_argument("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
-    parser.add_argument("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
-    parser.add_argument(
-        "--task", default="instance", choices=OBJECT_TASKS, help="every occurrence of a prompt (default), or the best"
-    )
-    parser.add_argument(
-        "--every", type=int, default=15, metavar="N", help="look for new objects every N frames (default: 15); 0: first"
-    )
-    parser.add_argument(
-        "--tracker",
-        default="memory",
-        choices=TRACKERS,
-        help="SAM2's memory (default), or the prompts in every frame, for weights without video modules",
-    )
-    parser.add_argument(
-        "--forget", type=int, default=300, metavar="N", help="forget objects out of sight for N frames (default: 300)"
-    )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    add = parser.add_argument
+    add("--config-file", required=True, help="such as configs/presets/released.yaml")
+    add("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
+    add("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
+    tasks = "every occurrence of a prompt (default), or the best"
+    add("--task", default="instance", choices=OBJECT_TASKS, help=tasks)
+    every = "look for new objects every N frames (default: 15); 0: first"
+    add("--every", type=int, default=15, metavar="N", help=every)
+    trackers = "SAM2's memory (default), or the prompts in every frame, for weights without video modules"
+    add("--tracker", default="memory", choices=TRACKERS, help=trackers)
+    add("--forget", type=int, default=300, metavar="N", help="forget objects out of sight for N frames (default: 300)")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_args(argv)
 
 

@@ -117,13 +117,7 @@ class SAM2Memory(SAM2Base):
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(SAM2_VIDEO)}
 
     def begin(self, frame: int, features: ImageFeatures, masks: Tensor) -> ObjectMemory:
-        """Start the memory of one object in each of B clips.
-
-        Args:
-            frame: number of the frame.
-            features: of that frame.
-            masks: bool [B, H, W], the objects.
-        """
+        """Start the memory of one object in each of B clips, given its mask bool [B, H, W] in frame number `frame`."""
         size = (self.image_size, self.image_size)
         given = F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False, antialias=True)
         with self._autocast():
@@ -149,12 +143,7 @@ class SAM2Memory(SAM2Base):
         return {"cond_frame_outputs": {frame: self._compact(out)}, "non_cond_frame_outputs": {}}
 
     def carry_on(self, frame: int, features: ImageFeatures, memory: ObjectMemory) -> tuple[Tensor, Tensor]:
-        """Find the objects in the next frame, and update their memory.
-
-        Args:
-            frame: number of the frame.
-            features: of that frame.
-            memory: of the objects; gains this frame and loses entries that SAM2 will not read again.
+        """Find the objects in frame number `frame`; their memory gains it and loses what SAM2 will not read again.
 
         Returns:
             mask logits [B, M, M], -1024 where an object is absent, and the logits of their presence [B].

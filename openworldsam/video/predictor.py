@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
-from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, Located, MemoryTracker, Tracker, iou_between
+from openworldsam.video.trackers import SAME_OBJECT, DetectionTracker, MemoryTracker, TrackedFrame, Tracker, iou_between
 
 OBJECT_TASKS = ("instance", "referring")
 TRACKERS = ("memory", "detection")
@@ -30,17 +29,6 @@ class Track:
     score: float
     first_frame: int
     last_frame: int
-
-
-class TrackedFrame(NamedTuple):
-    """Objects visible in a frame.
-
-    id_map: uint16 [H, W], object id per pixel, 0 = background.
-    scores: 0..1 by id; predicted IoU if a prompt found the mask, SAM2's probability of presence if memory carried it.
-    """
-
-    id_map: np.ndarray
-    scores: dict[int, float]
 
 
 class VideoPredictor:
@@ -125,13 +113,13 @@ class VideoPredictor:
             if looks:
                 self._begin(found, located, features)
         self._num_frames, self._size = frame + 1, size
-        return TrackedFrame(located.id_map, located.scores)
+        return located
 
     def __len__(self) -> int:
         """Return the number of frames so far."""
         return self._num_frames
 
-    def _begin(self, found: Prediction, located: Located, features: ImageFeatures) -> None:
+    def _begin(self, found: Prediction, located: TrackedFrame, features: ImageFeatures) -> None:
         """Give new ids to the found masks that are no known object, best first, and add them to the frame."""
         known = np.stack([*located.masks.values()]) if located.masks else np.zeros((0, *located.id_map.shape), bool)
         unknown = np.flatnonzero(~(iou_between(found.masks, known) > SAME_OBJECT).any(axis=1))
@@ -143,6 +131,6 @@ class VideoPredictor:
             self.tracks.append(Track(object_id, found.prompts[prompt], score, frame, frame))
             self._tracker.begin(object_id, prompt, frame, features, mask)
             self._known.add(object_id)
-            located.scores[object_id] = score
+            located.masks[object_id], located.scores[object_id] = mask, score
         for object_id, index in reversed(list(enumerate(new, start=first))):  # the best one on top
             located.id_map[found.masks[index]] = object_id

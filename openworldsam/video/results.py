@@ -17,16 +17,13 @@ import cv2
 import numpy as np
 
 from openworldsam.utils.files import save_json, save_png
-from openworldsam.video.predictor import Track, TrackedFrame
+from openworldsam.video.predictor import Track
+from openworldsam.video.trackers import TrackedFrame
 from openworldsam.visualization import LabelledMasks, draw_masks
 
 
 class ResultWriter:
-    """Writes the results frame by frame; a context manager that closes the video.
-
-    Args:
-        folder: for the results; must have none yet.
-        fps: frames per second of the video.
+    """Writes the results of a video of `fps` frames per second, frame by frame; a context manager that closes it.
 
     Raises:
         ValueError: the folder has results already.
@@ -51,14 +48,7 @@ class ResultWriter:
             self._video.release()
 
     def write(self, number: int, image: np.ndarray, frame: TrackedFrame, tracks: Sequence[Track]) -> None:
-        """Write one frame.
-
-        Args:
-            number: of the frame.
-            image: uint8 [H, W, 3], RGB.
-            frame: the objects visible in it.
-            tracks: all objects so far, in order of id.
-        """
+        """Write one frame: image uint8 [H, W, 3], RGB; `tracks` are all objects so far, in order of id."""
         file = f"masks/{number:06d}.png"
         save_png(self.folder / file, frame.id_map)
         areas = np.bincount(frame.id_map.ravel(), minlength=len(tracks) + 1).tolist()

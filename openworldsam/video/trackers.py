@@ -6,7 +6,7 @@ Shapes: T objects, N masks found by prompts, H, W size of the video.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,18 +19,19 @@ from openworldsam.predictor.prediction import Prediction
 from openworldsam.utils.device import upload
 from openworldsam.video.memory import ObjectMemory, SAM2Memory
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
 SAME_OBJECT = 0.5
 """IoU above which a found mask is a known object in the same frame."""
 MOVED = 0.3
 """IoU above which a found mask of the same prompt is an object of the previous frame that has moved."""
 
 
-@dataclass(frozen=True, eq=False)
-class Located:
-    """Known objects that are visible in a frame.
+class TrackedFrame(NamedTuple):
+    """Objects visible in a frame.
 
     masks: bool [H, W] by id; may overlap.
-    scores: 0..1 by id.
+    scores: 0..1 by id; predicted IoU if a prompt found the mask, SAM2's probability of presence if memory carried it.
     id_map: uint16 [H, W], object id per pixel, 0 = background.
     """
 
@@ -46,8 +47,10 @@ class Tracker(ABC):
     """Whether `locate` needs the masks that the prompts find in every frame."""
 
     @abstractmethod
-    def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
-        """Locate the known objects in a frame of (H, W) = `size`; `found` is what the prompts find in it."""
+    def locate(
+        self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]
+    ) -> TrackedFrame:
+        """Locate the known objects in a frame of a size; `found` is what the prompts find in it."""
 
     @abstractmethod
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
@@ -59,7 +62,7 @@ class Tracker(ABC):
 
 
 class MemoryTracker(Tracker):
-    """Follows objects by SAM2's memory; scores are probabilities of presence."""
+    """Follows objects by SAM2's memory."""
 
     needs_prompts = False
 
@@ -67,7 +70,9 @@ class MemoryTracker(Tracker):
         self.sam2 = sam2
         self.memories: dict[int, ObjectMemory] = {}
 
-    def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
+    def locate(
+        self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]
+    ) -> TrackedFrame:
         best = features.embed.new_zeros(size)
         id_map = torch.zeros(size, dtype=torch.int32, device=best.device)
         masks, presences = [best[None] > 0], [best.new_zeros(1)]
@@ -81,7 +86,7 @@ class MemoryTracker(Tracker):
             best = best.maximum(full[0])
         objects = zip(self.memories, torch.cat(masks)[1:].cpu().numpy(), torch.cat(presences)[1:].tolist(), strict=True)
         seen = {object_id: (mask, score) for object_id, mask, score in objects if mask.any()}
-        return Located(
+        return TrackedFrame(
             {object_id: mask for object_id, (mask, _) in seen.items()},
             {object_id: score for object_id, (_, score) in seen.items()},
             id_map.cpu().numpy().astype(np.uint16),
@@ -97,7 +102,7 @@ class MemoryTracker(Tracker):
 
 
 class DetectionTracker(Tracker):
-    """Links masks of the same prompt, for weights without video modules; scores are predicted IoU."""
+    """Links masks of the same prompt, for weights without video modules."""
 
     needs_prompts = True
 
@@ -106,7 +111,9 @@ class DetectionTracker(Tracker):
         self.last: dict[int, np.ndarray] = {}
         """Last mask of each object."""
 
-    def locate(self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]) -> Located:
+    def locate(
+        self, frame: int, features: ImageFeatures, found: Prediction | None, size: tuple[int, int]
+    ) -> TrackedFrame:
         assert found is not None
         ids = list(self.last)
         known = np.stack([*self.last.values()]) if ids else np.zeros((0, *size), bool)
@@ -126,7 +133,7 @@ class DetectionTracker(Tracker):
         id_map = np.zeros(size, np.uint16)
         for object_id in sorted(masks, key=scores.__getitem__):
             id_map[masks[object_id]] = object_id
-        return Located(masks, scores, id_map)
+        return TrackedFrame(masks, scores, id_map)
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         self.prompts[object_id], self.last[object_id] = prompt, mask
@@ -141,13 +148,9 @@ def iou_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def nearness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rate how near box centres are: 1 for the same centre, 0 at a distance of the larger box's diagonal, then below 0.
+    """Rate [T, N] how near the centres of boxes [T, 4] and [N, 4], x0 y0 x1 y1, are.
 
-    Args:
-        a, b: float [T, 4] and [N, 4], x0 y0 x1 y1.
-
-    Returns:
-        [T, N].
+    1 is the same centre, 0 a distance of the larger box's diagonal; farther centres are below 0.
     """
     between = (a[:, None, :2] + a[:, None, 2:] - b[:, :2] - b[:, 2:]) / 2
     diagonal = [np.hypot(*(boxes[:, 2:] - boxes[:, :2]).T) for boxes in (a, b)]
