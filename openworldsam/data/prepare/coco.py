@@ -71,7 +71,7 @@ def make_coco(
 def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, karpathy_splits: Sequence[str]) -> None:
     """Write the list of training images, unless there is one."""
     if (target := root / FILTERED).exists():
-        print(f"{target}: already there, left as it is")
+        print(f"{target}: already there, left as it is; remove it to make it again")
         return
     references = read_refs(refs or root / "refcocog" / "refs(umd).p")
     removed = {ref["image_id"] for ref in references if ref["split"] == "val"}

@@ -227,7 +227,7 @@ def _make_panoptic(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> 
     benchmark = PANOPTIC[name]
     require_count(len(jobs), benchmark.expected, plan, f"images of {name}")
     if (target := plan.root / benchmark.files.json).exists():
-        print(f"{target}: already there, left as it is")
+        print(f"{target}: already there, left as it is; remove it to make it again")
         return
     work = partial(write_panoptic, read=read, folder=plan.root / benchmark.files.panoptic_root)
     entries = work_through(work, jobs, plan, f"images of {name}")
@@ -246,7 +246,7 @@ def make_ade20k(plan: Plan) -> None:
         jobs.append(Job(image, image.name, png, sources))
     _make_panoptic(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
     if (target := root / "ade20k_instance_val.json").exists():
-        print(f"{target}: already there, left as it is")
+        print(f"{target}: already there, left as it is; remove it to make it again")
         return
     work = partial(encode_instances, read=read_ade20k_instances)
     found = work_through(work, jobs, plan, f"images of {ADE20K_INSTANCE}")

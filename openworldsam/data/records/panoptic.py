@@ -128,7 +128,7 @@ def _segments(
         if (index := contiguous.get(segment["category_id"])) is None:
             raise ValueError(
                 f"segment {segment['id']} of image {image_id} has the category id {segment['category_id']!r}, which "
-                f"is none of the {len(categories)} known ones; give `categories` that fit the file"
+                f"is none of the {len(categories)} known ones; does the json use other ids?"
             )
         segments.append(
             Segment(
