@@ -28,20 +28,18 @@ from openworldsam.visualization import at_drawn_size, contact_sheet, draw_predic
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line of tools/demo.py."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
+    add = parser.add_argument
+    add("--config-file", required=True, help="such as configs/presets/released.yaml")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", type=Path, metavar="IMG", help="images")
     source.add_argument("--scene", type=int, metavar="N", help="a scene of the Shapes world instead")
-    parser.add_argument(
-        "--prompts", nargs="+", metavar="TEXT", help="what to segment (default with --scene: everything in the scene)"
-    )
-    parser.add_argument("--task", default="instance", choices=[*TASKS, "all"], help="default: instance")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    parser.add_argument(
-        "--stuff", nargs="*", metavar="TEXT", help="prompts that name regions (default: COCO's stuff classes)"
-    )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    prompts = "what to segment (default with --scene: everything in the scene)"
+    add("--prompts", nargs="+", metavar="TEXT", help=prompts)
+    add("--task", default="instance", choices=[*TASKS, "all"], help="default: instance")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
+    add("--stuff", nargs="*", metavar="TEXT", help="prompts that name regions (default: COCO's stuff classes)")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     args = parser.parse_args(argv)
     if args.input and not args.prompts:
         parser.error("--input needs --prompts")
@@ -51,12 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def use_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Save the requested scene as the input image; without prompts, ask for everything in it.
-
-    Args:
-        cfg: describes the Shapes world.
-        args: command line; sets input and, where no prompts are given, prompts, stuff and sentences.
-    """
+    """Save the requested scene as `args.input`; without prompts, set prompts, stuff and sentences to all of it."""
     scene = demo_scene(cfg, args.scene)
     args.input = [args.output / f"scene{args.scene}.png"]
     save_png(args.input[0], scene.image)

@@ -1,23 +1,6 @@
 """Drawings of predictions: masks, outlines, labels and a legend."""
 
-from openworldsam.visualization.drawing import (
-    LabelledMasks,
-    PredictionLike,
-    RGBImage,
-    at_drawn_size,
-    contact_sheet,
-    draw_masks,
-    draw_prediction,
-    pole_of_inaccessibility,
-)
+from openworldsam.visualization.drawing import RGBImage, at_drawn_size, contact_sheet, draw_masks, draw_prediction
+from openworldsam.visualization.legend import LabelledMasks
 
-__all__ = [
-    "LabelledMasks",
-    "PredictionLike",
-    "RGBImage",
-    "at_drawn_size",
-    "contact_sheet",
-    "draw_masks",
-    "draw_prediction",
-    "pole_of_inaccessibility",
-]
+__all__ = ["LabelledMasks", "RGBImage", "at_drawn_size", "contact_sheet", "draw_masks", "draw_prediction"]

@@ -17,7 +17,7 @@ from openworldsam.visualization.legend import (
     PAPER,
     WIDE,
     Color,
-    PredictionLike,
+    Drawable,
     Size,
     draw_legend,
     ellipsise,
@@ -36,16 +36,6 @@ _REACH = 5  # how far a label may move from its anchor, in label heights, along 
 _CROWD = 16  # number of masks from which labels are smaller
 
 
-class LabelledMasks(NamedTuple):
-    """N masks of P prompts to draw, where there is no `Prediction`; see `PredictionLike`."""
-
-    task: str
-    prompts: tuple[str, ...]
-    masks: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    prompt_index: NDArray[np.int64]
-
-
 class _CanvasMasks(NamedTuple):
     """Masks at the size they are drawn: number of the topmost mask per pixel [h, w] (0 = none), and their outlines."""
 
@@ -54,7 +44,7 @@ class _CanvasMasks(NamedTuple):
 
 
 def draw_prediction(
-    image: RGBImage, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
+    image: RGBImage, prediction: Drawable, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
 ) -> RGBImage:
     """Draw masks, labels and a legend over an image.
 
@@ -85,19 +75,13 @@ def draw_prediction(
 
 
 def draw_masks(
-    image: RGBImage, prediction: PredictionLike, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
+    image: RGBImage, prediction: Drawable, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
 ) -> RGBImage:
     """Draw masks and labels over an image: `draw_prediction` without the legend.
 
     Args:
-        image, prediction, alpha, max_side: see `draw_prediction`.
+        image, prediction, alpha, max_side: see `draw_prediction`, like result and errors.
         scores: add the score to each label.
-
-    Returns:
-        uint8 [h, w, 3], RGB.
-
-    Raises:
-        ValueError: if a shape, type or range is not as described.
     """
     _check_image(image)
     _check_prediction(image, prediction)
@@ -217,7 +201,7 @@ def _check_image(image: RGBImage) -> None:
         raise ValueError(f"need a non-empty uint8 [H, W, 3] image, got {image.dtype} {list(image.shape)}")
 
 
-def _check_prediction(image: RGBImage, prediction: PredictionLike) -> None:
+def _check_prediction(image: RGBImage, prediction: Drawable) -> None:
     masks, scores, index = prediction.masks, prediction.scores, prediction.prompt_index
     if masks.dtype != np.bool_ or masks.ndim != 3 or masks.shape[1:] != image.shape[:2]:
         wanted = f"bool [N, {image.shape[0]}, {image.shape[1]}]"
@@ -290,7 +274,7 @@ def _smooth(contour: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def _draw_labels(
     canvas: Image.Image,
-    prediction: PredictionLike,
+    prediction: Drawable,
     masks: _CanvasMasks,
     colors: Sequence[Color],
     font: ImageFont.FreeTypeFont,

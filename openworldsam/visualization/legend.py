@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from openworldsam.predictor import Prediction
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]  # width, height in pixels
@@ -28,19 +31,17 @@ WIDE = 1.5  # aspect ratio above which the legend goes below the image
 PAPER, INK, GREY, DARK = (250, 250, 250), (30, 30, 30), (140, 140, 140), (16, 16, 16)
 
 
-class PredictionLike(Protocol):
-    """The part of a `Prediction` that is drawn."""
+class LabelledMasks(NamedTuple):
+    """N masks of P prompts: the part of a `Prediction` that is drawn."""
 
-    @property
-    def task(self) -> str: ...
-    @property
-    def prompts(self) -> tuple[str, ...]: ...
-    @property
-    def masks(self) -> NDArray[np.bool_]: ...
-    @property
-    def scores(self) -> NDArray[np.float32]: ...
-    @property
-    def prompt_index(self) -> NDArray[np.int64]: ...
+    task: str
+    prompts: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    prompt_index: NDArray[np.int64]
+
+
+Drawable: TypeAlias = "LabelledMasks | Prediction"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def prompt_colors(count: int) -> list[Color]:
     return [*_OKABE_ITO[:count], *further]
 
 
-def mask_colors(prediction: PredictionLike) -> list[Color]:
+def mask_colors(prediction: Drawable) -> list[Color]:
     """Return one colour per mask: that of its prompt, varied per instance for instance and panoptic."""
     base = prompt_colors(len(prediction.prompts))
     # the instances of a lone prompt may vary more, as there is no other prompt to confuse them with
@@ -95,7 +96,7 @@ def _to_color(rgb: Sequence[float]) -> Color:
     return red, green, blue
 
 
-def legend_rows(prediction: PredictionLike) -> list[LegendRow]:
+def legend_rows(prediction: Drawable) -> list[LegendRow]:
     """Return one row per prompt, in the order given."""
     colors, bases = mask_colors(prediction), prompt_colors(len(prediction.prompts))
     rows = []

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from openworldsam.visualization.drawing import (
-    LabelledMasks,
     _to_canvas,
     at_drawn_size,
     contact_sheet,
@@ -19,7 +18,7 @@ from openworldsam.visualization.drawing import (
     place_labels,
     pole_of_inaccessibility,
 )
-from openworldsam.visualization.legend import legend_rows, mask_colors, prompt_colors
+from openworldsam.visualization.legend import LabelledMasks, legend_rows, mask_colors, prompt_colors
 
 
 def noise(width, height, seed=0):
