@@ -259,11 +259,7 @@ def _add_shapes_config(cfg: CfgNode) -> None:
 
 
 def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a YAML config with the project's keys.
-
-    Args:
-        path: the YAML file; its `_BASE_` entries are read relative to it.
-        opts: KEY VALUE pairs that override it, as on a command line.
+    """Read a YAML config and override it by KEY VALUE pairs; its `_BASE_` entries are relative to it.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -36,8 +36,6 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     If MODEL.WEIGHTS is a full checkpoint, the other files are not read. An error leaves the frozen modules empty.
 
     Args:
-        model: the model.
-        cfg: its config.
         need_adapter: False (at the start of a training) keeps the initial adapter if no file holds one, and accepts an
             adapter with more tie-breakers than the model, which takes the first ones.
 
@@ -54,8 +52,7 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         for module in map(model.get_submodule, component.modules):
             if _is_frozen(module):
                 _release(module)
-    files = component_files(cfg, components)
-    _check_complete(components, files, need_adapter=need_adapter)
+    files = component_files(cfg, components, need_adapter=need_adapter)
     for name, file in files.items():
         load_component(model, name, file, fewer_tie_breakers=not need_adapter)
         logger.info("%s weights from %s (%s)", name, file.path, file.layout)
@@ -69,19 +66,21 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     return sources
 
 
-def component_files(cfg: CfgNode, components: Mapping[str, Component]) -> dict[str, WeightFile]:
-    """Read the configured weight files.
+def component_files(
+    cfg: CfgNode, components: Mapping[str, Component], *, need_adapter: bool = True
+) -> dict[str, WeightFile]:
+    """Read the configured weight files: MODEL.WEIGHTS may hold every component, the other keys one each.
 
     Args:
-        cfg: names the files: MODEL.WEIGHTS may hold every component, the other keys one each.
         components: to look for, by name, from `components_with`.
+        need_adapter: False if there may be no adapter yet.
 
     Returns:
-        the file of each component that was found.
+        the file of each component.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or holds no component that its key is for.
+        ValueError: a file is damaged, holds no component that its key is for, or no file holds a component.
     """
     found: dict[str, WeightFile] = {}
     read: dict[str, WeightFile] = {}
@@ -98,6 +97,16 @@ def component_files(cfg: CfgNode, components: Mapping[str, Component]) -> dict[s
         for name in names:
             if name in file.components:
                 found.setdefault(name, file)
+    missing = [c for c in components.values() if c.name not in found and (c != ADAPTER or need_adapter)]
+    if missing and not found:
+        raise ValueError(
+            "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
+            "openworldsam_coco), or give adapter and encoders one by one, see weights/README.md"
+        )
+    if missing:
+        given = ", ".join(f"{name} from {found[name].path}" for name in components if name in found)
+        wanted = ", ".join(f"{component.key} {component.hint}" for component in missing)
+        raise ValueError(f"no weights for {' and '.join(c.name for c in missing)} (only {given}): set {wanted}")
     return found
 
 
@@ -117,9 +126,7 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
     Frozen tensors stay in the memory-mapped file, so that a 3.6 GB checkpoint takes its memory once.
 
     Args:
-        model: the model.
         name: of the component: "sam2", "adapter" or the prompt encoder's.
-        file: a file with that component.
         fewer_tie_breakers: accept a file with more tie-breakers than the model, which takes the first ones.
 
     Raises:
@@ -183,29 +190,12 @@ def _is_frozen(module: nn.Module) -> bool:
 
 def training_record(cfg: CfgNode) -> dict[str, str]:
     """Training settings that an adapter's tensors do not show, for the metadata of its file."""
-    values = {key: key.split(".") for key in TRAINED_WITH}
-    return {"preset": cfg.PRESET, **{key: str(cfg.MODEL[room][name]) for key, (room, name) in values.items()}}
+    return {"preset": cfg.PRESET, **{key: str(config_value(cfg.MODEL, key)) for key in TRAINED_WITH}}
 
 
 def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
     """Origin of a result: the preset, and the sources of the weights by component."""
     return {"preset": cfg.PRESET, "weights": {component: asdict(source) for component, source in sources.items()}}
-
-
-def _check_complete(
-    components: Mapping[str, Component], files: Mapping[str, WeightFile], *, need_adapter: bool
-) -> None:
-    missing = [c for c in components.values() if c.name not in files and (c != ADAPTER or need_adapter)]
-    if not missing:
-        return
-    if not files:
-        raise ValueError(
-            "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
-            "openworldsam_coco), or give adapter and encoders one by one, see weights/README.md"
-        )
-    given = ", ".join(f"{name} from {files[name].path}" for name in components if name in files)
-    wanted = ", ".join(f"{component.key} {component.hint}" for component in missing)
-    raise ValueError(f"no weights for {' and '.join(c.name for c in missing)} (only {given}): set {wanted}")
 
 
 def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:

@@ -16,12 +16,7 @@ from openworldsam.utils.files import save_atomically
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
     """Split a full checkpoint of the released layout into adapter.safetensors, sam2.safetensors, beit3.safetensors.
 
-    Args:
-        path: the checkpoint, `model_final.pth`.
-        folder: for the three files; encoders keep their public names, video modules included.
-
-    Returns:
-        the path written for each component.
+    Encoders keep their public names, video modules included. Returns the path written for each component.
 
     Raises:
         ValueError: the file is not of the released layout.
@@ -37,10 +32,6 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
 
     It has all 1,930 tensors that are read, and the released code's duplicates of the encoders in shared memory, but not
     the four `evf_sam2.text_hidden_fcs` tensors, which nothing reads.
-
-    Args:
-        adapter, sam2, beit3: weight files that hold these components.
-        path: the checkpoint to write.
 
     Raises:
         ValueError: one of the files does not hold its component.

@@ -23,10 +23,7 @@ def save_adapter(model: OpenWorldSAM, path: str | Path, cfg: CfgNode, sources: M
     """Write the adapter's tensors (59 in the full model, 18 MB) with a record of how they were trained.
 
     Args:
-        model: the trained model.
-        path: the .safetensors file.
-        cfg: its config.
-        sources: of its components, from `load_weights`.
+        sources: of the model's components, from `load_weights`.
     """
     _save_adapter_state(public_state(model, ADAPTER), Path(path), training_record(cfg), sources)
 
@@ -42,9 +39,7 @@ def save_component(
     """Write one of the encoders under its public names, for MODEL.SAM2.WEIGHTS or MODEL.PROMPT_ENCODER.WEIGHTS.
 
     Args:
-        model: the model.
         name: of the component: "sam2" or the prompt encoder's.
-        path: the .safetensors file.
         note: on the origin of the weights; recorded in every result made with them.
         dtype: number format of the file.
         video: tensors of SAM2's video modules, under their public names.

@@ -101,8 +101,7 @@ def build_cache(
         planned = plan(wanted, cache, shard_images)[part::num_parts]
         shards = [shard for shard in planned if shard]
         logger.info("%d of %d shards are there", len(planned) - len(shards), len(planned))
-        images = batches(shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
-        return _fill(model, writer, cache, shards, images)
+        return _fill(model, writer, cache, shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
 
 
 @contextlib.contextmanager
@@ -130,7 +129,8 @@ def _fill(
     writer: FeatureCacheWriter,
     cache: FeatureCache,
     shards: Sequence[Sequence[Work]],
-    images: Iterator[list[tuple[Work, Tensor | str]]],
+    batch_size: int,
+    num_workers: int,
 ) -> Summary:
     """Compute and write the shards, one after the other.
 
@@ -142,13 +142,12 @@ def _fill(
     progress = Progress(total)
     skipped: list[str] = []
     added = 0
+    loaded = batches(shards, batch_size, num_workers)
     for shard in shards:
         done: list[CachedImage] = []
-        seen = 0
-        while seen < len(shard):
+        for _ in range(0, len(shard), batch_size):
             readable: list[tuple[ImageEntry, Tensor]] = []
-            batch = next(images)
-            seen += len(batch)
+            batch = next(loaded)
             for work, pixels in batch:
                 image_id, file = work.record["image_id"], work.record["file_name"]
                 if isinstance(pixels, str):

@@ -22,10 +22,7 @@ PUBLISHED = {
 
 
 def describe_training(cfg: CfgNode) -> str:
-    """Describe config, data, trained parameters, schedule, memory and weights of a training.
-
-    Args:
-        cfg: a config that `check_training` has passed.
+    """Describe config, data, trained parameters, schedule, memory and weights of a config that `check_training` passed.
 
     Raises:
         ValueError: data, weights or a cache exist but do not fit.

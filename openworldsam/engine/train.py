@@ -18,12 +18,13 @@ from openworldsam.checkpoint import read_weights, save_adapter, save_component
 from openworldsam.config import load_config
 from openworldsam.engine.checks import check_training
 from openworldsam.engine.dry_run import describe_training
-from openworldsam.engine.hooks import Checkpoints, Pictures, ProgressLine
+from openworldsam.engine.hooks import ProgressLine, training_picture
 from openworldsam.engine.trainer import Trainer
-from openworldsam.engine.training_state import METRICS, forget_metrics, newest_state, resume
+from openworldsam.engine.training_state import METRICS, forget_metrics, newest_state, resume, save_state
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
+from openworldsam.utils.files import save_png
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock
 
@@ -90,8 +91,15 @@ def run_training(trainer: Trainer) -> None:
 def _hooks(trainer: Trainer) -> list[HookBase]:
     """Actions around each step, in their order; the state is saved first, so that no later failure loses the step."""
     cfg, model, folder = trainer.cfg, trainer.model, trainer.folder
-    around: list[HookBase] = [hooks.IterationTimer(), Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)]
-    around.append(Pictures(cfg.SOLVER.PICTURE_PERIOD))
+
+    def after_step(_: object) -> None:
+        done, period = trainer.iter + 1, cfg.SOLVER.PICTURE_PERIOD
+        if done % cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done == trainer.max_iter:
+            save_state(trainer)
+        if period and done % period == 0 and comm.is_main_process():
+            save_png(folder / "pictures" / f"{done:07d}.png", training_picture(model, trainer.last_image))
+
+    around: list[HookBase] = [hooks.IterationTimer(), hooks.CallbackHook(after_step=after_step)]
     if cfg.TEST.EVAL_PERIOD:
         around.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: scalars(evaluate(cfg, model))))
     if comm.is_main_process():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+from openworldsam.config import arguments
+
 _CHOICES = {
     "instance_nms": ("mask", "box"),
     "semantic_weight": ("softmax", "score"),
@@ -42,14 +44,13 @@ class InferenceOptions:
         if not isinstance(self.two_stage, bool):
             raise ValueError(f"MODEL.INFERENCE.TWO_STAGE is True or False, got {self.two_stage!r}")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                key = f"MODEL.INFERENCE.{name.upper()}"
-                raise ValueError(f"{key} is one of {choices}, got {getattr(self, name)!r}")
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"MODEL.INFERENCE.{name.upper()} is one of {choices}, got {value!r}")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceOptions:
         """Read MODEL.INFERENCE."""
-        return cls(**{key.lower(): value for key, value in cfg.MODEL.INFERENCE.items() if key != "TASKS"})
+        return cls(**arguments(cfg.MODEL.INFERENCE, "TASKS"))
 
     def threshold_of(self, task: str) -> float:
         """The predicted IoU that a mask of a task must reach; 0 for "semantic" and "referring", which have none."""

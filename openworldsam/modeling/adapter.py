@@ -87,14 +87,7 @@ class SoftPromptLayer(nn.Module):
 
 
 class SoftPromptTransformer(nn.Module):
-    """Grounds the queries in SAM2's image features (paper Sec. 3 "Soft-prompting via cross-attention").
-
-    Args:
-        width: C.
-        num_layers: number of layers.
-        num_heads, dropout: arguments of each layer.
-        interaction: queries that attend to each other: those of a "prompt", or of all prompts of an "image".
-    """
+    """Grounds the queries in SAM2's image features (paper Sec. 3 "Soft-prompting via cross-attention")."""
 
     def __init__(self, width: int, num_layers: int, num_heads: int, dropout: float, interaction: str) -> None:
         super().__init__()
@@ -147,14 +140,7 @@ class Adapter(nn.Module):
     Args:
         embed_dim: D, width of the prompt embedding.
         width: C, width of SAM2's features.
-        num_tie_breakers: K of Eq. 1; 0 gives one query per prompt and no tie-breaker (Table 5, E1).
-        tie_breaker_std: standard deviation of their normal initialisation.
-        num_layers: layers of the soft-prompt transformer; 0 leaves it out (Table 5, E1 to E4).
-        num_heads, dropout: heads and dropout of its layers.
-        fusion: how projected queries q and refined queries q' make the tokens: "replace" (q'_i, the paper), "add"
-            (q_i + q'_i) or "broadcast" (every q_i + q'_j, the released code); without the transformer, q_i.
-        interaction: queries that attend to each other: those of a "prompt", or of all prompts of an "image".
-        key_positions: add the image's positional encoding to the keys of the cross-attention.
+        others: the keys of MODEL.ADAPTER, which `config.py` explains.
 
     Raises:
         ValueError: unknown fusion or interaction, or a number out of range.

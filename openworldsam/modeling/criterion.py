@@ -44,12 +44,7 @@ class Criterion(nn.Module):
 
     The loss is the mean over all prompts of the batch. A prompt's loss is the sum over its pairs divided by
     `divisor`: the number of its masks ("targets") or of its pairs ("matched"); a prompt without ground truth
-    counts as 0.
-
-    Args:
-        mask_weight, dice_weight: of the focal and the dice loss and cost; 0 leaves one out.
-        focal_alpha, focal_gamma: of the focal loss and cost.
-        divisor: "targets" or "matched".
+    counts as 0. The arguments are the keys of MODEL.CRITERION, which `config.py` explains.
 
     Raises:
         ValueError: an unknown divisor, or no weight at all.

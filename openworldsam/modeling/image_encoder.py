@@ -64,12 +64,7 @@ class ImageFeatures(NamedTuple):
 class SAM2ImageEncoder(nn.Module):
     """Hiera trunk, feature pyramid, and the two 1x1 convolutions of the decoder's high-res features.
 
-    Args:
-        image_size: side of the square input in pixels.
-        embed_dim, num_heads, stages, global_att_blocks, window_spec, pos_embed_size: arguments of the Hiera trunk; the
-            defaults are Hiera-L.
-        width: C, channels of the features.
-        compiled: use torch.compile.
+    The arguments are the keys of MODEL.SAM2, which `config.py` explains, and whether to use torch.compile.
 
     Raises:
         ValueError: a size that SAM2 does not support.

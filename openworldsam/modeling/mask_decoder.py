@@ -52,12 +52,8 @@ def select_mask(logits: Tensor, iou: Tensor, dynamic_multimask: bool) -> tuple[T
 class SAM2MaskDecoder(nn.Module):
     """Decodes queries to mask logits and predicted IoU, in chunks that bound memory.
 
-    Args:
-        image_size: side of SAM2's square input in pixels.
-        width: C.
-        dynamic_multimask: replace unstable masks (`select_mask`).
-        chunk: queries decoded at a time.
-        compiled: use torch.compile for the decoding of a chunk.
+    The arguments are the keys of MODEL.MASK_DECODER and two of MODEL.SAM2, which `config.py` explains, and whether to
+    use torch.compile for the decoding of a chunk.
 
     Raises:
         ValueError: chunk is less than 1.

@@ -58,8 +58,7 @@ def matching_costs(
     Args:
         logits: [P, K, h, w].
         targets: P times bool [N_p, H, W]; resized to h x w by nearest neighbour.
-        mask_weight, dice_weight: of the focal and the dice cost; 0 leaves one out.
-        alpha, gamma: of the focal cost.
+        mask_weight, dice_weight, alpha, gamma: as in `Criterion`.
 
     Returns:
         P times float [K, N_p].
@@ -78,9 +77,9 @@ def matching_costs(
             probability = prediction.sigmoid()
             overlap = 2 * probability @ target.T + 1
             cost += dice_weight * (1 - overlap / (probability.sum(1)[:, None] + target.sum(1) + 1))
-        rows = torch.nan_to_num(cost, nan=1e6).split(logits.shape[1])
+        by_prompt = torch.nan_to_num(cost, nan=1e6).split(logits.shape[1])
         ends = np.cumsum([len(targets[p]) for p in part])
-        for p, own, end in zip(part, rows, ends, strict=True):
+        for p, own, end in zip(part, by_prompt, ends, strict=True):
             costs[p] = own[:, end - len(targets[p]) : end]
     return costs
 

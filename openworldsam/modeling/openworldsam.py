@@ -34,12 +34,7 @@ class OpenWorldSAM(nn.Module):
     Args:
         image_encoder, prompt_encoder, adapter, mask_decoder: the four components that an image passes through.
         criterion: the training loss.
-        pixel_mean, pixel_std: SAM2's normalisation per RGB channel, on the scale 0..255.
-        antialias: antialias when an image shrinks to SAM2's input.
-        precision: "fp32", "bf16" or "fp16" arithmetic.
-        train_prompt_encoder: train the prompt encoder too (Table 5, E4 and E6).
-        tasks: what the forward pass answers in eval mode.
-        inference: thresholds and rules.
+        others: config keys, which `config.py` explains.
 
     Raises:
         ValueError: an unknown task or precision.
@@ -242,7 +237,7 @@ class OpenWorldSAM(nn.Module):
             return self.prompt_encoder(inputs, prompts, image_index)
 
     def decoder_tokens(self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor) -> DecoderTokens:
-        """What the adapter makes of P prompt embeddings [P, D]; image_index [P] on the CPU, ascending."""
+        """Turn P prompt embeddings [P, D] into the adapter's tokens; image_index [P] on the CPU, ascending."""
         with self.autocast():
             return self.adapter(embeddings, features.embed, image_index, self.mask_decoder.positions())
 
@@ -251,7 +246,7 @@ class OpenWorldSAM(nn.Module):
     ) -> dict[str, Tensor]:
         """Match all queries to the ground truth without gradient, then decode the matched ones with it.
 
-        Exact, since the decoder treats every row alone; and only matched rows keep a graph.
+        Exact, since the decoder treats every query alone; and only matched queries keep a graph.
 
         Args:
             features: of B images.
@@ -267,11 +262,11 @@ class OpenWorldSAM(nn.Module):
             logits, _ = self.mask_decoder(features, tokens, single_mask=True)
         with torch.autocast(self.device.type, enabled=False):
             matches = self.criterion.match(logits.unflatten(0, (len(embeddings), -1)), targets)
-        rows = matches.prompt * self.adapter.num_queries + matches.query
-        if not len(rows):  # nothing to learn, but every trained tensor must get its (zero) gradient
-            rows = rows.new_zeros(1)
+        selected = matches.prompt * self.adapter.num_queries + matches.query
+        if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
+            selected = selected.new_zeros(1)
         with self.autocast():
-            matched, _ = self.mask_decoder(features, tokens, rows, single_mask=True)
+            matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)
         with torch.autocast(self.device.type, enabled=False):
             return self.criterion(matched, targets, matches)
 

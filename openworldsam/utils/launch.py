@@ -29,12 +29,9 @@ def launch(
     """Run `main(*args)` on every process.
 
     Under torchrun (RANK and WORLD_SIZE are set) this process is one of them; otherwise `num_gpus` processes are
-    started on this machine. Without a GPU they communicate by gloo.
+    started on this machine, which import `main` by name. Without a GPU they communicate by gloo.
 
     Args:
-        main: function to run; several processes import it by name.
-        args: its arguments.
-        num_gpus: processes per machine.
         num_machines, machine_rank, dist_url: number of machines, this one's number, address of the first.
 
     Raises:
@@ -73,12 +70,10 @@ def _end_children(signum: int, _: object) -> None:
 
 
 def launch_command(main: Callable[..., None], *, stopped: str = "stopped", **where: Any) -> None:
-    """`launch` for a command line: a user's error, on whichever process, is one line and exit status 2.
+    """`launch(main, **where)` for a command line: a user's error, on whichever process, is one line and exit status 2.
 
     Args:
-        main: function to run.
         stopped: printed after Ctrl-C; the exit status is then 130.
-        where: other arguments of `launch`.
     """
     with user_errors(stopped):
         try:

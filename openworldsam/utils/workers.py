@@ -21,9 +21,6 @@ def end_with_parent(worker: int) -> None:
 
     Otherwise a worker that has just read a large array waits for ever to send it to a killed parent, and the DataLoader
     waits five seconds for each worker that Ctrl-C has ended.
-
-    Args:
-        worker: its number; not used.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -34,11 +31,7 @@ def end_with_parent(worker: int) -> None:
 def for_each(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, title: str) -> Iterator[_Result]:
     """Apply the work to all jobs, one per image, under a progress bar; yields the results in order.
 
-    Args:
-        work: picklable where `workers` > 1.
-        jobs: its arguments.
-        workers: processes; at most 1 works in this one.
-        title: of the progress bar.
+    More than one worker is a pool of processes, to which the work must be picklable.
 
     Raises:
         OSError: a process was killed.

@@ -433,7 +433,7 @@ def test_a_damaged_cache_is_named_and_mended(cfg, tmp_path, capsys):
     folder = tmp_path / "cache"
     build_cache(cfg, folder, shard_images=3)
     whole = contents(folder)
-    shard = FeatureCache(folder).shards[0]
+    shard = next(iter(FeatureCache(folder).shards))
     index = shard.with_suffix(".json")
 
     shard.write_bytes(whole[shard.name][:-10])

@@ -27,6 +27,8 @@ DIST_INFO = f"detectron2-{VERSION}.dist-info"
 
 # Upstream's own list with three changes: no black (only used to print lazy configs), no upper bound on iopath
 # (sam2 needs 0.1.10), and torch and torchvision, which upstream needs but does not declare.
+REQUIRES = """torch torchvision numpy Pillow>=7.1 matplotlib pycocotools>=2.0.2 termcolor>=1.1 yacs>=0.1.8 tabulate
+cloudpickle tqdm>4.29.0 tensorboard fvcore>=0.1.5,<0.1.6 iopath>=0.1.7 omegaconf>=2.1,<2.4 hydra-core>=1.1 packaging"""
 METADATA = f"""\
 Metadata-Version: 2.1
 Name: detectron2
@@ -37,24 +39,7 @@ Author: FAIR
 License: Apache-2.0
 License-File: LICENSE
 Requires-Python: >=3.10
-Requires-Dist: torch
-Requires-Dist: torchvision
-Requires-Dist: numpy
-Requires-Dist: Pillow>=7.1
-Requires-Dist: matplotlib
-Requires-Dist: pycocotools>=2.0.2
-Requires-Dist: termcolor>=1.1
-Requires-Dist: yacs>=0.1.8
-Requires-Dist: tabulate
-Requires-Dist: cloudpickle
-Requires-Dist: tqdm>4.29.0
-Requires-Dist: tensorboard
-Requires-Dist: fvcore>=0.1.5,<0.1.6
-Requires-Dist: iopath>=0.1.7
-Requires-Dist: omegaconf>=2.1,<2.4
-Requires-Dist: hydra-core>=1.1
-Requires-Dist: packaging
-"""
+""" + "".join(f"Requires-Dist: {package}\n" for package in REQUIRES.split())
 WHEEL = """\
 Wheel-Version: 1.0
 Generator: openworldsam-detectron2-wheel

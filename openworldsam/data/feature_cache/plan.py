@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from openworldsam.data.feature_cache.index import ImageId
 from openworldsam.data.feature_cache.reader import FeatureCache
@@ -55,36 +55,20 @@ def plan(wanted: Sequence[Work], cache: FeatureCache, shard_images: int) -> list
     return [list(filter(may_lack, wanted[start : start + shard_images])) for start in starts]
 
 
-class _Images(Dataset[tuple[Work, Tensor | str]]):
-    """The pixels of each image, or the reason why they cannot be read."""
-
-    def __init__(self, work: Sequence[Work]) -> None:
-        self.work = work
-
-    def __getitem__(self, index: int) -> tuple[Work, Tensor | str]:
-        try:
-            return self.work[index], to_tensor(self.work[index].record.read_image())
-        except (ValueError, OSError) as error:
-            return self.work[index], str(error)
-
-
 def batches(
     shards: Sequence[Sequence[Work]], batch_size: int, num_workers: int
 ) -> Iterator[list[tuple[Work, Tensor | str]]]:
-    """Load all images in order, in batches that never span two shards."""
-    work: list[Work] = []
-    places: list[list[int]] = []
-    for shard in shards:
-        for start in range(0, len(shard), batch_size):
-            batch = shard[start : start + batch_size]
-            places.append([*range(len(work), len(work) + len(batch))])
-            work.extend(batch)
-    return iter(
-        DataLoader(
-            _Images(work),
-            batch_sampler=places,
-            num_workers=num_workers,
-            collate_fn=list,
-            worker_init_fn=end_with_parent,
-        )
-    )
+    """Load all images in order, in batches that never span two shards; in place of pixels that cannot be read, why."""
+    parts: Any = [shard[i : i + batch_size] for shard in shards for i in range(0, len(shard), batch_size)]
+    loader = DataLoader(parts, None, num_workers=num_workers, collate_fn=_read, worker_init_fn=end_with_parent)
+    return iter(loader)
+
+
+def _read(batch: Sequence[Work]) -> list[tuple[Work, Tensor | str]]:
+    read: list[tuple[Work, Tensor | str]] = []
+    for work in batch:
+        try:
+            read.append((work, to_tensor(work.record.read_image())))
+        except (ValueError, OSError) as error:
+            read.append((work, str(error)))
+    return read

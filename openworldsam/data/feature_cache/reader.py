@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from openworldsam.utils.files import checksum
 
 
 class _Place(NamedTuple):
-    """An image's place: the number of its shard, its own number there, and the position of its first embedding."""
+    """An image's place: its shard, its number there, and the position of its first embedding."""
 
-    shard: int
+    shard: Path
     number: int
     start: int
     image: ImageEntry
@@ -32,8 +32,10 @@ class FeatureCache:
 
     Opening a cache reads the indices and compares the sizes of all shards; `verify` also reads the shards.
 
-    Args:
-        folder: of the cache.
+    Attributes:
+        shards: the index of each shard, by its path.
+        num_images: number of images with prompts or features.
+        num_prompts: number of prompts, counted once for each image.
 
     Raises:
         FileNotFoundError: the folder has no cache, or a shard is missing.
@@ -44,35 +46,24 @@ class FeatureCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.header = read_header(self.folder)
-        self.shards = [index.with_suffix(".safetensors") for index in sorted(self.folder.glob("shard-*.json"))]
-        self._indices = [read_index(shard) for shard in self.shards]
+        shards = [index.with_suffix(".safetensors") for index in sorted(self.folder.glob("shard-*.json"))]
+        self.shards = {shard: read_index(shard) for shard in shards}
         self._images: dict[ImageId, list[_Place]] = {}
-        self._open: tuple[int, dict[int, Any]] = (0, {})
-        for number, (path, index) in enumerate(zip(self.shards, self._indices, strict=True)):
-            self._add(number, path, index)
-
-    def _add(self, shard: int, path: Path, index: Index) -> None:
-        try:
-            with path.open("rb") as file:  # safetensors reports a file without read permission as missing
-                size = os.fstat(file.fileno()).st_size
-        except FileNotFoundError:
-            raise FileNotFoundError(damage({path: "no file, only an index"})) from None
-        if size != index.bytes:
-            raise ValueError(damage({path: f"{size} bytes, its index says {index.bytes}"}))
-        start = 0
-        for number, image in enumerate(index.images):
-            self._images.setdefault(image.id, []).append(_Place(shard, number, start, image))
-            start += len(image.prompts)
-
-    @property
-    def num_images(self) -> int:
-        """Number of images with prompts or features."""
-        return sum(len({place.image.stamp for place in places}) for places in self._images.values())
-
-    @property
-    def num_prompts(self) -> int:
-        """Number of prompts, counted once for each image."""
-        return sum(index.num_prompts for index in self._indices)
+        self._open: dict[Path, Any] = {}
+        for shard, index in self.shards.items():
+            try:
+                with shard.open("rb") as file:  # safetensors reports a file without read permission as missing
+                    size = os.fstat(file.fileno()).st_size
+            except FileNotFoundError:
+                raise FileNotFoundError(damage({shard: "no file, only an index"})) from None
+            if size != index.bytes:
+                raise ValueError(damage({shard: f"{size} bytes, its index says {index.bytes}"}))
+            start = 0
+            for number, image in enumerate(index.images):
+                self._images.setdefault(image.id, []).append(_Place(shard, number, start, image))
+                start += len(image.prompts)
+        self.num_images = sum(len({place.image.stamp for place in places}) for places in self._images.values())
+        self.num_prompts = sum(index.num_prompts for index in self.shards.values())
 
     @property
     def command(self) -> str:
@@ -126,7 +117,7 @@ class FeatureCache:
         if not (places := self._places(image_id, Path(file_name).name)):
             return None
         held = places[0].image
-        indices = " ".join(str(self.shards[place.shard].with_suffix(".json")) for place in places)
+        indices = " ".join(str(place.shard.with_suffix(".json")) for place in places)
         return (
             f"image {image_id} ({file_name}, {stamp.width} x {stamp.height}) has other pixels than in "
             f"{self.folder} ({held.file}, {held.stamp.width} x {held.stamp.height}). If the image was replaced, "
@@ -157,12 +148,11 @@ class FeatureCache:
             name, what = Path(mapped["file_name"]).name, what if places else "anything"
             raise KeyError(f"{self.folder} does not hold {what} of image {image_id} ({name}); add it: {self.command}")
         positions = {text: (p.shard, p.start + nth) for p in places for nth, text in enumerate(p.image.prompts)}
-        embeddings = [self._embedding(*positions[prompt]) for prompt in prompts]
-        found = {**mapped, "prompt_embeddings": torch.cat(embeddings).float()}
+        embeddings = [self._read(shard, "prompt_embeddings", i) for shard, i in map(positions.__getitem__, prompts)]
+        found = {**mapped, "prompt_embeddings": torch.stack(embeddings).float()}
         if names := IMAGE_FEATURES[self.header.image_features]:
             shard, number, *_ = next(place for place in places if place.image.features)
-            # a view would send the whole shard from a worker to the training
-            embed, *high_res = (self._tensor(shard, f"{number}.{name}").clone() for name in names)
+            embed, *high_res = (self._read(shard, f"{number}.{name}") for name in names)
             found.update(image_embed=embed, high_res=tuple(high_res))
         return found
 
@@ -172,8 +162,8 @@ class FeatureCache:
         Raises:
             ValueError: names the damaged shards.
         """
-        found = {path: self._problem(path, index) for path, index in zip(self.shards, self._indices, strict=True)}
-        if problems := {path: what for path, what in found.items() if what}:
+        found = {shard: self._problem(shard, index) for shard, index in self.shards.items()}
+        if problems := {shard: what for shard, what in found.items() if what}:
             raise ValueError(damage(problems))
 
     def _problem(self, path: Path, index: Index) -> str:
@@ -190,24 +180,14 @@ class FeatureCache:
                 return f"{embeddings.get_shape()[0]} prompts, its index says {index.num_prompts}"
             return "" if embeddings[:0].dtype == DTYPES[self.header.dtype] else f"not in {self.header.dtype}"
 
-    def _embedding(self, shard: int, position: int) -> Tensor:
-        return self._read(shard, lambda file: file.get_slice("prompt_embeddings")[position : position + 1])
-
-    def _tensor(self, shard: int, name: str) -> Tensor:
-        return self._read(shard, lambda file: file.get_tensor(name))
-
-    def _read(self, shard: int, take: Callable[[Any], Tensor]) -> Tensor:
-        """A tensor that `take` gets from a shard, which this process maps into memory."""
-        process, files = self._open
-        if process != os.getpid():
-            files = {}
-            self._open = (os.getpid(), files)
+    def _read(self, shard: Path, name: str, at: int | slice = slice(None)) -> Tensor:
+        """A copy of a tensor or of a part: a view would send the whole shard from a worker to the training."""
         try:
-            if shard not in files:
-                files[shard] = safe_open(self.shards[shard], framework="pt")
-            return take(files[shard])
+            if shard not in self._open:
+                self._open[shard] = safe_open(shard, framework="pt")
+            return self._open[shard].get_slice(name)[at].clone()
         except (SafetensorError, OSError) as error:
-            raise ValueError(damage({self.shards[shard]: str(error)})) from error
+            raise ValueError(damage({shard: str(error)})) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": (0, {})}
+        return {**self.__dict__, "_open": {}}

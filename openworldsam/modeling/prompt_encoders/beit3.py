@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,8 @@ class BEiT3PromptEncoder(PromptEncoder):
     """Reads a prompt's embedding from BEiT-3's first output token.
 
     With the image that token is the vision CLS, which attends to the text in every layer; without, the text's `<s>`.
-
-    Args:
-        tokenizer: path of the sentencepiece file, read with the first text.
-        image_size, patch_size: the square input in pixels.
-        embed_dim, num_layers, num_heads, ffn_dim, vocab_size: the transformer; the defaults are BEiT-3-L.
-        max_tokens: longest prompt in tokens, at most 1022.
-        use_image: False encodes the text alone (Table 4, row 3).
-        chunk: prompts encoded at a time.
-        antialias: antialias when the image shrinks.
-        compiled: run a chunk through torch.compile.
+    The arguments are the keys of MODEL.PROMPT_ENCODER, which `config.py` explains, INPUT.ANTIALIAS, and whether to use
+    torch.compile for a chunk of prompts.
     """
 
     component = Component(
@@ -157,7 +149,6 @@ class BEiT3PromptEncoder(PromptEncoder):
         self.antialias = antialias
         self.max_tokens = max_tokens
         self.tokenizer_file = tokenizer
-        self._tokenizer: BEiT3Tokenizer | None = None
         self.beit3 = BEiT3(
             EncoderConfig(
                 img_size=image_size,
@@ -183,12 +174,10 @@ class BEiT3PromptEncoder(PromptEncoder):
         copied = {key.lower(): cfg.MODEL.PROMPT_ENCODER[key] for key in keys}
         return {**copied, "compiled": cfg.MODEL.COMPILE, "antialias": cfg.INPUT.ANTIALIAS}
 
-    @property
+    @cached_property
     def tokenizer(self) -> BEiT3Tokenizer:
         """The tokenizer, read from its file at first use."""
-        if self._tokenizer is None:
-            self._tokenizer = BEiT3Tokenizer(self.tokenizer_file, self.max_tokens)
-        return self._tokenizer
+        return BEiT3Tokenizer(self.tokenizer_file, self.max_tokens)
 
     def prepare(self) -> None:
         self.tokenizer  # noqa: B018
