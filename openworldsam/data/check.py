@@ -1,6 +1,6 @@
 """Report which datasets are complete, what is missing, and which command makes it.
 
-python -m openworldsam.data.check                       every benchmark of the paper
+python -m openworldsam.data.check                       every benchmark
 python -m openworldsam.data.check pascal_voc_20_val     some datasets
 python -m openworldsam.data.check --own reef.yaml       custom datasets
 python -m openworldsam.data.check --read                also opens every image and label: damaged files, unknown labels
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets; default: every benchmark of the paper")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets; default: every benchmark")
     parser.add_argument("--own", nargs="+", default=[], metavar="FILE", help="descriptions of custom datasets")
     parser.add_argument("--read", action="store_true", help="open every image and its ground truth")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")

@@ -32,7 +32,7 @@ from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
-from openworldsam.evaluation.metrics.referring import ReferringScores
+from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.evaluation.saved import SavedPredictions, Saving, claim_folder
@@ -72,6 +72,7 @@ class Benchmark:
             "cityscapes": lambda: CityscapesAP(things),
             "semantic": lambda: SemanticScores(len(class_names), ignore=NO_CLASS),
             "referring": ReferringScores,
+            "generalized_referring": GeneralizedReferringScores,
             "absent": AbsentPrompts,
             "concept": ConceptScores,
         }
@@ -84,7 +85,12 @@ class Benchmark:
     @property
     def model_tasks(self) -> tuple[str, ...]:
         """Tasks that the model must answer."""
-        needed = {"absent": ("instance", "panoptic"), "concept": ("instance",), "cityscapes": ("instance",)}
+        needed = {
+            "generalized_referring": ("referring",),
+            "absent": ("instance", "panoptic"),
+            "concept": ("instance",),
+            "cityscapes": ("instance",),
+        }
         return tuple(dict.fromkeys(t for task in self.accumulators for t in needed.get(task, (task,))))
 
     def update(self, example: Example, predicted: Answer) -> None:
@@ -114,7 +120,7 @@ class Benchmark:
                     accumulator.update(predicted.instance, truth.segment_map, regions, truth.void)
                 elif task == "semantic":
                     accumulator.update(predicted.semantic, true.semantic)
-                elif task == "referring":
+                elif task in ("referring", "generalized_referring"):
                     assert predicted.referring is not None
                     for mask, true_mask in zip(predicted.referring, truth.referents, strict=True):
                         accumulator.update(mask, true_mask)
@@ -191,7 +197,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Re
 def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | None = None) -> Benchmark:
     """Score this process's share of a dataset."""
     metadata = MetadataCatalog.get(name)
-    referring = "referring" in metadata.tasks
+    generalized = "generalized_referring" in metadata.tasks
+    referring = generalized or "referring" in metadata.tasks
     protocol = PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
     records = load_records(name)[: cfg.TEST.MAX_IMAGES or None]
@@ -203,6 +210,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         cap=PROMPT_CAPS.get(name, 0) if cfg.TEST.PROMPT_CAPS else 0,
         text=PromptText.from_config(cfg),
         sentences=cfg.TEST.SENTENCES,
+        generalized=generalized,
     )
     benchmark = Benchmark(tasks_with_negatives(metadata.tasks, protocol), **classes, protocol=protocol)
     saved = None
@@ -235,7 +243,7 @@ def _score_images(
         pin_memory=torch.cuda.is_available(),
     )
     progress = Progress(len(sampler))
-    chunk = prompt_chunk(cfg, "referring" in benchmark.accumulators)
+    chunk = prompt_chunk(cfg, "referring" in benchmark.model_tasks)
     for batch in loader:
         examples = [example for example in batch if isinstance(example, Example)]
         for unreadable in (example for example in batch if not isinstance(example, Example)):

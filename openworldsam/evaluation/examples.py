@@ -29,7 +29,7 @@ class Truth(NamedTuple):
     Attributes:
         segment_map: int [H, W], segment ids, 0 for void; empty for referring data.
         segments: the segments of the map.
-        absent: absent classes among the prompts of protocol "present+absent".
+        absent: absent classes among the prompts of protocol "present+absent"; expressions, by place, without a target.
         referents: P times bool [H, W], the mask of each expression.
         instances: COCO annotations of objects that may overlap; None for the things among the segments.
         void: bool [H, W], pixels that Cityscapes' AP ignores; None for those of no segment.
@@ -72,6 +72,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         cap: most present classes, drawn with the released code's seed; 0 for all.
         text: turns a class name into a prompt.
         sentences: prompts of each object, the "first" sentence or "all"; "_alone" makes no difference here.
+        generalized: whether an expression may have several targets, or none.
     """
 
     records: Sequence[Record]
@@ -83,6 +84,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
     cap: int = 0
     text: PromptText = PromptText()  # noqa: RUF009 (immutable)
     sentences: str = "first"
+    generalized: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -121,15 +123,17 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
         number = 1 if self.sentences.startswith("first") else None
-        pairs = [(text, r.mask) for r in record.read_referring() for text in r.sentences[:number]]
-        return {"prompts": [text for text, _ in pairs]}, Truth(np.zeros((0, 0)), referents=[mask for _, mask in pairs])
+        pairs = [(text, referent) for referent in record.read_referring() for text in referent.sentences[:number]]
+        absent = [place for place, (_, referent) in enumerate(pairs) if referent.no_target]
+        asked = {"prompts": [text for text, _ in pairs], "generalized": self.generalized}
+        return asked, Truth(np.zeros((0, 0)), absent=absent, referents=[referent.mask for _, referent in pairs])
 
 
 def remark(example: Example) -> str | None:
     """Return a warning to attach to a score that includes this image: its ground truth is empty, or part of it."""
     inputs, truth = example
-    empty = [text for text, mask in zip(inputs["prompts"], truth.referents, strict=False) if not mask.any()]
-    if empty:
+    masks = enumerate(zip(inputs["prompts"], truth.referents, strict=False))
+    if empty := [text for place, (text, mask) in masks if not mask.any() and place not in truth.absent]:
         return f"the ground-truth mask is empty of {', '.join(map(repr, empty))}"
     if not truth.referents and not truth.segment_map.any():
         return "the ground truth is empty" + ("" if inputs["prompts"] else ", so there are no prompts")

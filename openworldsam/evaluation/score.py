@@ -12,6 +12,8 @@ semantic: folders of PNGs or TIFFs of the same names, where a pixel is the numbe
     prediction is an error; a predicted label that is no class is a pixel without a prediction.
 referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
     of each. An expression without a prediction counts as an empty mask.
+generalized_referring: the same files with gRefCOCO's metrics. Where an expression refers to nothing, or is said to, is
+    an empty mask, "no_target": true, or no prediction.
 
 The output has the metrics by name, 0 to 100 (IL_MCC: -1 to 1), null where there was nothing to measure; "per_class",
 the same by class name; and "without_prediction", the ids of images or expressions that had none.
@@ -42,16 +44,17 @@ from openworldsam.data.records.coco_json import (
     whole,
 )
 from openworldsam.data.records.labels import LABEL_SUFFIXES, read_labels, void_label
-from openworldsam.data.records.rle import decode_mask
+from openworldsam.data.records.rle import Segmentation, decode_mask
 from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
-from openworldsam.evaluation.metrics.referring import ReferringScores
+from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.utils.files import by_stem, named, read_json, save_json
 from openworldsam.utils.launch import user_errors
 
+TASKS = ("panoptic", "instance", "concept", "semantic", "referring", "generalized_referring")
 _PANOPTIC = "COCO panoptic json"
 
 
@@ -174,7 +177,7 @@ def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: 
     return Report(scores.compute(), dict(enumerate(names)))
 
 
-def score_referring(truth: Path, predicted: Path) -> Report:
+def score_referring(truth: Path, predicted: Path, *, generalized: bool = False) -> Report:
     """Score the masks of expressions.
 
     An annotation with an empty list of sentences is no expression. To score each sentence of an object separately, give
@@ -188,23 +191,27 @@ def score_referring(truth: Path, predicted: Path) -> Report:
     with expect(truth, "COCO json of expressions"), named(truth):
         images = by_id(content["images"])
         objects = _by_key("id", [a for a in content["annotations"] if a.get("sentences", True)])
-        truths = {i: (a["segmentation"], _size(images[a["image_id"]])) for i, a in objects.items()}
+        truths = {i: (_code(a), _size(images[a["image_id"]])) for i, a in objects.items()}
     with expect(predicted, "COCO json of predicted expressions"):
         results = _read_results(predicted)
         with named(predicted):
-            predictions = {i: result["segmentation"] for i, result in _by_key("id", results).items()}
+            predictions = {i: _code(result) for i, result in _by_key("id", results).items()}
     if unknown := sorted(predictions.keys() - truths.keys(), key=str):
         raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
-    scores = ReferringScores()
-    for expression, (segmentation, size) in _progress(truths.items()):
+    scores = GeneralizedReferringScores() if generalized else ReferringScores()
+    for expression, (code, size) in _progress(truths.items()):
+        nothing = np.zeros(size, dtype=bool)
         with named(f"{truth}: annotation {expression}"):
-            truth_mask = decode_mask(segmentation, size)
+            truth_mask = nothing if code is None else decode_mask(code, size)
         with named(f"{predicted}: prediction {expression}"):
-            mask = np.zeros(size, dtype=bool)
-            if expression in predictions:
-                mask = decode_mask(predictions[expression], size)
-            scores.update(mask, truth_mask)
+            code = predictions.get(expression)
+            scores.update(nothing if code is None else decode_mask(code, size), truth_mask)
     return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
+
+
+def _code(expression: Mapping[str, Any]) -> Segmentation | None:
+    """Return the mask of an expression, None if it has no target."""
+    return None if expression.get("no_target") else expression["segmentation"]
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -309,7 +316,7 @@ def _progress(items: Any) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 after a user error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=("panoptic", "instance", "concept", "semantic", "referring"))
+    parser.add_argument("--task", required=True, choices=TASKS)
     several = "ground truth: the json; concept: one for each annotator"
     parser.add_argument("--gt", type=Path, nargs="+", default=[], metavar="FILE", help=several)
     parser.add_argument("--gt-dir", type=Path, metavar="DIR", help="its PNGs; by default beside a panoptic json")
@@ -345,8 +352,8 @@ def _score(args: argparse.Namespace) -> Report:
         return score_instance(truth, predicted, args.iou_type)
     if args.task == "concept":
         return score_concept(args.gt, predicted)
-    if args.task == "referring":
-        return score_referring(truth, predicted)
+    if args.task.endswith("referring"):
+        return score_referring(truth, predicted, generalized=args.task == "generalized_referring")
     if args.classes is None:
         raise ValueError("--task semantic needs --classes, a file with a class name per line")
     return score_semantic(truth, predicted, args.classes, args.ignore)

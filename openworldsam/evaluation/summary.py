@@ -15,6 +15,7 @@ HEADLINES = {
     "cityscapes": ("AP_cityscapes", "AP50_cityscapes"),
     "semantic": ("mIoU",),
     "referring": ("cIoU", "mIoU"),
+    "generalized_referring": ("gIoU", "cIoU", "N-acc", "T-acc"),
     "absent": ("false_positive_rate",),
     "concept": ("cgF1", "pmF1", "IL_MCC"),
 }

@@ -15,7 +15,7 @@ from openworldsam.inference.instance import InstanceInference, InstanceResult
 from openworldsam.inference.options import InferenceOptions, prompt_chunk
 from openworldsam.inference.panoptic import PanopticInference, PanopticResult, PanopticSegment
 from openworldsam.inference.queries import Found, Queries, Question
-from openworldsam.inference.referring import ReferringInference, ReferringResult
+from openworldsam.inference.referring import ReferringResult, referring_inference
 from openworldsam.inference.refine import refine
 from openworldsam.inference.semantic import SemanticInference, SemanticResult, semantic_scores
 
@@ -23,7 +23,7 @@ TASKS: dict[str, Any] = {
     "semantic": SemanticInference,
     "instance": InstanceInference,
     "panoptic": PanopticInference,
-    "referring": ReferringInference,
+    "referring": referring_inference,
 }
 
 

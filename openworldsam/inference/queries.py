@@ -63,12 +63,14 @@ class Question(NamedTuple):
     class_ids: int64 [P] on the CPU, the label that results carry for each prompt.
     is_thing: bool [P] on the CPU.
     num_classes: C, size of the vocabulary.
+    generalized: whether a referring expression may have several targets, or none.
     """
 
     size: tuple[int, int]
     class_ids: Tensor
     is_thing: Tensor
     num_classes: int
+    generalized: bool = False
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Question(NamedTuple):
         class_ids: Sequence[int] | Tensor | None = None,
         is_thing: Sequence[bool] | Tensor | None = None,
         num_classes: int | None = None,
+        generalized: bool = False,
     ) -> Question:
         """Fill in defaults: each prompt is a class and a thing, and there are no other classes."""
         return cls(
@@ -88,6 +91,7 @@ class Question(NamedTuple):
             if is_thing is None
             else torch.as_tensor(is_thing, dtype=torch.bool).cpu(),
             num_prompts if num_classes is None else num_classes,
+            generalized,
         )
 
     def by_class(self, queries: Queries) -> Queries:

@@ -1,12 +1,14 @@
-"""Referring segmentation: the one best mask of every expression (paper Sec. 4.3)."""
+"""Referring segmentation: the one best mask of every expression (paper Sec. 4.3), or all that it refers to."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from openworldsam.inference.instance import InstanceInference
 from openworldsam.inference.options import InferenceOptions
 from openworldsam.inference.queries import Found, Queries, Question, binary_masks, join, positive
 from openworldsam.utils.device import upload
@@ -15,18 +17,20 @@ from openworldsam.utils.device import upload
 class ReferringResult(NamedTuple):
     """masks: bool [P, H, W]; scores: [P] on the CPU; logits: [P, h, w]; in the order of the prompts.
 
-    Nothing and 0 for a prompt without a query, which two-stage inference may leave.
+    Nothing and 0 for a prompt without a target, or without a query, which two-stage inference may leave. No logits
+    where a mask is not a single query's.
     """
 
     masks: Tensor
     scores: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
     def found(self) -> Found:
         """The masks that have a pixel, labelled by prompt."""
         masks = self.masks.cpu()
         labels = masks.flatten(1).any(dim=1).nonzero()[:, 0]
-        return Found(masks[labels], self.scores[labels], labels, self.logits[upload(labels, self.logits.device)])
+        logits = None if self.logits is None else self.logits[upload(labels, self.logits.device)]
+        return Found(masks[labels], self.scores[labels], labels, logits)
 
 
 class ReferringInference:
@@ -46,3 +50,34 @@ class ReferringInference:
         logits = best.logits.new_zeros(count, *best.logits.shape[1:])
         logits[upload(best.labels, logits.device)] = best.logits
         return ReferringResult(binary_masks(logits, self.question.size, positive), scores, logits)
+
+
+class GeneralizedReferringInference:
+    """Unites the instances of each prompt; a prompt without any refers to nothing (gRefCOCO).
+
+    Duplicates are removed within each prompt by mask IoU, whatever the rule for instances, since different expressions
+    may well refer to the same thing.
+    """
+
+    def __init__(self, question: Question, options: InferenceOptions) -> None:
+        prompts = torch.arange(len(question.class_ids))
+        self.question = question._replace(class_ids=prompts, is_thing=torch.ones_like(prompts, dtype=torch.bool))
+        self.instances = InstanceInference(self.question, replace(options, instance_nms="mask", top_k=0))
+
+    def add(self, queries: Queries) -> None:
+        self.instances.add(queries)
+
+    def result(self) -> ReferringResult:
+        found, count = self.instances.result(), len(self.question.class_ids)
+        masks = torch.zeros(count, *self.question.size, dtype=torch.bool, device=found.masks.device)
+        for prompt, mask in zip(found.labels.tolist(), found.masks, strict=True):
+            masks[prompt] |= mask
+        scores = torch.zeros(count).scatter_reduce(0, found.labels, found.scores, "amax")
+        return ReferringResult(masks, scores, None)
+
+
+def referring_inference(
+    question: Question, options: InferenceOptions
+) -> ReferringInference | GeneralizedReferringInference:
+    """Return the inference for expressions of one target each, or of any number."""
+    return (GeneralizedReferringInference if question.generalized else ReferringInference)(question, options)

@@ -145,6 +145,7 @@ class OpenWorldSAM(nn.Module):
                 class_ids: (optional) the class of each prompt; 0, 1, ... by default.
                 is_thing: (optional) whether each prompt is a thing; all are by default.
                 num_classes: (optional) size of the vocabulary; the number of prompts by default.
+                generalized: (optional) whether a referring expression may have several targets, or none.
                 prompt_embeddings: (optional, for all images or none) float [P, D], in place of encoding the prompts.
                 image_embed, high_res: (optional, likewise) its `ImageFeatures`, without the batch dimension.
             tasks: (eval mode) what to answer; MODEL.INFERENCE.TASKS by default.
@@ -156,7 +157,7 @@ class OpenWorldSAM(nn.Module):
                 instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
                 referring: masks bool [P, H, W] and scores [P] in the order of the prompts; nothing and 0 for one of
-                    which two-stage inference kept no query.
+                    which two-stage inference kept no query, or which has no target.
                 best_scores: (whatever the tasks) [P], the highest score of each prompt's queries.
         """
         if not self.training:
@@ -189,7 +190,7 @@ class OpenWorldSAM(nn.Module):
         answers = []
         for image, (x, own) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
             size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
-            described = {key: x[key] for key in ("class_ids", "is_thing", "num_classes") if key in x}
+            described = {key: x[key] for key in ("class_ids", "is_thing", "num_classes", "generalized") if key in x}
             question = Question.of(size, len(own), **described)
             chunks = self._query_chunks(features.of_image(image) if features else None, own, prompt_chunk)
             answers.append(infer(chunks, tasks or self.tasks, question, self.inference))

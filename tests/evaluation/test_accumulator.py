@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from openworldsam.evaluation.metrics import (
     ConceptScores,
+    GeneralizedReferringScores,
     InstanceAP,
     PanopticQuality,
     ReferringScores,
@@ -28,6 +29,7 @@ def accumulators():
         "segm": InstanceAP([1, 2, 3]),
         "bbox": InstanceAP([1, 2, 3], "bbox"),
         "referring": ReferringScores(),
+        "generalized": GeneralizedReferringScores(),
         "concept": ConceptScores(),
     }
 
@@ -43,6 +45,7 @@ def filled(images):
         result["panoptic"].update(predicted, segments, truth, [(i, i, 0) for i in np.unique(truth).tolist()])
         result["semantic"].update(predicted - 1, truth - 1)
         result["referring"].update(predicted == 1, truth == 1)
+        result["generalized"].update((predicted == 1) & (image % 3 > 0), (truth == 1) & (image % 2 > 0))
         boxes = generator.integers(1, 8, (2, 3, 4)).tolist()
         for name in ("segm", "bbox"):
             instances = [[instance(i + 1, b) for i, b in enumerate(kind)] for kind in boxes]

@@ -76,6 +76,25 @@ def pictures_on_disk(tmp_path):
     DatasetCatalog.remove(name)
 
 
+@pytest.fixture
+def expressions_on_disk(tmp_path):
+    """Registers two pictures with expressions of any number of targets, two without any, and one of an empty mask."""
+    left, right = [0, 0, 8, 0, 8, 20, 0, 20], [14, 0, 24, 0, 24, 20, 14, 20]
+    masks = {"both": [left, right], "left": [left], "the cat": None, "dot": [[3, 3, 3, 3, 3, 3]], "the dog": None}
+    annotations = [{"id": text, "sentences": [text, f"{text} again"], "segmentation": m} for text, m in masks.items()]
+    records = []
+    for index in range(2):
+        file = tmp_path / f"{index}.png"
+        Image.fromarray(np.full((20, 24, 3), 99 * index, np.uint8)).save(file)
+        plain = {"file_name": str(file), "image_id": index, "height": 20, "width": 24}
+        records.append({**plain, "annotations": annotations[2 * index : 2 * index + 3]})
+    name = f"expressions_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(vocabulary=(), is_thing=(), tasks=("generalized_referring",))
+    yield name
+    DatasetCatalog.remove(name)
+
+
 def perfect(example, is_thing):
     """The prediction that says exactly the ground truth; crowds are left empty."""
     inputs, truth = example
@@ -153,6 +172,24 @@ def test_perfect_masks_of_expressions_give_100(cfg, sentences):
     texts = [record.sentences() for record in load_records("shapes_refer_val")[:4]]
     expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]
     assert model.asked == [[image] for image in expected]
+
+
+def test_expressions_of_any_number_of_targets(cfg, build, expressions_on_disk):
+    cfg.merge_from_list(["DATASETS.TEST", [expressions_on_disk], "TEST.SENTENCES", "all"])
+    content = evaluate(cfg, Oracle(expressions_on_disk, sentences="all"))[expressions_on_disk]
+    assert content["generalized_referring"] == {
+        **dict.fromkeys(("gIoU", "cIoU", "N-acc", "T-acc"), 100),
+        **{f"precision@{t}": 100 for t in (0.7, 0.8, 0.9)},
+        "per_class": {},
+    }
+    # the empty mask of an expression with a target is to be noted, that of one without is not
+    assert list(content["remarks"].values()) == ["the ground-truth mask is empty of 'dot', 'dot again'"]
+    found = {}
+    for threshold, right in ((1.0, [True, False]), (0.0, [False, True])):  # the model accepts nothing, or anything
+        model = build("MODEL.INFERENCE.SCORE_THRESHOLD", threshold)
+        found[threshold] = evaluate(cfg, model)[expressions_on_disk]["generalized_referring"]
+        assert [found[threshold][f"{kind}-acc"] == 100 for kind in "NT"] == right
+    assert found[1.0]["cIoU"] == 0 and found[0.0]["cIoU"] > 0
 
 
 def test_absent_phrases_are_scored_wherever_they_are_asked_for(cfg):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_benchmark import Oracle, cfg, coco_sample, pictures_on_disk  # noqa: F401 (fixtures)
+from test_benchmark import Oracle, cfg, coco_sample, expressions_on_disk, pictures_on_disk  # noqa: F401 (fixtures)
 
 from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.records.coco_json import read_categories
@@ -123,6 +123,16 @@ def test_an_interrupted_evaluation_resumes(cfg, model, saving, name, coco_sample
     assert len(done) == 2 and asked and not set(asked) & set(done)
     asked.clear()
     assert evaluate(cfg, Counting(), saving) == whole and not asked
+
+
+def test_expressions_of_any_number_of_targets_are_scored_from_files(cfg, model, saving, expressions_on_disk):  # noqa: F811
+    cfg.merge_from_list(["DATASETS.TEST", [expressions_on_disk]])
+    whole = evaluate(cfg, model, saving)[expressions_on_disk]["generalized_referring"]
+    folder = saving.folder / expressions_on_disk
+    files = [folder / kind / "referring.json" for kind in ("truth", "prediction")]
+    found = score_referring(*files, generalized=True).content()
+    assert not found.pop("without_prediction") and found == whole and 0 < whole["gIoU"] < 100
+    assert evaluate(cfg, model, saving)[expressions_on_disk]["generalized_referring"] == whole
 
 
 def test_unreadable_images_and_images_without_prompts(cfg, model, saving, pictures_on_disk):  # noqa: F811

@@ -415,6 +415,24 @@ def test_bad_referring_files(fails, expressions, tmp_path, name, change, message
     assert message in fails("referring", *expressions)
 
 
+def test_generalized_referring(score, expressions, tmp_path):
+    """One target is half found, one missed; of the expressions without a target one is said to have one."""
+    edit(
+        tmp_path / "gt.json",
+        lambda c: c["annotations"].extend(
+            {"id": i, "image_id": 5, "sentences": ["a dog"], "no_target": True, "segmentation": []} for i in range(4)
+        ),
+    )
+    results = [{"id": 0, "segmentation": code(3)}, {"id": 1, "segmentation": code()}, {"id": 2, "no_target": True}]
+    edit(tmp_path / "pred.json", lambda c: c["annotations"].extend(results))
+    status, content, *_ = score("generalized_referring", *expressions)
+    assert status == 0
+    assert content["gIoU"] == pytest.approx(100 * (0.5 + 0 + 0 + 3) / 6)
+    assert content["cIoU"] == pytest.approx(100 * 4 / (8 + 8 + 4))
+    assert (content["N-acc"], content["T-acc"], content["precision@0.7"]) == (75, 50, 0)
+    assert content["without_prediction"] == [11, 3]
+
+
 def test_files_that_are_not_named_or_cannot_be_written(fails, expressions, tmp_path):
     assert "--task referring needs --gt and --pred" in fails("referring", "--gt", "gt.json")
     (tmp_path / "out").touch()

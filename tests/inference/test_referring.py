@@ -1,9 +1,9 @@
-"""Referring: the one best mask of every label, whatever its score."""
+"""Referring: the one best mask of every label, whatever its score, or the union of all accepted ones."""
 
 import torch
-from one_task import referring, strips
+from one_task import question, referring, strips
 
-from openworldsam.inference import Queries
+from openworldsam.inference import InferenceOptions, Queries, infer
 from openworldsam.inference import queries as queries_module
 
 
@@ -57,3 +57,34 @@ def test_chunks_change_nothing(monkeypatch):
     chunked = referring(queries, (9, 11))
     assert all(torch.equal(a, b) for a, b in zip(chunked, whole, strict=True))
     assert torch.equal(whole.scores, torch.stack([queries.scores[queries.labels == label].max() for label in range(6)]))
+
+
+def targets(queries, size, options=InferenceOptions()):  # noqa: B008 (immutable)
+    asked = question(queries, size)._replace(generalized=True)
+    return infer([queries], ("referring",), asked, options)["referring"]
+
+
+def test_any_number_of_targets_is_the_union_of_the_accepted_masks():
+    # the first expression has two instances and a duplicate, the second one below the threshold, the third one
+    queries = strips(
+        [0.9, 0.7, 0.8, 0.69, 0.75],
+        [0, 0, 0, 1, 2],
+        [1, 1, -1, -1, -1],
+        [-1, -1, -1, 1, -1],
+        [1, 1, 1, -1, -1],
+        [1, 1, 1, 1, 1],
+        [1, 1, -1, -1, -1],
+    )
+    found = targets(queries, (1, 5))
+    expected = [[True, True, False, True, False], [False] * 5, [True, True, False, False, False]]
+    assert found.masks[:, 0].tolist() == expected
+    assert torch.equal(found.scores, torch.tensor([0.9, 0, 0.75]))
+    assert found.found().labels.tolist() == [0, 2] and found.found().logits is None
+    # expressions do not compete, whatever the rule for instances
+    released = InferenceOptions(instance_nms="box", top_k=1)
+    assert torch.equal(targets(queries, (1, 5), released).masks, found.masks)
+
+
+def test_any_number_of_targets_without_queries():
+    found = targets(Queries(torch.zeros(0, 4, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)), (3, 2))
+    assert found.masks.shape == (0, 3, 2) and found.scores.shape == (0,)

@@ -7,10 +7,10 @@ datasets/README.md says how to get each of them.
 
 from detectron2.config import CfgNode
 
-from openworldsam.data.datasets import benchmarks, coco, custom, refcocog, shapes
+from openworldsam.data.datasets import benchmarks, coco, custom, referring, shapes
 
 coco.register()
-refcocog.register()
+referring.register()
 benchmarks.register()
 
 

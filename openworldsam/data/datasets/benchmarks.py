@@ -1,4 +1,4 @@
-"""Facts of the paper's benchmarks other than COCO and RefCOCOg (Tables 1, 7 and 8), as tables.
+"""Facts of the benchmarks with classes other than COCO (Tables 1, 7 and 8), as tables.
 
 A benchmark with ready labels is a row of `LABELS` or `PANOPTIC`. Each task is scored on the ground truth that its
 benchmark publishes for it, so a benchmark may have several datasets. classes/*.json list classes in the order of their
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openworldsam.data.datasets.catalog import PanopticFiles, dataset_root, register_dataset, register_panoptic
+from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.instances import InstanceRecord, load_instances
 from openworldsam.data.records.labels import LabelCoding, LabelRecord, load_labels
@@ -183,9 +184,16 @@ PANOPTIC: dict[str, PanopticBenchmark] = {
 ADE20K_INSTANCE = "ade20k_100_instance_val"
 """The only benchmark of COCO instances; it has its own class names, and no overlaps."""
 
+_EXPRESSIONS = {
+    f"{benchmark.prefix}_{split}": (command, benchmark, split)
+    for command, benchmark in REFERRING.items()
+    for split in benchmark.splits
+    if split != "train"
+}
+
 EXPECTED_IMAGES: dict[str, int] = {
     "coco_2017_val_panoptic_openworldsam": 5000,
-    "refcocog_umd_val": 1300,
+    **{name: benchmark.splits[split].images for name, (_, benchmark, split) in _EXPRESSIONS.items()},
     ADE20K_INSTANCE: 2000,
     **{name: benchmark.expected for name, benchmark in LABELS.items()},
     **{name: benchmark.expected for name, benchmark in PANOPTIC.items()},
@@ -202,7 +210,7 @@ PROMPT_CAPS: dict[str, int] = {
 
 COMMANDS: dict[str, str] = {
     "coco_2017_val_panoptic_openworldsam": "",
-    "refcocog_umd_val": _MAKE.format("refcocog"),
+    **{name: _MAKE.format(command) for name, (command, *_) in _EXPRESSIONS.items()},
     ADE20K_INSTANCE: _MAKE.format("ade20k_150"),
     **{name: benchmark.command for name, benchmark in LABELS.items()},
     **{name: benchmark.command for name, benchmark in PANOPTIC.items()},

@@ -12,9 +12,9 @@ from panopticapi.utils import rgb2id
 
 from openworldsam.data.datasets.catalog import VOID
 from openworldsam.data.datasets.coco import CATEGORIES, DATASETS
-from openworldsam.data.datasets.refcocog import DATASETS as REFERRING
+from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.prepare.plan import EXAMPLES, Plan
-from openworldsam.data.prepare.refcocog import read_refs
+from openworldsam.data.prepare.referring import read_refs
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import lack
 from openworldsam.data.records.panoptic import PanopticRecord, load_panoptic
@@ -73,7 +73,7 @@ def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, ka
     if (target := root / FILTERED).exists():
         print(f"{target}: already there, left as it is; remove it to make it again")
         return
-    references = read_refs(refs or root / "refcocog" / "refs(umd).p")
+    references = read_refs(refs or root / REFERRING["refcocog"].references)
     removed = {ref["image_id"] for ref in references if ref["split"] == "val"}
     note = f"made by prepare.py coco: without {len(removed)} images of RefCOCOg-UMD val"
     if karpathy:
@@ -240,7 +240,7 @@ def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
         yield f"filtered list: {len(strangers)} images are not in train2017, such as {min(strangers)}"
     if len(listed) == len(full):
         yield "filtered list: nothing is removed; RefCOCOg's validation images should be"
-    referring = root / REFERRING["refcocog_umd_val"]
+    referring = root / REFERRING["refcocog"].json_file("val")
     if not referring.exists():
         print("filtered list: not compared with RefCOCOg; `python datasets/prepare.py refcocog` has not been run")
     elif leaked := listed & {image["id"] for image in read_json(referring)["images"]}:

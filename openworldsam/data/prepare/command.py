@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from openworldsam.data.datasets.catalog import dataset_root
-from openworldsam.data.prepare import coco, labels, panoptic, refcocog, sun_rgbd
+from openworldsam.data.datasets.referring import REFERRING
+from openworldsam.data.prepare import coco, labels, panoptic, referring, sun_rgbd
 from openworldsam.data.prepare.plan import Plan
 from openworldsam.utils.launch import user_errors
 
@@ -22,7 +24,6 @@ _WORKERS: _Options = {"--workers": {"type": int, "default": os.cpu_count() or 1,
 _NO_CHECK: _Options = {
     "--no-check": {"action": "store_true", "help": "other counts than the published ones are a warning"}
 }
-_REFS: _Options = {"--refs": {"type": Path, "metavar": "FILE", "help": "default: ROOT/refcocog/refs(umd).p"}}
 
 
 class Preparation(NamedTuple):
@@ -46,7 +47,7 @@ PREPARATIONS = {
         "With --check: counts, missing files, and every panoptic PNG against its json.",
         {
             "--splits": {"nargs": "+", "choices": list(coco.SPLITS), "default": list(coco.SPLITS)},
-            **_REFS,
+            "--refs": {"type": Path, "metavar": "FILE", "help": "default: ROOT/refcocog/refs(umd).p"},
             "--karpathy": {"type": Path, "metavar": "FILE", "help": "dataset_coco.json, to remove its images too"},
             "--karpathy-splits": {
                 "nargs": "+",
@@ -58,17 +59,20 @@ PREPARATIONS = {
             "--check": {"action": "store_true", "help": "make nothing, check what is there"},
         },
     ),
-    "refcocog": Preparation(
-        refcocog.make_refcocog,
-        "RefCOCOg's json files of the UMD split, from the published ones",
-        "ROOT/refcocog/{refs(umd).p,instances.json} -> ROOT/coco/annotations/refcocog_umd_*.json\n\n"
-        "Nothing is written if the counts are not the published ones, unless --no-check is given.",
-        {
-            **_REFS,
-            "--instances": {"type": Path, "metavar": "FILE", "help": "default: instances.json beside it"},
-            **_NO_CHECK,
-        },
-    ),
+    **{
+        name: Preparation(
+            partial(referring.make_referring, name),
+            "the json files of all splits of a referring dataset, from the published ones",
+            f"ROOT/{benchmark.references} and instances.json beside it -> ROOT/{benchmark.json_file('*')}\n\n"
+            "Nothing is written if the counts are not the published ones, unless --no-check is given.",
+            {
+                "--refs": {"type": Path, "metavar": "FILE", "help": f"default: ROOT/{benchmark.references}"},
+                "--instances": {"type": Path, "metavar": "FILE", "help": "default: instances.json beside it"},
+                **_NO_CHECK,
+            },
+        )
+        for name, benchmark in REFERRING.items()
+    },
     "ade20k_150": Preparation(
         panoptic.make_ade20k,
         "ADE20K-150's panoptic and instance jsons, from the official annotations of its validation images",

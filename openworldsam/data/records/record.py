@@ -30,10 +30,14 @@ class Segment(TypedDict):
 
 
 class Referent(NamedTuple):
-    """An object that is referred to: its sentences, at least one, and its mask, bool [H, W]."""
+    """An object that is referred to: its sentences, at least one, and its mask, bool [H, W].
+
+    no_target: the sentences refer to nothing in the image, so the mask is empty.
+    """
 
     sentences: tuple[str, ...]
     mask: np.ndarray
+    no_target: bool = False
 
 
 class Record(dict[str, Any]):

@@ -5,24 +5,24 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, warn_of_missing
+import numpy as np
+
+from openworldsam.data.records.coco_json import by_id, expect, image_entries, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
 from openworldsam.data.records.rle import Segmentation, union_mask
 from openworldsam.utils.files import named, read_json
 
 
 class ReferringObject(TypedDict):
-    """An object that is referred to. bbox is x, y, width, height in pixels; category_id contiguous, as in COCO."""
+    """An object that is referred to, in gRefCOCO the union of several; segmentation is None if it is not there."""
 
     id: int
     sentences: list[str]
-    segmentation: Segmentation
-    bbox: list[float]
-    category_id: int
+    segmentation: Segmentation | None
 
 
 class ReferringRecord(Record):
@@ -44,51 +44,42 @@ class ReferringRecord(Record):
 
     def read_referring(self) -> list[Referent]:
         size = (self["height"], self["width"])
-        masks = [union_mask(annotation["segmentation"], *size) for annotation in self["annotations"]]
-        return [Referent(*pair) for pair in zip(self.sentences(), masks, strict=True)]
+        referents = []
+        for sentences, annotation in zip(self.sentences(), self["annotations"], strict=True):
+            code = annotation["segmentation"]
+            mask = np.zeros(size, bool) if code is None else union_mask(code, *size)
+            referents.append(Referent(sentences, mask, code is None))
+        return referents
 
 
-def load_referring(
-    json_file: str | Path, image_root: str | Path, *, categories: Sequence[Category], hint: str = ""
-) -> list[ReferringRecord]:
+def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str = "") -> list[ReferringRecord]:
     """Read a json of referring expressions into records, one per image, in order of first occurrence.
 
     X-Decoder's public refcocog_umd_val.json, whose sentences are objects with a "raw" text, can be read as well.
-    A warning counts missing images; their records stay. For the arguments see `load_panoptic`.
+    An annotation with "no_target", as in gRefCOCO, refers to nothing. A warning counts missing images; their records
+    stay. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
         ValueError: the json is damaged, of another format, or has no object with a sentence.
     """
     content = read_json(json_file, hint)
-    contiguous = {category.id: index for index, category in enumerate(categories)}
     records: dict[int, ReferringRecord] = {}
     with expect(json_file, "json of referring expressions", hint), named(json_file):
         images = by_id(content["images"])
         for annotation in content["annotations"]:
-            referred = _object(annotation, contiguous)
-            if not referred["sentences"]:
+            sentences = plain_sentences(annotation["sentences"], annotation["id"])
+            if not sentences:
                 continue
+            code = None if annotation.get("no_target") else annotation["segmentation"]
             image = images[annotation["image_id"]]
             entries = image_entries({**image, "file_name": image_name(image["id"])}, image_root)
             record = records.setdefault(image["id"], ReferringRecord(entries, annotations=[]))
-            record["annotations"].append(referred)
+            record["annotations"].append(ReferringObject(id=annotation["id"], sentences=sentences, segmentation=code))
     if not records:
         raise ValueError(f"{json_file} has no usable image: none of its objects has a sentence")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
     return list(records.values())
-
-
-def _object(annotation: Mapping[str, Any], contiguous: Mapping[int, int]) -> ReferringObject:
-    if (index := contiguous.get(annotation["category_id"])) is None:
-        raise ValueError(f"object {annotation['id']} has the category id {annotation['category_id']!r}, none of COCO's")
-    return {
-        "id": annotation["id"],
-        "sentences": plain_sentences(annotation["sentences"], annotation["id"]),
-        "segmentation": annotation["segmentation"],
-        "bbox": annotation["bbox"],
-        "category_id": index,
-    }
 
 
 def plain_sentences(sentences: Any, object_id: int) -> list[str]:

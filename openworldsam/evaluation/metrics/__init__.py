@@ -11,13 +11,14 @@ from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import InstanceAP, MasksAndBoxes
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
-from openworldsam.evaluation.metrics.referring import ReferringScores
+from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 
 __all__ = [
     "AbsentPrompts",
     "CityscapesAP",
     "ConceptScores",
+    "GeneralizedReferringScores",
     "InstanceAP",
     "MasksAndBoxes",
     "Metrics",

@@ -1,4 +1,4 @@
-"""RefCOCOg from its published files to records."""
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO from their published files to records."""
 
 import json
 import os
@@ -7,11 +7,13 @@ import pickle
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from PIL import Image
 from pycocotools import mask as rle
 
-from openworldsam.data.datasets.coco import CATEGORIES
-from openworldsam.data.prepare import refcocog
-from openworldsam.data.prepare.refcocog import Counts, convert, count, read_refs
+from openworldsam.data.check import read_problem
+from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES
+from openworldsam.data.datasets.referring import REFERRING, Counts
+from openworldsam.data.prepare.referring import convert, count, read_refs
 from openworldsam.data.records.referring import load_referring
 from openworldsam.data.records.rle import union_mask
 
@@ -82,7 +84,8 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_counts(monkeypatch):
-    monkeypatch.setattr(refcocog, "EXPECTED_COUNTS", {"train": Counts(1, 3, 4), "val": Counts(1, 1, 1)})
+    splits = {"train": Counts(1, 3, 4), "val": Counts(1, 1, 1), "test": Counts(1, 1, 1)}
+    monkeypatch.setitem(REFERRING, "refcocog", REFERRING["refcocog"]._replace(splits=splits))
 
 
 def test_from_the_published_files_to_records(root, prepare, small_counts, capsys):
@@ -99,15 +102,11 @@ def test_from_the_published_files_to_records(root, prepare, small_counts, capsys
                 "id": 11,
                 "sentences": ["the dog on the left", "a brown dog", "the older dog"],
                 "segmentation": [SQUARE],
-                "bbox": [1, 1, 3, 3],
-                "category_id": 16,
             },
             {
                 "id": 12,
                 "sentences": ["dog at the right"],
                 "segmentation": [SQUARE],
-                "bbox": [1, 1, 3, 3],
-                "category_id": 16,
             },
         ],
     }
@@ -125,8 +124,91 @@ def test_other_counts_stop_it_unless_told_otherwise(root, prepare, capsys):
 
 
 def test_published_counts():
-    assert refcocog.EXPECTED_COUNTS == {"train": (21_899, 42_226, 80_512), "val": (1_300, 2_573, 4_896)}
+    totals = {name: tuple(map(sum, zip(*REFERRING[name].splits.values(), strict=True))) for name in list(REFERRING)[:3]}
+    assert totals == {
+        "refcoco": (19_994, 50_000, 142_210),
+        "refcoco_plus": (19_992, 49_856, 141_564),
+        "refcocog": (25_799, 49_822, 95_010),
+    }
     assert count(REFS, "train") == (1, 3, 4)
+    assert (EXPECTED_IMAGES["refcoco_plus_unc_testB"], EXPECTED_IMAGES["grefcoco_val"]) == (750, 1_500)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "prefix"),
+    [("refcoco", "refcoco", "refcoco_unc"), ("refcoco_plus", "refcoco+", "refcoco_plus_unc")],
+)
+def test_all_splits_and_sentences_of_refcoco(root, prepare, capsys, name, folder, prefix):
+    refs = [
+        REFS[0],
+        ref(1, 21, 2, "testA", "a", "B", "c "),
+        ref(2, 31, 3, "testB", "d"),
+        ref(3, 12, 1, "val", "e", "f"),
+    ]
+    (root / folder).mkdir(exist_ok=True)
+    (root / folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    (root / folder / "instances.json").write_text(json.dumps(instances()))
+    (root / "coco/train2017/000000000003.jpg").touch()
+    assert prepare(name) == 2 and "--no-check" in capsys.readouterr().err
+    assert prepare(name, "--no-check") == 0
+    sentences = {
+        split: [texts for record in DatasetCatalog.get(f"{prefix}_{split}") for texts in record.sentences()]
+        for split in ("train", "val", "testA", "testB")
+    }
+    assert sentences == {
+        "train": [("the dog on the left", "a brown dog")],
+        "val": [("e", "f")],
+        "testA": [("a", "b", "c")],
+        "testB": [("d",)],
+    }
+
+
+@pytest.fixture
+def grefs(root):
+    """A root with gRefCOCO: two targets, none, one, and a target with a crowd."""
+    objects = instances()
+    objects["annotations"][1]["segmentation"] = [[5, 3, 8, 3, 8, 6, 5, 6]]
+    crowd = {**objects["annotations"][2], "iscrowd": 1, "segmentation": {"size": [6, 8], "counts": [42, 6]}}
+    objects["annotations"][2] = crowd
+    refs = [
+        {**ref(200_000, [11, 12], 1, "val", "Both dogs"), "no_target": False},
+        {**ref(200_001, [-1], 1, "val", "the cat"), "no_target": True},
+        {**ref(3, [12], 1, "val", "lower dog", "dog at the right"), "no_target": False},
+        {**ref(4, [12, 13], 1, "testA", "all"), "no_target": False},
+    ]
+    (root / "grefcoco").mkdir()
+    (root / "grefcoco/grefs(unc).json").write_text(json.dumps(refs))
+    (root / "grefcoco/instances.json").write_text(json.dumps(objects))
+    return root
+
+
+def test_grefcoco_unites_targets_and_knows_expressions_without_any(grefs, prepare, capsys):
+    Image.new("RGB", (8, 6)).save(grefs / "coco/train2017/000000000001.jpg")
+    assert prepare("grefcoco", "--no-check") == 0
+    assert "grefcoco_val.json: 1 images, 3 expressions, 4 sentences" in capsys.readouterr().out
+    (record,) = DatasetCatalog.get("grefcoco_val")
+    assert read_problem(record) is None
+    both, nothing, right = record.read_referring()
+    first, second = (union_mask([polygon], 6, 8) for polygon in (SQUARE, [5, 3, 8, 3, 8, 6, 5, 6]))
+    assert np.array_equal(both.mask, first | second) and both.sentences == ("both dogs",)
+    assert not nothing.mask.any() and [each.no_target for each in (both, nothing, right)] == [False, True, False]
+    assert np.array_equal(right.mask, second) and right.sentences == ("lower dog", "dog at the right")
+    (record,) = DatasetCatalog.get("grefcoco_testA")
+    (everything,) = record.read_referring()
+    below = np.zeros((6, 8), bool)
+    below[:, 7] = True
+    assert np.array_equal(everything.mask, second | below)
+
+
+def test_grefcoco_of_another_form_is_an_error(grefs, prepare, capsys):
+    assert prepare("grefcoco") == 2 and "published is Counts(images=1500" in capsys.readouterr().err
+    path = grefs / "grefcoco/grefs(unc).json"
+    refs = json.loads(path.read_text())
+    for change, message in (({"ann_id": 11}, "has no references"), ({"ann_id": [99]}, "lacks 1 objects of val")):
+        path.write_text(json.dumps([{**refs[0], **change}]))
+        assert prepare("grefcoco", "--no-check") == 2 and message in capsys.readouterr().err
+    path.write_text("[")
+    assert prepare("grefcoco", "--no-check") == 2 and "is damaged" in capsys.readouterr().err
 
 
 def test_missing_files_are_named(root, prepare, small_counts, capsys):
@@ -151,6 +233,54 @@ def test_refs_written_by_python_2(tmp_path):
     path = tmp_path / "refs(umd).p"
     path.write_bytes(b"(lp0\n(dp1\nS'ann_id'\nL7L\nsS'image_id'\nI1\nsS'split'\nS'val'\nsS'sentences'\n(lsa.")
     assert read_refs(path) == [{"ann_id": 7, "image_id": 1, "split": "val", "sentences": []}]
+
+
+def numpy_number(code, data):
+    """Pickle opcodes of a NumPy scalar, as Python 2 writes it with protocol 2."""
+    dtype = b"cnumpy\ndtype\n" + text(code) + b"K\x00K\x01\x87R" + b"(K\x03" + text(b"<") + b"NNNJ\xff\xff\xff\xff"
+    return b"cnumpy.core.multiarray\nscalar\n" + dtype + b"J\xff\xff\xff\xffK\x00tb" + text(data) + b"\x86R"
+
+
+def text(data):
+    """Pickle opcodes of a short byte string of Python 2."""
+    return b"U" + bytes([len(data)]) + data
+
+
+def test_numbers_of_numpy_and_texts_in_latin_1_from_python_2(tmp_path):
+    path = tmp_path / "refs(umd).p"
+    sentence = (
+        b"}(" + text(b"raw") + text("caf\xe9".encode("latin-1")) + text(b"sent") + text("caf\xe9".encode()) + b"u"
+    )
+    entries = {
+        b"ann_id": numpy_number(b"i8", (2**40 + 7).to_bytes(8, "little")),
+        b"image_id": numpy_number(b"u2", b"\x01\x02"),
+        b"split": text(b"val"),
+        b"sentences": b"]" + sentence + b"a",
+        b"score": numpy_number(b"f8", np.float64(0.5).tobytes()),
+    }
+    content = b"".join(text(key) + value for key, value in entries.items())
+    path.write_bytes(b"\x80\x02]}(" + content + b"ua.")
+    (found,) = read_refs(path)
+    texts = {"raw": "caf\xe9", "sent": "caf\xe9"}
+    assert found == {"ann_id": 2**40 + 7, "image_id": 513, "split": "val", "sentences": [texts], "score": 0.5}
+    assert {type(found[key]) for key in ("ann_id", "image_id", "score")} == {int, float}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_numbers_of_numpy_from_python_3(tmp_path, protocol):
+    path = tmp_path / "refs(umd).p"
+    numbers = {"ann_id": np.int64(11), "image_id": np.uint8(200), "big": np.array([5], ">i4")[0], "flag": np.bool_(1)}
+    path.write_bytes(pickle.dumps([{**REFS[0], **numbers}], protocol))
+    expected = {**REFS[0], "ann_id": 11, "image_id": 200, "big": 5, "flag": True}
+    assert read_refs(path) == [expected] and type(read_refs(path)[0]["ann_id"]) is int
+
+
+@pytest.mark.parametrize(("code", "data"), [(b"O8", b"\x00" * 8), (b"S8", b"abcdefgh"), (b"i8", b"\x01"), (b"", b"")])
+def test_what_is_no_number_of_numpy_is_refused(tmp_path, code, data):
+    path = tmp_path / "refs(umd).p"
+    path.write_bytes(b"\x80\x02]" + numpy_number(code, data) + b"a.")
+    with pytest.raises(ValueError, match="not trusted or is damaged"):
+        read_refs(path)
 
 
 class Evil:
@@ -200,7 +330,7 @@ def test_public_file_with_sentences_as_objects(tmp_path):
     content["annotations"][0]["sentences"] = [{"raw": "One DOG", "sent": "one dog"}, {"raw": " "}]
     (tmp_path / "val.json").write_text(json.dumps(content))
     (tmp_path / "000000000002.jpg").touch()
-    (record,) = load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
+    (record,) = load_referring(tmp_path / "val.json", tmp_path)
     assert record["annotations"][0]["sentences"] == ["one dog"]
 
 
@@ -211,7 +341,6 @@ def test_public_file_with_sentences_as_objects(tmp_path):
         (lambda c: c["images"].clear(), "list of images does not have 2"),
         (lambda c: c["annotations"][0].pop("sentences"), "it has no 'sentences'"),
         (lambda c: c["annotations"][0].update(sentences=[]), "no usable image"),
-        (lambda c: c["annotations"][0].update(category_id=12), "val.json: object 21 has the category id 12"),
         (lambda c: c["annotations"].clear(), "no usable image"),
         (lambda c: c["annotations"][0].update(sentences="abc"), "sentences of object 21 are no list of texts: abc"),
         (lambda c: c["annotations"][0].update(sentences=None), "sentences of object 21 are no list"),
@@ -225,13 +354,13 @@ def test_bad_json_is_an_error(tmp_path, change, message):
     change(content)
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
+        load_referring(tmp_path / "val.json", tmp_path)
 
 
 def test_without_any_image_is_an_error(tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(convert(REFS, instances(), "val")))
     with pytest.raises(FileNotFoundError, match="1 of 1 files"):
-        load_referring(tmp_path / "val.json", tmp_path, categories=CATEGORIES)
+        load_referring(tmp_path / "val.json", tmp_path)
 
 
 def test_union_of_overlapping_polygons():
