@@ -70,7 +70,7 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(command, make_cfg, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["coco/openworldsam", "refcocog/openworldsam_released"])
+@pytest.mark.parametrize("name", ["coco/openworldsam", "refcocog/openworldsam_released", "cityscapes/openworldsam"])
 def test_a_dry_run_needs_neither_data_nor_weights(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     tiny = load_config(ROOT / "configs/tiny.yaml")
@@ -78,11 +78,13 @@ def test_a_dry_run_needs_neither_data_nor_weights(name, tmp_path, monkeypatch, c
     main(["--config-file", str(ROOT / f"configs/{name}.yaml"), "--dry-run", *sizes, "MODEL.SAM2.WEIGHTS", "no.pt"])
     printed = capsys.readouterr().out
     iterations, steps, rate, _ = SCHEDULES[name]
-    epochs = {"coco/openworldsam": "25.0 epochs of the published 104,000"}
-    assert (
-        f"{iterations:,} ({8 * iterations:,} images, {epochs.get(name, '36.5 epochs of')}" in printed
-        and f"learning rate {rate:g}," in printed
-    )
+    epochs = {
+        "coco/openworldsam": "25.0 epochs of the published 104,000",
+        "refcocog/openworldsam_released": "36.5 epochs of",
+        "cityscapes/openworldsam": "15.0 epochs of the published 2,975",
+    }
+    assert f"{iterations:,} ({8 * iterations:,} images, {epochs[name]}" in printed
+    assert f"learning rate {rate:g}," in printed
     assert all(f"{step:,} (" in printed for step in steps)
     assert ": not there (" in printed and "not there: " in printed and "no.pt" in printed
 
