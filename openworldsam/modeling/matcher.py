@@ -5,7 +5,7 @@ Shapes: P prompts of the batch, K queries per prompt, N_p ground-truth masks of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_BYTES = 16 * 2**20
-"""Logits whose costs are computed at a time, at most (those of one prompt at least)."""
+"""Most bytes of logits whose costs are computed at a time (those of one prompt at least)."""
 
 
 class Matches(NamedTuple):
@@ -29,36 +29,21 @@ class Matches(NamedTuple):
     target: Tensor
 
 
-def focal(cross_entropy: Tensor, gamma: float) -> Tensor:
-    """Focal loss (1 - p)^gamma CE of pixels whose truth has the probability p = e^-CE; without alpha."""
-    return (1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy
-
-
-def focal_terms(logits: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """Focal loss of each logit if its target were 1, and if it were 0: a_t (1 - p_t)^gamma CE."""
-    # equals softplus, which takes ten times as long on a CPU
-    negative = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction="none")
-    return alpha * focal(negative - logits, gamma), (1 - alpha) * focal(negative, gamma)
-
-
 @torch.no_grad()
 def matching_costs(
     logits: Tensor,
     targets: Sequence[Tensor],
-    mask_weight: float,
-    dice_weight: float,
-    alpha: float,
-    gamma: float,
+    pair_costs: Sequence[Callable[[Tensor, Tensor], Tensor]],
 ) -> list[Tensor]:
     """Cost of every query against every ground-truth mask of its prompt.
 
     Prompts are computed together, as many as `CHUNK_BYTES` allows: all their queries against all their masks, since
-    the products with masks of other prompts are few beside the focal terms.
+    the products with masks of other prompts are few beside the rest.
 
     Args:
         logits: [P, K, h, w].
         targets: P times bool [N_p, H, W]; resized to h x w by nearest neighbour.
-        mask_weight, dice_weight, alpha, gamma: as in `Criterion`.
+        pair_costs: to be added; each turns logits [r, pixels] and 0/1 targets [m, pixels] into costs [r, m].
 
     Returns:
         P times float [K, N_p].
@@ -69,14 +54,7 @@ def matching_costs(
     for part in (prompts[start : start + step] for start in range(0, len(prompts), step)):
         target = torch.cat([_nearest(targets[p], logits.shape[2:]) for p in part]).flatten(1).float()
         prediction = torch.stack([logits[p] for p in part]).flatten(0, 1).flatten(1).float()
-        cost = prediction.new_zeros(len(prediction), len(target))
-        if mask_weight:
-            positive, negative = focal_terms(prediction, alpha, gamma)
-            cost += mask_weight * (positive @ target.T + negative @ (1 - target).T) / target.shape[1]
-        if dice_weight:
-            probability = prediction.sigmoid()
-            overlap = 2 * probability @ target.T + 1
-            cost += dice_weight * (1 - overlap / (probability.sum(1)[:, None] + target.sum(1) + 1))
+        cost = torch.stack([pair_cost(prediction, target) for pair_cost in pair_costs]).sum(0)
         by_prompt = torch.nan_to_num(cost, nan=1e6).split(logits.shape[1])
         ends = np.cumsum([len(targets[p]) for p in part])
         for p, own, end in zip(part, by_prompt, ends, strict=True):

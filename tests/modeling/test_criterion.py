@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from openworldsam.config import add_openworldsam_config
 from openworldsam.modeling import criterion as criterion_module
-from openworldsam.modeling.criterion import Criterion, dice_loss, focal_loss
+from openworldsam.modeling.criterion import Criterion, DiceLoss, FocalLoss
 from openworldsam.modeling.matcher import Matches
 
 
@@ -46,7 +46,7 @@ def test_focal_loss_and_its_gradient_equal_fvcore(extreme):
     values[:, :2] = extreme * values[:, :2].sign()
     ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
 
-    loss = focal_loss(ours, targets, 0.25, 2.0)
+    loss = FocalLoss(20.0).loss(ours, targets)
     expected = sigmoid_focal_loss(theirs, targets.float(), alpha=0.25, gamma=2.0, reduction="none")
     assert torch.allclose(loss, expected.flatten(1).mean(1), rtol=1e-6, atol=1e-6)
     loss.sum().backward()
@@ -59,7 +59,7 @@ def test_focal_loss_and_its_gradient_equal_fvcore(extreme):
 @pytest.mark.parametrize("target", [0, 1])
 def test_focal_loss_of_sure_pixels(logit, target):
     logits = torch.full((1, 1, 1), logit, requires_grad=True)
-    loss = focal_loss(logits, torch.full((1, 1, 1), target), 0.25, 2.0)
+    loss = FocalLoss(20.0).loss(logits, torch.full((1, 1, 1), target))
     loss.sum().backward()
     wrong = (logit > 0) != bool(target)
     weight = 0.25 if target else 0.75
@@ -72,13 +72,15 @@ def test_focal_loss_averages_pixels_of_each_mask_alone():
     targets = torch.tensor([[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
     at_zero = 0.25 * math.log(2)
     expected = [(3 * 0.25 + 0.75) / 4 * at_zero, 0.75 * at_zero]
-    assert focal_loss(logits, targets, 0.25, 2.0).tolist() == pytest.approx(expected)
+    assert FocalLoss(20.0).loss(logits, targets).tolist() == pytest.approx(expected)
 
 
 def test_dice_loss_by_hand():
     logits = torch.tensor([[[100.0, 100.0, -100.0, 0.0]], [[-100.0] * 4], [[100.0] * 4]])
     targets = torch.tensor([[[1, 0, 1, 0]], [[0] * 4], [[1] * 4]])
-    assert dice_loss(logits, targets).tolist() == pytest.approx([1 - (2 * 1 + 1) / (2.5 + 2 + 1), 0, 0], abs=1e-6)
+    assert DiceLoss(3.0).loss(logits, targets).tolist() == pytest.approx(
+        [1 - (2 * 1 + 1) / (2.5 + 2 + 1), 0, 0], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("divisor", ["targets", "matched"])
@@ -129,22 +131,15 @@ def test_losses_are_proportional_to_their_weights():
     assert more["loss_dice"].item() == pytest.approx(0.5 * one["loss_dice"].item())
 
 
-def test_without_a_dice_weight_dice_is_not_computed(monkeypatch):
-    monkeypatch.setattr(criterion_module, "dice_loss", None)
-    criterion = Criterion(dice_weight=0.0)
-    assert criterion(random_logits(1, 4, 4), [random_masks(1, 4, 4)], matches_of((0, 0, 0))).keys() == {"loss_mask"}
-
-
 def test_without_a_mask_weight_the_focal_loss_has_no_effect():
     logits = random_logits(1, 4, 4).requires_grad_()
     losses = Criterion(mask_weight=0.0, dice_weight=1.0)(logits, [random_masks(1, 4, 4)], matches_of((0, 0, 0)))
     assert losses.keys() == {"loss_dice"} and losses["loss_dice"].item() > 0
 
 
-def test_without_a_mask_weight_the_focal_loss_is_not_computed(monkeypatch):
-    monkeypatch.setattr(criterion_module, "focal_loss", None)
-    criterion = Criterion(mask_weight=0.0, dice_weight=1.0)
-    criterion(random_logits(1, 4, 4), [random_masks(1, 4, 4)], matches_of((0, 0, 0)))
+def test_a_loss_without_a_weight_is_not_computed():
+    assert Criterion(dice_weight=0.0).losses == [FocalLoss(20.0)]
+    assert Criterion(mask_weight=0.0, dice_weight=1.0).losses == [DiceLoss(1.0)]
 
 
 def test_weights_choose_the_assignment_too():
@@ -213,13 +208,12 @@ def test_the_config_sets_everything():
     cfg = get_cfg()
     add_openworldsam_config(cfg)
     default = Criterion(cfg)
-    assert (default.mask_weight, default.dice_weight, default.divisor) == (20.0, 0.0, "targets")
-    assert (default.focal_alpha, default.focal_gamma) == (0.25, 2.0)
+    assert (default.losses, default.divisor) == ([FocalLoss(20.0, 0.25, 2.0)], "targets")
     changes = {"MASK_WEIGHT": 1.0, "DICE_WEIGHT": 2.0, "FOCAL_ALPHA": 0.5, "FOCAL_GAMMA": 3.0, "DIVISOR": "matched"}
     for key, value in changes.items():
         cfg.MODEL.CRITERION[key] = value
-    changed = vars(Criterion(cfg))
-    assert {key.upper(): changed[key.lower()] for key in changes} == changes
+    changed = Criterion(cfg)
+    assert (changed.losses, changed.divisor) == ([FocalLoss(1.0, 0.5, 3.0), DiceLoss(2.0)], "matched")
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])
@@ -243,9 +237,9 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch, chunk):
 def test_full_size_masks_exist_a_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(criterion_module, "CHUNK_BYTES", 2 * 4 * 8 * 6)
     sizes = []
-    focal_loss = criterion_module.focal_loss
-    counted = lambda logits, *rest, **options: sizes.append(len(logits)) or focal_loss(logits, *rest, **options)  # noqa: E731
-    monkeypatch.setattr(criterion_module, "focal_loss", counted)
+    focal_loss = FocalLoss.loss
+    counted = lambda self, full, target: sizes.append(len(full)) or focal_loss(self, full, target)  # noqa: E731
+    monkeypatch.setattr(FocalLoss, "loss", counted)
     logits, targets = random_logits(5, 4, 4).requires_grad_(), [random_masks(5, 8, 6)]
     loss = Criterion()(logits, targets, matches_of(*((0, q, q) for q in range(5))))["loss_mask"]
     assert sizes == [2, 2, 1]

@@ -8,7 +8,8 @@ from fvcore.nn import sigmoid_focal_loss
 from torch.nn import functional as F
 
 from openworldsam.modeling import matcher
-from openworldsam.modeling.matcher import focal_terms, match, matching_costs
+from openworldsam.modeling.criterion import Criterion, FocalLoss
+from openworldsam.modeling.matcher import match
 
 ALPHA, GAMMA = 0.25, 2.0
 
@@ -22,7 +23,7 @@ def random_masks(num_masks, height, width, seed=0):
 
 
 def costs_of(logits, targets, mask_weight=20.0, dice_weight=0.0):
-    return matching_costs(logits, targets, mask_weight, dice_weight, ALPHA, GAMMA)
+    return Criterion(mask_weight=mask_weight, dice_weight=dice_weight).costs(logits, targets)
 
 
 def nearest(mask, height, width):
@@ -61,18 +62,17 @@ def pairs(matches):
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0])
-def test_focal_terms_equal_fvcore(target):
+def test_focal_costs_equal_fvcore(target):
     logits = torch.cat([torch.linspace(-100, 100, 401), torch.tensor([1e4, -1e4])])
-    term = focal_terms(logits, ALPHA, GAMMA)[0 if target else 1]
+    cost = FocalLoss(1.0).cost(logits[:, None], torch.tensor([[target]]))[:, 0]
     expected = sigmoid_focal_loss(logits, torch.full_like(logits, target), alpha=ALPHA, gamma=GAMMA, reduction="none")
-    assert torch.isfinite(term).all()
-    assert torch.allclose(term, expected, rtol=1e-6, atol=1e-6)
+    assert torch.isfinite(cost).all()
+    assert torch.allclose(cost, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_focal_terms_by_hand():
-    positive, negative = focal_terms(torch.zeros(1), ALPHA, GAMMA)
-    assert positive.item() == pytest.approx(0.25 * 0.25 * 0.6931472)
-    assert negative.item() == pytest.approx(0.75 * 0.25 * 0.6931472)
+def test_focal_costs_by_hand():
+    cost = FocalLoss(2.0).cost(torch.zeros(1, 1), torch.tensor([[1.0], [0.0]]))
+    assert cost[0].tolist() == pytest.approx([2 * 0.25 * 0.25 * 0.6931472, 2 * 0.75 * 0.25 * 0.6931472])
 
 
 @pytest.mark.parametrize(("mask_weight", "dice_weight"), [(20.0, 0.0), (5.0, 3.0), (0.0, 2.0)])
