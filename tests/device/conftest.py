@@ -6,15 +6,13 @@ import torch
 
 from openworldsam import OpenWorldSAMPredictor
 
-
-@pytest.fixture(scope="session")
-def registered():
-    return pretend.register()
+DEVICE = pretend.register()
+"""Registered before any test runs: the first backward pass of a process makes the threads of all its devices."""
 
 
 @pytest.fixture(autouse=True)
-def same_operations(registered, monkeypatch):
-    """The device exists, and the CPU takes the same steps as it: no attention kernels or cached casts of its own."""
+def same_operations(monkeypatch):
+    """torch.tensor knows the device, and the CPU takes its steps, without attention kernels and cached casts."""
     for name in ("tensor", "as_tensor"):
         monkeypatch.setattr(torch, name, pretend.creation(getattr(torch, name)))
     attention = (torch.backends.cuda.enable_flash_sdp, torch.backends.mha.set_fastpath_enabled)
