@@ -11,22 +11,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 from openworldsam.utils.files import save_text
 
 
-def write_coco(results: Results, info: Mapping[str, Any]) -> list[Path]:
+def write_coco(results: FolderResults, info: Mapping[str, Any]) -> list[Path]:
     """Write instances.json, for panoptic segmentation panoptic.json, for tasks with semantic PNGs classes.txt.
 
     Category ids are the positions of the prompts, from 1. The instances are the masks of any task, stuff too (see
-    isthing); the segments have the ids in panoptic/*.png.
-
-    Args:
-        results: finished images.
-        info: content of "info" in the JSONs.
-
-    Returns:
-        the files.
+    isthing); the segments have the ids in panoptic/*.png. `info` is the JSONs' "info". Returns the files.
     """
     texts, is_thing = results.prompts
     categories = [
@@ -62,19 +55,19 @@ def _json(head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> 
     yield "}\n"
 
 
-def _images(results: Results) -> Iterator[dict[str, Any]]:
+def _images(results: FolderResults) -> Iterator[dict[str, Any]]:
     for image_id, record in results.records():
         yield {"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}}
 
 
-def _instances(results: Results) -> Iterator[dict[str, Any]]:
+def _instances(results: FolderResults) -> Iterator[dict[str, Any]]:
     ids = count(1)
     for image_id, record in results.records():
         for annotation in record["annotations"]:
             yield {"id": next(ids), "image_id": image_id, **annotation}
 
 
-def _segments(results: Results) -> Iterator[dict[str, Any]]:
+def _segments(results: FolderResults) -> Iterator[dict[str, Any]]:
     keys = ("category_id", "area", "bbox", "iscrowd", "score", "isthing")
     for image_id, record in results.records():
         png = Path(record["file_name"]).with_suffix(".png").as_posix()

@@ -22,7 +22,7 @@ from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
 from openworldsam.annotate.prompts import Prompts, read_prompts
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import to_tensor
@@ -52,20 +52,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="openworldsam-annotate",
         description="Segment all images of a folder. The same command resumes an interrupted run.",
     )
-    parser.add_argument("--config-file", required=True, help="such as configs/presets/released.yaml")
-    parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="images, also in subfolders")
-    parser.add_argument(
-        "--prompts", required=True, type=Path, metavar="FILE", help="one prompt per line; # comments; stuff: regions"
-    )
-    parser.add_argument("--task", required=True, choices=TASKS)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--overlays", action="store_true", help="also draw the masks over each image")
-    parser.add_argument("--label-studio", action="store_true", help="also write files for Label Studio")
-    parser.add_argument("--cvat", action="store_true", help="also write files for CVAT")
-    parser.add_argument(
-        "--num-processes", type=int, default=max(1, torch.cuda.device_count()), help="default: one per GPU"
-    )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    add = parser.add_argument
+    add("--config-file", required=True, help="such as configs/presets/released.yaml")
+    add("--input", required=True, type=Path, metavar="DIR", help="images, also in subfolders")
+    add("--prompts", required=True, type=Path, metavar="FILE", help="one prompt per line; # comments; stuff: regions")
+    add("--task", required=True, choices=TASKS)
+    add("--output", required=True, type=Path, metavar="DIR")
+    add("--overlays", action="store_true", help="also draw the masks over each image")
+    add("--label-studio", action="store_true", help="also write files for Label Studio")
+    add("--cvat", action="store_true", help="also write files for CVAT")
+    add("--num-processes", type=int, default=max(1, torch.cuda.device_count()), help="default: one per GPU")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     return parser.parse_args(argv)
 
 
@@ -76,7 +73,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
         SystemExit: with 1 if images could not be read, on the first process.
     """
     names = find_images(args.input, args.output)
-    results = Results(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
+    results = FolderResults(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     first = comm.is_main_process()
@@ -106,16 +103,9 @@ def annotate_folder(args: argparse.Namespace) -> None:
 
 
 def predict_images(
-    cfg: CfgNode, model: OpenWorldSAM, results: Results, folder: Path, names: Sequence[str]
+    cfg: CfgNode, model: OpenWorldSAM, results: FolderResults, folder: Path, names: Sequence[str]
 ) -> dict[str, str]:
-    """Predict the images that are not done yet.
-
-    Args:
-        cfg: of the model; TEST.IMS_PER_BATCH is the batch size, DATALOADER.NUM_WORKERS the number of workers.
-        model: in eval mode.
-        results: takes the predictions.
-        folder: of the images.
-        names: their paths within the folder.
+    """Predict the images of a folder that are not done yet, given their paths within it; the model is in eval mode.
 
     Returns:
         the reason for each unreadable image, by name; both printable.
@@ -150,14 +140,9 @@ def predict_images(
 def predict_batch(
     model: OpenWorldSAM, images: Sequence[np.ndarray], prompts: Prompts, task: str, chunk: int
 ) -> Iterator[Prediction]:
-    """Predict images in one pass; yield for each what `OpenWorldSAMPredictor.predict` returns.
+    """Predict images, uint8 [H, W, 3], in one pass; yield for each what `OpenWorldSAMPredictor.predict` returns.
 
-    Args:
-        model: in eval mode.
-        images: uint8 [H, W, 3] each.
-        prompts: asked of every image.
-        task: one of `TASKS`.
-        chunk: prompts to decode together, see `inference.prompt_chunk`.
+    `chunk` prompts are decoded together, see `inference.prompt_chunk`; the model is in eval mode.
     """
     texts, is_thing = prompts
     # as in the predictor, only panoptic segmentation knows stuff
@@ -169,11 +154,8 @@ def predict_batch(
         yield Prediction.of(found, task, texts, is_thing=is_thing, threshold=threshold, best_score=best_score)
 
 
-def summary(results: Results, unreadable: Mapping[str, str], threshold: float) -> list[str]:
-    """Lines that count images and masks, explain images without a mask, and list unreadable images.
-
-    The threshold is that of the task, see `InferenceOptions.threshold_of`.
-    """
+def summary(results: FolderResults, unreadable: Mapping[str, str], threshold: float) -> list[str]:
+    """Lines that count images and masks, explain images without a mask, and list unreadable images."""
     found, images, empty, best = Counter[int](), 0, 0, 0.0
     for _, record in results.records():
         images += 1

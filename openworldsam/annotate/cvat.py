@@ -12,18 +12,16 @@ from xml.sax.saxutils import escape, quoteattr
 
 from pycocotools import mask as mask_util
 
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_json, save_text
 
 
-def write_cvat(results: Results) -> list[Path]:
+def write_cvat(results: FolderResults) -> list[Path]:
     """Write cvat.xml, the annotations, and cvat_labels.json, for the raw label editor of a new task.
 
-    Images are identified by their path within the folder. Masks of better scores are on top (z_order).
-
-    Returns:
-        the files.
+    Images are identified by their path within the folder. Masks of better scores are on top (z_order). Returns the
+    files.
     """
     annotations, labels = results.folder / "cvat.xml", results.folder / "cvat_labels.json"
     save_text(annotations, (f"{line}\n" for line in _xml_lines(results)))
@@ -31,7 +29,7 @@ def write_cvat(results: Results) -> list[Path]:
     return [annotations, labels]
 
 
-def _xml_lines(results: Results) -> Iterator[str]:
+def _xml_lines(results: FolderResults) -> Iterator[str]:
     texts = results.prompts.texts
     yield from ('<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "<version>1.1</version>")
     yield "<meta><task><labels>"  # which CVAT ignores but other importers, such as Datumaro's, need

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from openworldsam.annotate.coco import json_list
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_text
 
@@ -29,18 +29,11 @@ RUN_BITS = (3, 4, 8, 16)
 """Possible bit widths of a packed run's length; each run names its own."""
 
 
-def write_label_studio(results: Results, folder: Path) -> list[Path]:
-    """Write label_studio.json, the tasks, and label_studio.xml, the labeling configuration.
+def write_label_studio(results: FolderResults, folder: Path) -> list[Path]:
+    """Write label_studio.json, the tasks, and label_studio.xml, the labeling configuration; return both.
 
     Image URLs are /data/local-files/?d=FOLDER/NAME. Label Studio serves them if its document root is the parent of the
     image folder and the project has a local storage of that folder.
-
-    Args:
-        results: finished images.
-        folder: of the images.
-
-    Returns:
-        the files.
     """
     tasks, config = (results.folder / f"label_studio.{suffix}" for suffix in ("json", "xml"))
     save_text(tasks, json_list(_tasks(results, folder.resolve().name)))
@@ -53,7 +46,7 @@ def write_label_studio(results: Results, folder: Path) -> list[Path]:
     return [tasks, config]
 
 
-def _tasks(results: Results, folder: str) -> Iterator[dict[str, Any]]:
+def _tasks(results: FolderResults, folder: str) -> Iterator[dict[str, Any]]:
     for _, record in results.records():
         regions = [
             {

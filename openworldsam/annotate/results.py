@@ -25,7 +25,7 @@ from openworldsam.utils.files import read_json, save_json, save_png
 from openworldsam.visualization import draw_prediction
 
 
-class Results(NamedTuple):
+class FolderResults(NamedTuple):
     """Results of one run.
 
     folder: output folder.

@@ -76,11 +76,7 @@ def change(session: Session | None, action: Callable[[Session], T]) -> tuple[T |
 
 
 class Actions:
-    """One method per control; each returns the `View` that follows.
-
-    Args:
-        predictor: shared by all sessions.
-    """
+    """One method per control; each returns the `View` that follows. All sessions share the predictor."""
 
     def __init__(self, predictor: OpenWorldSAMPredictor) -> None:
         self.predictor, self.lock = predictor, Lock()

@@ -120,11 +120,7 @@ class Session:
         self.selected = index
 
     def click(self, x: int, y: int, label: int) -> None:
-        """Correct the selected mask, or add a new one if none is selected.
-
-        Args:
-            x, y: in pixels.
-            label: 1 to add the place to the mask, 0 to remove it.
+        """Correct the selected mask, or add a new one if none is selected; arguments as in `Click`.
 
         Raises:
             ValueError: there is no answer yet, the first click of a new mask is negative, or no pixel would be left.
@@ -195,13 +191,10 @@ class Session:
         ]
 
     def archive(self, info: Mapping[str, Any]) -> bytes:
-        """Pack the shown masks into a zip.
+        """Pack the shown masks, and `info` about them, into a zip.
 
         `<name>.json`: a COCO dataset of one image, masks as RLE. `<name>_ids.png`: uint16 [H, W], annotation id per
         pixel, 0 = no mask; where masks overlap the best score wins. `<name>_overlay.png`: image with masks and legend.
-
-        Args:
-            info: goes into the JSON.
 
         Raises:
             ValueError: there is no answer yet.

@@ -52,13 +52,7 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path, keep: Container[Path], seconds: float) -> None:
-    """Delete uploads that no request took, for example too large ones or those of a closed browser.
-
-    Args:
-        folder: of all uploads.
-        keep: files that stay.
-        seconds: minimum age of those that are deleted.
-    """
+    """Delete uploads of a minimum age that no request took, for example too large ones or those of a closed browser."""
     latest = time.time() - seconds
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # a request was faster

@@ -26,6 +26,7 @@ PIXELS = 1e-3
 
 Golden = dict[str, np.ndarray]
 """Recorded arrays by name."""
+Values = Tensor | np.ndarray
 
 
 def read_golden(path: str | Path) -> Golden:
@@ -53,7 +54,7 @@ class Check(NamedTuple):
 
 def _check(
     quantity: str,
-    ours: Tensor | np.ndarray,
+    ours: Values,
     golden: np.ndarray,
     tolerance: str,
     measure: Callable[[np.ndarray, np.ndarray], tuple[ArrayLike, ArrayLike]],
@@ -67,51 +68,40 @@ def _check(
     return Check(quantity, float(errors.max(initial=0)), tolerance, bool((errors <= limits).all()))
 
 
-def close(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
+def close(quantity: str, ours: Values, golden: np.ndarray) -> Check:
     """Compare floats element by element."""
-    return _check(
-        quantity, ours, golden, "1e-4 + 1e-3 |b|", lambda a, b: (np.abs(a - b), ABSOLUTE + RELATIVE * np.abs(b))
-    )
+    limit = "1e-4 + 1e-3 |b|"
+    return _check(quantity, ours, golden, limit, lambda a, b: (np.abs(a - b), ABSOLUTE + RELATIVE * np.abs(b)))
 
 
-def close_in_norm(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
+def close_in_norm(quantity: str, ours: Values, golden: np.ndarray) -> Check:
     """Compare arrays of large values by their relative L2 error."""
-    return _check(
-        *(quantity, ours, golden, f"{RELATIVE_L2:.0e} relative L2"),
-        lambda a, b: (np.linalg.norm(a - b) / np.linalg.norm(b), RELATIVE_L2),
-    )
+    limit = f"{RELATIVE_L2:.0e} relative L2"
+    return _check(quantity, ours, golden, limit, lambda a, b: (np.linalg.norm(a - b) / np.linalg.norm(b), RELATIVE_L2))
 
 
-def close_to_largest(
-    quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, tolerance: float = RELATIVE_MAX
-) -> Check:
+def close_to_largest(quantity: str, ours: Values, golden: np.ndarray, tolerance: float = RELATIVE_MAX) -> Check:
     """Compare losses, costs and gradients by their error relative to the largest value."""
-    tiny = np.finfo(np.float64).tiny
-    return _check(
-        *(quantity, ours, golden, f"{tolerance:.0e} of the largest"),
-        lambda a, b: (np.abs(a - b) / np.abs(b).max(initial=tiny), tolerance),
-    )
+    limit, tiny = f"{tolerance:.0e} of the largest", np.finfo(np.float64).tiny
+    return _check(quantity, ours, golden, limit, lambda a, b: (np.abs(a - b) / np.abs(b).max(initial=tiny), tolerance))
 
 
-def equal(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, ties: int = 0) -> Check:
+def equal(quantity: str, ours: Values, golden: np.ndarray, ties: int = 0) -> Check:
     """Compare integers; `ties` is the number of entries that `align_ties` has moved."""
     tolerance = f"equal but for {ties} ties" if ties else "equal"
     return _check(quantity, ours, golden, tolerance, lambda a, b: (np.abs(a - b), 0))
 
 
-def same_areas(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray, num_pixels: int) -> Check:
+def same_areas(quantity: str, ours: Values, golden: np.ndarray, num_pixels: int) -> Check:
     """Compare areas in pixels, relative to the image."""
-    return _check(
-        quantity, ours, golden, f"{PIXELS:.0e} of the pixels", lambda a, b: (np.abs(a - b) / num_pixels, PIXELS)
-    )
+    limit = f"{PIXELS:.0e} of the pixels"
+    return _check(quantity, ours, golden, limit, lambda a, b: (np.abs(a - b) / num_pixels, PIXELS))
 
 
-def same_map(quantity: str, ours: Tensor | np.ndarray, golden: np.ndarray) -> Check:
+def same_map(quantity: str, ours: Values, golden: np.ndarray) -> Check:
     """Compare maps and masks pixel by pixel."""
-    return _check(
-        *(quantity, ours, golden, f"{PIXELS:.0e} of the pixels"),
-        lambda a, b: (np.count_nonzero(a != b) / max(a.size, 1), PIXELS),
-    )
+    limit = f"{PIXELS:.0e} of the pixels"
+    return _check(quantity, ours, golden, limit, lambda a, b: (np.count_nonzero(a != b) / max(a.size, 1), PIXELS))
 
 
 def align_ties(labels: np.ndarray, golden_labels: np.ndarray, golden_scores: np.ndarray) -> np.ndarray:

@@ -67,11 +67,7 @@ def rule_made_model(seed: int, folder: Path) -> OpenWorldSAM:
 
 
 def check_model(golden_file: str | Path, image: str | Path) -> list[Check]:
-    """Compare every quantity of a `model_*.npz` file.
-
-    Args:
-        golden_file: the .npz.
-        image: the image that it was recorded from.
+    """Compare every quantity of a `model_*.npz` file, which was recorded from this image.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or damaged, or the image is of another size.
@@ -166,23 +162,16 @@ def disc_targets(discs: np.ndarray, num_prompts: int, size: tuple[int, int]) -> 
 
     Args:
         discs: [N, 4], prompt, centre x and y as fractions of width and height, radius as one of the shorter side.
-        num_prompts: P.
-        size: (H, W).
+        num_prompts, size: P, (H, W).
 
     Returns:
-        P times bool [N_p, H, W].
+        bool [N_p, H, W] for each prompt p.
     """
     height, width = size
     y, x = np.mgrid[:height, :width]
-    targets = []
-    for prompt in range(num_prompts):
-        masks = [
-            (x - cx * width) ** 2 + (y - cy * height) ** 2 < (r * min(size)) ** 2
-            for p, cx, cy, r in discs
-            if p == prompt
-        ]
-        targets.append(torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, height, width)))
-    return targets
+    prompt, cx, cy, r = np.reshape(discs, (-1, 4)).T[..., None, None]
+    masks = (x - cx * width) ** 2 + (y - cy * height) ** 2 < (r * min(size)) ** 2
+    return [torch.from_numpy(masks[prompt[:, 0, 0] == p]) for p in range(num_prompts)]
 
 
 def _check_training(

@@ -45,15 +45,9 @@ def rule_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def save_rule_checkpoint(model: OpenWorldSAM, cfg: CfgNode, seed: int, path: Path) -> None:
-    """Fill a model by the rule, in place, and write it as a checkpoint in the released layout.
+    """Fill a model by the rule, in place, and write it as a checkpoint in the released layout, with its config.
 
     Like the released file, the checkpoint has both encoders twice, in shared memory.
-
-    Args:
-        model: built from `cfg`.
-        cfg: its config, recorded in the file.
-        seed: of the rule.
-        path: the .pth file.
     """
     state = released_state(model)
     for name, tensor in state.items():

@@ -3,7 +3,7 @@ import pytest
 
 from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def saved(made, prompts, names, tmp_path):
     """Save results of two of the three images; return them and the predictions by name."""
 
     def save(task):
-        results, found = Results(tmp_path / "out", names, prompts, task), {}
+        results, found = FolderResults(tmp_path / "out", names, prompts, task), {}
         for seed, name in ((1, names[0]), (2, names[2])):
             image, found[name] = made(name, (37, 53 + seed), task, 3 if task == "semantic" else 5, seed)
             results.save(image, found[name])

@@ -16,7 +16,7 @@ from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import pack_mask, write_label_studio
 from openworldsam.annotate.prompts import Prompts
-from openworldsam.annotate.results import Results
+from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.inference import TASKS
 
@@ -78,7 +78,7 @@ def test_semantic_pngs_have_the_class_of_each_pixel(saved, prompts, task):
 def test_many_prompts_need_semantic_pngs_of_16_bits(made, tmp_path):
     texts = tuple(f"thing {n}" for n in range(300))
     image, prediction = made(task="semantic", count=3)
-    results = Results(tmp_path, [image.name], Prompts(texts, (True,) * 300), "semantic")
+    results = FolderResults(tmp_path, [image.name], Prompts(texts, (True,) * 300), "semantic")
     results.save(image, prediction)
     with Image.open(results.png_path("semantic", image.name)) as png:
         assert set(np.unique(np.array(png))) == {0, 1, 2, 65_535}
@@ -174,7 +174,7 @@ def test_run_lengths_by_hand():
 
 def test_an_image_is_done_if_it_has_all_files_and_is_unchanged(made, prompts, tmp_path):
     image, prediction = made("sub/a.png", task="panoptic")
-    results = Results(tmp_path, [image.name], prompts, "panoptic", overlays=True)
+    results = FolderResults(tmp_path, [image.name], prompts, "panoptic", overlays=True)
     assert not results.is_done(image.name, image.version)
     results.save(image, prediction)
     assert results.is_done(image.name, image.version)
@@ -190,7 +190,7 @@ def test_an_image_is_done_if_it_has_all_files_and_is_unchanged(made, prompts, tm
 
 def test_nothing_found(made, prompts, tmp_path):
     image, prediction = made(task="panoptic", count=0)
-    results = Results(tmp_path, [image.name], prompts, "panoptic")
+    results = FolderResults(tmp_path, [image.name], prompts, "panoptic")
     results.save(image, prediction)
     write_coco(results, {})
     assert COCO(tmp_path / "instances.json").anns == {}
@@ -201,7 +201,7 @@ def test_nothing_found(made, prompts, tmp_path):
 
 def test_memory_does_not_grow_with_the_number_of_images(made, prompts, tmp_path):
     names = [f"{n}.png" for n in range(200)]
-    results, peaks = Results(tmp_path, names, prompts, "panoptic"), []
+    results, peaks = FolderResults(tmp_path, names, prompts, "panoptic"), []
     image, prediction = made("0.png", (12, 16), "panoptic")
     results.save(image, prediction)
     record = (tmp_path / "records/0.json").read_bytes()
