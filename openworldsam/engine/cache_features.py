@@ -22,7 +22,6 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.data.feature_cache import (
-    DTYPES,
     IMAGE_FEATURES,
     CachedImage,
     CacheHeader,
@@ -34,7 +33,7 @@ from openworldsam.data.feature_cache import (
 )
 from openworldsam.data.feature_cache.plan import Work, batches, plan, wanted_prompts
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.utils.device import usable_device
+from openworldsam.utils.device import DTYPES, usable_device
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock, share
 from openworldsam.utils.progress import Progress

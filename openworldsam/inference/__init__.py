@@ -1,7 +1,7 @@
 """The one way from queries to results: `infer` hands the queries of an image, chunk by chunk, to each task.
 
-A task is a class with `add(queries)` and `result()`. All choices (thresholds, duplicates, ties) are made on the CPU;
-how often that waits for the device does not depend on the number of prompts.
+A task is a class with `add(queries)` and `result()`. All choices (thresholds, duplicates, ties) are made on the CPU,
+with a number of waits for the device that does not depend on the number of prompts.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ PIXELS_AT_ONCE = 2**20
 
 
 def mask_intersections(masks: Tensor) -> Tensor:
-    """Pixels that each pair of masks shares, by matrix products: bool [N, H, W] -> int64 [N, N] on the same device."""
+    """Count the pixels that each pair of masks shares: bool [N, H, W] -> int64 [N, N] on the same device."""
     shared = torch.zeros(len(masks), len(masks), dtype=torch.long, device=masks.device)
     with torch.autocast(masks.device.type, enabled=False):  # half precision cannot count pixels
         for part in masks.flatten(1).split(PIXELS_AT_ONCE, dim=1):
@@ -36,7 +36,7 @@ def mask_iou(masks: Tensor) -> Tensor:
 
 
 def greedy_nms(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Keep the best mask, drop what overlaps it by more than the threshold, go on with the best of the rest.
+    """Keep the best mask, drop those that overlap it by more than the threshold, and repeat with the rest.
 
     Args:
         iou: [N, N] on the CPU.
@@ -76,13 +76,13 @@ def mask_nms(queries: Queries, size: tuple[int, int], threshold: float, claims: 
     if not classes:
         return areas, areas
     counts = torch.cat(
-        [mask_intersections(binary_masks(queries.select(own).logits, size, claims)).flatten() for own in classes]
+        [mask_intersections(binary_masks(queries.select(index).logits, size, claims)).flatten() for index in classes]
     ).cpu()
     kept = []
-    for own, count in zip(classes, counts.split([len(own) ** 2 for own in classes]), strict=True):
-        intersections = count.view(len(own), len(own))
-        areas[own] = intersections.diagonal()
-        kept.append(own[greedy_nms(iou_of(intersections), queries.scores[own], threshold)])
+    for index, count in zip(classes, counts.split([len(index) ** 2 for index in classes]), strict=True):
+        intersections = count.view(len(index), len(index))
+        areas[index] = intersections.diagonal()
+        kept.append(index[greedy_nms(iou_of(intersections), queries.scores[index], threshold)])
     indices = torch.cat(kept).sort().values
     return indices[torch.argsort(queries.scores[indices], descending=True, stable=True)], areas
 

@@ -19,7 +19,7 @@ _THRESHOLDS = ("score_threshold", "nms_threshold", "overlap_threshold")
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """The keys of MODEL.INFERENCE (all but TASKS); `config.py` says what each means.
+    """The keys of MODEL.INFERENCE except TASKS, which `config.py` explains.
 
     Raises:
         ValueError: a rule of an unknown name, a threshold outside 0..1, or a negative top k.
@@ -53,16 +53,15 @@ class InferenceOptions:
         return cls(**arguments(cfg.MODEL.INFERENCE, "TASKS"))
 
     def threshold_of(self, task: str) -> float:
-        """The predicted IoU that a mask of a task must reach; 0 for "semantic" and "referring", which have none."""
+        """Return the score that a mask of a task must reach; 0 for "semantic" and "referring", which have no threshold."""
         return self.score_threshold if task in ("instance", "panoptic") else 0.0
 
 
 def prompt_chunk(cfg: CfgNode, referring: bool = False) -> int:
-    """Prompts to decode together, so that memory does not grow with the vocabulary; 0 for all prompts of an image.
+    """Most prompts to decode together, so that memory does not grow with the vocabulary; 0 for all of an image.
 
-    Prompts depend on each other, and stay together, if queries attend to those of other prompts, or if two-stage
-    inference asks whether the image has any confident query. Expressions are each decoded alone where TEST.SENTENCES
-    says so.
+    All prompts of an image stay together if their queries attend to each other, or if two-stage inference asks whether
+    the image has any confident query. Expressions are decoded one by one where TEST.SENTENCES says so.
     """
     if referring and cfg.TEST.SENTENCES.endswith("alone"):
         return 1

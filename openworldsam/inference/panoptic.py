@@ -23,7 +23,7 @@ class PanopticSegment(NamedTuple):
 
 
 class PanopticResult(NamedTuple):
-    """map: int32 [H, W], 0 where no segment is; segments in ascending order of id."""
+    """map: int32 [H, W], ids, 0 for no segment; segments: in ascending order of id."""
 
     map: Tensor
     segments: list[PanopticSegment]
@@ -83,8 +83,12 @@ class PanopticInference:
         return PanopticResult(ids[place].view(self.question.size) * claimed, segments)
 
     def _winners(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """The query of highest score times probability at each pixel, int64 [H, W], -1 without any, of equal ones the
-        first; and whether its probability there is at least 0.5, bool [H, W]."""
+        """Find the query of highest score times probability at each pixel.
+
+        Returns:
+            its index, int64 [H, W], -1 without any query, the first of equal ones; and whether its probability at the
+            pixel is at least 0.5, bool [H, W].
+        """
         size, device = self.question.size, queries.logits.device
         scores = upload(queries.scores, device)
         best = torch.full(size, -1.0, device=device)

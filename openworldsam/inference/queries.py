@@ -18,7 +18,7 @@ CHUNK_BYTES = 256 * 2**20
 """Most bytes of full-size float masks that exist at a time (at least one mask does)."""
 
 Claims = Callable[[Tensor], Tensor]
-"""Which pixels a query claims: logits to bool, element by element."""
+"""Rule for the pixels that a query claims: logits to bool, element by element."""
 
 
 class Queries(NamedTuple):
@@ -43,7 +43,7 @@ class Queries(NamedTuple):
         return [(self.labels == label).nonzero()[:, 0] for label in self.labels.unique()]
 
     def select(self, index: Tensor) -> Queries:
-        """Some of the queries; index is bool [R] or int64 [n], on the CPU."""
+        """Select queries by an index on the CPU, bool [R] or int64 [n]."""
         if index.dtype == torch.bool:
             if index.all():
                 return self
@@ -57,7 +57,7 @@ def join(parts: Sequence[Queries]) -> Queries:
 
 
 class Question(NamedTuple):
-    """What an image is asked.
+    """A question about an image: its prompts as results label them, and the size of the results.
 
     size: (H, W) of the results.
     class_ids: int64 [P] on the CPU, the label that results carry for each prompt.
@@ -114,7 +114,7 @@ class Found(NamedTuple):
     logits: Tensor | None = None
 
     def at_least(self, score: float) -> Found:
-        """Those of at least a score."""
+        """Select the masks of at least a score."""
         kept = (self.scores >= score).nonzero()[:, 0]
         logits = None if self.logits is None else self.logits[upload(kept, self.logits.device)]
         return Found(self.masks[kept], self.scores[kept], self.labels[kept], logits)

@@ -17,8 +17,8 @@ from openworldsam.utils.device import upload
 class ReferringResult(NamedTuple):
     """masks: bool [P, H, W]; scores: [P] on the CPU; logits: [P, h, w]; in the order of the prompts.
 
-    Nothing and 0 for a prompt without a target, or without a query, which two-stage inference may leave. No logits
-    where a mask is not a single query's.
+    A prompt without a target, or without a query after two-stage inference, has an empty mask and score 0. There are
+    no logits where a mask is not a single query's.
     """
 
     masks: Tensor
@@ -41,7 +41,7 @@ class ReferringInference:
         self.parts: list[Queries] = []
 
     def add(self, queries: Queries) -> None:
-        best = [own[queries.scores[own].argmax()] for own in queries.by_label()]
+        best = [index[queries.scores[index].argmax()] for index in queries.by_label()]
         self.parts.append(queries.select(torch.stack(best)) if best else queries)
 
     def result(self) -> ReferringResult:

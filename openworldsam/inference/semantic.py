@@ -34,8 +34,8 @@ class SemanticResult(NamedTuple):
 class SemanticInference:
     """Labels every pixel with the arg-max of `semantic_scores`, one class at a time; ties go to the smaller class id.
 
-    Chunks that hold all queries of their classes give the exact result: no class's score depends on another's queries,
-    except for what "softmax" adds to all alike.
+    Chunks that hold all queries of their classes give the exact result: the score of a class does not depend on the
+    queries of others, except for a term of "softmax" that is the same for all classes.
     """
 
     def __init__(self, question: Question, options: InferenceOptions) -> None:
@@ -47,8 +47,8 @@ class SemanticInference:
     def add(self, queries: Queries) -> None:
         queries = self.question.by_class(queries)
         self.best, self.labels = (upload(part, queries.logits.device) for part in (self.best, self.labels))
-        for label, own, score in _class_scores(queries, self.question, self.options):
-            self.scores[label] = float(own.scores.max())
+        for label, of_class, score in _class_scores(queries, self.question, self.options):
+            self.scores[label] = float(of_class.scores.max())
             better = (score > self.best) | ((score == self.best) & (label < self.labels))
             self.best = torch.where(better, score, self.best)
             self.labels = torch.where(better, label, self.labels)
@@ -58,7 +58,7 @@ class SemanticInference:
 
 
 def semantic_scores(queries: Queries, question: Question, options: InferenceOptions) -> tuple[Tensor, Tensor]:
-    """Score of every pixel for every class that was asked for.
+    """Score every pixel for every class that was asked for.
 
     With "softmax" each query's score s stands at its class in a vector of C + 1 zeros; its softmax weights the
     query's probability m for all classes. In closed form, with queries q of class c:
@@ -89,13 +89,13 @@ def semantic_scores(queries: Queries, question: Question, options: InferenceOpti
 def _class_scores(
     queries: Queries, question: Question, options: InferenceOptions
 ) -> Iterator[tuple[int, Queries, Tensor]]:
-    """Each class, ascending, with its queries and the sum [H, W] over them."""
+    """Yield each class, ascending, with its queries and their weighted sum [H, W]."""
     for label in queries.labels.unique().tolist():
-        own = queries.select(queries.labels == label)
-        weights = own.scores
+        of_class = queries.select(queries.labels == label)
+        weights = of_class.scores
         if options.semantic_weight == "softmax":
-            weights = own.scores.expm1() / (own.scores.exp() + question.num_classes)
-        yield label, own, _weighted_sum(weights, own.logits, question.size)
+            weights = of_class.scores.expm1() / (of_class.scores.exp() + question.num_classes)
+        yield label, of_class, _weighted_sum(weights, of_class.logits, question.size)
 
 
 def _weighted_sum(weights: Tensor, logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,9 +22,7 @@ from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder, resize_for_sam2
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
-from openworldsam.utils.device import upload
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from openworldsam.utils.device import DTYPES, upload
 
 
 @META_ARCH_REGISTRY.register()
@@ -63,8 +61,8 @@ class OpenWorldSAM(nn.Module):
         super().__init__()
         if unknown := set(tasks) - set(TASKS):
             raise ValueError(f"MODEL.INFERENCE.TASKS has {sorted(unknown)}; the tasks are {tuple(TASKS)}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"MODEL.PRECISION is one of {tuple(PRECISIONS)}, got {precision!r}")
+        if precision not in DTYPES:
+            raise ValueError(f"MODEL.PRECISION is one of {tuple(DTYPES)}, got {precision!r}")
         if (len(pixel_mean), len(pixel_std)) != (3, 3) or not min(pixel_std) > 0:
             raise ValueError(
                 "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD have three numbers, the latter above 0, "
@@ -125,7 +123,7 @@ class OpenWorldSAM(nn.Module):
         for network in self.frozen_modules:
             for layer in network.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-                    layer.to(PRECISIONS[self.precision])
+                    layer.to(DTYPES[self.precision])
 
     @property
     def device(self) -> torch.device:
@@ -156,8 +154,8 @@ class OpenWorldSAM(nn.Module):
                 semantic: int64 [H, W], class ids, -1 where there was no prompt.
                 instances: Detectron2 `Instances` with pred_masks, pred_boxes, scores, pred_classes (things only).
                 panoptic_seg: (int32 [H, W] map, segments_info), as Detectron2's evaluators expect.
-                referring: masks bool [P, H, W] and scores [P] in the order of the prompts; nothing and 0 for one of
-                    which two-stage inference kept no query, or which has no target.
+                referring: masks bool [P, H, W] and scores [P] in the order of the prompts; an empty mask and 0 for one
+                    without a target, or without a query after two-stage inference.
                 best_scores: (whatever the tasks) [P], the highest score of each prompt's queries.
         """
         if not self.training:
@@ -173,12 +171,12 @@ class OpenWorldSAM(nn.Module):
     def answer(
         self, batched_inputs: list[dict[str, Any]], tasks: Sequence[str] | None = None, *, prompt_chunk: int = 0
     ) -> list[dict[str, Any]]:
-        """The results of a batch as `inference.infer` gives them, one dict per image.
+        """Return what `inference.infer` gives for each image of a batch.
 
         Args:
             batched_inputs, tasks: as for `forward`.
-            prompt_chunk: prompts of an image that are decoded together, see `inference.prompt_chunk`; 0 for all. Where
-                prompts are independent it bounds memory and changes no result.
+            prompt_chunk: most prompts of an image to decode together, see `inference.prompt_chunk`; 0 for all. It
+                bounds memory, and changes no result where prompts are independent.
         """
         if not batched_inputs:
             return []
@@ -188,11 +186,11 @@ class OpenWorldSAM(nn.Module):
         if any(counts):
             features, embeddings, _ = self._encode(batched_inputs)
         answers = []
-        for image, (x, own) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
+        for image, (x, of_image) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
             size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
             described = {key: x[key] for key in ("class_ids", "is_thing", "num_classes", "generalized") if key in x}
-            question = Question.of(size, len(own), **described)
-            chunks = self._query_chunks(features.of_image(image) if features else None, own, prompt_chunk)
+            question = Question.of(size, len(of_image), **described)
+            chunks = self._query_chunks(features.of_image(image) if features else None, of_image, prompt_chunk)
             answers.append(infer(chunks, tasks or self.tasks, question, self.inference))
         return answers
 
@@ -219,7 +217,7 @@ class OpenWorldSAM(nn.Module):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of MODEL.PRECISION for the networks, whatever autocast surrounds the call."""
         enabled = self.precision != "fp32"
-        return torch.autocast(self.device.type, dtype=PRECISIONS[self.precision] if enabled else None, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision] if enabled else None, enabled=enabled)
 
     def encode_images(self, images: list[Tensor]) -> ImageFeatures:
         """SAM2 features of B images, each uint8 [3, H, W] on the model's device."""
@@ -247,7 +245,7 @@ class OpenWorldSAM(nn.Module):
     ) -> dict[str, Tensor]:
         """Match all queries to the ground truth without gradient, then decode the matched ones with it.
 
-        Exact, since the decoder treats every query alone; and only matched queries keep a graph.
+        This is exact, as the decoder treats every query alone, and only matched queries keep a graph.
 
         Args:
             features: of B images.
@@ -290,7 +288,7 @@ class OpenWorldSAM(nn.Module):
 
     @torch.no_grad()
     def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:
-        """Two-stage inference: the queries of a second pass about one image, B = 1; see `inference.refine`."""
+        """Decode the queries of one image (B = 1) a second time, for two-stage inference; see `inference.refine`."""
 
         def decode(logits: Tensor) -> tuple[Tensor, Tensor]:
             with self.autocast():
@@ -299,12 +297,12 @@ class OpenWorldSAM(nn.Module):
         return refine(queries, options, decode)
 
     def no_queries(self) -> Queries:
-        """The queries of an image about which nothing was asked."""
+        """Zero queries, for an image without prompts."""
         side = 4 * self.image_encoder.feature_side
         return Queries(self.pixel_mean.new_zeros(0, side, side), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 
     def _query_chunks(self, features: ImageFeatures | None, embeddings: Tensor, chunk: int) -> Iterator[Queries]:
-        """The queries of P prompts [P, D] about one image, so many prompts at a time; at least one chunk."""
+        """Yield the queries of P prompts [P, D] about one image, `chunk` prompts at a time; at least one chunk."""
         if features is None or not len(embeddings):
             yield self.no_queries()
             return
@@ -337,7 +335,7 @@ def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> N
 
 
 def _as_detectron2(answer: dict[str, Any]) -> dict[str, Any]:
-    """The results of an image in the form of Detectron2's evaluators; see `OpenWorldSAM.forward`."""
+    """Convert the results of an image to the form of Detectron2's evaluators; see `OpenWorldSAM.forward`."""
     results: dict[str, Any] = {"best_scores": answer["best_scores"]}
     if "semantic" in answer:
         results["semantic"] = answer["semantic"].map

@@ -21,14 +21,13 @@ import torch
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.modeling.openworldsam import PRECISIONS
 from openworldsam.parity.rule_weights import save_tokenizer
 from openworldsam.speed import machine
 from openworldsam.speed.pipeline import Pipeline, encoded_image
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.report import markdown
 from openworldsam.speed.run import Run
-from openworldsam.utils.device import checked_device, keep_freed_memory, usable_device
+from openworldsam.utils.device import DTYPES, checked_device, keep_freed_memory, usable_device
 from openworldsam.utils.files import save_json, save_text
 from openworldsam.utils.launch import user_errors
 
@@ -130,7 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--image", metavar="IMG", help="default: a random one of 640 x 480 pixels")
     add("--device", help="cpu, cuda; default: MODEL.DEVICE, or what there is")
     add("--prompts", type=int, nargs="+", default=[1, 6, 20, 150], metavar="P", help="numbers of prompts (1 6 20 150)")
-    add("--precision", nargs="+", choices=tuple(PRECISIONS), default=["fp32"], help="of the networks (fp32)")
+    add("--precision", nargs="+", choices=tuple(DTYPES), default=["fp32"], help="of the networks (fp32)")
     add("--compile", action="store_true", help="the stages once more with torch.compile")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
     add("--images", type=int, default=4, metavar="N", help="of an evaluation (4); of a step: SOLVER.IMS_PER_BATCH")

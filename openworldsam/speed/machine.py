@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from openworldsam.modeling.openworldsam import PRECISIONS
+from openworldsam.utils.device import DTYPES
 
 PACKAGES = ("torch", "torchvision", "numpy", "sam2", "torchscale", "openworldsam")
 COPY_BYTES = 2**28
@@ -82,7 +82,7 @@ def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
 
     side, found = 8192 if device.type == "cuda" else 2048, {}
     for precision in precisions:
-        a, b = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+        a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
         found[precision] = 2 * side**3 / fastest(lambda a=a, b=b: a @ b)  # type: ignore[misc]
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

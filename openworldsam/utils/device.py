@@ -1,4 +1,4 @@
-"""Choice of the device, and memory settings for the CPU."""
+"""Device, number formats, and memory settings for the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by their names in configs and on command lines."""
+
 
 def usable_device(name: str) -> str:
-    """The configured device, or with a warning MPS or the CPU if it is CUDA and this machine has none.
+    """Return the configured device; if it is CUDA and this machine has none, MPS or the CPU, with a warning.
 
     Raises:
         ValueError: no such device.

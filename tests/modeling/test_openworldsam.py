@@ -6,7 +6,7 @@ import torch
 
 from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.modeling.openworldsam import PRECISIONS
+from openworldsam.utils.device import DTYPES
 
 
 def inputs(pictures, prompts):
@@ -354,7 +354,7 @@ def test_frozen_matrices_kept_in_half_precision_change_no_bit(build, precision):
     rounded_each_time.precision = precision
     matrices = [kept.image_encoder.conv_s0.weight, kept.mask_decoder.decoder.iou_prediction_head.layers[0].weight]
     matrices.append(kept.prompt_encoder.beit3.vision_embed.proj.weight)
-    assert {matrix.dtype for matrix in matrices} == {PRECISIONS[precision]}
+    assert {matrix.dtype for matrix in matrices} == {DTYPES[precision]}
     assert {p.dtype for p in kept.adapter.parameters()} == {torch.float32}
     image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = [{"image": image, "prompts": ["zebra", "grass"], "is_thing": [True, False]}]

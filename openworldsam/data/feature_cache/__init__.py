@@ -19,13 +19,12 @@ image and the text of each prompt.
 Shapes: P prompts of an image, D width of a prompt embedding, C channels and S side of the image features.
 """
 
-from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, tokenizer_fingerprint
+from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, tokenizer_fingerprint
 from openworldsam.data.feature_cache.index import ImageEntry, ImageStamp
 from openworldsam.data.feature_cache.reader import FeatureCache
 from openworldsam.data.feature_cache.writer import CachedImage, FeatureCacheWriter
 
 __all__ = [
-    "DTYPES",
     "IMAGE_FEATURES",
     "CacheHeader",
     "CachedImage",

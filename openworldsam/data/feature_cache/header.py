@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 
 from openworldsam.config import config_value
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import checksum
 
 VERSION = 3
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGE_FEATURES = {"none": (), "all": ("image_embed", "high_res_0", "high_res_1")}
 """Tensors of an image that a cache holds beside its prompt embeddings."""
 ENCODER = "MODEL.PROMPT_ENCODER.NAME"

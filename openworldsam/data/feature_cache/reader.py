@@ -13,8 +13,9 @@ from detectron2.config import CfgNode
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
+from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, ImageId, ImageStamp, Index, damage, read_index
+from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import checksum
 
 

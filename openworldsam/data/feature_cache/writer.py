@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openworldsam.data.feature_cache.header import DTYPES, IMAGE_FEATURES, CacheHeader, read_header
+from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, write_index
+from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import save_atomically, save_json
 
 
