@@ -53,7 +53,7 @@ class InferenceOptions:
         return cls(**arguments(cfg.MODEL.INFERENCE, "TASKS"))
 
     def threshold_of(self, task: str) -> float:
-        """Return the score that a mask of a task must reach; 0 for "semantic" and "referring", which have no threshold."""
+        """Return the score that masks of a task must reach; 0 for "semantic" and "referring", which have none."""
         return self.score_threshold if task in ("instance", "panoptic") else 0.0
 
 
