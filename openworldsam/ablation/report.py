@@ -122,9 +122,7 @@ def spread(runs: list[FinishedRun], benchmark: str, metric: str) -> Spread | Non
 def verdict(one: Spread | None, other: Spread | None, paper: float | None = None) -> str:
     """Say whether variant `one` is better than `other`, and whether the paper agrees.
 
-    Args:
-        one, other: measurements of the two variants.
-        paper: difference between the two in the paper; without it the verdict is `HIGHER` or `LOWER`.
+    Without the paper's difference between the two, the verdict is `HIGHER` or `LOWER`.
     """
     if one is None or other is None:
         return NOT_RUN
@@ -139,12 +137,7 @@ def verdict(one: Spread | None, other: Spread | None, paper: float | None = None
 
 
 def write_report(folder: Path, path: Path, command: str) -> None:
-    """Write the report of all runs in a folder, with its plot beside it.
-
-    Args:
-        folder: the experiment's folder.
-        path: Markdown file to write; the plot has the same name with .png.
-        command: command line that generated the report.
+    """Write the report of all runs in an experiment's folder to a Markdown file, with its plot beside it as .png.
 
     Raises:
         ValueError: no run is finished, or the runs cannot be compared.

@@ -58,10 +58,8 @@ class Session:
         selected: index of the selected mask in `shown`, or None.
 
     Args:
-        predictor: lends its model.
-        lock: guards the model.
-        image: uint8 [H, W, 3].
-        name: file name of the image.
+        predictor, lock: whose model it uses, and what guards it.
+        image, name: uint8 [H, W, 3], and its file name.
     """
 
     def __init__(self, predictor: OpenWorldSAMPredictor, lock: Lock, image: np.ndarray, name: str) -> None:
@@ -210,15 +208,11 @@ class Session:
 
 
 def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[Prediction, list[int]]:
-    """Replace and add masks by the answers to clicks.
+    """Replace and add masks by the answers to clicks, one mask each, by slot, newest first.
 
-    Args:
-        found: N masks.
-        answers: one mask each, by slot, newest first. Slots below N are replaced, others added as "object". Where
-            masks may not overlap an answer takes pixels from all other masks, and a newer answer from an older one.
-
-    Returns:
-        the masks that have a pixel left, N + M at most, and their slots.
+    Slots below N are replaced, others added as "object". Where masks may not overlap an answer takes pixels from all
+    other masks, and a newer answer from an older one. Returns the masks that have a pixel left, N + M at most, and
+    their slots.
     """
     slots = sorted({*range(len(found.masks)), *answers})
     if not slots:

@@ -56,11 +56,9 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
-    """Read the results of evaluations.
+    """Read the results of evaluations from output folders of tools/eval_net.py.
 
-    Args:
-        folders: output folders of tools/eval_net.py.
-        names: what the page calls them; by default the names of the folders.
+    The page calls them by `names`, by default those of the folders.
 
     Raises:
         FileNotFoundError: a folder has no results.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -55,19 +55,16 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: in
 
 def figure_html(figure: Figure, alt: str) -> str:
     """Embed a chart in the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return _embedded(buffer, "png", alt)
+    return _embedded(lambda file: figure.savefig(file, format="png", dpi=110), "png", alt)
 
 
 def picture_html(picture: RGBImage, alt: str) -> str:
     """Embed a picture, uint8 [H, W, 3], in the page."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=80)
-    return _embedded(buffer, "jpeg", alt)
+    return _embedded(lambda file: Image.fromarray(picture).save(file, format="JPEG", quality=80), "jpeg", alt)
 
 
-def _embedded(file: io.BytesIO, kind: str, alt: str) -> str:
+def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> str:
+    save(file := io.BytesIO())
     text = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{text}">'
 

@@ -78,11 +78,7 @@ def _row(found: Mapping[str, SavedPredictions], task: str, image_id: ImageId) ->
 def masks_of(answer: Answer, task: str, names: Sequence[str], prompts: Sequence[str]) -> list[LabelledMask]:
     """Collect the masks of an answer to draw; none if the answer has no such task.
 
-    Args:
-        answer: prediction or ground truth.
-        task: field of `Answer`.
-        names: class names by contiguous id.
-        prompts: expressions of a referring answer.
+    Their texts are the class names by contiguous id, or the prompts of a referring answer.
     """
     if task == "panoptic" and answer.panoptic:
         ids, segments = answer.panoptic

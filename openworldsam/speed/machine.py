@@ -74,8 +74,8 @@ def give_back_freed_memory() -> None:
 
 
 def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
-    """The best of five tries: operations per second of a square matrix product, by precision, and bytes per second
-    (read and written) of a copy."""
+    """Measure operations per second of a square matrix product, by precision, and bytes per second (read and written)
+    of a copy; the best of five tries."""
 
     def fastest(call: Callable[[], Any]) -> float:
         return min(seconds(call, device) for _ in range(6))  # the first is for warming up, and hardly the best

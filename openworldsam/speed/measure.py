@@ -20,17 +20,12 @@ RESET_PEAK = "5"
 """See proc(5), clear_refs."""
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
-
-
+aten = torch.ops.aten
 CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+    ),
 }
 """Operations by shapes, of what FlopCounterMode does not know by itself."""
 
@@ -50,11 +45,8 @@ class Cost:
 
 
 def operations_and_waits(call: Call, waits: WaitCounter) -> tuple[int, int]:
-    """Operations (a multiply-add is two) of a call's matrix products and convolutions, forward and backward; and waits.
-
-    Args:
-        call: of a computation.
-        waits: counts those of the call too; its CPU tensors "on the device" outlast the call.
+    """Count the operations (a multiply-add is two) of a call's matrix products and convolutions, forward and backward,
+    and its waits; `waits` keeps them, and its CPU tensors "on the device".
     """
     fast_path, before = torch.backends.mha.get_fastpath_enabled(), len(waits.waits)
     torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides its products
@@ -67,11 +59,12 @@ def operations_and_waits(call: Call, waits: WaitCounter) -> tuple[int, int]:
 
 
 def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, repeats: int) -> dict[str, Cost]:
-    """Cost of each call; they take turns, in alternating order, so that a machine's changing load meets all of them.
+    """Measure the cost of calls by name; they take turns, in alternating order, so that a changing load meets all.
+
+    One that runs out of memory is not tried again.
 
     Args:
-        calls: by name. One that runs out of memory is not tried again.
-        device: where they compute.
+        calls, device: computations by name, and where they run.
         warmup: rounds before those that are timed, at least 1; memory is measured in the last.
         repeats: rounds that are timed.
     """

@@ -1,10 +1,10 @@
 """The forward pass as the released code does it, on the same weights: what our own is held against.
 
-It computes what preset `released` computes and saves nothing: every prompt and every row at once, in fp32, by
-torchscale's `BEiT3.forward` and SAM2's `MaskDecoder.forward`, with the image's tokens repeated for each row and the
+It computes what preset `released` computes and saves nothing: every prompt and every query at once, in fp32, by
+torchscale's `BEiT3.forward` and SAM2's `MaskDecoder.forward`, with the image's tokens repeated for each query and the
 image encoded again for each call. Post-processing is ours under the released rules.
 
-Shapes: P prompts, K queries per prompt, R = P * K rows, C width, S side of the image features.
+Shapes: P prompts, K queries per prompt, R = P * K queries, C width, S side of the image features.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from openworldsam.speed.machine import available_memory
 from openworldsam.speed.pipeline import Pipeline, State
 
 MAPS, TRAINING_MAPS = 8, 24
-"""Memory of a row in maps [C, S, S], as measured at full size: 7.6 while it is upscaled, 21.5 with its graph; and a
+"""Memory of a query in maps [C, S, S], as measured at full size: 7.6 while it is upscaled, 21.5 with its graph; and a
 little more, as a process that the system ends for its memory reports nothing."""
 
 
 class PlainPipeline(Pipeline):
-    """The released forward pass, in fp32.
+    """The released forward pass, in fp32; arguments as for `Pipeline`.
 
-    Args:
-        cfg: of the model; overridden by what configs/presets/released.yaml says of it.
-        model: whose other modules are shared and whose adapter is copied.
-        image, random: as for `Pipeline`.
+    What configs/presets/released.yaml says of the model overrides `cfg`; the adapter is copied, other modules shared.
 
     Raises:
         ValueError: the prompt encoder is not BEiT-3.
@@ -70,10 +67,10 @@ class PlainPipeline(Pipeline):
         self._check_memory(1, MAPS)
 
     def _check_memory(self, images: int, maps: int) -> None:
-        """Raise MemoryError if the rows of so many images, and their tokens, alone and joined to others, do not fit."""
-        rows = len(self.prompts) * self.model.adapter.num_queries
+        """Raise MemoryError if the queries of some images, with their tokens, alone and joined, do not fit."""
+        count = len(self.prompts) * self.model.adapter.num_queries
         width, side = self.model.image_encoder.width, self.model.image_encoder.feature_side
-        needed, free = 4 * images * rows * width * (2 * rows + maps * side**2), available_memory(self.model.device)
+        needed, free = 4 * images * count * width * (2 * count + maps * side**2), available_memory(self.model.device)
         if needed > free:
             raise MemoryError(f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
 
@@ -100,15 +97,15 @@ class PlainPipeline(Pipeline):
     def _decode(
         self, features: ImageFeatures, tokens: DecoderTokens, *, dynamic_multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """One image's R rows at once -> logits [R, 4S, 4S] and predicted IoU [R]."""
+        """Decode one image's R queries at once: logits [R, 4S, 4S] and predicted IoU [R]."""
         decoder, prompts = self.model.mask_decoder.decoder, self.model.mask_decoder.prompt_encoder
-        own, side = tokens.queries[:, None], features.embed.shape[-1]
+        sparse, side = tokens.queries[:, None], features.embed.shape[-1]
         decoder.dynamic_multimask_via_stability = dynamic_multimask
         logits, iou, _, _ = decoder(
             image_embeddings=features.embed,
             image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=own if tokens.shared is None else own + tokens.shared,
-            dense_prompt_embeddings=prompts.no_mask_embed.weight[:, :, None, None].expand(len(own), -1, side, side),
+            sparse_prompt_embeddings=sparse if tokens.shared is None else sparse + tokens.shared,
+            dense_prompt_embeddings=prompts.no_mask_embed.weight[:, :, None, None].expand(len(sparse), -1, side, side),
             multimask_output=False,
             repeat_image=True,
             high_res_features=list(features.high_res),
@@ -116,7 +113,7 @@ class PlainPipeline(Pipeline):
         return logits[:, 0], iou[:, 0]
 
     def loss(self, batch: Sequence[dict[str, Any]]) -> Tensor:
-        """Image by image, every row decoded with gradient, each prompt matched and scored by itself.
+        """Image by image, every query decoded with gradient, each prompt matched and scored by itself.
 
         In fp32, where the released training has fp16; its losses of weight 0 are left out.
         """
@@ -130,8 +127,9 @@ class PlainPipeline(Pipeline):
                 embeddings = self._embed(self.model.prompt_inputs(image), prompts)
             tokens = self.model.adapter(embeddings, features.embed, index, self.model.mask_decoder.positions())
             logits, _ = self._decode(features, tokens, dynamic_multimask=False)
-            for rows, target in zip(logits.unflatten(0, (len(prompts), -1)), x["targets"], strict=True):
+            for queries, target in zip(logits.unflatten(0, (len(prompts), -1)), x["targets"], strict=True):
                 one = [target.to(self.model.device)]
-                matches = self.model.criterion.match(rows[None].detach(), one)
-                losses.append(sum(self.model.criterion(rows[matches.query.to(rows.device)], one, matches).values()))
+                matches = self.model.criterion.match(queries[None].detach(), one)
+                matched = queries[matches.query.to(queries.device)]
+                losses.append(sum(self.model.criterion(matched, one, matches).values()))
         return torch.stack(losses).mean()
