@@ -25,7 +25,10 @@ def save_adapter(model: OpenWorldSAM, path: str | Path, cfg: CfgNode, sources: M
     Args:
         sources: of the model's components, from `load_weights`.
     """
-    _save_adapter_state(public_state(model, ADAPTER), Path(path), training_record(cfg), sources)
+    before = sources[ADAPTER.name].trained_on.split(", ") if ADAPTER.name in sources else []
+    trained_on = ", ".join(dict.fromkeys([*filter(None, before), *cfg.DATASETS.TRAIN]))
+    metadata = {**training_record(cfg), "trained_on": trained_on}
+    _save_adapter_state(public_state(model, ADAPTER), Path(path), metadata, sources)
 
 
 def save_component(
@@ -85,7 +88,7 @@ def public_state(model: OpenWorldSAM, component: Component) -> StateDict:
 
 def carried_over(file: WeightFile) -> dict[str, str]:
     """Metadata of an adapter file that survive a change of layout."""
-    return {key: file.metadata[key] for key in ("note", "preset", *TRAINED_WITH) if key in file.metadata}
+    return {key: file.metadata[key] for key in ("note", "preset", "trained_on", *TRAINED_WITH) if key in file.metadata}
 
 
 def _save_adapter_state(

@@ -25,7 +25,7 @@ from openworldsam.checkpoint.layouts import Source
 from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
-from openworldsam.evaluation.paper_tables import paper_numbers, row_of
+from openworldsam.evaluation.comparison import comparison
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
@@ -86,20 +86,21 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval(), saving)
     if not comm.is_main_process():
         return
+    paper = comparison(cfg, sources)
     content = {
         "benchmarks": results,
         **provenance(cfg, sources),
         "missing": missing,
         "protocol": cfg.TEST.PROTOCOL,
         **{key.lower(): cfg.TEST[key] for key in ASKED},
-        "paper_row": row_of(cfg),
+        "paper": paper._asdict(),
         "versions": versions(),
         "command": command,
         "seconds": round(time.monotonic() - start, 1),
     }
     path = args.output / RESULTS
     save_json(path, content, indent=1)
-    print("\n".join([table(results, paper_numbers(row_of(cfg))), *remarks(results), str(path)]))
+    print("\n".join([table(results, paper), *remarks(results, paper), str(path)]))
     if missing:
         raise FileNotFoundError(lack)
 

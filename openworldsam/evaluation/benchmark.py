@@ -58,6 +58,7 @@ class Benchmark:
 
     Attributes:
         images: number of images scored.
+        dataset_images: number of images of the dataset; None if the caller does not say.
         skipped: the reason by file name of each image that could not be read.
         remarks: warnings by file name, see `examples.remark`.
     """
@@ -79,6 +80,7 @@ class Benchmark:
         self.accumulators: dict[str, Any] = {task: makers[task]() for task in tasks}
         self.class_names, self.is_thing, self.protocol = class_names, is_thing, protocol
         self.images = 0
+        self.dataset_images: int | None = None
         self.skipped: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
 
@@ -156,13 +158,13 @@ class Benchmark:
 
     def content(self) -> dict[str, Any]:
         """The result of the benchmark, as JSON: metrics by task and name, with "per_class" by class name; and protocol,
-        images, skipped and remarks."""
+        images, dataset_images, skipped and remarks."""
         tasks = {
             task: {**scores.overall, "per_class": {self.class_names[c]: m for c, m in scores.per_class.items()}}
             for task, scores in self.compute().items()
         }
-        counts = {"images": self.images, "skipped": self.skipped, "remarks": self.remarks}
-        return {**tasks, "protocol": self.protocol, **counts}
+        counts = {"images": self.images, "dataset_images": self.dataset_images}
+        return {**tasks, "protocol": self.protocol, **counts, "skipped": self.skipped, "remarks": self.remarks}
 
 
 def tasks_with_negatives(tasks: Sequence[str], protocol: str) -> list[str]:
@@ -201,7 +203,8 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     referring = generalized or "referring" in metadata.tasks
     protocol = PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
     classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
-    records = load_records(name)[: cfg.TEST.MAX_IMAGES or None]
+    everything = load_records(name)
+    records = everything[: cfg.TEST.MAX_IMAGES or None]
     dataset = EvaluationDataset(
         records,
         **classes,
@@ -213,6 +216,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         generalized=generalized,
     )
     benchmark = Benchmark(tasks_with_negatives(metadata.tasks, protocol), **classes, protocol=protocol)
+    benchmark.dataset_images = len(everything)
     saved = None
     if saving:
         category_ids = getattr(metadata, "category_ids", None)  # a user's own registration may lack them

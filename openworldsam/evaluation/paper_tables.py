@@ -1,4 +1,4 @@
-"""Numbers of the paper's Tables 1 to 5 and 8, and the row that a config reproduces.
+"""Numbers of the paper's Tables 1 to 5 and 8; `comparison.py` says which a run can be compared with.
 
 Columns are (benchmark, task, metric) in this project's names. Table 1 lists PQ, AP and mIoU of ADE20K-150, then mIoU
 and PQ of ScanNet-20; where the header of the published table contradicts its text, the text is followed.
@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from detectron2.config import CfgNode
-
-from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-
 Column = tuple[str, str, str]
 """(benchmark, task, metric)."""
-
-PRESETS = ("paper", "released")
-"""Presets that reproduce the paper's model."""
 
 
 class PaperTable(NamedTuple):
@@ -133,28 +126,6 @@ CITYSCAPES_TRAIN = "cityscapes_19_panoptic_train"
 """Training set of the last row of Table 8."""
 OUR_ENCODER = "BEiT-3-Large"
 """Row of Table 4 with the prompt encoder of all other tables."""
-_ROWS = {
-    (True, True, False, False): "OpenWorldSAM",
-    (True, True, False, True): "+ two-stage inference",
-    (False, False, False, False): "E1",
-    (True, False, False, False): "E3",
-    (True, False, True, False): "E4",
-    (True, True, True, False): "E6",
-}
-"""Row by: tie-breakers, soft-prompt layers, trained prompt encoder, two-stage inference."""
-
-
-def row_of(cfg: CfgNode) -> str | None:
-    """Return the row of the paper's tables that a config reproduces; None if there is none."""
-    adapter, encoder = cfg.MODEL.ADAPTER, cfg.MODEL.PROMPT_ENCODER
-    switches = (adapter.NUM_TIE_BREAKERS > 0, adapter.NUM_LAYERS > 0, encoder.TRAINABLE, cfg.MODEL.INFERENCE.TWO_STAGE)
-    row = _ROWS.get(switches) if cfg.PRESET in PRESETS else None
-    if row == "OpenWorldSAM" and list(cfg.DATASETS.TRAIN) == [CITYSCAPES_TRAIN]:
-        row = f"{row}, Cityscapes"
-    encoder_row = prompt_encoder_class(cfg).paper_row + ("" if encoder.USE_IMAGE else ", text")
-    if encoder_row == OUR_ENCODER:
-        return row
-    return encoder_row if row == "OpenWorldSAM" and encoder_row in PAPER_TABLES[4].rows else None
 
 
 def paper_numbers(row: str | None) -> dict[Column, Number]:

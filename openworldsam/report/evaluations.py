@@ -6,7 +6,7 @@ Shapes: n classes in the rows and m in the columns of a confusion table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from openworldsam.engine.evaluate import PREDICTIONS, RESULTS
 from openworldsam.evaluation.answer import NO_CLASS
+from openworldsam.evaluation.comparison import Comparison
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.evaluation.paper_tables import Column, Number, paper_numbers
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.evaluation.summary import HEADLINES, Results
 from openworldsam.utils.files import read_json
@@ -45,9 +45,9 @@ class Evaluation(NamedTuple):
         return benchmarks
 
     @property
-    def paper(self) -> Mapping[Column, Number]:
-        """The paper's numbers for this model; empty if its tables have no such row."""
-        return paper_numbers(self.content.get("paper_row"))
+    def paper(self) -> Comparison:
+        """Its place in the paper."""
+        return Comparison(**self.content.get("paper", {"reason": "the results are of an older version"}))
 
     def saved(self, benchmark: str) -> SavedPredictions | None:
         """The saved predictions on a benchmark; None if it was evaluated without --save-predictions."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from openworldsam.engine.evaluate import ASKED
 from openworldsam.evaluation.paper_tables import Number
-from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, number
+from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, incomparable, number
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
 from openworldsam.report.pictures import PictureRow
 from openworldsam.visualization import RGBImage
@@ -88,7 +88,7 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
-    """Tabulate the headline metrics of every run, with the paper's number and the difference for oracle prompts."""
+    """Tabulate the headline metrics of every run, with the paper's number and the difference, or why there is none."""
     found = [headlines(run.benchmarks, run.paper) for run in runs]
     columns = ((name, task, metric) for name in benchmarks for task, ms in HEADLINES.items() for metric in ms)
     rows = []
@@ -96,7 +96,9 @@ def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
         cells = [_score(*values[column]) if column in values else "" for values in found]
         if any(cells):
             rows.append((escape(column[0]), f"{column[1]} {column[2]}", *cells))
-    return html_table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs))
+    reasons = [(run.name, line) for run in runs for line in incomparable(run.benchmarks, run.paper)]
+    lines = "".join(f"<p class='note'>{escape(f'{name}: {line}')}</p>" for name, line in reasons)
+    return html_table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs)) + lines
 
 
 def _score(value: float | None, paper: Number | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from published import beit3_state
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from openworldsam.checkpoint import load_weights, read_weights, save_adapter
+from openworldsam.checkpoint import convert_released, load_weights, read_weights, save_adapter
 from openworldsam.modeling import OpenWorldSAM
 
 
@@ -116,3 +117,25 @@ def test_a_failing_writer_leaves_the_old_file_and_no_other(save, tmp_path, monke
         save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_adapter_remembers_all_that_it_was_trained_on(save, encoders, make_cfg, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save(first)
+    cfg = make_cfg(WEIGHTS=first, **encoders)
+    cfg.DATASETS.TRAIN = ["refcocog_umd_train"]
+    model = OpenWorldSAM(cfg)
+    save_adapter(model, second, cfg, load_weights(model, cfg))
+    coco = "coco_2017_train_panoptic_openworldsam"
+    assert read_weights(first).source("adapter").trained_on == coco
+    assert read_weights(second).source("adapter").trained_on == f"{coco}, refcocog_umd_train"
+
+
+def test_the_authors_checkpoints_are_told_apart_by_their_names(files, tmp_path):
+    coco = "coco_2017_train_panoptic_openworldsam"
+    for name, tuned in (("model_final.pth", ""), ("model_final_refcocog.pth", ", refcocog_umd_train")):
+        shutil.copy(files["model_final.pth"], tmp_path / name)
+        file = read_weights(tmp_path / name)
+        assert file.source("adapter").trained_on == f"{coco}{tuned}" and file.source("sam2").trained_on == ""
+    converted = convert_released(tmp_path / "model_final_refcocog.pth", tmp_path / "parts")
+    assert read_weights(converted["adapter"]).source("adapter").trained_on == f"{coco}, refcocog_umd_train"

@@ -19,7 +19,7 @@ from openworldsam.engine.dry_run import describe_training
 from openworldsam.engine.evaluate import main as eval_net
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import resume
-from openworldsam.evaluation.paper_tables import row_of
+from openworldsam.evaluation.comparison import row_of
 from openworldsam.modeling import PROMPT_ENCODER_REGISTRY, OpenWorldSAM, PromptEncoder
 from openworldsam.modeling.components import Component
 
@@ -170,7 +170,8 @@ def test_it_is_saved_loaded_and_evaluated(make_cfg, tmp_path, photograph, capsys
     assert fingerprints == {component: source.fingerprint for component, source in predictor.sources.items()}
     assert fingerprints.keys() - {"letters"} == {"sam2", "adapter"}
     assert ("letters" in fingerprints) == (name == "LetterEncoder")
-    assert results["paper_row"] == row_of(cfg) == ("CLIP-Large" if name == "LetterEncoder" else None)
+    assert row_of(cfg) == ("CLIP-Large" if name == "LetterEncoder" else None)
+    assert results["paper"]["row"] is None and "MODEL.SAM2" in results["paper"]["reason"]
 
 
 def test_weights_that_do_not_fit_are_refused_with_its_own_advice(make_cfg, tmp_path):

@@ -48,12 +48,13 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
     assert command(tmp_path, [*SHAPES, coco_sample], options(tiny_weights)) == 0
     results = results_of(tmp_path)
     told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
-    told |= {"template": "{name}", "first_synonym": False, "readable_names": False, "paper_row": "OpenWorldSAM"}
+    told |= {"template": "{name}", "first_synonym": False, "readable_names": False}
     told["missing"] = {}
-    assert results.keys() == {"benchmarks", *told, "weights", "versions", "command", "seconds"}
+    assert results["paper"] == {"row": None, "tuned_on": "", "reason": "MODEL.SAM2.IMAGE_SIZE is 128, the paper's 1024"}
+    assert results.keys() == {"benchmarks", "paper", *told, "weights", "versions", "command", "seconds"}
     assert {key: results[key] for key in told} == told and results["seconds"] > 0
     assert results["weights"].keys() == {"sam2", "beit3", "adapter"}
-    assert results["weights"]["adapter"].keys() == {"file", "layout", "fingerprint", "note"}
+    assert results["weights"]["adapter"].keys() == {"file", "layout", "fingerprint", "note", "trained_on"}
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] and all(results["versions"].values())
     assert results["command"].startswith("python tools/eval_net.py --config-file")
     segmentation = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
@@ -64,8 +65,9 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
     printed = capsys.readouterr().out
     assert results["benchmarks"].keys() == tasks.keys()
     for name, content in results["benchmarks"].items():
-        assert content.keys() == {*tasks[name], "protocol", "images", "skipped", "remarks"}
+        assert content.keys() == {*tasks[name], "protocol", "images", "dataset_images", "skipped", "remarks"}
         assert (content["images"], content["skipped"]) == (3, {})
+        assert content["dataset_images"] == (3 if name == coco_sample else 500)
         assert content["protocol"] == ("present+absent" if name == "shapes_absent_val" else "oracle")
         for task, metric in tasks[name].items():
             assert 0 <= content[task][metric] <= 100

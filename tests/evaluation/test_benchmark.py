@@ -167,7 +167,7 @@ def test_perfect_masks_of_expressions_give_100(cfg, sentences):
     cfg.merge_from_list(["DATASETS.TEST", ["shapes_refer_val"], "TEST.SENTENCES", sentences])
     model = Oracle("shapes_refer_val", sentences=sentences)
     content = evaluate(cfg, model)["shapes_refer_val"]
-    assert content.keys() == {"referring", "protocol", "images", "skipped", "remarks"}
+    assert content.keys() == {"referring", "protocol", "images", "dataset_images", "skipped", "remarks"}
     assert content["referring"]["cIoU"] == content["referring"]["precision@0.9"] == 100
     texts = [record.sentences() for record in load_records("shapes_refer_val")[:4]]
     expected = [[t for own in image for t in (own if sentences == "all" else own[:1])] for image in texts]

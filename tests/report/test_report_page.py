@@ -37,7 +37,8 @@ def save(folder, count=2):
 
 def write(folder, benchmarks, **more):
     """Write a results.json."""
-    content = {"preset": "paper", "protocol": "oracle", "sentences": "first", "paper_row": "OpenWorldSAM"}
+    content = {"preset": "paper", "protocol": "oracle", "sentences": "first"}
+    content["paper"] = {"row": "OpenWorldSAM", "tuned_on": "", "reason": ""}
     weights = {"adapter": {"file": "a", "layout": "adapter", "fingerprint": "0123456789abcdef", "note": "tiny & new"}}
     content |= {"weights": weights, "command": "python tools/eval_net.py <x>", "seconds": 1.5, "missing": {}}
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,8 @@ def write(folder, benchmarks, **more):
 def semantic(miou=45.8, **per_class):
     ious = {**IOU, **per_class}
     scores = {"mIoU": miou, "per_class": {name: {"IoU": iou, "ACC": iou} for name, iou in ious.items()}}
-    return {"semantic": scores, "protocol": "oracle", "images": 2, "skipped": {}, "remarks": {}}
+    counts = {"images": 2000, "dataset_images": 2000, "skipped": {}, "remarks": {}}
+    return {"semantic": scores, "protocol": "oracle", **counts}
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def runs(tmp_path):
     """One run with saved predictions, and one without."""
     one = write(tmp_path / "one", {"ade20k_150_val": semantic()})
     save(one / "predictions/ade20k_150_val")
-    skipped = {**semantic(33.3, sky=None), "skipped": {"b<.jpg": "it is damaged & cut"}}
+    skipped = {**semantic(33.3, sky=None), "skipped": {"b<.jpg": "it is damaged & cut"}, "images": 1999}
     other = write(tmp_path / "other", {"ade20k_150_val": skipped}, missing={"sun_rgbd_37_val": "not found"})
     return read_evaluations([one, other])
 
@@ -156,6 +158,7 @@ def test_the_page_is_self_contained_and_complete(runs):
     assert min(min(size) for size in sizes) >= 100
     for text in ("45.80 <span class='note'>paper 60.4, -14.60</span>", "33.30", "tiny &amp; new", "0123456789ab"):
         assert text in html
+    assert "other: ade20k_150_val: not compared with the paper: 1999 of 2000 images were scored" in html
     assert "b&lt;.jpg" in html and "it is damaged &amp; cut" in html and "sun_rgbd_37_val" in html
     assert "cat &lt;small&gt;" in html and "<small>" not in html and "<x>" not in html
     assert "No pictures" not in html

@@ -6,7 +6,7 @@ Shapes: B images, P prompts of the whole batch, D width of the prompt embedding,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,6 +40,8 @@ class PromptEncoder(nn.Module, ABC):
     """What a saved model calls the file or folder of MODEL.PROMPT_ENCODER.TOKENIZER; empty: it reads none."""
     paper_row: ClassVar[str] = ""
     """Its row in Table 4 of the paper."""
+    paper_sizes: ClassVar[Mapping[str, int]] = {}
+    """Keys of MODEL.PROMPT_ENCODER with their values in that row."""
     embed_dim: int
     """D, MODEL.PROMPT_ENCODER.EMBED_DIM."""
 

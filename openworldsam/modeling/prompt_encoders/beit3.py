@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -114,6 +114,15 @@ class BEiT3PromptEncoder(PromptEncoder):
     )
     tokenizer_name = "beit3.spm"
     paper_row = "BEiT-3-Large"
+    paper_sizes: ClassVar[Mapping[str, int]] = {
+        "IMAGE_SIZE": 224,
+        "PATCH_SIZE": 16,
+        "EMBED_DIM": 1024,
+        "NUM_LAYERS": 24,
+        "NUM_HEADS": 16,
+        "FFN_DIM": 4096,
+        "VOCAB_SIZE": 64010,
+    }
 
     @configurable
     def __init__(
