@@ -1,1 +1,1 @@
-"""How long each stage takes and what it costs; behind tools/benchmark.py."""
+"""Time and cost of each stage: the implementation of tools/benchmark.py."""

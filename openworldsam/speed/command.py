@@ -1,9 +1,9 @@
-"""How long each stage takes and what it costs: time, operations, memory, and the least that this machine needs.
+"""Benchmark: time, operations, memory and waits of each stage, and the least time that this machine could take.
 
 Measures the forward pass stage by stage, a training step with and without caches, and an evaluation. `--against`
-measures a second configuration in turn with the first: a config file, or "plain", the forward pass as the released
-code does it on the same weights. Where the config names no weights they are random, and one query of each prompt
-passes the thresholds. Writes DIR/benchmark.json, and its tables as DIR/benchmark.md, after every kind of work.
+measures a second configuration in turn with the first: a config file, or "plain", the forward pass of the released code
+on the same weights. If the config names no weights, they are random, and one query per prompt passes the thresholds.
+Writes DIR/benchmark.json, and its tables as DIR/benchmark.md, after every kind of work.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from openworldsam.utils.launch import user_errors
 
 PLAIN = "plain"
 TRAINING_PROMPTS = 6
-"""Of an image, where INPUT.MAX_PROMPTS has no limit."""
+"""Prompts per image where INPUT.MAX_PROMPTS sets no limit."""
 PARTS = ("stages", "training", "evaluation")
 
 
 Contender = tuple[Pipeline, dict[str, Any]]
-"""A configuration: its pipeline, and what the report says of it."""
+"""A configuration: its pipeline and its entry in the report."""
 
 
 def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch: Path) -> Contender:
     """Build the model of a config file, in eval mode, on the device.
 
-    A tokenizer that is missing is replaced by a small one of COCO's class names, made in `scratch`.
+    A missing tokenizer is replaced by a small one of COCO's class names, written to `scratch`.
     """
     cfg = load_config(path, args.opts)
     device = checked_device(args.device) if args.device else usable_device(cfg.MODEL.DEVICE)
@@ -86,7 +86,7 @@ def contenders(args: argparse.Namespace, image: bytes, scratch: Path) -> list[Co
 
 
 def benchmark(args: argparse.Namespace, scratch: Path) -> None:
-    """Measure, print and write; see the command line.
+    """Measure, print and write what the command line asks for.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: an argument, a config or a file is wrong.
@@ -107,7 +107,7 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
             for part in args.parts:
                 if part == "stages":
                     run.stages(args.prompts)
-                elif compiled:  # the model's own forward pass is not
+                elif compiled:  # only the stages are
                     continue
                 elif part == "training":
                     run.training(pipelines[0].cfg.INPUT.MAX_PROMPTS or TRAINING_PROMPTS)
@@ -124,24 +124,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="YAML", help="the full size: a preset; the smallest: configs/tiny.yaml")
+    add("--config-file", required=True, metavar="YAML", help="a preset for full size, or configs/tiny.yaml")
     add("--against", metavar="YAML", help='a second config, or "plain"')
     add("--image", metavar="IMG", help="default: a random one of 640 x 480 pixels")
-    add("--device", help="cpu, cuda; default: MODEL.DEVICE, or what there is")
+    add("--device", help="cpu, cuda; default: MODEL.DEVICE if available")
     add("--prompts", type=int, nargs="+", default=[1, 6, 20, 150], metavar="P", help="numbers of prompts (1 6 20 150)")
     add("--precision", nargs="+", choices=tuple(DTYPES), default=["fp32"], help="of the networks (fp32)")
-    add("--compile", action="store_true", help="the stages once more with torch.compile")
+    add("--compile", action="store_true", help="also measure the stages with torch.compile")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
-    add("--images", type=int, default=4, metavar="N", help="of an evaluation (4); of a step: SOLVER.IMS_PER_BATCH")
-    add("--warmup", type=int, default=1, metavar="N", help="rounds that do not count (1)")
-    add("--repeats", type=int, default=5, metavar="N", help="rounds that count (5)")
+    add("--images", type=int, default=4, metavar="N", help="of an evaluation (4); a step has SOLVER.IMS_PER_BATCH")
+    add("--warmup", type=int, default=1, metavar="N", help="untimed rounds (1)")
+    add("--repeats", type=int, default=5, metavar="N", help="timed rounds (5)")
     add("--output", required=True, type=Path, metavar="DIR")
     add("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of both configs")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; exits with 2 after a user error, with 130 after Ctrl-C."""
+    """Run the command line; exit with 2 after a user error, with 130 after Ctrl-C."""
     args = parse_args(argv)
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         benchmark(args, Path(scratch))

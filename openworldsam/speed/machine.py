@@ -1,4 +1,4 @@
-"""The machine that measures: what it is, and what it can do at most."""
+"""The machine: description, memory and peak rates."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _field(path: str, name: str) -> str:
-    """The first value of a name in a file of lines "name: value"; empty if there is none."""
+    """First value of a name in a file of "name: value" lines; empty without any."""
     if not Path(path).exists():
         return ""
     lines = (line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
@@ -51,13 +51,13 @@ def _field(path: str, name: str) -> str:
 
 
 def memory_field(path: str, name: str) -> int | None:
-    """A size in a file of /proc, in bytes; None where there is no such file."""
+    """Size in bytes from a file in /proc; None if there is no such file."""
     found = _field(path, name)
     return int(found.split()[0]) * 1024 if found else None
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that the device has left; all that there is where the system does not say."""
+    """Free bytes on the device; all its bytes where the system does not tell."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -67,7 +67,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def give_back_freed_memory() -> None:
-    """What this process has freed but kept goes back to the system, on Linux; see `device.keep_freed_memory`."""
+    """Return memory that this process freed but kept to the system (Linux); see `device.keep_freed_memory`."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
@@ -78,7 +78,7 @@ def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
     of a copy; the best of five tries."""
 
     def fastest(call: Callable[[], Any]) -> float:
-        return min(seconds(call, device) for _ in range(6))  # the first is for warming up, and hardly the best
+        return min(seconds(call, device) for _ in range(6))  # the first try warms up
 
     side, found = 8192 if device.type == "cuda" else 2048, {}
     for precision in precisions:
@@ -90,7 +90,7 @@ def peaks(device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall time of a call until the device is done with it."""
+    """Wall time of a call until the device has finished."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()

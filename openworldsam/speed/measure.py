@@ -1,4 +1,4 @@
-"""Time, memory and operations of calls, one after the other in turn."""
+"""Time, memory, operations and waits of calls that take turns."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ CPU_ATTENTION = {
         lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
     ),
 }
-"""Operations by shapes, of what FlopCounterMode does not know by itself."""
+"""Operation counts by shape that FlopCounterMode lacks."""
 
 
 @dataclass
 class Cost:
-    """What a call takes.
+    """Cost of a call.
 
     seconds: of each repetition.
-    peak_bytes: most memory beyond what was in use before it; None where the system does not say.
-    error: why it could not be measured, if it could not.
+    peak_bytes: most memory beyond that in use before the call; None where the system does not tell.
+    error: why it could not be measured; empty if it could.
     """
 
     seconds: list[float]
@@ -49,7 +49,7 @@ def operations_and_waits(call: Call, waits: WaitCounter) -> tuple[int, int]:
     and its waits; `waits` keeps them, and its CPU tensors "on the device".
     """
     fast_path, before = torch.backends.mha.get_fastpath_enabled(), len(waits.waits)
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides its products
+    torch.backends.mha.set_fastpath_enabled(False)  # a single operation, whose products cannot be seen
     try:
         with waits, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as operations:
             call()
@@ -87,14 +87,14 @@ def measure(calls: Mapping[str, Call], device: torch.device, *, warmup: int, rep
 
 
 def first_sentence(error: Exception) -> str:
-    """CUDA's go on for a paragraph."""
+    """First sentence of a message; CUDA's are paragraphs."""
     return str(error).split(". ")[0]
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
-    """Most bytes that a call takes beyond what is in use before it; None where the system does not say.
+    """Most bytes that a call takes beyond those in use before it; None where the system does not tell.
 
-    On the CPU it is the resident memory of the process, whose high-water mark the Linux kernel keeps.
+    On a CPU: the process's resident memory, whose high-water mark Linux keeps.
     """
     gc.collect()
     if device.type == "cuda":
@@ -106,7 +106,7 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
     if device.type != "cpu" or not reset.exists():
         call()
         return None
-    give_back_freed_memory()  # it would be used without being seen
+    give_back_freed_memory()  # its reuse would not show
     reset.write_text(RESET_PEAK)
     before = memory_field("/proc/self/status", "VmRSS") or 0
     call()

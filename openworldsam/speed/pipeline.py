@@ -24,7 +24,7 @@ from openworldsam.modeling.image_encoder import resize_for_sam2
 
 
 class State:
-    """What the stages hand on; each of them sets what it writes.
+    """Values that stages pass on to later ones.
 
     sam2_input, prompt_input: [1, 3, s, s]; embeddings: [P, D]; results: by task.
     """
@@ -39,7 +39,7 @@ class State:
 
 
 class Stage(NamedTuple):
-    """A stage: name of the `Pipeline` method, module with its weights, what it reads and writes of the state."""
+    """A stage: its `Pipeline` method, the module with its weights, and the state that it reads and writes."""
 
     method: str
     module: str | None
@@ -56,11 +56,11 @@ STAGES = {
     "post-processing": Stage("post_process", None, ("queries",), ()),
 }
 PER_IMAGE = ("decode and resize", "image encoder")
-"""The stages that do not depend on the prompts."""
+"""Stages that do not depend on the prompts."""
 
 
 def encoded_image(path: str | None) -> bytes:
-    """The bytes of an image file; by default a random JPEG of 640 x 480 pixels, as smooth as a photograph.
+    """Bytes of an image file; without a path, of a random JPEG of 640 x 480 pixels, as smooth as a photograph.
 
     Raises:
         FileNotFoundError, ValueError: the image cannot be read.
@@ -76,7 +76,7 @@ def encoded_image(path: str | None) -> bytes:
 
 
 def coco_prompts(count: int) -> tuple[list[str], list[bool]]:
-    """COCO's class names, things and stuff in turn, from the start again when they end, and which are things."""
+    """COCO's class names, things and stuff in turn, repeated as needed; and which of them are things."""
     things, stuff = ([c for c in CATEGORIES if c.is_thing is kind] for kind in (True, False))
     mixed = [c for pair in zip(things, stuff, strict=False) for c in pair] + things[len(stuff) :]
     chosen = [mixed[i % len(mixed)] for i in range(count)]
@@ -84,13 +84,13 @@ def coco_prompts(count: int) -> tuple[list[str], list[bool]]:
 
 
 class Pipeline:
-    """Our forward pass in eval mode, cut into `STAGES`; the calls are those of `OpenWorldSAM.forward`.
+    """The forward pass in eval mode, split into `STAGES`; the calls are those of `OpenWorldSAM.forward`.
 
     Args:
-        name: in the results.
-        cfg, model: the latter built of the former, on its device, in eval mode.
+        name: of the configuration in the results.
+        cfg, model: config and the model built from it, on its device, in eval mode.
         image: bytes of an image file.
-        random: the weights are, so the scores mean nothing; one query of each prompt passes every threshold instead.
+        random: whether the weights are random. Scores then mean nothing, and one query per prompt gets score 1.
 
     Raises:
         ValueError: two-stage inference, which has no stage here.
@@ -103,7 +103,7 @@ class Pipeline:
         self._weights = model.state_dict()
 
     def use(self, precision: str, compiled: bool) -> None:
-        """From now on the model is as its config with this MODEL.PRECISION and MODEL.COMPILE builds it."""
+        """Rebuild the model with this MODEL.PRECISION and MODEL.COMPILE."""
         cfg, device = self.cfg.clone(), self.model.device
         cfg.MODEL.PRECISION, cfg.MODEL.COMPILE = precision, compiled
         self.model = OpenWorldSAM(cfg)
@@ -112,10 +112,10 @@ class Pipeline:
         self.model.to(device).eval()
 
     def ask(self, count: int) -> None:
-        """Ask for so many prompts from now on.
+        """Set the prompts of later calls.
 
         Raises:
-            MemoryError: this machine cannot hold them.
+            MemoryError: this machine cannot hold so many.
         """
         self.prompts, self.is_thing = coco_prompts(count)
 
@@ -178,7 +178,7 @@ class Pipeline:
         return torch.stack(list(self.model(batch).values())).sum()
 
     def bytes_moved(self, stage: Stage, s: State) -> int:
-        """What a stage must at least read and write: weights (embedding tables apart), inputs, outputs; once each."""
+        """Bytes of a stage's weights (without embedding tables), inputs and outputs."""
         modules = list(getattr(self.model, stage.module).modules()) if stage.module else []
         weights = [p for m in modules if not isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)]
         return tensor_bytes([weights, *(getattr(s, name) for name in (*stage.reads, *stage.writes))])

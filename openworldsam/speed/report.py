@@ -1,4 +1,4 @@
-"""The tables of a benchmark, from the content of its json; in Markdown, for the terminal and for docs alike."""
+"""Tables of a benchmark from the content of its json, in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tabulate import tabulate
 from openworldsam.speed.pipeline import PER_IMAGE, STAGES
 
 Content = Mapping[str, Any]
-"""What tools/benchmark.py writes."""
+"""Content of benchmark.json."""
 
 
 def markdown(content: Content) -> str:
@@ -60,7 +60,7 @@ def _costs(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _ratios(records: Sequence[Mapping[str, Any]], ours: str, other: str) -> str:
-    """How many times as much the second configuration takes as the first."""
+    """Ratios of the second configuration's costs to the first's."""
     of_other = {_key(r): r for r in records if r["configuration"] == other}
     rows = []
     for a in (r for r in records if r["configuration"] == ours):
@@ -80,7 +80,7 @@ def _ratios(records: Sequence[Mapping[str, Any]], ours: str, other: str) -> str:
 
 
 def _without_image(records: Iterable[Mapping[str, Any]], whole: Mapping[str, Any]) -> float:
-    """Seconds for further prompts on an image that is encoded: the medians of the stages that depend on them."""
+    """Seconds for prompts about an encoded image: the sum of the medians of the stages that depend on prompts."""
     same = ("configuration", "precision", "compiled", "prompts")
     return sum(
         r["median_s"]
@@ -98,7 +98,7 @@ def _variant(record: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None, scale: float = 1) -> str:
-    """Three digits."""
+    """Format with three digits."""
     if value is None:
         return ""
     scaled = value * scale
@@ -106,7 +106,7 @@ def _number(value: float | None, scale: float = 1) -> str:
 
 
 def _table(rows: Sequence[Sequence[Any]], header: Sequence[str], text: int) -> str:
-    """The first columns are text, the others numbers."""
+    """Markdown table whose first columns are text, and the others numbers."""
     align = ("left",) * text + ("right",) * (len(header) - text)
     full = [[*row, *[""] * (len(header) - len(row))] for row in rows]
     return tabulate(full, header, tablefmt="pipe", disable_numparse=True, colalign=align)

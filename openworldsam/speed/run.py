@@ -1,4 +1,4 @@
-"""A benchmark run: which work is measured on which configurations, and the records that come of it."""
+"""A benchmark run: kinds of work on each configuration, and their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openworldsam.speed.training import CACHES, training_step
 from openworldsam.speed.waits import WaitCounter
 
 EVALUATED = "shapes_val"
-"""The dataset that needs no file; its pictures are drawn as they are read."""
+"""A dataset without files: its images are drawn when read."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class Measurement:
     """One kind of work on one configuration.
 
     work: a stage, "whole", a training step or the evaluation.
-    images, prompts: of a call, the latter of one image; 0 where the time does not depend on it, or is not known.
+    images: of a call.
+    prompts: of an image; 0 if the time does not depend on it, or it is unknown.
     precision, compiled: of the run; "plain" is always fp32 and not compiled.
     median_s, p90_s: of the repetitions, in seconds.
     operations: of matrix products and convolutions.
-    bytes: that must at least be read and written.
-    floor_s: seconds that this machine's best rates of operations and copying allow at best.
-    peak_bytes: memory beyond what was in use before.
-    waits: times that the host waits for the device, or would if the CPU were one.
+    bytes: of weights, inputs and outputs.
+    floor_s: least seconds at this machine's peak rates.
+    peak_bytes: most memory beyond that in use before.
+    waits: of the host for the device; see `WaitCounter`.
     error: why there are no figures.
     """
 
@@ -73,7 +74,7 @@ class Run:
         """Operations and waits by configuration, work and prompts."""
 
     def use(self, precision: str, compiled: bool) -> None:
-        """What follows is measured so."""
+        """Set precision and compilation of later measurements."""
         self.precision, self.compiled = precision, compiled
         self.counters = {}
         for name, pipeline in self.pipelines.items():
@@ -81,7 +82,7 @@ class Run:
             self.counters[name] = WaitCounter([*pipeline.model.parameters(), *pipeline.model.buffers()])
 
     def stages(self, counts: Sequence[int]) -> None:
-        """Every stage, and the whole, for each number of prompts."""
+        """Measure every stage and the whole for each number of prompts."""
         states = {name: State() for name in self.pipelines}
         asked = dict(self.pipelines)
         for count in sorted(set(counts)):
@@ -100,7 +101,7 @@ class Run:
                 self._record(name, "whole", cost, prompts=count)
 
     def training(self, count: int) -> None:
-        """A step of SOLVER.IMS_PER_BATCH images with each cache; "plain" has none."""
+        """Measure a step of SOLVER.IMS_PER_BATCH images with each cache; "plain" has no caches."""
         for cache in CACHES:
             work = f"training step, {cache}"
             caching = {n: p for n, p in self.pipelines.items() if not isinstance(p, PlainPipeline)}
@@ -111,7 +112,7 @@ class Run:
                 self._record(name, work, cost, images=images[name], prompts=count)
 
     def evaluation(self, images: int) -> None:
-        """`evaluate` on so many images of Shapes, drawing, prediction and scoring in one process; "plain" has none."""
+        """Measure `evaluate` on images of Shapes: drawing, prediction and scoring in one process; not for "plain"."""
         calls: dict[str, Call] = {}
         for name, pipeline in self.pipelines.items():
             if isinstance(pipeline, PlainPipeline):
@@ -124,7 +125,7 @@ class Run:
             self._record(name, f"evaluation on {EVALUATED}", cost, images=images)
 
     def _asked(self, pipelines: Mapping[str, Pipeline], count: int, work: str) -> dict[str, Pipeline]:
-        """Those that can hold so many prompts; it is recorded why the others cannot."""
+        """Pipelines that can hold so many prompts; the others get a record with the reason."""
         asked = {}
         for name, pipeline in pipelines.items():
             try:
@@ -135,7 +136,7 @@ class Run:
         return asked
 
     def _costs(self, work: str, calls: Mapping[str, Call], prompts: int) -> dict[str, Cost]:
-        """Measure, then count operations and waits, but once: neither precision nor compilation changes them."""
+        """Measure; then count operations and waits, once, since precision and compilation do not change them."""
         costs = self._measured(calls)
         for name, call in calls.items():
             if not costs[name].error and (name, work, prompts) not in self.counts:
@@ -166,7 +167,7 @@ class Run:
         self.records.append(record)
 
     def _floor(self, name: str, work: str, prompts: int, moved: int | None) -> dict[str, Any]:
-        """operations, waits, bytes and floor_s of a record; those of the whole are the sums of its stages'."""
+        """operations, waits, bytes and floor_s of a record; of the whole, sums over its stages."""
         if work == "whole":
             run = (name, self.precision, self.compiled)
             parts = [

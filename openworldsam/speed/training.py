@@ -1,6 +1,6 @@
-"""A training step on images in memory, with none, some or all of what the frozen encoders compute coming from a cache.
+"""A training step on images in memory, with nothing, prompt embeddings or all encoder outputs from a cache.
 
-Reading images or a cache from the disk is not part of it.
+Reading from the disk is not part of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from openworldsam.parity.model import disc_targets
 from openworldsam.speed.pipeline import Pipeline, State
 
 CACHES = ("no cache", "prompt cache", "full cache")
-"""Nothing, the prompt embeddings, and the image features too."""
+"""Cached: nothing, prompt embeddings, prompt embeddings and image features."""
 
 
 def training_batch(pipeline: Pipeline, images: int, cache: str) -> list[dict[str, Any]]:
-    """So many times the pipeline's image and prompts, one disc to find for each prompt; see `OpenWorldSAM.forward`."""
+    """Batch of copies of the pipeline's image and prompts, with a disc as target of each prompt."""
     pixels, count = pipeline.pixels().cpu(), len(pipeline.prompts)
     places = np.random.default_rng(0).uniform(0.2, 0.8, (count, 2))
     discs = np.column_stack([np.arange(count), places, np.full(count, 0.2)])
@@ -41,7 +41,7 @@ def training_batch(pipeline: Pipeline, images: int, cache: str) -> list[dict[str
 
 
 def training_step(pipeline: Pipeline, images: int, cache: str) -> Callable[[], None]:
-    """A call that updates the pipeline's adapter once, as `Trainer.run_step` does."""
+    """Make a call that updates the pipeline's adapter once, as `Trainer.run_step` does."""
     model, batch = pipeline.model, training_batch(pipeline, images, cache)
     optimizer = build_optimizer(pipeline.cfg, model)
     scaler = torch.amp.GradScaler(model.device.type, enabled=model.precision == "fp16")
@@ -54,7 +54,7 @@ def training_step(pipeline: Pipeline, images: int, cache: str) -> Callable[[], N
         model.eval()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trained, pipeline.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
-        torch.stack([loss.detach(), norm]).tolist()  # which the trainer checks and logs
+        torch.stack([loss.detach(), norm]).tolist()  # the trainer checks and logs them
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
