@@ -164,11 +164,7 @@ class Trainer(TrainerBase):
     def _backward(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """Backpropagate the mean loss over the prompts of all micro-batches and processes.
 
-        Args:
-            batches: micro-batches of this process.
-
-        Returns:
-            this process's share of each loss.
+        Returns this process's share of each loss.
         """
         counts = torch.tensor([sum(len(x["prompts"]) for x in batch) for batch in batches], dtype=torch.float32)
         total = upload(counts.sum(), self.model.device)
@@ -196,13 +192,7 @@ class Trainer(TrainerBase):
         A loss or gradient that is not finite, or too many skipped images, stop every process here: before the weights
         change, and with no process left waiting for another.
 
-        Args:
-            shares: this process's share of each loss.
-            norm: scalar, the norm of the gradients.
-            batches: micro-batches of this process.
-
-        Returns:
-            the step's losses by name, and the norm.
+        Returns the step's losses by name, and the norm of the gradients.
         """
         self.skipped += sum(len(x["skipped"]) for batch in batches for x in batch)
         values = torch.stack([*shares.values(), torch.full_like(norm, self.skipped)])

@@ -60,13 +60,7 @@ class Prediction:
         threshold: float,
         best_score: float,
     ) -> Prediction:
-        """Convert what a task found to NumPy.
-
-        Args:
-            found: labelled by prompt.
-            is_thing: of the P prompts.
-            task, prompts, threshold, best_score: as in the class.
-        """
+        """Convert what a task found, labelled by prompt, to NumPy; is_thing is that of the P prompts."""
         masks, scores, labels = (part.numpy() for part in found[:3])
         return cls(
             task=task,

@@ -41,15 +41,9 @@ WIDTHS = {768: "base", 1024: "large"}
 
 
 def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash an image to BEiT-3's input size, bicubically, and normalise it to -1..1.
+    """Squash an image, uint8 [3, H, W], bicubically to BEiT-3's input, float [3, S, S], with S = `size`.
 
-    Args:
-        image: uint8 [3, H, W].
-        size: side S of the result in pixels.
-        antialias: average over the source pixels when shrinking.
-
-    Returns:
-        float [3, S, S], about -1..1 (bicubic interpolation overshoots a little).
+    Its values are about -1..1: bicubic interpolation overshoots a little.
     """
     resized = F.interpolate(
         image[None].float() / 255, (size, size), mode="bicubic", align_corners=False, antialias=antialias
@@ -58,14 +52,9 @@ def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tenso
 
 
 def resize_positions(table: Tensor, length: int) -> Tensor:
-    """Fit the vision positions to another image size.
+    """Fit the vision positions to another image size, bicubically: [3 + n * n, D] -> [3 + m * m, D] of this length.
 
-    Args:
-        table: [3 + n * n, D]: two unused entries, the CLS token, n x n patches.
-        length: 3 + m * m.
-
-    Returns:
-        [3 + m * m, D] with the patches interpolated bicubically; a table of another form is returned unchanged.
+    The table holds two unused entries, the CLS token, n x n patches; one of another form is returned unchanged.
     """
     if table.ndim != 2 or len(table) == length:
         return table
