@@ -52,6 +52,7 @@ class Trainer(TrainerBase):
             and micro-batches.
 
     Attributes:
+        folder: OUTPUT_DIR.
         dataset: the training set, indexed by position.
         sources: the weight file of each component.
         last_image: an input of the last step, as `OpenWorldSAM.forward` takes it.
@@ -64,6 +65,7 @@ class Trainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.cfg = cfg = starting_config(cfg)
+        self.folder = Path(cfg.OUTPUT_DIR)
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
         if cfg.DATASETS.FEATURE_CACHE:
@@ -115,11 +117,6 @@ class Trainer(TrainerBase):
             )
         return model, sources
 
-    @property
-    def folder(self) -> Path:
-        """OUTPUT_DIR."""
-        return Path(self.cfg.OUTPUT_DIR)
-
     def before_train(self) -> None:
         """Start the loader at the first step's images."""
         super().before_train()
@@ -153,12 +150,11 @@ class Trainer(TrainerBase):
         if scale < 1:
             raise FloatingPointError(f"gradients are not finite up to iteration {self.iter}, images: {_names(batches)}")
         self.optimizer.zero_grad()
-        self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
-        self.storage.put_scalar("gradient_norm", gradient_norm)
+        as_they_are = {"lr": self.optimizer.param_groups[0]["lr"], "skipped_images": self.all_skipped}
         if self.scaler.is_enabled():
-            self.storage.put_scalar("gradient_scale", scale, smoothing_hint=False)
-        self.storage.put_scalar("skipped_images", self.all_skipped, smoothing_hint=False)
-        self.storage.put_scalars(total_loss=sum(losses.values()), **losses)
+            as_they_are["gradient_scale"] = scale
+        self.storage.put_scalars(**as_they_are, smoothing_hint=False)
+        self.storage.put_scalars(**losses, total_loss=sum(losses.values()), gradient_norm=gradient_norm)
         self.scheduler.step()
 
     def _backward(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:

@@ -315,11 +315,8 @@ def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> N
         if isinstance(prompts, str):
             raise ValueError(f"prompts of image {i} are the text {prompts!r}; they must be a list of texts")
         for key in ("targets", "class_ids", "is_thing"):
-            missing = key not in x
-            if missing and not (key == "targets" and need_targets):
-                continue
-            if missing or len(x[key]) != len(prompts):
-                got = "none" if missing else len(x[key])
+            got = len(x[key]) if key in x else "none"
+            if got != len(prompts) and (key in x or (key == "targets" and need_targets)):
                 raise ValueError(f"image {i} has {len(prompts)} prompts and {got} {key}; there must be one for each")
 
 

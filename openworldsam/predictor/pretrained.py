@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -50,7 +51,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     (folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
     written = [*save_components(files, folder).values(), *copies]
     for path, content in copies.items():
-        save_atomically(path, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
+        save_atomically(path, partial(Path.write_bytes, data=content))
     kept = cfg.clone()
     kept.defrost()
     merge_options(kept, [word for pair in names.items() for word in pair])

@@ -200,18 +200,14 @@ class BEiT3PromptEncoder(PromptEncoder):
         vision = embed_images(self.beit3, images) if self.use_image else None
         lengths = (ids != PAD_ID).sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)  # keeps padding within a chunk short
-        embeddings = [
-            self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
-            for chunk in order.split(self.chunk)
-        ]
-        return torch.cat(embeddings)[upload(order.argsort(), images.device)]
-
-    def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
-        """Embed one chunk: vision [B, V, D], ids [N, L], image_index [N] to [N, D]."""
-        padding = ids == PAD_ID
-        on_device = partial(upload, device=self.beit3.text_embed.weight.device)
-        of_prompts = None if vision is None else vision[on_device(image_index)]
-        return self._first_token(self.beit3, of_prompts, on_device(ids), on_device(padding) if padding.any() else None)
+        on_device = partial(upload, device=images.device)
+        embeddings = []
+        for chunk in order.split(self.chunk):
+            texts = ids[chunk, : int(lengths[chunk[0]])]
+            of_prompts = None if vision is None else vision[on_device(image_index[chunk])]
+            padding = on_device(texts == PAD_ID) if (texts == PAD_ID).any() else None
+            embeddings.append(self._first_token(self.beit3, of_prompts, on_device(texts), padding))
+        return torch.cat(embeddings)[on_device(order.argsort())]
 
 
 Streams = dict[str, Tensor]
