@@ -116,7 +116,7 @@ def _add_found(
     size = (example.inputs["height"], example.inputs["width"])
     first = queries.select(distinct(model, queries, size))
     with model.autocast():
-        logits, scores = model.mask_decoder.refine(features, torch.zeros(len(first.scores)).long(), first.logits)
+        logits, scores = model.mask_decoder.refine(features, first.logits)
     before, after = full_size(first.logits, size), full_size(logits, size)
     wanted = len(seen.closeups) < SHOWN
     for segment in example.truth.segments:

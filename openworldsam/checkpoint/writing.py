@@ -53,17 +53,11 @@ def save_component(
 
 
 def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, Path]:
-    """Write each component of a model to its own file, NAME.safetensors, as it was read.
+    """Write each component of a model to its own file, NAME.safetensors, as it was read; returns the paths by name.
 
     Args:
         files: the file that each component was read from, by the component's name; including the adapter.
         folder: for the new files; encoders keep their public names, video modules included.
-
-    Returns:
-        the path written for each component.
-
-    Raises:
-        OSError: one cannot be written.
     """
     written = {name: folder / f"{name}.safetensors" for name in files}
     trained = files[ADAPTER.name]

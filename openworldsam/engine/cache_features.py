@@ -78,8 +78,8 @@ def build_cache(
         batch_size, shard_images: images encoded at a time, and most images of a shard (the same for all parts).
 
     Raises:
-        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder has another cache or
-            another process fills this part, an augmentation is on, or no image is readable.
+        FileNotFoundError, ValueError: weights or data are missing or do not fit, the folder has another cache, another
+            process fills this part, an augmentation is on, or no image is readable.
         OSError: the cache cannot be written.
     """
     if not 0 <= part < num_parts:

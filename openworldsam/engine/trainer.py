@@ -52,6 +52,7 @@ class Trainer(TrainerBase):
             and micro-batches.
 
     Attributes:
+        folder: OUTPUT_DIR.
         dataset: the training set, indexed by position.
         sources: the weight file of each component.
         last_image: an input of the last step, as `OpenWorldSAM.forward` takes it.
@@ -64,6 +65,7 @@ class Trainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.cfg = cfg = starting_config(cfg)
+        self.folder = Path(cfg.OUTPUT_DIR)
         seed_all_rng(cfg.SEED)  # the same adapter on every process
         self.dataset = training_dataset(cfg)
         if cfg.DATASETS.FEATURE_CACHE:
@@ -115,11 +117,6 @@ class Trainer(TrainerBase):
             )
         return model, sources
 
-    @property
-    def folder(self) -> Path:
-        """OUTPUT_DIR."""
-        return Path(self.cfg.OUTPUT_DIR)
-
     def before_train(self) -> None:
         """Start the loader at the first step's images."""
         super().before_train()
@@ -153,22 +150,17 @@ class Trainer(TrainerBase):
         if scale < 1:
             raise FloatingPointError(f"gradients are not finite up to iteration {self.iter}, images: {_names(batches)}")
         self.optimizer.zero_grad()
-        self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
-        self.storage.put_scalar("gradient_norm", gradient_norm)
+        as_they_are = {"lr": self.optimizer.param_groups[0]["lr"], "skipped_images": self.all_skipped}
         if self.scaler.is_enabled():
-            self.storage.put_scalar("gradient_scale", scale, smoothing_hint=False)
-        self.storage.put_scalar("skipped_images", self.all_skipped, smoothing_hint=False)
-        self.storage.put_scalars(total_loss=sum(losses.values()), **losses)
+            as_they_are["gradient_scale"] = scale
+        self.storage.put_scalars(**as_they_are, smoothing_hint=False)
+        self.storage.put_scalars(**losses, total_loss=sum(losses.values()), gradient_norm=gradient_norm)
         self.scheduler.step()
 
     def _backward(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """Backpropagate the mean loss over the prompts of all micro-batches and processes.
 
-        Args:
-            batches: micro-batches of this process.
-
-        Returns:
-            this process's share of each loss.
+        Returns this process's share of each loss.
         """
         counts = torch.tensor([sum(len(x["prompts"]) for x in batch) for batch in batches], dtype=torch.float32)
         total = upload(counts.sum(), self.model.device)
@@ -196,13 +188,7 @@ class Trainer(TrainerBase):
         A loss or gradient that is not finite, or too many skipped images, stop every process here: before the weights
         change, and with no process left waiting for another.
 
-        Args:
-            shares: this process's share of each loss.
-            norm: scalar, the norm of the gradients.
-            batches: micro-batches of this process.
-
-        Returns:
-            the step's losses by name, and the norm.
+        Returns the step's losses by name, and the norm of the gradients.
         """
         self.skipped += sum(len(x["skipped"]) for batch in batches for x in batch)
         values = torch.stack([*shares.values(), torch.full_like(norm, self.skipped)])

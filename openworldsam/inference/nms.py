@@ -38,13 +38,8 @@ def mask_iou(masks: Tensor) -> Tensor:
 def greedy_nms(iou: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Keep the best mask, drop those that overlap it by more than the threshold, and repeat with the rest.
 
-    Args:
-        iou: [N, N] on the CPU.
-        scores: [N] on the CPU; of equal scores the earlier mask is better.
-        threshold: IoU.
-
-    Returns:
-        int64 [n], the masks kept, in descending order of score.
+    From iou [N, N] and scores [N], on the CPU, to the masks kept, int64 [n], in descending order of score; of equal
+    scores the earlier mask is better.
     """
     duplicate = (iou > threshold).numpy()
     alive = torch.ones(len(scores), dtype=torch.bool).numpy()

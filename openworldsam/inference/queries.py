@@ -121,15 +121,7 @@ class Found(NamedTuple):
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Resize masks bilinearly, a bounded number at a time.
-
-    Args:
-        logits: [R, h, w].
-        size: (H, W).
-
-    Yields:
-        the slice of queries and their logits [n, H, W].
-    """
+    """Resize logits [R, h, w] bilinearly to (H, W), a bounded number at a time: slices of queries, logits [n, H, W]."""
     step = max(1, CHUNK_BYTES // (4 * size[0] * size[1]))
     for start in range(0, len(logits), step):
         part = slice(start, min(start + step, len(logits)))

@@ -139,26 +139,23 @@ class SAM2MaskDecoder(nn.Module):
 
         return self._join(len(selected), chunks())
 
-    def refine(self, features: ImageFeatures, image_index: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def refine(self, features: ImageFeatures, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Decode again with masks as the only prompt (paper Sec. 3, two-stage inference).
 
         Args:
-            features: features of B images.
-            image_index: [n] on the CPU, image of each mask.
+            features: features of one image.
             mask_logits: [n, 4S, 4S], as returned by `forward`.
 
         Returns:
             mask logits [n, 4S, 4S] and predicted IoU [n].
         """
-        no_tokens = mask_logits.new_zeros(1, 0, features.embed.shape[1])
+        shared = self._shared(features, 0, None)
 
         def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-            images, counts = torch.unique_consecutive(image_index, return_counts=True)
-            for image, of_image in zip(images.tolist(), mask_logits.split(counts.tolist()), strict=True):
-                shared = self._shared(features, image, None)
-                for logits in of_image.split(self.chunk):
-                    dense = self.prompt_encoder.mask_downscaling(logits[:, None])
-                    yield self._decode(shared, no_tokens.expand(len(logits), -1, -1), dense, self.dynamic_multimask)
+            for logits in mask_logits.split(self.chunk) if len(mask_logits) else ():
+                dense = self.prompt_encoder.mask_downscaling(logits[:, None])
+                no_tokens = logits.new_zeros(len(logits), 0, features.embed.shape[1])
+                yield self._decode(shared, no_tokens, dense, self.dynamic_multimask)
 
         return self._join(len(mask_logits), chunks())
 

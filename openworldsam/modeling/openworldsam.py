@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -271,15 +272,7 @@ class OpenWorldSAM(nn.Module):
 
     @torch.no_grad()
     def queries(self, features: ImageFeatures, embeddings: Tensor) -> Queries:
-        """Decode P prompts about one image in one pass.
-
-        Args:
-            features: B = 1.
-            embeddings: [P, D].
-
-        Returns:
-            R = P * K queries, labelled 0, 1, ... by prompt.
-        """
+        """Decode P prompts [P, D] about one image, B = 1, in one pass: R queries, labelled 0, 1, ... by prompt."""
         tokens = self.decoder_tokens(features, embeddings, torch.zeros(len(embeddings), dtype=torch.long))
         with self.autocast():
             logits, predicted_iou = self.mask_decoder(features, tokens)
@@ -289,12 +282,8 @@ class OpenWorldSAM(nn.Module):
     @torch.no_grad()
     def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:
         """Decode the queries of one image (B = 1) a second time, for two-stage inference; see `inference.refine`."""
-
-        def decode(logits: Tensor) -> tuple[Tensor, Tensor]:
-            with self.autocast():
-                return self.mask_decoder.refine(features, torch.zeros(len(logits), dtype=torch.long), logits)
-
-        return refine(queries, options, decode)
+        with self.autocast():
+            return refine(queries, options, partial(self.mask_decoder.refine, features))
 
     def no_queries(self) -> Queries:
         """Zero queries, for an image without prompts."""
@@ -326,11 +315,8 @@ def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> N
         if isinstance(prompts, str):
             raise ValueError(f"prompts of image {i} are the text {prompts!r}; they must be a list of texts")
         for key in ("targets", "class_ids", "is_thing"):
-            missing = key not in x
-            if missing and not (key == "targets" and need_targets):
-                continue
-            if missing or len(x[key]) != len(prompts):
-                got = "none" if missing else len(x[key])
+            got = len(x[key]) if key in x else "none"
+            if got != len(prompts) and (key in x or (key == "targets" and need_targets)):
                 raise ValueError(f"image {i} has {len(prompts)} prompts and {got} {key}; there must be one for each")
 
 

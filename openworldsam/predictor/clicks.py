@@ -106,26 +106,14 @@ class Clicks(NamedTuple):
         return found.mask_prompt(best), found.prompts[found.prompt_index[best]], bool(found.is_thing[best])
 
     def tokens(self, side: int) -> tuple[Tensor, Tensor]:
-        """Points and labels in SAM2's order, the box's corners first.
-
-        Args:
-            side: of SAM2's input in pixels.
-
-        Returns:
-            points [t (+ 2), 2] in pixels of SAM2's input, labels [t (+ 2)].
-        """
+        """Points [t (+ 2), 2] in pixels of SAM2's input, and labels [t (+ 2)]; the box's corners come first."""
         corners = np.zeros((0, 2), np.float32) if self.box is None else self.box.reshape(2, 2)
         points = torch.from_numpy(np.concatenate([corners, self.points]))
         labels = torch.tensor([*CORNERS[: len(corners)], *self.labels.tolist()])
         return points / torch.tensor(self.size[::-1]) * side, labels
 
     def decode(self, model: OpenWorldSAM, features: ImageFeatures, mask: ArrayLike | None) -> Queries:
-        """Decode clicks, box and mask to one query.
-
-        Args:
-            model: in eval mode.
-            features: of one image.
-            mask: the mask to correct, logits [4S, 4S] or bool [H, W].
+        """Decode clicks, box and the mask to correct, logits [4S, 4S] or bool [H, W], to one query.
 
         Raises:
             ValueError: there is neither click, box nor mask, or the mask has another size.
@@ -141,13 +129,10 @@ class Clicks(NamedTuple):
 
 
 def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
-    """Convert a mask to SAM2's prompt encoder's input, float32 [side, side].
+    """Convert a mask in an image of size (H, W) to SAM2's prompt encoder's input, float32 [side, side], side = 4S.
 
-    Args:
-        mask: float [side, side], logits of an earlier result; or bool [H, W], which is reduced as SAM2's video
-            predictor reduces the masks it is given.
-        side: 4S.
-        size: (H, W).
+    The mask is float [side, side], logits of an earlier result; or bool [H, W], which is reduced as SAM2's video
+    predictor reduces the masks it is given.
 
     Raises:
         ValueError: it is neither.

@@ -57,10 +57,7 @@ def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
 def coco_dataset(prediction: Prediction, file_name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """Make a COCO dataset of one image: the prompts are its categories, the masks its annotations (RLE).
 
-    Args:
-        prediction: of the image.
-        file_name: of the image.
-        info: extends the dataset's "info", for example with `checkpoint.provenance`.
+    info: extends the dataset's "info", for example with `checkpoint.provenance`.
     """
     height, width = prediction.label_map.shape
     annotations = enumerate(coco_annotations(prediction), start=1)
@@ -104,12 +101,7 @@ def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predicti
     """Make a FiftyOne sample that holds the masks as `Detections`.
 
     Boxes are x, y, width, height as fractions of the image, and masks are cropped to their boxes
-    (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations).
-
-    Args:
-        prediction: of the image.
-        path: of the image file.
-        field: name of the field for the detections.
+    (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations). `field` names their field.
 
     Raises:
         ImportError: fiftyone is not installed.

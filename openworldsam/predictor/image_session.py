@@ -22,11 +22,7 @@ class ImageSession:
 
     It keeps the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
     not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Kept queries are those that one
-    question with all prompts would give, but for rounding.
-
-    Args:
-        model: in eval mode.
-        image: uint8 [3, H, W] on the model's device.
+    question with all prompts would give, but for rounding. The image is uint8 [3, H, W] on the model's device.
     """
 
     def __init__(self, model: OpenWorldSAM, image: Tensor) -> None:
@@ -40,12 +36,7 @@ class ImageSession:
         self._last: tuple[tuple[tuple[str, ...], InferenceOptions | None], Queries] | None = None
 
     def queries(self, prompts: Sequence[str], options: InferenceOptions) -> Queries:
-        """The queries of P prompts, labelled by index of prompt.
-
-        Args:
-            prompts: may repeat, and be none.
-            options: two-stage inference or not, and its rule.
-        """
+        """The queries of P prompts, which may repeat and be none, labelled by index of prompt."""
         if not prompts:
             return self.model.no_queries()
         question = (tuple(prompts), options if options.two_stage else None)

@@ -60,14 +60,11 @@ class Prediction:
         threshold: float,
         best_score: float,
     ) -> Prediction:
-        """Convert what a task found to NumPy.
-
-        Args:
-            found: labelled by prompt.
-            is_thing: of the P prompts.
-            task, prompts, threshold, best_score: as in the class.
-        """
+        """Convert what a task found, labelled by prompt, to NumPy; is_thing is that of the P prompts."""
         masks, scores, labels = (part.numpy() for part in found[:3])
+        label_map = np.zeros(masks.shape[1:], dtype=np.int32)
+        for index in np.argsort(scores, kind="stable"):
+            label_map[masks[index]] = index + 1
         return cls(
             task=task,
             prompts=tuple(prompts),
@@ -76,7 +73,7 @@ class Prediction:
             boxes=mask_boxes(found.masks).numpy(),
             prompt_index=labels,
             is_thing=np.array(is_thing, dtype=bool)[labels],
-            label_map=_label_map(masks, scores),
+            label_map=label_map,
             threshold=threshold,
             best_score=best_score,
             logits=None if found.logits is None else found.logits.float().clamp(-32, 32).cpu().numpy(),
@@ -107,11 +104,3 @@ def why_nothing(task: str, threshold: float, best_score: float) -> str:
     if best_score > threshold if task == "panoptic" else best_score >= threshold:
         return f"no mask has a pixel (best score {best:.2f})"
     return f"no mask passed the threshold {threshold:g} (best {best:.2f})"
-
-
-def _label_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Number the masks from 1, higher scores on top: bool [N, H, W] and [N] -> int32 [H, W]."""
-    label_map = np.zeros(masks.shape[1:], dtype=np.int32)
-    for index in np.argsort(scores, kind="stable"):
-        label_map[masks[index]] = index + 1
-    return label_map

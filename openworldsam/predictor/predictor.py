@@ -185,26 +185,19 @@ class OpenWorldSAMPredictor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` loads on any machine: config, weights, tokenizer.
 
-        Each component becomes a .safetensors file, copied from the configured weight files. An interrupted save leaves
-        a folder that does not load.
-
-        Args:
-            folder: created; replaces an earlier save there.
+        Each component becomes a .safetensors file, copied from the configured weight files. An earlier save in the
+        folder is replaced; an interrupted one leaves a folder that does not load.
 
         Raises:
-            FileNotFoundError: a weight file is gone since it was loaded.
-            ValueError: a weight file has changed since it was loaded, or the prompt encoder has none.
+            FileNotFoundError: a weight or tokenizer file is gone since it was loaded.
+            ValueError: a weight file is damaged or has changed since it was loaded.
             OSError: it cannot be written.
         """
         save_folder(self.cfg, self.sources, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | None = None) -> OpenWorldSAMPredictor:
-        """Load a folder that `save_pretrained` wrote.
-
-        Args:
-            folder: of config, weights and tokenizer.
-            device: "cpu", "cuda", "mps"; by default the GPU, or the CPU where there is none.
+        """Load a folder that `save_pretrained` wrote; by default to the GPU, or the CPU where there is none.
 
         Raises:
             FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -18,7 +19,7 @@ from openworldsam.checkpoint import Source, component_files, save_components
 from openworldsam.config import add_openworldsam_config, config_value, merge_options
 from openworldsam.modeling.components import components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import checksum, save_atomically
+from openworldsam.utils.files import checksum, save_atomically, save_json
 
 CONFIG = "config.json"
 TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
@@ -37,13 +38,7 @@ MODEL_KEYS = (
 
 
 def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> None:
-    """Write the folder; see `OpenWorldSAMPredictor.save_pretrained`.
-
-    Args:
-        cfg: of the model; names the weight files.
-        sources: of its components, when they were loaded.
-        folder: the folder.
-    """
+    """Write the folder of a model whose components came from `sources`; see `OpenWorldSAMPredictor.save_pretrained`."""
     encoder, names = prompt_encoder_class(cfg), _file_names(cfg)
     files = component_files(cfg, components_with(encoder))
     for component, file in files.items():
@@ -56,23 +51,17 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     (folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
     written = [*save_components(files, folder).values(), *copies]
     for path, content in copies.items():
-        save_atomically(path, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
+        save_atomically(path, partial(Path.write_bytes, data=content))
     kept = cfg.clone()
     kept.defrost()
     merge_options(kept, [word for pair in names.items() for word in pair])
-    text = json.dumps(
-        {
-            "openworldsam": openworldsam.__version__,
-            "config": {
-                "PRESET": kept.PRESET,
-                "INPUT": {"ANTIALIAS": kept.INPUT.ANTIALIAS},
-                "MODEL": {key: kept.MODEL[key] for key in MODEL_KEYS},
-            },
-            "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in written},
-        },
-        indent=2,
-    )
-    save_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
+    model, inputs = {key: kept.MODEL[key] for key in MODEL_KEYS}, {"ANTIALIAS": kept.INPUT.ANTIALIAS}
+    saved = {
+        "openworldsam": openworldsam.__version__,
+        "config": {"PRESET": kept.PRESET, "INPUT": inputs, "MODEL": model},
+        "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in written},
+    }
+    save_json(folder / CONFIG, saved, indent=2)
 
 
 def folder_config(folder: Path) -> CfgNode:

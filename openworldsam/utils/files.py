@@ -17,13 +17,9 @@ from safetensors import SafetensorError
 
 
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its final place and rename it when it is complete and on the disk.
+    """Let `write` make a file beside its final place and rename it when it is complete and on the disk.
 
-    File permissions follow the umask, also with writers that set their own (safetensors).
-
-    Args:
-        path: the final place; its folder is created.
-        write: writes the whole file to the path that it gets.
+    Its folder is created. File permissions follow the umask, also with writers that set their own (safetensors).
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.

@@ -108,18 +108,18 @@ def test_selected_queries_equal_those_of_all():
 @torch.no_grad()
 def test_no_queries_give_empty_results():
     module, f, none = decoder(), features(), torch.zeros(0, dtype=torch.long)
-    for logits, iou in (module(f, tokens(), none), module.refine(f, none, torch.zeros(0, 4 * S, 4 * S))):
+    for logits, iou in (module(f, tokens(), none), module.refine(f.of_image(0), torch.zeros(0, 4 * S, 4 * S))):
         assert logits.shape == (0, 4 * S, 4 * S) and iou.shape == (0,)
 
 
 @torch.no_grad()
 def test_refinement_equals_the_sam2_package_with_a_mask_prompt():
-    module, f = decoder(chunk=2), features()
-    masks, index = torch.randn(3, 4 * S, 4 * S) * 5, torch.tensor([1, 0, 1])
-    logits, iou = module.refine(f, index, masks)
-    for n, image in enumerate(index.tolist()):
+    module, f = decoder(chunk=2), features().of_image(1)
+    masks = torch.randn(3, 4 * S, 4 * S) * 5
+    logits, iou = module.refine(f, masks)
+    for n in range(3):
         sparse, dense = module.prompt_encoder(points=None, boxes=None, masks=masks[n : n + 1, None])
         assert sparse.shape[1] == 0
-        expected, expected_iou = sam2_decode(module, f.of_image(image), sparse, dense, dynamic=True)
+        expected, expected_iou = sam2_decode(module, f, sparse, dense, dynamic=True)
         torch.testing.assert_close(logits[n], expected[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(iou[n], expected_iou[0], rtol=1e-4, atol=1e-5)

@@ -77,9 +77,7 @@ class FeatureCache:
     def check(self, cfg: CfgNode, fingerprints: Mapping[str, str]) -> None:
         """Refuse a cache whose content differs from what the encoders of a training would compute.
 
-        Args:
-            cfg: config of the training.
-            fingerprints: of its weights by component; absent ones are not compared.
+        fingerprints: of the training's weights by component; absent ones are not compared.
 
         Raises:
             ValueError: names everything that differs, or the augmentation that is on.

@@ -31,11 +31,7 @@ class CachedImage(NamedTuple):
 
 
 class FeatureCacheWriter:
-    """Adds shards to a cache.
-
-    Args:
-        folder: of the cache; created if it is missing.
-        header: of the shards to come.
+    """Adds shards to a cache, whose folder is created if it is missing.
 
     Raises:
         ValueError: the folder has a damaged cache, or one with another header.
@@ -57,11 +53,7 @@ class FeatureCacheWriter:
             raise ValueError(f"{folder} holds another cache: its {'; its '.join(differences)}. Choose another folder")
 
     def write(self, name: str, images: Sequence[CachedImage]) -> None:
-        """Write a shard atomically; replaces a shard of the same name.
-
-        Args:
-            name: of the shard; no two processes may write the same name at once.
-            images: the content.
+        """Write a shard atomically; replaces one of the same name, which no other process may write at the same time.
 
         Raises:
             ValueError: a feature is not finite in the cache's number format.

@@ -41,15 +41,9 @@ WIDTHS = {768: "base", 1024: "large"}
 
 
 def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tensor:
-    """Squash an image to BEiT-3's input size, bicubically, and normalise it to -1..1.
+    """Squash an image, uint8 [3, H, W], bicubically to BEiT-3's input, float [3, S, S], with S = `size`.
 
-    Args:
-        image: uint8 [3, H, W].
-        size: side S of the result in pixels.
-        antialias: average over the source pixels when shrinking.
-
-    Returns:
-        float [3, S, S], about -1..1 (bicubic interpolation overshoots a little).
+    Its values are about -1..1: bicubic interpolation overshoots a little.
     """
     resized = F.interpolate(
         image[None].float() / 255, (size, size), mode="bicubic", align_corners=False, antialias=antialias
@@ -58,14 +52,9 @@ def resize_for_beit3(image: Tensor, size: int, antialias: bool = False) -> Tenso
 
 
 def resize_positions(table: Tensor, length: int) -> Tensor:
-    """Fit the vision positions to another image size.
+    """Fit the vision positions to another image size, bicubically: [3 + n * n, D] -> [3 + m * m, D] of this length.
 
-    Args:
-        table: [3 + n * n, D]: two unused entries, the CLS token, n x n patches.
-        length: 3 + m * m.
-
-    Returns:
-        [3 + m * m, D] with the patches interpolated bicubically; a table of another form is returned unchanged.
+    The table holds two unused entries, the CLS token, n x n patches; one of another form is returned unchanged.
     """
     if table.ndim != 2 or len(table) == length:
         return table
@@ -220,18 +209,14 @@ class BEiT3PromptEncoder(PromptEncoder):
         vision = embed_images(self.beit3, images) if self.use_image else None
         lengths = (ids != PAD_ID).sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)  # keeps padding within a chunk short
-        embeddings = [
-            self._encode_chunk(vision, ids[chunk, : int(lengths[chunk[0]])], image_index[chunk])
-            for chunk in order.split(self.chunk)
-        ]
-        return torch.cat(embeddings)[upload(order.argsort(), images.device)]
-
-    def _encode_chunk(self, vision: Tensor | None, ids: Tensor, image_index: Tensor) -> Tensor:
-        """Embed one chunk: vision [B, V, D], ids [N, L], image_index [N] to [N, D]."""
-        padding = ids == PAD_ID
-        on_device = partial(upload, device=self.beit3.text_embed.weight.device)
-        of_prompts = None if vision is None else vision[on_device(image_index)]
-        return self._first_token(self.beit3, of_prompts, on_device(ids), on_device(padding) if padding.any() else None)
+        on_device = partial(upload, device=images.device)
+        embeddings = []
+        for chunk in order.split(self.chunk):
+            texts = ids[chunk, : int(lengths[chunk[0]])]
+            of_prompts = None if vision is None else vision[on_device(image_index[chunk])]
+            padding = on_device(texts == PAD_ID) if (texts == PAD_ID).any() else None
+            embeddings.append(self._first_token(self.beit3, of_prompts, on_device(texts), padding))
+        return torch.cat(embeddings)[on_device(order.argsort())]
 
 
 Streams = dict[str, Tensor]

@@ -19,10 +19,7 @@ class CachedPromptEncoder(PromptEncoder):
         self.embed_dim = cfg.MODEL.PROMPT_ENCODER.EMBED_DIM
 
     def preprocess(self, image: Tensor) -> Tensor:
-        return self._fail()
+        raise ValueError("the prompt encoder is not loaded: this model takes prompt embeddings from a feature cache")
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
-        return self._fail()
-
-    def _fail(self) -> Tensor:
-        raise ValueError("the prompt encoder is not loaded: this model takes prompt embeddings from a feature cache")
+        return self.preprocess(images)
