@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from tabulate import tabulate
 
 from openworldsam.data.datasets import custom
@@ -32,11 +33,12 @@ _EXAMPLES = 3
 
 
 class Finding(NamedTuple):
-    """State of a dataset: its name, number of images, and problems, empty if it is complete."""
+    """State of a dataset: its name, number of images, problems, empty if it is complete, and notes, which are none."""
 
     name: str
     images: int
     problems: list[str]
+    notes: Sequence[str] = ()
 
     @property
     def state(self) -> str:
@@ -64,24 +66,33 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
     for files in zip(*(record.files() for record in records), strict=False):  # all images, then all label images
         if missing := find_missing(files):
             problems.append(f"{len(missing)} of {len(records)} files are missing, such as {missing[0]}")
+    empty = [record.is_empty for record in records]
     if read:
-        wrong = [problem for problem in for_each(read_problem, records, workers, name) if problem]
+        found = list(for_each(read_record, records, workers, name))
+        empty = [is_empty for _, is_empty in found]
+        wrong = [problem for problem, _ in found if problem]
         problems += wrong[:_EXAMPLES]
         problems += [f"and {len(wrong) - _EXAMPLES} more images"] * (len(wrong) > _EXAMPLES)
-    return Finding(name, len(records), problems)
+    notes = []
+    if any(empty):
+        notes.append(f"{sum(empty)} of {len(records)} images have no object to learn from; a training passes them over")
+    return Finding(name, len(records), problems, notes)
 
 
-def read_problem(record: Record) -> str | None:
-    """Read a record's image and ground truth; return the error message, None if there is no error."""
+def read_record(record: Record) -> tuple[str | None, bool]:
+    """Read a record's image and ground truth; return what is wrong, if anything is, and whether there is no object."""
     try:
         record.read_image()
         if record.is_referring:
-            record.read_referring()
+            is_empty = not any(referent.mask.any() for referent in record.read_referring())
         else:
-            record.read_panoptic()
+            ids, segments = record.read_panoptic()
+            visible = set(np.unique(ids).tolist())
+            is_empty = not any(segment["id"] in visible and not segment["iscrowd"] for segment in segments)
+        damaged = record.damaged_objects()
     except (OSError, ValueError) as error:
-        return str(error)
-    return None
+        return str(error), False
+    return f"{record['file_name']}: {'; '.join(damaged)}" if damaged else None, is_empty
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -89,10 +100,10 @@ def report(findings: Sequence[Finding]) -> str:
     rows = [(f.name, f.images, EXPECTED_IMAGES.get(f.name, ""), f.state) for f in findings]
     lines = [tabulate(rows, ("dataset", "images", "expected", "state"))]
     for finding in findings:
-        if finding.problems:
-            lines += ["", f"{finding.name}:", *(f"  {problem}" for problem in finding.problems)]
-            if finding.name in EXPECTED_IMAGES and "datasets/README.md" not in lines[-1]:
-                lines.append(f"  {hint(finding.name)}")
+        if finding.problems or finding.notes:
+            lines += ["", f"{finding.name}:", *(f"  {line}" for line in (*finding.problems, *finding.notes))]
+        if finding.problems and finding.name in EXPECTED_IMAGES and "datasets/README.md" not in finding.problems[-1]:
+            lines.append(f"  {hint(finding.name)}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,9 @@ from openworldsam.data.augmentation import flip, large_scale_jitter
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.data.records import IMAGE_KEYS, Record
 
+TRIES = 20
+"""Most augmentations of an image to try until one leaves a mask."""
+
 
 @dataclass(frozen=True)
 class PromptTarget:
@@ -95,7 +98,10 @@ class DatasetMapper:
         image = record.read_image()
         prompts = self._expressions(record) if record.is_referring else self._classes(record, generator)
         may_flip = self.flip and not record.is_referring  # "the left dog" would be the wrong one
-        pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], may_flip, generator)
+        for _ in range(TRIES if prompts else 1):
+            pixels, masks = self._augmented(image, [prompt.masks for prompt in prompts], may_flip, generator)
+            if any(map(len, masks)):
+                break
         kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
         if not kept and need_ground_truth:
             return None

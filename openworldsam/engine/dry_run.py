@@ -69,10 +69,17 @@ def _data(cfg: CfgNode) -> tuple[str, int]:
         dataset = training_dataset(cfg)
     except FileNotFoundError as error:
         return f"{names}: not there ({error})", 0
-    images, counted = len(dataset.records), dataset.sample_records()
-    texts = sum(len(dataset.mapper.texts(record)) for record in counted) * images // len(counted)
-    about = "" if len(counted) == images else "about "
-    return f"{names}: {images:,} images, {about}{texts:,} prompts", images
+    images, found = len(dataset.records), [dataset.texts(record) for record in dataset.sample_records()]
+    texts = sum(map(len, filter(None, found))) * images // len(found)
+    if not texts:
+        raise ValueError(f"{names}: none of {images} images has ground truth to learn from")
+    about = "" if len(found) == images else "about "
+    data = f"{names}: {images:,} images, {about}{texts:,} prompts"
+    if empty := dataset.num_empty + found.count([]):
+        data += f"; {empty:,} images without an object are passed over"
+    if unreadable := found.count(None):
+        data += f"; the ground truth of {unreadable:,} images cannot be read"
+    return data, images
 
 
 def _cache(cfg: CfgNode) -> str:

@@ -108,8 +108,8 @@ class Trainer(TrainerBase):
             made_by = cache.header.fingerprints.get(component.name, "")
             sources[component.name] = Source(str(cache.folder), "feature cache", made_by)
         self.dataset.cache = cache
-        some, texts = self.dataset.sample_records(), self.dataset.mapper.texts
-        lacking = [r for r in some if cache.missing(r["image_id"], texts(r), Path(r["file_name"]).name)[0]]
+        some, texts = self.dataset.sample_records(), self.dataset.texts
+        lacking = [r for r in some if cache.missing(r["image_id"], texts(r) or (), Path(r["file_name"]).name)[0]]
         if lacking:  # unreadable images are not in the cache, and no problem: training skips them too
             logger.warning(
                 "%s lacks prompts of %d of %d images, such as %s; training stops at the first of them that is readable",

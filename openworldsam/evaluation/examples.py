@@ -32,6 +32,7 @@ class Truth(NamedTuple):
         absent: absent classes among the prompts of protocol "present+absent"; expressions, by place, without a target.
         referents: P times bool [H, W], the mask of each expression.
         instances: COCO annotations of objects that may overlap; None for the things among the segments.
+        damaged: what is wrong with objects that are incomplete or left out.
         void: bool [H, W], pixels that Cityscapes' AP ignores; None for those of no segment.
     """
 
@@ -40,6 +41,7 @@ class Truth(NamedTuple):
     absent: Sequence[int] = ()
     referents: Sequence[np.ndarray] = ()
     instances: Sequence[Mapping[str, Any]] | None = None
+    damaged: Sequence[str] = ()
     void: np.ndarray | None = None
 
 
@@ -61,7 +63,7 @@ class Unreadable(NamedTuple):
 class EvaluationDataset(Dataset[Example | Unreadable]):
     """Every record of a dataset once; the prompts depend on the record and its index alone.
 
-    A class that an image has only as a crowd is neither present nor absent.
+    A class that an image has only as a crowd, or without a pixel, as of a damaged mask, is neither present nor absent.
 
     Args:
         records: of a dataset.
@@ -96,13 +98,14 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             asked, truth = self._expressions(record) if record.is_referring else self._classes(record, index)
         except (ValueError, OSError) as error:
             return Unreadable(record["file_name"], str(error))
-        return Example({"image": image, **{key: record[key] for key in IMAGE_KEYS}, **asked}, truth)
+        inputs = {"image": image, **{key: record[key] for key in IMAGE_KEYS}, **asked}
+        return Example(inputs, truth._replace(damaged=record.damaged_objects()))
 
     def _classes(self, record: Record, index: int) -> tuple[dict[str, Any], Truth]:
         segment_map, segments = record.read_panoptic()
         instances = record.read_instances()
         visible = {*np.unique(segment_map).tolist(), *(instance["id"] for instance in instances or ())}
-        there = {s["category_id"] for s in segments if s["id"] in visible}
+        there = {s["category_id"] for s in segments}
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})
         if 0 < self.cap < len(present):
             present = random.Random(RELEASED_SEED).sample(present, self.cap)
@@ -132,6 +135,8 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
 def remark(example: Example) -> str | None:
     """Return a warning to attach to a score that includes this image: its ground truth is empty, or part of it."""
     inputs, truth = example
+    if truth.damaged:
+        return f"the ground truth is incomplete: {'; '.join(truth.damaged)}"
     masks = enumerate(zip(inputs["prompts"], truth.referents, strict=False))
     if empty := [text for place, (text, mask) in masks if not mask.any() and place not in truth.absent]:
         return f"the ground-truth mask is empty of {', '.join(map(repr, empty))}"

@@ -1,13 +1,19 @@
 """COCO's instance format: objects as segments, overlaps, crowds, and bad jsons."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from openworldsam.data import check
+from openworldsam.data.check import read_record
+from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.records import as_record
 from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
+from openworldsam.evaluation.examples import EvaluationDataset, remark
 
 CATEGORIES = (Category(5, "fish", True), Category(2, "shark", True))
 
@@ -69,12 +75,64 @@ def test_bad_json_is_an_error(make, change, message):
         load_instances(path, path.parent, categories=CATEGORIES)
 
 
-def test_a_damaged_mask_names_its_image(make):
-    wrong = {"size": [9, 9], "counts": [81]}
-    path = make(lambda c: c["annotations"][0].update(segmentation=wrong))
+@pytest.mark.parametrize(
+    ("segmentation", "pixels", "problem"),
+    [
+        ({"size": [9, 9], "counts": [81]}, 0, r"\[9, 9\]"),
+        ([[1, 1, 2, 2]], 0, "without a polygon of three points"),
+        ([], 0, "without a polygon of three points"),
+        ([[1, 1, 3, 1, float("nan"), 3]], 0, "far outside"),
+        ([*square(1, 1, 2), [1, 1, 3, 1, 9e9, 3]], 4, "far outside"),
+        ([*square(1, 1, 2), ["a"] * 6], 4, "neither polygons nor an RLE"),
+        ([*square(1, 1, 2), 5], 4, "neither polygons nor an RLE"),
+    ],
+)
+def test_a_damaged_mask_makes_its_object_incomplete_and_no_other(make, caplog, segmentation, pixels, problem):
+    path = make(lambda c: c["annotations"][0].update(segmentation=segmentation))
     record = load_instances(path, path.parent, categories=CATEGORIES)[1]
-    with pytest.raises(ValueError, match=r"an object of .*7\.png: .*\[9, 9\]"):
-        record.read_panoptic()
+    ids, _ = record.read_panoptic()
+    assert [int((ids == i).sum()) for i in (1, 2, 3)] == [pixels, 36 - pixels, 12]
+    assert [i["id"] for i in record.read_instances()] == ([1] if pixels else []) + [2, 3]
+    assert re.search(rf"7\.png: object 1: .*{problem}.*; it is incomplete or left out", caplog.text)
+    (said,) = record.damaged_objects()
+    assert read_record(record) == (f"{record['file_name']}: {said}", False)
+    mapped = DatasetMapper(class_names=("fish", "shark"), is_thing=(True, True))(record, np.random.default_rng(0))
+    assert mapped["prompts"] == ["fish"] + ["shark"] * (pixels > 0)
+    example = EvaluationDataset([record], class_names=("fish", "shark"), is_thing=(True, True))[0]
+    assert remark(example) == f"the ground truth is incomplete: {said}"
+    options = {"class_names": ("fish", "shark"), "is_thing": (True, True), "protocol": "present+absent"}
+    assert EvaluationDataset([record], **options)[0].truth.absent == []  # the shark is there, if unseen
+
+
+def test_a_damaged_mask_of_an_expression_takes_no_other_with_it(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    objects = [
+        {"id": i, "sentences": [text], "segmentation": s}
+        for i, text, s in ((31, "it", square(1, 1, 2)), (32, "that", []))
+    ]
+    record = as_record(
+        {"file_name": str(tmp_path / "a.png"), "image_id": 0, "height": 8, "width": 8, "annotations": objects}
+    )
+    assert [r.sentences for r in record.read_referring()] == [("it",)] and "a.png: object 32: " in caplog.text
+    assert "object 32: " in remark(EvaluationDataset([record])[0])
+
+
+def test_only_crowds_and_objects_without_masks_are_said_at_once(make, capsys, exit_status, tmp_path):
+    for change in ({"iscrowd": 1}, {"segmentation": []}):
+        path = make(lambda c, change=change: [a.update(change) for a in c["annotations"]])
+        with pytest.raises(ValueError, match="2 listed, none with an object that has a mask and is not a crowd"):
+            load_instances(path, path.parent, categories=CATEGORIES)
+    (tmp_path / "own.yaml").write_text(f"name: {tmp_path.name}\nimages: .\ninstances: a.json\n")
+    assert exit_status(check.main, "--own", tmp_path / "own.yaml") == 1
+    assert "none with an object that has a mask" in capsys.readouterr().out
+
+
+def test_the_check_counts_images_without_objects(make, capsys, exit_status, tmp_path):
+    make()
+    (tmp_path / "own.yaml").write_text(f"name: {tmp_path.name}\nimages: .\ninstances: a.json\n")
+    for options in ((), ("--read", "--workers", 1)):
+        assert exit_status(check.main, "--own", tmp_path / "own.yaml", *options) == 0
+        assert "1 of 2 images have no object to learn from; a training passes them over" in capsys.readouterr().out
 
 
 def test_missing_images(make, caplog):

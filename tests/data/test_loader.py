@@ -10,7 +10,7 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
@@ -195,13 +195,12 @@ def test_every_bad_file_is_named(error):
 def test_the_warning_names_the_image_whatever_the_error(tmp_path, caplog):
     for i in range(2):
         Image.new("RGB", (8, 6)).save(tmp_path / f"{i}.png")
-    whole, broken = [[1, 1, 5, 1, 5, 5, 1, 5]], []
     referring = [
         {
-            "file_name": str(tmp_path / f"{i}.png"), "image_id": i, "height": 6, "width": 8,
-            "annotations": [{"sentences": ["it"], "segmentation": segmentation}],
+            "file_name": str(tmp_path / f"{i}.png"), "image_id": i, "height": height, "width": 8,
+            "annotations": [{"sentences": ["it"], "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}],
         }
-        for i, segmentation in enumerate((whole, broken))
+        for i, height in enumerate((6, 7))
     ]  # fmt: skip
     dataset = TrainingDataset(list(map(as_record, referring)), DatasetMapper(), seed=0)
     with caplog.at_level(logging.WARNING):
@@ -225,15 +224,65 @@ def test_records_without_ground_truth_are_replaced_silently(caplog):
     assert set(ids(images)) == set(range(8)) - {1, 5}
 
 
-@pytest.mark.parametrize("kind", ["bad", "empty"])
-def test_too_many_unusable_records_in_a_row_stop_it(kind):
+def test_records_without_ground_truth_are_no_fault_however_many_they_are(tmp_path):
+    """Two of 40 images can be learnt from, and one is unreadable."""
+    dataset = TrainingDataset(records(40, bad=[9], empty={*range(40)} - {3, 9, 21}), strict, seed=0)
+    images = [dataset[position] for position in range(80)]
+    assert set(ids(images)) == {3, 21} and {name for x in images for name in x["skipped"]} == {"9.jpg"}
+
+
+def test_a_dataset_of_which_nothing_can_be_used_is_an_error_once_all_is_tried():
+    asked = []
+
+    def mapper(record, generator):
+        asked.append(record["image_id"])
+        return strict(record, generator)
+
+    dataset = TrainingDataset(records(30, bad=[2], empty={*range(30)} - {2}), mapper, seed=0)
+    with pytest.raises(ValueError, match="none of the 30 images can be learnt from: 1 are unreadable, the others have"):
+        dataset[0]
+    assert sorted(asked) == list(range(30))
+
+
+def instances(number, **changes):
+    """Records of objects of which only the last one's differs from a crowd."""
+    crowd = {"id": 1, "category_id": 0, "iscrowd": 1, "segmentation": [[0, 0, 4, 0, 4, 4]]}
+    record = {"file_name": "a.jpg", "image_id": 0, "height": 6, "width": 8, "instances": [crowd]}
+    return [*[record] * (number - 1), {**record, "instances": [{**crowd, **changes}]}]
+
+
+def test_images_known_to_have_no_object_are_left_out_from_the_start(tiny_cfg, caplog):
+    name = "test_loader_crowds"
+    tiny_cfg.DATASETS.TRAIN = [name]
+    for changes, message in (
+        ({"iscrowd": 0}, ""),
+        ({}, "none of the 9 images of .*test_loader_crowds.* has an object but crowds"),
+        ({"iscrowd": 0, "segmentation": []}, "none of the 9 images"),
+    ):
+        DatasetCatalog.register(name, lambda changes=changes: instances(9, **changes))
+        MetadataCatalog.get(name).set(vocabulary=("cat",), is_thing=(True,))
+        try:
+            if message:
+                with pytest.raises(ValueError, match=message):
+                    training_dataset(tiny_cfg)
+            else:
+                with caplog.at_level(logging.INFO, logger="openworldsam"):
+                    dataset = training_dataset(tiny_cfg)
+                assert (len(dataset.records), dataset.num_empty) == (1, 8)
+                assert "8 of 9 images have no object" in caplog.text
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
+
+
+def test_too_many_unreadable_records_in_a_row_stop_it():
     asked = []
 
     def mapper(record, generator):
         asked.append(record["file_name"])
         return strict(record, generator)
 
-    dataset = TrainingDataset(records(6, **{kind: range(6)}), mapper, seed=0, max_bad=4)
+    dataset = TrainingDataset(records(6, bad=range(6)), mapper, seed=0, max_bad=4)
     with pytest.raises(ValueError, match=r"^4 images in a row .* the last (\d\.jpg)$") as raised:
         dataset[2]
     assert len(asked) == 4 and str(raised.value).endswith(asked[-1])

@@ -12,7 +12,7 @@ import scipy.io
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from openworldsam.data.check import read_problem
+from openworldsam.data.check import read_record
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.prepare.command import PREPARATIONS
@@ -52,7 +52,7 @@ def rows(*values):
 def summary(name, index=0):
     """Name, whether a crowd, and area of each segment of a registered record; the map agrees."""
     record = DatasetCatalog.get(name)[index]
-    assert read_problem(record) is None
+    assert not read_record(record)[0]
     ids, segments = record.read_panoptic()
     vocabulary = MetadataCatalog.get(name).vocabulary
     return sorted((vocabulary[s["category_id"]], bool(s["iscrowd"]), int((ids == s["id"]).sum())) for s in segments)
@@ -83,7 +83,7 @@ def test_preparation_and_reading_turn_images_by_one_rule(run, root, capsys, labe
     seen = labels_lie_as == "seen"
     assert run("ade20k_150", root) == (0 if seen else 2)
     assert "is 6 x 4, its image is 4 x 6" in capsys.readouterr().err or seen
-    problems = [read_problem(record) for record in DatasetCatalog.get("ade20k_150_val")]
+    problems = [read_record(record)[0] for record in DatasetCatalog.get("ade20k_150_val")]
     assert problems == [None] if seen else "is 6 x 4, its image is 4 x 6" in problems[0]
     if seen:
         assert len(summary("ade20k_150_panoptic_val")) == 3

@@ -111,6 +111,41 @@ def test_a_dry_run_refuses_what_a_training_from_a_cache_would(command, make_cfg,
     assert run_dry(tmp_path / "cache", "INPUT.FLIP", True) == 2 and "INPUT.FLIP is on" in capsys.readouterr().err
 
 
+def test_images_without_objects_are_counted_beforehand_and_not_asked(command, data, tmp_path, capsys):
+    def forget(records):
+        for record in records[:3]:
+            record["segments_info"] = []
+        for segment in records[3]["segments_info"]:
+            segment["iscrowd"] = 1
+
+    change_records(data, forget)
+    assert command("--dry-run") == 0
+    assert "2 images, 3 prompts; 4 images without an object are passed over" in capsys.readouterr().out
+    assert command() == 0
+    assert [line["skipped_images"] for line in read_metrics(tmp_path / "out")][-1] == 0
+    change_records(data, lambda records: [record.update(segments_info=[]) for record in records])
+    for words in (["--dry-run"], ["OUTPUT_DIR", tmp_path / "other"]):
+        assert command(*words) == 2
+        assert "none of the 6 images of" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_what_only_label_images_tell(command, tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for index in range(4):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"images/{index}.png")
+        Image.new("L", (20, 20), 255 * (index > 0)).save(tmp_path / f"labels/{index}.png")
+    (tmp_path / "labels/3.png").write_bytes(b"no picture")
+    name = f"void_{tmp_path.name}"
+    (tmp_path / "own.yaml").write_text(f"name: {name}\nimages: images\nlabels: labels\nclasses: [a, b]\nignore: 255\n")
+    own = ["--dry-run", "DATASETS.OWN", [str(tmp_path / "own.yaml")], "DATASETS.TRAIN", [name]]
+    assert command(*own) == 0
+    printed = capsys.readouterr().out
+    assert "4 images, 1 prompts; 2 images without an object are passed over; the ground truth of 1 images" in printed
+    Image.new("L", (20, 20), 255).save(tmp_path / "labels/0.png")
+    assert command(*own) == 2 and "none of 4 images has ground truth to learn from" in capsys.readouterr().err
+
+
 def test_two_trainings_do_not_share_a_folder(command, tmp_path, capsys):
     with lock(tmp_path / "out/.lock", "taken"):
         assert command() == 2

@@ -35,7 +35,7 @@ def wanted_prompts(cfg: CfgNode) -> list[Work]:
     for record in dataset.records:
         image = record["image_id"], record["file_name"]
         _, texts = wanted.setdefault(image, (record.without_ground_truth(), {}))
-        texts.update(dict.fromkeys(dataset.mapper.texts(record)))
+        texts.update(dict.fromkeys(dataset.texts(record) or ()))
     return [Work(record, tuple(texts)) for record, texts in wanted.values() if texts]
 
 

@@ -158,6 +158,12 @@ def warn_of_missing(paths: Iterable[str], source: str | Path, hint: str = "") ->
     logger.warning(message.rstrip())
 
 
+def warn_of_damage(file_name: str, problems: Iterable[str]) -> None:
+    """Log what is wrong with objects of an image."""
+    for problem in problems:
+        logger.warning("%s: %s; it is incomplete or left out", file_name, problem)
+
+
 @contextmanager
 def expect(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
     """Turn errors of missing or misplaced content into a ValueError that names the file.

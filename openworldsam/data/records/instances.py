@@ -12,14 +12,23 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import Category, by_id, expect, image_entries, is_crowd, warn_of_missing
+from openworldsam.data.records.coco_json import (
+    Category,
+    by_id,
+    expect,
+    image_entries,
+    is_crowd,
+    warn_of_damage,
+    warn_of_missing,
+)
 from openworldsam.data.records.record import Record, Segment
-from openworldsam.data.records.rle import Segmentation, annotate_mask, union_mask
+from openworldsam.data.records.rle import Segmentation, annotate_mask, usable_masks
 from openworldsam.utils.files import named, read_json
 
 
 class Instance(TypedDict):
-    """An object: category_id contiguous, segmentation any of COCO's forms, area and bbox None if the json has none."""
+    """An object: id its number in the json, from 1; category_id contiguous, segmentation any of COCO's forms, area and
+    bbox None if the json has none."""
 
     id: int
     category_id: int
@@ -35,6 +44,10 @@ class InstanceRecord(Record):
     __slots__ = ()
     truth_keys = ("instances",)
 
+    @property
+    def is_empty(self) -> bool:
+        return all(i["iscrowd"] or not i["segmentation"] for i in self["instances"])
+
     def segments(self) -> list[Segment]:
         """List the objects, with areas of 0, as no mask is decoded."""
         return [
@@ -47,10 +60,9 @@ class InstanceRecord(Record):
 
         Of overlapping objects the smaller one is on top, and crowds are below all; COCO itself would keep both whole.
         """
-        masks = self._masks()
         ids = np.zeros((self["height"], self["width"]), np.int32)
-        for instance in sorted(self["instances"], key=lambda i: (not i["iscrowd"], -masks[i["id"]].sum())):
-            ids[masks[instance["id"]]] = instance["id"]
+        for instance, mask in sorted(self._masks(), key=lambda pair: (not pair[0]["iscrowd"], -pair[1].sum())):
+            ids[mask] = instance["id"]
         return ids, self.segments()
 
     def read_instances(self) -> list[dict[str, Any]]:
@@ -59,17 +71,19 @@ class InstanceRecord(Record):
         As in pycocotools, areas (which decide the size class) and boxes are those of the json where it has them.
         """
         annotations = []
-        for instance, mask in zip(self["instances"], self._masks().values(), strict=True):
+        for instance, mask in self._masks():
             given = {key: instance.get(key) for key in ("id", "category_id", "iscrowd", "area", "bbox")}
             annotations.append(annotate_mask(mask) | {key: value for key, value in given.items() if value is not None})
         return annotations
 
-    def _masks(self) -> dict[int, np.ndarray]:
-        """Decode the mask of each object, bool [H, W], by id."""
-        try:
-            return {i["id"]: union_mask(i["segmentation"], self["height"], self["width"]) for i in self["instances"]}
-        except ValueError as error:
-            raise ValueError(f"an object of {self['file_name']}: {error}") from None
+    def damaged_objects(self) -> list[str]:
+        return usable_masks(self["instances"], (self["height"], self["width"]))[1]
+
+    def _masks(self) -> list[tuple[Instance, np.ndarray]]:
+        """Decode the objects' masks, bool [H, W], with a warning of those that are damaged."""
+        masks, problems = usable_masks(self["instances"], (self["height"], self["width"]))
+        warn_of_damage(self["file_name"], problems)
+        return [(each, mask) for each, mask in zip(self["instances"], masks, strict=True) if mask is not None]
 
 
 def load_instances(
@@ -82,7 +96,8 @@ def load_instances(
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
-        ValueError: the json is damaged or of another format, or has an unknown category id or no object.
+        ValueError: the json is damaged or of another format, or has an unknown category id, or no object but crowds and
+            objects without a mask.
     """
     content = read_json(json_file, hint)
     contiguous = {category.id: index for index, category in enumerate(categories)}
@@ -99,7 +114,8 @@ def load_instances(
             crowd, mask = is_crowd(annotation), annotation["segmentation"]
             instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask, area=area, bbox=box)
             records[images[annotation["image_id"]]["id"]]["instances"].append(instance)
-    if not any(record["instances"] for record in records.values()):
-        raise ValueError(f"{json_file} has no usable image: {len(records)} listed, none with an object")
+    if all(record.is_empty for record in records.values()):
+        reason = "none with an object that has a mask and is not a crowd"
+        raise ValueError(f"{json_file} has no usable image: {len(records)} listed, {reason}")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
     return list(records.values())

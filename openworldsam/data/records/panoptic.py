@@ -48,6 +48,10 @@ class PanopticRecord(Record):
         keys = ("file_name", "pan_seg_file_name", "instance_ids_file_name")
         return [self[key] for key in keys if key in self]
 
+    @property
+    def is_empty(self) -> bool:
+        return all(segment["iscrowd"] for segment in self.segments())
+
     def segments(self) -> list[Segment]:
         return self["segments_info"]
 
@@ -110,7 +114,7 @@ def load_panoptic(
             records.append(record)
         if twice := [i for i, times in Counter(r["image_id"] for r in records).items() if times > 1]:
             raise ValueError(f"{len(twice)} images are annotated twice, such as image {twice[0]}")
-    if not any(not segment["iscrowd"] for record in records for segment in record["segments_info"]):
+    if all(record.is_empty for record in records):
         raise ValueError(f"{json_file} has no usable image: {len(records)} annotated, none with a segment to learn")
     for key in ("file_name", "pan_seg_file_name"):
         warn_of_missing((record[key] for record in records), json_file, hint)

@@ -65,6 +65,11 @@ class Record(dict[str, Any]):
         """Whether the ground truth is objects with sentences rather than segments of classes."""
         return False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known without reading a file that there is nothing to learn: no object, or crowds alone."""
+        return False
+
     def files(self) -> list[str]:
         """List the files to read, the image first."""
         return [self["file_name"]]
@@ -100,12 +105,15 @@ class Record(dict[str, Any]):
         raise NotImplementedError
 
     def read_instances(self) -> list[dict[str, Any]] | None:
-        """Read objects that may overlap as COCO annotations with contiguous class ids; None if the segments are all.
-
-        Raises:
-            ValueError: a segmentation is damaged.
-        """
+        """Read objects that may overlap as COCO annotations with contiguous class ids; None if the segments are all."""
         return None
+
+    def damaged_objects(self) -> list[str]:
+        """Decode the masks, and say what is wrong with each object of which a part, or all, cannot be decoded.
+
+        Other methods leave such parts out with a warning, and objects of which nothing is left.
+        """
+        return []
 
     def read_void(self, segment_map: np.ndarray) -> np.ndarray | None:
         """Read the pixels that Cityscapes' AP ignores, bool [H, W]; None for all of no segment.
@@ -120,11 +128,7 @@ class Record(dict[str, Any]):
         raise NotImplementedError
 
     def read_referring(self) -> list[Referent]:
-        """Read the objects in the order of `sentences`; a mask may be empty.
-
-        Raises:
-            ValueError: a segmentation is damaged.
-        """
+        """Read the objects in the order of `sentences`, without those whose masks are damaged; a mask may be empty."""
         raise NotImplementedError
 
     def _check_size(self, pixels: np.ndarray, key: str, other: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import by_id, expect, image_entries, warn_of_missing
+from openworldsam.data.records.coco_json import by_id, expect, image_entries, warn_of_damage, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
-from openworldsam.data.records.rle import Segmentation, union_mask
+from openworldsam.data.records.rle import Segmentation, usable_masks
 from openworldsam.utils.files import named, read_json
 
 
@@ -39,17 +39,28 @@ class ReferringRecord(Record):
     def is_referring(self) -> bool:
         return True
 
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.sentences())
+
     def sentences(self) -> list[tuple[str, ...]]:
         return [tuple(annotation["sentences"]) for annotation in self["annotations"]]
 
     def read_referring(self) -> list[Referent]:
+        masks, problems = self._masks()
+        warn_of_damage(self["file_name"], problems)
+        found = zip(self.sentences(), masks, (a["segmentation"] is None for a in self["annotations"]), strict=True)
+        return [Referent(texts, mask, no_target) for texts, mask, no_target in found if mask is not None]
+
+    def damaged_objects(self) -> list[str]:
+        return self._masks()[1]
+
+    def _masks(self) -> tuple[list[np.ndarray | None], list[str]]:
+        """Return what `usable_masks` does, with an empty mask for an expression without a target."""
         size = (self["height"], self["width"])
-        referents = []
-        for sentences, annotation in zip(self.sentences(), self["annotations"], strict=True):
-            code = annotation["segmentation"]
-            mask = np.zeros(size, bool) if code is None else union_mask(code, *size)
-            referents.append(Referent(sentences, mask, code is None))
-        return referents
+        nothing = {"size": list(size), "counts": [size[0] * size[1]]}
+        objects = [a if a["segmentation"] is not None else {**a, "segmentation": nothing} for a in self["annotations"]]
+        return usable_masks(objects, size)
 
 
 def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str = "") -> list[ReferringRecord]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,35 @@ def union_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarra
         return decode_mask(segmentation, (height, width))
     except (TypeError, AttributeError) as error:  # numbers and texts in the wrong places
         raise ValueError(f"neither polygons nor an RLE: {str(segmentation)[:80]}") from error
+
+
+def usable_masks(
+    objects: Sequence[Mapping[str, Any]], size: tuple[int, int]
+) -> tuple[list[np.ndarray | None], list[str]]:
+    """Decode the masks of the objects of an image as far as they can be decoded.
+
+    Args:
+        objects: each with a segmentation, and maybe an id.
+        size: (H, W) of the image.
+
+    Returns:
+        the mask of each object, bool [H, W], without parts that cannot be decoded, None if there is no other; and what
+        is wrong, by object.
+    """
+    masks: list[np.ndarray | None] = []
+    problems = []
+    for number, each in enumerate(objects, start=1):
+        segmentation = each["segmentation"]
+        try:
+            masks.append(union_mask(segmentation, *size))
+        except ValueError as error:
+            problems.append(f"object {each.get('id', number)}: {error}")
+            parts = []
+            for polygon in segmentation if isinstance(segmentation, list) else ():
+                with contextlib.suppress(ValueError):
+                    parts.append(union_mask([polygon], *size))
+            masks.append(np.any(parts, axis=0) if parts else None)
+    return masks, problems
 
 
 def _from_polygons(polygons: Any, size: tuple[int, int]) -> RLE:
