@@ -92,7 +92,7 @@ class WeightFile:
     metadata: dict[str, str]
 
     def source(self, component: str) -> Source:
-        """The origin of one of the components."""
+        """Return the origin of one component."""
         note = self.metadata.get("note", "")
         return Source(self.path.name, self.layout, fingerprint(self.components[component]), note)
 

@@ -22,7 +22,7 @@ HEADLINES = {
 """The metrics of each task that logs and tables show."""
 
 NOTES = {"skipped": "not scored", "remarks": "to be noted"}
-"""Entries of a result that list images with a reason, and what is said of them."""
+"""Entries of a result that list images with a reason, and the words for them."""
 
 Results = dict[str, dict[str, Any]]
 """`Benchmark.content` by benchmark."""
@@ -82,5 +82,5 @@ def remarks(results: Results) -> list[str]:
 
 
 def number(value: float | None, form: str) -> str:
-    """A metric for people."""
+    """Format a metric; "n/a" if there is none."""
     return "n/a" if value is None else format(value, form)

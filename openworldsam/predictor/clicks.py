@@ -106,7 +106,7 @@ class Clicks(NamedTuple):
         return found.mask_prompt(best), found.prompts[found.prompt_index[best]], bool(found.is_thing[best])
 
     def tokens(self, side: int) -> tuple[Tensor, Tensor]:
-        """Points and labels in SAM2's order, the box's corners first.
+        """Order points and labels as SAM2 does, the box's corners first.
 
         Args:
             side: of SAM2's input in pixels.
@@ -167,7 +167,7 @@ def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
 
 
 def _numbers(values: Any, name: str, meaning: str) -> np.ndarray:
-    """float32, or ValueError."""
+    """Convert to float32; ValueError if that is impossible."""
     try:
         return np.array(values, dtype=np.float32)
     except (TypeError, ValueError):
