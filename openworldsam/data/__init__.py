@@ -1,1 +1,1 @@
-"""Images and prompts on their way into the model."""
+"""Datasets, their records, training batches and the feature cache."""

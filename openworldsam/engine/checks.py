@@ -94,14 +94,14 @@ def check_training(cfg: CfgNode) -> None:
 def check_evaluation(cfg: CfgNode) -> None:
     """Register the datasets of a config, and check its settings for an evaluation; errors as for `check_training`."""
     register_datasets(cfg)
+    check_registered(cfg.DATASETS.TEST)
     _check_test(cfg)
 
 
 def _check_test(cfg: CfgNode) -> None:
-    """Raise ValueError if DATASETS.TEST cannot be evaluated as TEST says."""
+    """Raise ValueError if the registered datasets of DATASETS.TEST cannot be evaluated as TEST says."""
     if not cfg.DATASETS.TEST:
         raise ValueError("nothing to evaluate: DATASETS.TEST is empty (tools/eval_net.py also takes --benchmarks)")
-    check_registered(cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         if not getattr(MetadataCatalog.get(name), "tasks", ()):
             raise ValueError(f"{name} cannot be evaluated: its metadata have no tasks")

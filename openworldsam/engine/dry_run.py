@@ -9,16 +9,18 @@ from detectron2.utils import comm
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import starting_config
+from openworldsam.data.datasets.benchmarks import PANOPTIC
+from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
 from openworldsam.modeling import OpenWorldSAM
 
 PUBLISHED = {
     "coco_2017_train_panoptic_openworldsam": 104_000,
-    "refcocog_umd_train": 21_899,
-    "cityscapes_19_panoptic_train": 2_975,
+    "refcocog_umd_train": REFERRING["refcocog"].splits["train"].images,
+    "cityscapes_19_panoptic_train": PANOPTIC["cityscapes_19_panoptic_train"].expected,
 }
-"""Numbers of images in the paper's training sets, used if they are missing."""
+"""Numbers of images in the paper's training sets, for those that are missing here."""
 
 
 def describe_training(cfg: CfgNode) -> str:

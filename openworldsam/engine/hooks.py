@@ -1,4 +1,4 @@
-"""What a training shows: a progress line, and pictures of a step."""
+"""Output of a training for people: a progress line, and pictures of a step."""
 
 from __future__ import annotations
 

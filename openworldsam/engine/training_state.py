@@ -150,7 +150,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _set_generators(state: dict[str, Any]) -> None:
-    """Put this process's random generators back to a state of `_generators`."""
+    """Restore this process's random generators to a state of `_generators`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -53,7 +53,7 @@ class Example(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """The file name of an image that, or whose ground truth, cannot be read, and the reason."""
+    """An image that cannot be read, or whose ground truth cannot: its file name and the reason."""
 
     file_name: str
     reason: str

@@ -1,4 +1,4 @@
-"""Prompts for classes: their names, changed as the switches of TEST say."""
+"""Prompts for classes: their names, adapted by switches of TEST."""
 
 from __future__ import annotations
 

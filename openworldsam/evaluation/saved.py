@@ -41,7 +41,7 @@ FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring":
 
 
 class Saving(NamedTuple):
-    """Parent of the benchmarks' folders, and what predictions depend on, ready for json."""
+    """Parent of the benchmarks' folders, and everything that predictions depend on, ready for json."""
 
     folder: Path
     identity: Mapping[str, Any]
@@ -297,7 +297,7 @@ def _stem(image_id: ImageId) -> str:
 
 @contextmanager
 def _marked(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the json of an image; whatever it lacks becomes a ValueError that names it."""
+    """Read the json of an image; a missing entry becomes a ValueError that names the file."""
     with expect(path, "file of tools/eval_net.py"):
         yield _read(path)
 
@@ -314,5 +314,5 @@ def _pixels(inputs: Mapping[str, Any]) -> np.ndarray:
 
 
 def _checksum(pixels: np.ndarray) -> int:
-    """Return a checksum of an image, as its id or name may pass to another one when files are added."""
+    """Return a checksum of an image; its id or name may be given to another one when files are added."""
     return zlib.crc32(np.ascontiguousarray(pixels).data)

@@ -23,7 +23,7 @@ HEADLINES = {
 """The metrics of each task that logs and tables show."""
 
 NOTES = {"skipped": "not scored", "remarks": "to be noted"}
-"""Entries of a result that list images with a reason, and what is said of them."""
+"""Entries of a result that list images with a reason, and the words for them."""
 
 NOT_COMPARED = Comparison()
 
@@ -99,5 +99,5 @@ def incomparable(results: Results, paper: Comparison) -> list[str]:
 
 
 def number(value: float | None, form: str) -> str:
-    """A metric for people."""
+    """Format a metric; "n/a" if there is none."""
     return "n/a" if value is None else format(value, form)

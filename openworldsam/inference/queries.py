@@ -1,4 +1,4 @@
-"""The mask decoder's queries of one image, what the image was asked, and masks at full size.
+"""The mask decoder's queries of one image, the question about it, and masks at full size.
 
 Shapes: P prompts of the image, R queries, h = w = 4S side of the mask logits, N masks found, H, W output size.
 """
@@ -100,7 +100,7 @@ class Question(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The masks that a task found, on the CPU but for the logits.
+    """The masks that a task found; all but the logits are on the CPU.
 
     masks: bool [N, H, W].
     scores: [N].
@@ -129,7 +129,7 @@ def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Te
 
 
 def binary_masks(logits: Tensor, size: tuple[int, int], claims: Claims) -> Tensor:
-    """Full-size masks: logits [R, h, w] and (H, W) -> bool [R, H, W]."""
+    """Make full-size masks of logits by a rule: [R, h, w] and (H, W) -> bool [R, H, W]."""
     masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
     for part, full_size in upsampled(logits, size):
         masks[part] = claims(full_size)
@@ -137,10 +137,10 @@ def binary_masks(logits: Tensor, size: tuple[int, int], claims: Claims) -> Tenso
 
 
 def positive(logits: Tensor) -> Tensor:
-    """The masks of instances and expressions: logit > 0."""
+    """Rule for instances and expressions: logit > 0."""
     return logits > 0
 
 
 def probable(logits: Tensor) -> Tensor:
-    """The masks of panoptic segmentation: probability >= 0.5."""
+    """Rule for panoptic segmentation: probability >= 0.5."""
     return logits.sigmoid() >= 0.5

@@ -1,4 +1,4 @@
-"""Referring segmentation: the one best mask of every expression (paper Sec. 4.3), or all that it refers to."""
+"""Referring segmentation: the best mask of every expression (paper Sec. 4.3), or the union of all that it means."""
 
 from __future__ import annotations
 

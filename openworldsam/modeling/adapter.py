@@ -73,7 +73,7 @@ class SoftPromptLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def self_attention(self, queries: Tensor, padding: Tensor | None) -> Tensor:
-        """Let queries attend within N sequences of Q queries [N, Q, C]; padding [N, Q] is True where there is none."""
+        """Let queries attend within N sequences of Q queries [N, Q, C]; padding [N, Q] is True without a query."""
         x = self.self_attn_norm(queries)
         attended, _ = self.self_attn(x, x, x, key_padding_mask=padding, need_weights=False)
         return queries + self.dropout(attended)

@@ -1,4 +1,4 @@
-"""The components of a model: its parts that weight files fill, with their names in a file and in the model."""
+"""Components: the parts of a model that weight files fill, with their names in a file and in the model."""
 
 from __future__ import annotations
 
@@ -104,13 +104,13 @@ ADAPTER = Component(
 
 
 def components_with(encoder: PromptEncoder | type[PromptEncoder]) -> dict[str, Component]:
-    """The components of a model with this prompt encoder, by name."""
+    """Return the components of a model with this prompt encoder, by name."""
     declared = [encoder.component] if encoder.component else []
     return {component.name: component for component in (SAM2, *declared, ADAPTER)}
 
 
 def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:
-    """The name with the first prefix that fits replaced; None if none fits."""
+    """Replace the first prefix that fits; None if none fits."""
     for old, new in prefixes:
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -118,5 +118,5 @@ def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:
 
 
 def rename(state: Mapping[str, Tensor], prefixes: Sequence[tuple[str, str]]) -> StateDict:
-    """The tensors whose name has one of the prefixes, under their new names."""
+    """Select the tensors whose names have one of the prefixes, under their new names."""
     return {new: tensor for name, tensor in state.items() if (new := renamed(name, prefixes)) is not None}

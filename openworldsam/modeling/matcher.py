@@ -37,8 +37,8 @@ def matching_costs(
 ) -> list[Tensor]:
     """Cost of every query against every ground-truth mask of its prompt.
 
-    Prompts are computed together, as many as `CHUNK_BYTES` allows: all their queries against all their masks, since
-    the products with masks of other prompts are few beside the rest.
+    Prompts are computed together, as many as `CHUNK_BYTES` allows, all their queries against all their masks: the
+    products with the masks of other prompts cost little beside the rest.
 
     Args:
         logits: [P, K, h, w].
@@ -72,7 +72,7 @@ def _nearest(masks: Tensor, size: torch.Size) -> Tensor:
 
 
 def match(costs: Sequence[Tensor]) -> Matches:
-    """The cheapest assignment of each prompt; one copy to the host for the whole batch.
+    """Find the cheapest assignment of each prompt, with one copy to the host for the whole batch.
 
     Args:
         costs: P times [K, N_p]; N_p may be 0 or exceed K (then K of its masks are matched).

@@ -133,7 +133,7 @@ class OpenWorldSAM(nn.Module):
     def forward(
         self, batched_inputs: list[dict[str, Any]], tasks: Sequence[str] | None = None, *, prompt_chunk: int = 0
     ) -> Any:
-        """Losses in training mode, results in eval mode.
+        """Return losses in training mode, results in eval mode.
 
         Args:
             batched_inputs: one dict per image:
@@ -305,7 +305,7 @@ class OpenWorldSAM(nn.Module):
 
 
 def _check_inputs(batched_inputs: list[dict[str, Any]], need_targets: bool) -> None:
-    """Raise ValueError for what would silently give wrong results."""
+    """Raise ValueError for inputs that would silently give wrong results."""
     if not batched_inputs:
         raise ValueError("an empty batch")
     for i, x in enumerate(batched_inputs):

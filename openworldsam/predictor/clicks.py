@@ -152,7 +152,7 @@ def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
 
 
 def _numbers(values: Any, name: str, meaning: str) -> np.ndarray:
-    """float32, or ValueError."""
+    """Convert to float32; ValueError if that is impossible."""
     try:
         return np.array(values, dtype=np.float32)
     except (TypeError, ValueError):

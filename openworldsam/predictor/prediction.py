@@ -28,7 +28,7 @@ class Prediction:
     masks: bool [N, H, W]; disjoint for semantic and panoptic.
     scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
-    prompt_index: int64 [N], which of the prompts each mask answers.
+    prompt_index: int64 [N], index of the prompt of each mask.
     is_thing: bool [N]; False where the prompt names stuff.
     label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
     threshold: smallest score of a mask; 0 without one.
@@ -80,7 +80,7 @@ class Prediction:
         )
 
     def mask_prompt(self, n: int) -> np.ndarray:
-        """Mask n for `click`, as exactly as it is known: its logits, else its pixels."""
+        """Return mask n as an argument of `click`: its logits if they were kept, otherwise its pixels."""
         return self.masks[n] if self.logits is None else self.logits[n]
 
     @property

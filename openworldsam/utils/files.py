@@ -95,7 +95,7 @@ def named(name: object) -> Iterator[None]:
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:
-    """The given paths that do not exist. Lists each folder once, which is faster than a request for every file."""
+    """List the paths that do not exist; reads each folder once, which is faster than a request for every file."""
     listings: dict[str, set[str]] = {}
     missing = []
     for path in map(str, paths):

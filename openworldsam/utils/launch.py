@@ -1,4 +1,4 @@
-"""Entry of a command: on one process or many, under torchrun or without it; a user's errors in one line."""
+"""Entry of a command: one process or many, with or without torchrun; user errors in one line."""
 
 from __future__ import annotations
 

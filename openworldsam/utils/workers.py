@@ -1,4 +1,4 @@
-"""Worker processes: what a DataLoader's set up first, and a pool that works through a list of images."""
+"""Worker processes: setup of a DataLoader's, and a pool that works through a list of images."""
 
 from __future__ import annotations
 

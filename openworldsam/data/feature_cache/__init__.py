@@ -1,4 +1,4 @@
-"""Output of the frozen encoders on the disk: without augmentation it is constant per image and prompt.
+"""Cache of the frozen encoders' output, which is constant per image and prompt if images are not augmented.
 
 A cache is a folder:
 

@@ -58,7 +58,7 @@ def plan(wanted: Sequence[Work], cache: FeatureCache, shard_images: int) -> list
 def batches(
     shards: Sequence[Sequence[Work]], batch_size: int, num_workers: int
 ) -> Iterator[list[tuple[Work, Tensor | str]]]:
-    """Load all images in order, in batches that never span two shards; in place of pixels that cannot be read, why."""
+    """Load all images in order, in batches within a shard; the reason takes the place of pixels that cannot be read."""
     parts: Any = [shard[i : i + batch_size] for shard in shards for i in range(0, len(shard), batch_size)]
     loader = DataLoader(parts, None, num_workers=num_workers, collate_fn=_read, worker_init_fn=end_with_parent)
     return iter(loader)

@@ -20,7 +20,7 @@ Level = Literal["shape", "pair", "both", "referring"]
 
 @dataclass(frozen=True)
 class SceneReference:
-    """The arguments of `render`, and the names of the scene's things."""
+    """Arguments of `render`, and the kind of names that things get."""
 
     world: World
     seed: int

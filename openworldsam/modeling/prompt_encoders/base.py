@@ -21,23 +21,23 @@ PROMPT_ENCODER_REGISTRY.__doc__ = "Prompt encoders by name; each is built from t
 
 
 class PromptEncoder(nn.Module, ABC):
-    """Embeds texts, each while looking at its image. To add one: subclass, register, name it in the config.
+    """Embeds texts, each together with its image. To add one: subclass, register, name it in the config.
 
     All else is built from the declaration below: reading and writing weights, the feature cache, training records,
     saved models and the comparison with the paper.
     """
 
     component: ClassVar[Component | None] = None
-    """Its weight files; None: it reads none, and cannot be trained."""
+    """Declaration of its weight files; None for an encoder without any, which cannot be trained."""
     settings: ClassVar[tuple[str, ...]] = (
         "INPUT.ANTIALIAS",
         "MODEL.PROMPT_ENCODER.IMAGE_SIZE",
         "MODEL.PROMPT_ENCODER.MAX_TOKENS",
         "MODEL.PROMPT_ENCODER.USE_IMAGE",
     )
-    """Config keys that change its embeddings and that its weights do not show."""
+    """Config keys that change the embeddings but not the weights."""
     tokenizer_name: ClassVar[str] = ""
-    """What a saved model calls the file or folder of MODEL.PROMPT_ENCODER.TOKENIZER; empty: it reads none."""
+    """Name of the tokenizer file or folder in a saved model; empty for an encoder without one."""
     paper_row: ClassVar[str] = ""
     """Its row in Table 4 of the paper."""
     paper_sizes: ClassVar[Mapping[str, int]] = {}
@@ -47,7 +47,7 @@ class PromptEncoder(nn.Module, ABC):
 
     @classmethod
     def tokenizer_files(cls, path: Path) -> list[Path]:
-        """The files of a tokenizer: `path` itself, or those in the folder `path` that are no weights."""
+        """List the files of a tokenizer: `path` itself, or the files in the folder `path` that are not weights."""
         if not path.is_dir():
             return [path]
         suffixes = (".json", ".model", ".spm", ".txt")
@@ -79,7 +79,7 @@ class PromptEncoder(nn.Module, ABC):
 
 
 def prompt_encoder_class(cfg: CfgNode) -> type[PromptEncoder]:
-    """The class that MODEL.PROMPT_ENCODER.NAME names.
+    """Return the class that MODEL.PROMPT_ENCODER.NAME names.
 
     Raises:
         KeyError: no encoder of that name is registered.
@@ -108,7 +108,7 @@ def build_prompt_encoder(cfg: CfgNode) -> PromptEncoder:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise ValueError unless this is a list of texts with something in each."""
+    """Raise ValueError unless this is a list of texts that are not blank."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts are a list of texts, got the text {prompts!r:.80}")
     for index, prompt in enumerate(prompts):
