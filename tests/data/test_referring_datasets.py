@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from pycocotools import mask as rle
 
-from openworldsam.data.check import read_problem
+from openworldsam.data.check import read_record
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES
 from openworldsam.data.datasets.referring import REFERRING, Counts
 from openworldsam.data.prepare.referring import convert, count, read_refs
@@ -187,7 +187,7 @@ def test_grefcoco_unites_targets_and_knows_expressions_without_any(grefs, prepar
     assert prepare("grefcoco", "--no-check") == 0
     assert "grefcoco_val.json: 1 images, 3 expressions, 4 sentences" in capsys.readouterr().out
     (record,) = DatasetCatalog.get("grefcoco_val")
-    assert read_problem(record) is None
+    assert read_record(record)[0] is None
     both, nothing, right = record.read_referring()
     first, second = (union_mask([polygon], 6, 8) for polygon in (SQUARE, [5, 3, 8, 3, 8, 6, 5, 6]))
     assert np.array_equal(both.mask, first | second) and both.sentences == ("both dogs",)
