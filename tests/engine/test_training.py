@@ -261,7 +261,7 @@ def test_too_large_a_share_of_unreadable_images_stops_the_training(make_cfg, dat
 def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
     for path in data.glob("*_panoptic.png"):
         path.unlink()
-    with pytest.raises(ValueError, match="images in a row were unreadable"):
+    with pytest.raises(ValueError, match="none of the 6 images can be learnt from: 6 are unreadable"):
         run(make_cfg())
 
 
