@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import panopticapi.evaluation as panopticapi
 import pytest
 import skimage
 import torch
@@ -14,6 +15,9 @@ from openworldsam.config import load_config
 from openworldsam.inference import Found
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.parity.rule_weights import save_rule_checkpoint, save_tokenizer
+
+# its pool of processes is never closed, and may wait for ever when it is collected
+panopticapi.pq_compute_multi_core = lambda *arguments: panopticapi.pq_compute_single_core(0, *arguments)
 
 ROOT = Path(__file__).parents[1]
 SKIMAGE_DATA = Path(skimage.__file__).parent / "data"

@@ -56,7 +56,7 @@ def perfect(cfg, dataset, monkeypatch):
         labels = torch.arange(len(prompts)).repeat_interleave(asked.adapter.num_queries)
         return None, Queries(logits.flatten(0, 1), scores.flatten(), labels)
 
-    def refine(features, image_index, logits):
+    def refine(features, logits):
         return -max_pool2d(-logits[:, None], 3, 1, 1)[:, 0], torch.full((len(logits),), 0.6)
 
     for module in ("observations", "figures"):

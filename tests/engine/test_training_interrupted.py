@@ -152,5 +152,5 @@ def test_an_error_while_reading_is_one_line(processes, data, tiny_weights, tmp_p
     (ended,) = processes(command, data, tiny_weights, tmp_path / "out", ["DATALOADER.NUM_WORKERS", number])
     assert ended.status == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: 20 images in a row were unreadable") and str(data) in line
+    assert line.startswith("error: none of the 6 images can be learnt from: 6 are unreadable") and str(data) in line
     assert "Traceback" not in ended.stdout
