@@ -93,8 +93,10 @@ class TrainingDataset(Dataset[dict[str, Any]]):
                 return {**attached, "skipped": skipped}
         if len(skipped) == self.max_bad:
             raise ValueError(f"{self.max_bad} images in a row were unreadable, the last {skipped[-1]}") from reason
-        found = f"{len(skipped)} are unreadable, the others have no object"
-        raise ValueError(f"none of the {len(self.records)} images can be learnt from: {found}") from reason
+        unreadable = f"{len(skipped)} are unreadable" + (f" (the last {skipped[-1]})" if skipped else "")
+        raise ValueError(
+            f"none of the {len(self.records)} images can be learnt from: {unreadable}, the others have no object"
+        ) from reason
 
     def _candidates(self, first: int, generator: np.random.Generator) -> Iterator[int]:
         """Yield an index, and, if it is of no use, all others in an order that is drawn then."""

@@ -1,6 +1,21 @@
 """Drawings of predictions: masks, outlines, labels and a legend."""
 
-from openworldsam.visualization.drawing import RGBImage, at_drawn_size, contact_sheet, draw_masks, draw_prediction
+from openworldsam.visualization.drawing import (
+    RGBImage,
+    at_drawn_size,
+    contact_sheet,
+    draw_masks,
+    draw_prediction,
+    pole_of_inaccessibility,
+)
 from openworldsam.visualization.legend import LabelledMasks
 
-__all__ = ["LabelledMasks", "RGBImage", "at_drawn_size", "contact_sheet", "draw_masks", "draw_prediction"]
+__all__ = [
+    "LabelledMasks",
+    "RGBImage",
+    "at_drawn_size",
+    "contact_sheet",
+    "draw_masks",
+    "draw_prediction",
+    "pole_of_inaccessibility",
+]
