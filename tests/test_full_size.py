@@ -64,7 +64,7 @@ def decode_last(features, tokens):
     queries_of_chunks.append(len(tokens.image_index))
     if sum(queries_of_chunks) == 847 * 20:
         return decode(features, tokens)
-    return torch.randn(queries_of_chunks[-1], 256, 256), torch.rand(rows_of_chunks[-1])
+    return torch.randn(queries_of_chunks[-1], 256, 256), torch.rand(queries_of_chunks[-1])
 
 model.mask_decoder.forward = decode_last
 picture = torch.randint(0, 256, (3, 1024, 2048), dtype=torch.uint8)
