@@ -7,7 +7,6 @@ import math
 import os
 import statistics
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,16 +33,16 @@ class PaperRow(NamedTuple):
     scores: dict[str, float]
 
 
-def _row(source: str, trained: str, table: int, row: str) -> PaperRow:
+def _paper_row(source: str, trained: str, table: int, row: str) -> PaperRow:
     ade150 = dict(zip(COMPARED, PAPER_TABLES[table].rows[row], strict=False))  # the columns begin with PQ, AP, mIoU
     return PaperRow(source, trained, {metric: value for metric, value in ade150.items() if value is not None})
 
 
 PAPER = {
-    "E1": _row("Table 5, E1", "1.2 (M)", 5, "E1"),
-    "E3": _row("Table 5, E3", "1.7 (M)", 5, "E3"),
-    "E5": _row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
-    "text_only": _row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
+    "E1": _paper_row("Table 5, E1", "1.2 (M)", 5, "E1"),
+    "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
+    "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
+    "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
 }
 COMPARISONS = {
     "Tie-breakers": ("E3", "E1"),
@@ -69,8 +68,7 @@ class Spread(NamedTuple):
         return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
 
 
-@dataclass(frozen=True)
-class FinishedRun:
+class FinishedRun(NamedTuple):
     """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
 
     seed: int

@@ -28,10 +28,10 @@ def write_coco(results: FolderResults, info: Mapping[str, Any]) -> list[Path]:
     ]
     head = {"info": dict(info), "categories": categories}
     files = [results.folder / "instances.json"]
-    save_text(files[0], _json(head, {"images": _images(results), "annotations": _instances(results)}))
+    save_text(files[0], _json(head, results, _instances(results)))
     if results.task == "panoptic":
         files.append(results.folder / "panoptic.json")
-        save_text(files[1], _json(head, {"images": _images(results), "annotations": _segments(results)}))
+        save_text(files[1], _json(head, results, _segments(results)))
     if results.task in ("panoptic", "semantic"):
         files.append(results.folder / "classes.txt")
         save_text(files[-1], "".join(f"{text}\n" for text in texts))
@@ -46,18 +46,15 @@ def json_list(elements: Iterable[object]) -> Iterator[str]:
     yield "]"
 
 
-def _json(head: Mapping[str, object], lists: Mapping[str, Iterable[object]]) -> Iterator[str]:
-    """Yield the pieces of a JSON object that has `head` and `lists`."""
-    yield json.dumps(head)[:-1]
-    for key, elements in lists.items():
-        yield f', "{key}": '
-        yield from json_list(elements)
+def _json(head: Mapping[str, object], results: FolderResults, annotations: Iterable[object]) -> Iterator[str]:
+    """Yield the pieces of a JSON object that has `head`, the images of the results, and annotations of them."""
+    keys = ("file_name", "width", "height")
+    images = ({"id": image_id, **{key: record[key] for key in keys}} for image_id, record in results.records())
+    yield json.dumps(head)[:-1] + ', "images": '
+    yield from json_list(images)
+    yield ', "annotations": '
+    yield from json_list(annotations)
     yield "}\n"
-
-
-def _images(results: FolderResults) -> Iterator[dict[str, Any]]:
-    for image_id, record in results.records():
-        yield {"id": image_id, **{key: record[key] for key in ("file_name", "width", "height")}}
 
 
 def _instances(results: FolderResults) -> Iterator[dict[str, Any]]:

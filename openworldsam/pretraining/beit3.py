@@ -59,14 +59,7 @@ def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
 
 
 class DescribedScenes(Dataset[Described]):
-    """Scenes with texts, each of which refers to a region.
-
-    Args:
-        world: world of the scenes, with things of all kinds.
-        seed: seed of the scenes and of the texts.
-        num_texts: texts per scene.
-        grid: G, patches along a side of BEiT-3's input.
-    """
+    """Scenes, with things of all kinds and texts that each refer to a region; `grid` is G."""
 
     def __init__(self, world: World, seed: int, num_texts: int, grid: int) -> None:
         self.world, self.seed, self.num_texts, self.grid = world, seed, num_texts, grid

@@ -48,11 +48,6 @@ class MovingThings(Dataset[Tracked]):
     """Clips of one to three things that move in straight lines, often behind each other or out of the scene.
 
     In a third of the clips the tracked thing is absent for some frames, as if it were hidden.
-
-    Args:
-        world: world that the background, shapes and colours come from.
-        seed: seed of the clips.
-        num_frames: T.
     """
 
     def __init__(self, world: World, seed: int, num_frames: int) -> None:

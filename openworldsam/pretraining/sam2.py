@@ -52,13 +52,9 @@ class Prompted(NamedTuple):
 
 
 class PromptedScenes(Dataset[Prompted]):
-    """Scenes with points and boxes on random segments.
+    """Scenes with points and boxes on random segments, some of which may be prompted twice.
 
-    Args:
-        world: world of the scenes.
-        seed: seed of the scenes and of the prompts.
-        num_prompts: prompts per scene; a segment may be prompted twice.
-        exact: use innermost points and exact boxes; otherwise mostly random points, and boxes with noise.
+    Points are innermost and boxes exact, if so asked; otherwise points are mostly random, and boxes have noise.
     """
 
     def __init__(self, world: World, seed: int, num_prompts: int = 6, exact: bool = False) -> None:

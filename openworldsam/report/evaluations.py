@@ -41,8 +41,7 @@ class Evaluation(NamedTuple):
     @property
     def benchmarks(self) -> Results:
         """The results by benchmark; see `Benchmark.content`."""
-        benchmarks: Results = self.content["benchmarks"]
-        return benchmarks
+        return self.content["benchmarks"]
 
     @property
     def paper(self) -> Comparison:
@@ -126,10 +125,9 @@ class Confusion(NamedTuple):
 
 
 def confusion(saved: SavedPredictions, worst: int = 12, others: int = 12) -> Confusion | None:
-    """Count what the classes with the lowest IoU are mistaken for.
+    """Count what the classes with the lowest IoU are mistaken for, in predictions on a benchmark.
 
     Args:
-        saved: predictions on a benchmark.
         worst: number of true classes to show.
         others: most further columns; those that take most pixels of the shown classes.
 

@@ -7,13 +7,14 @@ is one image.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.preprocessing import read_image, to_tensor
@@ -181,11 +182,5 @@ class Pipeline:
         """Bytes of a stage's weights (without embedding tables), inputs and outputs."""
         modules = list(getattr(self.model, stage.module).modules()) if stage.module else []
         weights = [p for m in modules if not isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)]
-        return tensor_bytes([weights, *(getattr(s, name) for name in (*stage.reads, *stage.writes))])
-
-
-def tensor_bytes(item: Any) -> int:
-    """Bytes of the tensors in nested sequences."""
-    if isinstance(item, Tensor):
-        return item.numel() * item.element_size()
-    return sum(map(tensor_bytes, item)) if isinstance(item, Iterable) else 0
+        leaves = tree_leaves([weights, *(getattr(s, name) for name in (*stage.reads, *stage.writes))])
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))

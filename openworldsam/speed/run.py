@@ -57,12 +57,9 @@ class Measurement:
 
 
 class Run:
-    """Measures configurations side by side.
+    """Measures one or two pipelines of different names, on one device, side by side.
 
-    Args:
-        pipelines: one or two, of different names, on one device.
-        peaks: rates of the machine, from `machine.peaks`.
-        warmup, repeats: as for `measure`.
+    `peaks` are rates of the machine, from `machine.peaks`; `warmup` and `repeats` are those of `measure`.
     """
 
     def __init__(self, pipelines: Sequence[Pipeline], peaks: Mapping[str, float], *, warmup: int, repeats: int) -> None:

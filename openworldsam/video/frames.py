@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,8 +20,7 @@ FOLDER_FPS = 25.0
 """Frame rate assumed for a folder of images."""
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """A clip whose frames are read on demand.
 
     frames: uint8 [H, W, 3], RGB, upright.

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from openworldsam.checkpoint.layouts import WeightFile, read_weights
 from openworldsam.checkpoint.loading import misfits
+from openworldsam.checkpoint.writing import public_state
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.modeling.components import SAM2_VIDEO, StateDict
+from openworldsam.modeling.components import SAM2, SAM2_VIDEO, StateDict
 from openworldsam.modeling.image_encoder import STRIDE
 from openworldsam.modeling.mask_decoder import STABILITY_DELTA, STABILITY_THRESHOLD
 
@@ -187,13 +188,8 @@ class SAM2Memory(SAM2Base):
 
 def _decoder_state(model: OpenWorldSAM) -> StateDict:
     """Tensors of the image model that SAM2's video model uses besides the encoders; not copies."""
-    encoder, decoder = model.image_encoder, model.mask_decoder.decoder
-    state: StateDict = {"no_mem_embed": encoder.no_mem_embed}
-    state.update({f"sam_mask_decoder.{name}": tensor for name, tensor in decoder.state_dict().items()})
-    for name in ("conv_s0", "conv_s1"):  # they process image features, but SAM2's decoder owns them
-        convolution = encoder.get_submodule(name).state_dict()
-        state.update({f"sam_mask_decoder.{name}.{key}": tensor for key, tensor in convolution.items()})
-    return state
+    shared = public_state(model, SAM2).items()
+    return {name: tensor for name, tensor in shared if name.startswith(("no_mem_embed", "sam_mask_decoder."))}
 
 
 def read_video_weights(cfg: CfgNode) -> WeightFile:

@@ -111,14 +111,7 @@ def at_drawn_size(image: RGBImage) -> RGBImage:
 
 
 def contact_sheet(panels: list[tuple[str, RGBImage]], columns: int) -> RGBImage:
-    """Arrange titled images in a grid, row by row, without resizing them.
-
-    Args:
-        panels: at least one title and uint8 [H, W, 3] image; sizes may differ.
-        columns: number of columns, at least 1.
-
-    Returns:
-        uint8 [h, w, 3], RGB.
+    """Arrange titled images, uint8 [H, W, 3] of any sizes, row by row in a grid: uint8 [h, w, 3].
 
     Raises:
         ValueError: without panels or columns, or if a panel is not a uint8 [H, W, 3] image.

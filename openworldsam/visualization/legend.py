@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
+from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -162,13 +163,5 @@ def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 @lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans from matplotlib, as it covers more scripts than Pillow's font; without matplotlib, Pillow's."""
-    try:
-        from matplotlib import get_data_path
-
-        return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
-    except (ImportError, OSError):
-        font = ImageFont.load_default(size)
-        if not isinstance(font, ImageFont.FreeTypeFont):
-            raise RuntimeError("Pillow was built without FreeType and cannot draw text of any size") from None
-        return font
+    """Load DejaVu Sans from matplotlib, as it covers more scripts than Pillow's font."""
+    return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
