@@ -39,12 +39,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder: Path) -> gradio.Blocks:
-    """Start serving the page in the background; its `close` stops the server.
+    """Start serving the page in the background, on a free port if it is None; its `close` stops the server.
 
-    Args:
-        predictor: the model.
-        host, port: address to listen on; port None takes a free one.
-        folder: private folder for uploads until they are read.
+    The folder is private and holds uploads until they are read.
 
     Raises:
         ImportError: Gradio is not installed.

@@ -75,12 +75,8 @@ def validate(model: Trainee, data: Dataset[Any], count: int, batch_size: int = 1
 def pretrain(model: Trainee, data: Dataset[Any], schedule: Schedule, state_file: Path, workers: int) -> None:
     """Train all parameters that require a gradient; resume from `state_file` if it exists.
 
-    Args:
-        model: module to train, on its device.
-        data: unlimited dataset; example n is the n-th of the training.
-        schedule: length and optimizer settings.
-        state_file: weights, optimizer and step, written every `PERIOD` steps.
-        workers: number of DataLoader workers.
+    Example n of the dataset, which has no end, is the n-th of the training. The state file holds weights, optimizer and
+    step, and is written every `PERIOD` steps.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices, others = ([p for p in trained if (p.ndim > 1) == wanted] for wanted in (True, False))

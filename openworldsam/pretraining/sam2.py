@@ -244,12 +244,9 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def affinity_loss(features: Tensor, segment_map: Tensor, pairs: int = 2048) -> Tensor:
-    """Return the loss of predicting, from the similarity of their features, whether two near pixels share a segment.
+    """Return the loss of predicting from the similarity of features [B, c, M, M] whether near pixels share a segment.
 
-    Args:
-        features: [B, c, M, M].
-        segment_map: [B, H, W]; 0 is void and left out.
-        pairs: pairs of pixels per image.
+    Of an image's pairs of pixels, those with void, 0 in the segment map [B, H, W], are left out.
     """
     batch, side = len(features), features.shape[-1]
     stride = segment_map.shape[-1] // side

@@ -25,10 +25,7 @@ UNSAVED = "<p class='note'>No pictures: none of the runs was evaluated with <cod
 def build_report(runs: Sequence[Evaluation], benchmarks: Sequence[str] | None = None, images: int = 4) -> str:
     """Build the page, a self-contained HTML document with a column per run.
 
-    Args:
-        runs: evaluations to compare.
-        benchmarks: benchmarks to show; by default all that any run was evaluated on.
-        images: images to show per benchmark and task.
+    It shows the benchmarks, by default all that any run was evaluated on, with `images` images of each and task.
 
     Raises:
         FileNotFoundError: an image is no longer at its original path.

@@ -16,7 +16,7 @@ from openworldsam.evaluation.paper_tables import Number
 from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, incomparable, number
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
 from openworldsam.report.pictures import PictureRow
-from openworldsam.visualization import RGBImage
+from openworldsam.visualization.drawing import RGBImage
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; color: #1e1e1e }

@@ -15,7 +15,8 @@ from openworldsam.data.records.coco_json import ImageId
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.evaluations import Evaluation
-from openworldsam.visualization import LabelledMasks, RGBImage, draw_masks
+from openworldsam.visualization import LabelledMasks, draw_masks
+from openworldsam.visualization.drawing import RGBImage
 from openworldsam.visualization.legend import prompt_colors
 
 PICTURE_SIDE = 480

@@ -1,7 +1,6 @@
 """Drawings of predictions: masks, outlines, labels and a legend."""
 
 from openworldsam.visualization.drawing import (
-    RGBImage,
     at_drawn_size,
     contact_sheet,
     draw_masks,
@@ -12,7 +11,6 @@ from openworldsam.visualization.legend import LabelledMasks
 
 __all__ = [
     "LabelledMasks",
-    "RGBImage",
     "at_drawn_size",
     "contact_sheet",
     "draw_masks",

@@ -140,18 +140,14 @@ def contact_sheet(panels: list[tuple[str, RGBImage]], columns: int) -> RGBImage:
 
 
 def place_labels(anchors: Sequence[Size], sizes: Sequence[Size], bounds: Size) -> list[Rect | None]:
-    """Place labels near their anchors, earlier ones first, without overlaps and inside the image.
+    """Place labels near their anchors, earlier ones first, without overlaps and inside the image; None: no free place.
 
     A label is centred on its anchor if that place is free; otherwise it moves to the nearest free place within
     `_REACH`, preferably one that hides no other anchor.
 
     Args:
         anchors: x, y of the points to label, in pixels inside the image.
-        sizes: width, height of the labels in pixels.
-        bounds: width, height of the image in pixels.
-
-    Returns:
-        one rectangle per label; None where no place is free.
+        sizes, bounds: width, height of the labels and of the image in pixels.
     """
     points = np.array(anchors, dtype=np.int64).reshape(-1, 2)
     steps = np.arange(-2 * _REACH, 2 * _REACH + 1) / 2
