@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder: Path) -> gradio.Blocks:
-    """Start serving the page in the background, on a free port if it is None; its `close` stops the server.
+    """Start serving the page in the background, on a free port if `port` is None; its `close` stops the server.
 
     The folder is private and holds uploads until they are read.
 

@@ -50,16 +50,14 @@ class Click(NamedTuple):
 
 
 class Session:
-    """The image of one browser tab and all questions about it; only the model is shared with other sessions.
+    """The image of one browser tab, uint8 [H, W, 3], and all questions about it.
+
+    Only the predictor's model, which the lock guards, is shared with other sessions.
 
     Attributes:
         found: answer to the last question, without clicks.
         shown: the N masks found, corrected by clicks, then the M that clicks added; without those that have no pixel.
         selected: index of the selected mask in `shown`, or None.
-
-    Args:
-        predictor, lock: whose model it uses, and what guards it.
-        image, name: uint8 [H, W, 3], and its file name.
     """
 
     def __init__(self, predictor: OpenWorldSAMPredictor, lock: Lock, image: np.ndarray, name: str) -> None:

@@ -57,11 +57,8 @@ OPTIONS: dict[str, Any] = {
 class SAM2Memory(SAM2Base):
     """Carries the mask of an object from frame to frame, as the public SAM 2.0 and 2.1 video models do.
 
-    The video modules are random; `from_file` fills them.
-
-    Args:
-        model: lends its encoder and decoder; already on its final device.
-        is_2_1: SAM 2.1 rather than SAM 2.0.
+    The video modules, of SAM 2.1 or 2.0, are random; `from_file` fills them. The model, on its final
+    device already, lends its encoder and decoder.
     """
 
     def __init__(self, model: OpenWorldSAM, *, is_2_1: bool = True) -> None:

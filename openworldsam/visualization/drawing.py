@@ -46,7 +46,7 @@ class _CanvasMasks(NamedTuple):
 def draw_prediction(
     image: RGBImage, prediction: Drawable, *, alpha: float = 0.45, max_side: int = _MAX_SIDE
 ) -> RGBImage:
-    """Draw masks, labels and a legend over an image.
+    """Draw masks, labels and a legend over an image: uint8 [h, w, 3], RGB.
 
     The image fills the top left corner; the legend is right of it, or below if the image is wide. Where masks overlap
     the higher score is on top. Images with a longer side above `max_side` are reduced, very small ones enlarged;
@@ -57,9 +57,6 @@ def draw_prediction(
         prediction: masks [N, H, W], scores and prompt indices [N] for any number of prompts.
         alpha: opacity of the fill, 0 to 1.
         max_side: longest side of the image in pixels, without the legend; at least 64.
-
-    Returns:
-        uint8 [h, w, 3], RGB.
 
     Raises:
         ValueError: if a shape, type or range is not as described.
