@@ -94,7 +94,7 @@ class WeightFile:
     metadata: dict[str, str]
 
     def source(self, component: str) -> Source:
-        """The origin of one of the components."""
+        """Return the origin of one component."""
         trained_on = self.metadata.get("trained_on", "") if component == ADAPTER.name else ""
         found = fingerprint(self.components[component])
         return Source(self.path.name, self.layout, found, self.metadata.get("note", ""), trained_on)

@@ -21,8 +21,8 @@ class ImageSession:
     """Answers prompts about one image without computing anything twice.
 
     It keeps the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
-    not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Kept queries are those that one
-    question with all prompts would give, but for rounding. The image is uint8 [3, H, W] on the model's device.
+    not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Cached queries equal those of one
+    question with all prompts, up to rounding. The image is uint8 [3, H, W] on the model's device.
     """
 
     def __init__(self, model: OpenWorldSAM, image: Tensor) -> None:

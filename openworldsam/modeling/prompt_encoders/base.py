@@ -39,7 +39,7 @@ class PromptEncoder(nn.Module, ABC):
     tokenizer_name: ClassVar[str] = ""
     """Name of the tokenizer file or folder in a saved model; empty for an encoder without one."""
     paper_row: ClassVar[str] = ""
-    """Its row in Table 4 of the paper."""
+    """Row of Table 4 of the paper that it reproduces."""
     paper_sizes: ClassVar[Mapping[str, int]] = {}
     """Keys of MODEL.PROMPT_ENCODER with their values in that row."""
     embed_dim: int
