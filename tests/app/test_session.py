@@ -177,16 +177,16 @@ def test_masks_take_pixels_from_each_other(predicted):
 
     found = four_pixels("panoptic", [[1, 1, 0, 0], [0, 0, 1, 0]])
     second, first = (four_pixels("interactive", [pixels]) for pixels in ([0, 1, 1, 0], [1, 1, 1, 0]))
-    shown, rows = with_clicks(found, {1: second})
-    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
-    shown, rows = with_clicks(found, {0: first, 1: second})
-    assert rows == [0] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0]]
-    shown, rows = with_clicks(found, {1: second, 0: first})
-    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
-    shown, rows = with_clicks(found, {2: first})
-    assert rows == [2] and shown.prompts == ("cat", "object") and shown.prompt_index.tolist() == [1]
-    shown, rows = with_clicks(replace(found, task="instance"), {0: first})
-    assert rows == [0, 1] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
+    shown, slots = with_clicks(found, {1: second})
+    assert slots == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
+    shown, slots = with_clicks(found, {0: first, 1: second})
+    assert slots == [0] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0]]
+    shown, slots = with_clicks(found, {1: second, 0: first})
+    assert slots == [0, 1] and shown.masks[:, 0].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
+    shown, slots = with_clicks(found, {2: first})
+    assert slots == [2] and shown.prompts == ("cat", "object") and shown.prompt_index.tolist() == [1]
+    shown, slots = with_clicks(replace(found, task="instance"), {0: first})
+    assert slots == [0, 1] and shown.masks[:, 0].tolist() == [[1, 1, 1, 0], [0, 0, 1, 0]]
 
 
 def test_marks_overrule_what_is_stuff(begin):

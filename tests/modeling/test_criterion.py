@@ -154,7 +154,7 @@ def test_weights_choose_the_assignment_too():
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 2.0])
-def test_only_matched_rows_get_a_gradient(dice_weight):
+def test_only_matched_queries_get_a_gradient(dice_weight):
     criterion = Criterion(dice_weight=dice_weight)
     logits = random_logits(3, 4, 5, 5).requires_grad_()
     targets = [random_masks(2, 10, 7), random_masks(0, 10, 7), random_masks(6, 5, 5, seed=3)]

@@ -57,7 +57,7 @@ def counts(monkeypatch):
     return count
 
 
-def rows_of(predictor, prompts, **options):
+def queries_of(predictor, prompts, **options):
     inference = replace(predictor.model.inference, **options)
     return predictor.session.queries(prompts, inference)
 
@@ -74,9 +74,9 @@ def test_asked_bit_by_bit_equals_asked_at_once(make, interaction, two_stage, kee
     bit_by_bit = make(*opts)
     options = {"two_stage": two_stage, "two_stage_keep": keep}
     for prompts in (["cat"], ["grass", "cat"], ["grass"], PROMPTS, ["cat", "cat", "a dog"]):
-        ours = rows_of(bit_by_bit, prompts, **options)
+        ours = queries_of(bit_by_bit, prompts, **options)
         fresh = make(*opts)
-        assert_same(ours, rows_of(fresh, prompts, **options))
+        assert_same(ours, queries_of(fresh, prompts, **options))
 
 
 def test_only_new_prompts_are_encoded_and_decoded(make, counts, interaction):
