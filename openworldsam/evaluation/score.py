@@ -39,6 +39,7 @@ from openworldsam.data.records.coco_json import (
     by_id,
     expect,
     is_crowd,
+    listed_categories,
     read_categories,
     segment_area,
     whole,
@@ -246,7 +247,7 @@ def _read_instances(
     """Read the category names, the images, and the annotations by image of a COCO json."""
     with expect(path, "COCO json of instances"):
         content = read_json(path)
-        names = {category["id"]: category["name"] for category in content["categories"]}
+        names = {category["id"]: category["name"] for category in listed_categories(content)}
         with named(path):
             images = by_id(content["images"])
         annotations = _by_image(path, content["annotations"], images, needed)

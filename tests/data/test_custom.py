@@ -89,6 +89,47 @@ def test_a_json_may_be_renamed(reef):
     assert metadata.vocabulary == ["sand", "clown fish"] and metadata.is_thing == [True, True]
 
 
+def roboflow(name="fish"):
+    """The categories of a project: its root, and two classes, of which the first may have the root's name."""
+    root = {"id": 0, "name": "fish", "supercategory": "none"}
+    return [root, *({"id": i, "name": n, "supercategory": "fish"} for i, n in ((8, name), (3, "sand")))]
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_root_of_roboflow_is_no_class_if_it_has_the_name_of_one(reef):
+    rewrite(reef / "instances.json", categories=roboflow())
+    custom.register(describe(reef, INSTANCES))
+    assert MetadataCatalog.get("reef").vocabulary == ["fish", "sand"]
+    assert MetadataCatalog.get("reef").category_ids == [8, 3]
+    rewrite(reef / "instances.json", categories=roboflow("cod"))  # a name of its own may be that of a class
+    custom.register(describe(reef, INSTANCES))
+    assert MetadataCatalog.get("reef").vocabulary == ["fish", "cod", "sand"]
+
+
+def test_a_root_that_is_used_is_a_class_and_needs_another_name(reef):
+    rewrite(reef / "instances.json", categories=roboflow())
+    used = json.loads((reef / "instances.json").read_text())["annotations"]
+    rewrite(reef / "instances.json", annotations=[*used, {**used[0], "category_id": 0}])
+    with pytest.raises(ValueError, match="several categories have the same name: fish"):
+        custom.register(describe(reef, INSTANCES))
+    custom.register(describe(reef, INSTANCES, classes={0: "any fish"}))
+    assert MetadataCatalog.get("reef").vocabulary == ["any fish", "fish", "sand"]
+
+
+def test_names_are_compared_after_they_are_changed(reef):
+    twins = [{"id": 3, "name": "fish", "isthing": 0}, {"id": 8, "name": "fish", "isthing": 1}]
+    rewrite(reef / "panoptic.json", categories=twins)
+    custom.register(describe(reef, PANOPTIC, classes={3: "sand"}))
+    assert MetadataCatalog.get("reef").vocabulary == ["sand", "fish"]
+    twins[0]["name"] = "sand"
+    rewrite(reef / "panoptic.json", categories=twins)
+    with pytest.raises(ValueError, match="several categories have the same name: fish"):
+        custom.register(describe(reef, PANOPTIC, classes={3: "fish"}))
+
+
 def test_a_description_may_be_json_and_registered_again(reef, tiny_cfg):
     path = reef / "reef.json"
     path.write_text(json.dumps(REEF))

@@ -149,6 +149,14 @@ def instances(tmp_path):
     return ["--gt", "gt.json", "--pred", "pred.json"]
 
 
+def test_the_root_of_roboflow_is_no_class(score, instances, tmp_path):
+    expected = score("instance", *instances)[1]
+    root = {"id": 0, "name": "cat", "supercategory": "none"}
+    edit(tmp_path / "gt.json", lambda c: c["categories"][0].update(supercategory="cat"))
+    edit(tmp_path / "gt.json", lambda c: c["categories"].insert(0, root))
+    assert score("instance", *instances)[1] == expected
+
+
 def test_instance(score, instances):
     status, masks, out, err = score("instance", *instances)
     assert (status, err) == (0, "")

@@ -62,12 +62,11 @@ class Description(NamedTuple):
                 raise ValueError(f"{self.path}: the label values {sorted(both)} are both classes and ignored")
             categories = tuple(Category(number, name, False) for number, name in sorted(self.classes.items()))
         else:
-            categories = read_categories(self.truth, all_things=self.kind == "instances")
+            categories = read_categories(self.truth, all_things=self.kind == "instances", names=self.classes)
             if unknown := set(self.classes) - {c.id for c in categories}:
                 raise ValueError(
                     f"{self.path}: classes names the ids {sorted(unknown)}, which {self.truth} does not have"
                 )
-            categories = tuple(c._replace(name=self.classes.get(c.id, c.name)) for c in categories)
         if self.things is None:
             return categories
         if strangers := set(self.things) - {c.name for c in categories}:

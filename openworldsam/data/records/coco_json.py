@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +30,15 @@ class Category(NamedTuple):
     color: tuple[int, int, int] = (128, 128, 128)
 
 
-def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple[Category, ...]:
-    """Return the classes of a COCO json, in its order; names are left as they are.
+def read_categories(
+    json_file: str | Path, *, all_things: bool = False, names: Mapping[int, str] | None = None
+) -> tuple[Category, ...]:
+    """Return the classes of a COCO json (`listed_categories`), in its order.
 
     Args:
         json_file: of panoptic segments, or of instances, whose classes have no "isthing".
         all_things: make every class a thing.
+        names: other names by category id, which take the place of those in the json before names are compared.
 
     Raises:
         FileNotFoundError: no such file.
@@ -43,9 +46,12 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
     """
     content = read_json(json_file)
     with expect(json_file, "json of classes"), named(json_file):
+        names = names or {}
         categories = tuple(
-            Category(whole(c["id"], "a category id"), c["name"], all_things or bool(c["isthing"]))
-            for c in content["categories"]
+            Category(
+                id_ := whole(c["id"], "a category id"), names.get(id_, c["name"]), all_things or bool(c["isthing"])
+            )
+            for c in listed_categories(content, names)
         )
         for category in categories:
             if not isinstance(category.name, str) or len(category.name.strip().splitlines()) != 1:
@@ -55,6 +61,22 @@ def read_categories(json_file: str | Path, *, all_things: bool = False) -> tuple
             if twice := sorted(value for value, times in found.items() if times > 1):
                 raise ValueError(f"several categories have the same {column}: {', '.join(twice)}")
     return categories
+
+
+def listed_categories(content: Mapping[str, Any], keep: Container[int] = ()) -> list[Mapping[str, Any]]:
+    """Return the categories of a COCO json without Roboflow's root, which is no class.
+
+    The root of a project has no object, and is the supercategory of all classes; it may have the name of one of them.
+
+    Args:
+        content: of the json.
+        keep: ids of categories that stay, whatever they are.
+    """
+    listed = content["categories"]
+    children = {c["name"] for c in listed if c.get("supercategory") == c["name"]}
+    roots = [c["id"] for c in listed if c["name"] in children and c.get("supercategory") != c["name"]]
+    used = {annotation.get("category_id") for annotation in content["annotations"]} if roots else set()
+    return [c for c in listed if c["id"] not in roots or c["id"] in used or c["id"] in keep]
 
 
 class Images(dict[ImageId, dict[str, Any]]):
