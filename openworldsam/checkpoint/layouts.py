@@ -126,7 +126,7 @@ def read_weights(path: str | Path) -> WeightFile:
     layout, components = _components(state)
     if layout == "released":
         tuned = ", refcocog_umd_train" if "refcocog" in path.name else ""  # the authors' files are told by their names
-        published = {} if metadata else {"trained_on": f"coco_2017_train_panoptic_openworldsam{tuned}"}
+        published = {} if "preset" in metadata else {"trained_on": f"coco_2017_train_panoptic_openworldsam{tuned}"}
         metadata = {**RELEASED_TRAINING, **published, **metadata}
     for component in components.values():
         for name, tensor in component.items():

@@ -26,6 +26,7 @@ from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.comparison import comparison
+from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
@@ -49,7 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; argparse takes overrides that follow the names of benchmarks for more names."""
     parser = argparse.ArgumentParser(description="Evaluate a model on registered datasets.")
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="datasets, in place of DATASETS.TEST")
+    named = "datasets, in place of DATASETS.TEST; table1 stands for all of the paper's Table 1, and so on"
+    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help=named)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"gets {RESULTS} and log.txt")
     saving = f"write DIR/{PREDICTIONS}, also of the ground truth; images that are there already are not predicted again"
     parser.add_argument("--save-predictions", action="store_true", help=saving)
@@ -71,7 +73,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     """
     start = time.monotonic()
     cfg = load_config(args.config_file, args.opts)
-    cfg.DATASETS.TEST = args.benchmarks or cfg.DATASETS.TEST
+    cfg.DATASETS.TEST = with_tables(args.benchmarks) or cfg.DATASETS.TEST
     check_evaluation(cfg)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     setup_logger(str(args.output), comm.get_rank(), name="openworldsam")

@@ -6,6 +6,7 @@ and PQ of ScanNet-20; where the header of the published table contradicts its te
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Column = tuple[str, str, str]
@@ -126,6 +127,12 @@ CITYSCAPES_TRAIN = "cityscapes_19_panoptic_train"
 """Training set of the last row of Table 8."""
 OUR_ENCODER = "BEiT-3-Large"
 """Row of Table 4 with the prompt encoder of all other tables."""
+
+
+def with_tables(names: Iterable[str]) -> list[str]:
+    """Replace table1 and so on among the names of benchmarks by the benchmarks of that table."""
+    tables = {f"table{number}": [name for name, *_ in table.columns] for number, table in PAPER_TABLES.items()}
+    return list(dict.fromkeys(name for given in names for name in tables.get(given, [given])))
 
 
 def paper_numbers(row: str | None) -> dict[Column, Number]:

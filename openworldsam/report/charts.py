@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Confusion
+from openworldsam.evaluation.paper_tables import PAPER_TABLES
+from openworldsam.report.evaluations import CLASS_METRICS, OVERVIEW, ClassMetrics, Confusion
 
 MOST_BARS = 60
 """Most classes in a chart; of more classes, the best and the worst half of this number are shown."""
+PAPER_COLOURS = {"paper: OpenWorldSAM": "#444444", "paper: X-Decoder (L)": "#bbbbbb"}
+"""Colours of the paper's rows in Fig. 2."""
 RUN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 """Colours of the runs in turn (Okabe and Ito's palette)."""
 
@@ -39,8 +42,12 @@ def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
         for index, (name, run) in enumerate(runs.items()):
             values = {place: run.get(metric, {}).get(c) for place, c in enumerate(shown)}
             known = {place - 0.4 + width * (index + 0.5): value for place, value in values.items() if value is not None}
-            axis.bar(list(known), list(known.values()), width, color=RUN_COLOURS[index % len(RUN_COLOURS)], label=name)
+            color = RUN_COLOURS[index % len(RUN_COLOURS)]
+            axis.bar(list(known), list(known.values()), width, color=color, label=_plain(name))
         axis.set(ylim=(0, 100), ylabel=metric, xlim=(-0.6, len(shown) - 0.4))
+        for place, c in enumerate(shown):  # not to be taken for a bar of 0
+            if all(run.get(metric, {}).get(c) is None for run in runs.values()):
+                axis.text(place, 1, "n/a", rotation=90, ha="center", va="bottom", fontsize=6, color="#666666")
         axis.grid(axis="y", linewidth=0.4)
         axis.set_axisbelow(True)
         if len(shown) < len(classes):
@@ -48,6 +55,29 @@ def class_bars(runs: Mapping[str, ClassMetrics]) -> Figure:
     axes[-1].set_xticks(range(len(shown)), [_short(c) for c in shown], rotation=90, fontsize=8)
     if len(runs) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def overview_bars(runs: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw the mIoU of runs (by name and benchmark) beside the paper's, in groups of `OVERVIEW` (Fig. 2)."""
+    columns, rows = PAPER_TABLES[1]
+    published = {
+        name: {column[0]: value for column, value in zip(columns, rows[name.removeprefix("paper: ")], strict=True)}
+        for name in PAPER_COLOURS
+    }
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axis = figure.subplots()
+    series = {**runs, **published}
+    width = 0.8 / len(series)
+    for index, (name, scores) in enumerate(series.items()):
+        places = {place - 0.4 + width * (index + 0.5): scores.get(b) for place, b in enumerate(OVERVIEW)}
+        known = {place: value for place, value in places.items() if value is not None}
+        color = PAPER_COLOURS.get(name, RUN_COLOURS[index % len(RUN_COLOURS)])
+        bars = axis.bar(list(known), list(known.values()), width, color=color, label=_plain(name))
+        axis.bar_label(bars, fmt="%.1f", fontsize=7)
+    axis.set_xticks(range(len(OVERVIEW)), [name.removesuffix("_val") for name in OVERVIEW])
+    axis.set(ylim=(0, 100), ylabel="mIoU")
+    figure.legend(loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
@@ -73,4 +103,9 @@ def confusion_map(found: Confusion) -> Figure:
 def _short(name: str) -> str:
     """Shorten a class name to its first synonym, and that to 22 characters."""
     first = name.split(",")[0]
-    return first if len(first) <= 22 else f"{first[:20]}..."
+    return _plain(first if len(first) <= 22 else f"{first[:20]}...")
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading formulas."""
+    return text.replace("$", r"\$")

@@ -18,7 +18,7 @@ from openworldsam.evaluation.answer import NO_CLASS
 from openworldsam.evaluation.comparison import Comparison
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.evaluation.summary import HEADLINES, Results
+from openworldsam.evaluation.summary import HEADLINES, Results, headlines
 from openworldsam.utils.files import read_json
 
 CLASS_METRICS = {"IoU": "semantic", "AP": "instance", "PQ": "panoptic"}
@@ -26,6 +26,16 @@ CLASS_METRICS = {"IoU": "semantic", "AP": "instance", "PQ": "panoptic"}
 
 ClassMetrics = dict[str, dict[str, float]]
 """Values by metric and class name, 0 to 100; without those that are not available."""
+
+OVERVIEW = (
+    "ade20k_150_val",
+    "ade20k_847_val",
+    "pascal_context_59_val",
+    "pascal_context_459_val",
+    "sun_rgbd_37_val",
+    "scannet_40_val",
+)
+"""Six benchmarks of semantic segmentation, for Fig. 2; the paper's text does not name the six of its own."""
 
 NOTHING = "no class"
 """Column of a confusion table for pixels without a predicted class."""
@@ -76,7 +86,11 @@ def _read_results(path: Path) -> dict[str, Any]:
     try:
         texts = [content["preset"], content["protocol"], content["command"], *content.get("missing", {}).values()]
         texts += [source[key] for source in content["weights"].values() for key in ("layout", "fingerprint")]
+        if "paper" in content:
+            texts += [each or "" for each in Comparison(**content["paper"])]
         for benchmark in content["benchmarks"].values():
+            if not isinstance(benchmark["images"], int) or not isinstance(benchmark.get("dataset_images") or 0, int):
+                raise TypeError("a number of images is missing")
             texts += [benchmark["protocol"], *benchmark.get("skipped", {}).values()]
             texts += benchmark.get("remarks", {}).values()
             for task in HEADLINES.keys() & benchmark.keys():
@@ -97,6 +111,13 @@ def families(benchmarks: Sequence[str]) -> dict[str, list[str]]:
     for name in benchmarks:
         groups.setdefault(re.sub(r"(_panoptic|_instance)?_val$", "", name), []).append(name)
     return groups
+
+
+def overview_scores(run: Evaluation) -> dict[str, float]:
+    """Return the mIoU on the benchmarks of Fig. 2 that can be compared with the paper's."""
+    found = headlines(run.benchmarks, run.paper)
+    values = {name: found.get((name, "semantic", "mIoU"), (None, None)) for name in OVERVIEW}
+    return {name: value for name, (value, paper) in values.items() if paper and value is not None}
 
 
 def class_metrics(run: Evaluation, benchmarks: Sequence[str]) -> ClassMetrics:

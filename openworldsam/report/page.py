@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,8 +12,9 @@ from PIL import Image
 
 from openworldsam.engine.evaluate import ASKED
 from openworldsam.evaluation.paper_tables import Number
-from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, incomparable, number
+from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, image_count, incomparable, number
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
+from openworldsam.report.html import Html, join, note, tag
 from openworldsam.report.pictures import PictureRow
 from openworldsam.visualization.drawing import RGBImage
 
@@ -32,116 +32,120 @@ nav a { margin-right: 1rem }
 """
 
 
-def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """Assemble the document from a title and the heading (both plain text) and body (HTML) of each section."""
-    links = "".join(f'<a href="#s{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
-    parts = [f'<h2 id="s{i}">{escape(heading)}</h2>\n{body}' for i, (heading, body) in enumerate(sections)]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    body = "\n".join([f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>", *parts])
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+def page(title: str, sections: Sequence[tuple[str, Html]]) -> str:
+    """Assemble the document from a title and the heading and body of each section."""
+    links = join(tag("a", heading, href=f"#s{i}") for i, (heading, _) in enumerate(sections))
+    parts = [join((tag("h2", heading, id=f"s{i}"), body), "\n") for i, (heading, body) in enumerate(sections)]
+    head = tag("head", Html('<meta charset="utf-8">'), tag("title", title), tag("style", Html(STYLE)))
+    body = tag("body", join((tag("h1", title), tag("nav", links), *parts), "\n"))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """Build a table of HTML cells; the last `numbers` columns are right-aligned."""
+def html_table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers: int = 0) -> Html:
+    """Build a table; the last `numbers` columns are right-aligned."""
     first = len(header) - numbers
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (' class="number"' if i >= first else "" for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{m}>{cell}</{tag}>" for m, cell in zip(marks, cells, strict=True)) + "</tr>"
+    def line(cells: Sequence[object], kind: str) -> Html:
+        return tag("tr", *(tag(kind, cell, class_="number" if i >= first else "") for i, cell in enumerate(cells)))
 
     lines = [line(header, "th"), *(line(row, "td") for row in rows)]
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+    return tag("div", tag("table", join(lines, "\n")), class_="wide")
 
 
-def figure_html(figure: Figure, alt: str) -> str:
+def figure_html(figure: Figure, alt: str) -> Html:
     """Embed a chart in the page."""
     return _embedded(lambda file: figure.savefig(file, format="png", dpi=110), "png", alt)
 
 
-def picture_html(picture: RGBImage, alt: str) -> str:
+def picture_html(picture: RGBImage, alt: str) -> Html:
     """Embed a picture, uint8 [H, W, 3], in the page."""
     return _embedded(lambda file: Image.fromarray(picture).save(file, format="JPEG", quality=80), "jpeg", alt)
 
 
-def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> str:
+def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> Html:
     save(file := io.BytesIO())
     text = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{text}">'
+    return tag("img", alt=alt, src=f"data:image/{kind};base64,{text}")
 
 
-def about_runs(runs: Sequence[Evaluation]) -> str:
+def about_runs(runs: Sequence[Evaluation]) -> Html:
     """Tabulate preset, protocol, prompt options, weights and command of each run."""
     rows = []
     for run in runs:
         content = run.content
         options = {key: content.get(key) for key in map(str.lower, ASKED)}
         prompts = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
-        weights = "<br>".join(f"{escape(name)}: {_source(source)}" for name, source in content["weights"].items())
-        command = f"<code>{escape(content['command'])}</code><br>{content.get('seconds')} s"
-        rows.append((*map(escape, (run.name, content["preset"], content["protocol"], prompts)), weights, command))
+        weights = join((_source(name, source) for name, source in content["weights"].items()), "<br>")
+        command = join((tag("code", content["command"]), f"{content.get('seconds')} s"), "<br>")
+        rows.append((run.name, content["preset"], content["protocol"], prompts, weights, command))
     return html_table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
 
 
-def _source(source: dict[str, Any]) -> str:
-    note = f" <span class='note'>{escape(source['note'])}</span>" if source.get("note") else ""
-    return f"{escape(source['layout'])}, <code>{escape(source['fingerprint'][:12])}</code>{note}"
+def _source(name: str, source: dict[str, Any]) -> Html:
+    origin = (f"{name}: {source['layout']}, ", tag("code", source["fingerprint"][:12]))
+    return join((*origin, " ", tag("span", source["note"], class_="note")) if source.get("note") else origin)
 
 
-def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
-    """Tabulate the headline metrics of every run, with the paper's number and the difference, or why there is none."""
+def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
+    """Tabulate the number of images and the headline metrics of every run, with the paper's number and the difference,
+    or why there is none."""
     found = [headlines(run.benchmarks, run.paper) for run in runs]
-    columns = ((name, task, metric) for name in benchmarks for task, ms in HEADLINES.items() for metric in ms)
-    rows = []
-    for column in columns:
-        cells = [_score(*values[column]) if column in values else "" for values in found]
-        if any(cells):
-            rows.append((escape(column[0]), f"{column[1]} {column[2]}", *cells))
-    reasons = [(run.name, line) for run in runs for line in incomparable(run.benchmarks, run.paper)]
-    lines = "".join(f"<p class='note'>{escape(f'{name}: {line}')}</p>" for name, line in reasons)
-    return html_table(("benchmark", "metric", *(escape(run.name) for run in runs)), rows, len(runs)) + lines
+    rows: list[tuple[object, ...]] = []
+    for name in benchmarks:
+        scored = [run.benchmarks.get(name) for run in runs]
+        rows.append((name, "images", *(image_count(content) if content else "" for content in scored)))
+        for column in ((name, task, metric) for task, metrics in HEADLINES.items() for metric in metrics):
+            if any(column in values for values in found):
+                cells = (_score(*values[column]) if column in values else "" for values in found)
+                rows.append((name, f"{column[1]} {column[2]}", *cells))
+    table = html_table(("benchmark", "metric", *(run.name for run in runs)), rows, len(runs))
+    return join((table, *(note(f"{run.name}: {x}") for run in runs for x in incomparable(run.benchmarks, run.paper))))
 
 
-def _score(value: float | None, paper: Number | None) -> str:
-    text = number(value, ".2f")
-    if paper:
-        difference = "" if value is None else f", {value - paper.value:+.2f}"
-        text += f" <span class='note'>paper {paper.value:.1f}{difference}</span>"
-    return text
+def _score(value: float | None, paper: Number | None) -> Html:
+    difference = f", {value - paper.value:+.2f}" if paper and value is not None else ""
+    beside = (" ", tag("span", f"paper {paper.value:.1f}{difference}", class_="note")) if paper else ()
+    return join((number(value, ".2f"), *beside))
 
 
-def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> str:
-    """Tabulate every missing benchmark, and every image that was not scored or has an empty ground truth."""
+def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
+    """Tabulate every missing benchmark, every part of a benchmark, and every image that was not scored or has an empty
+    ground truth."""
     rows = []
     for run in runs:
         rows += [(run.name, name, "missing", reason) for name, reason in run.content.get("missing", {}).items()]
-        for name in benchmarks:
+        for name in (name for name in benchmarks if name in run.benchmarks):
+            content = run.benchmarks[name]
+            if " of " in (counted := image_count(content)):
+                lost = len(content.get("skipped", {}))
+                left = content["dataset_images"] - content["images"] - lost
+                reason = f"{lost} could not be read, {left} were not asked for"
+                rows.append((run.name, name, f"{counted} images scored", reason))
             for kind, verb in NOTES.items():
-                images = run.benchmarks.get(name, {}).get(kind, {})
-                rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in images.items()]
+                rows += [(run.name, name, f"{verb}: {file}", reason) for file, reason in content.get(kind, {}).items()]
     if not rows:
-        return "<p>Every image of every benchmark was read and scored.</p>"
-    return html_table(("run", "benchmark", "note", "reason"), [tuple(map(escape, row)) for row in rows])
+        return tag("p", "Every image of every benchmark was read and scored.")
+    return html_table(("run", "benchmark", "note", "reason"), rows)
 
 
-def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> str:
+def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> Html:
     """Tabulate the metrics of all classes, folded up."""
     columns = [(run, metric) for metric in CLASS_METRICS for run, metrics in runs.items() if metric in metrics]
-    rows = [(escape(c), *(number(runs[r][m].get(c), ".1f") for r, m in columns)) for c in classes]
-    header = ("class", *(f"{m}, {escape(r)}" for r, m in columns))
-    summary = f"<summary>{len(classes)} classes in numbers</summary>"
-    return f"<details>{summary}{html_table(header, rows, len(columns))}</details>"
+    rows = [(c, *(number(runs[r][m].get(c), ".1f") for r, m in columns)) for c in classes]
+    table = html_table(("class", *(f"{m}, {r}" for r, m in columns)), rows, len(columns))
+    return tag("details", tag("summary", f"{len(classes)} classes in numbers"), table)
 
 
-def picture_table(rows: Sequence[PictureRow], task: str) -> str:
+def picture_table(rows: Sequence[PictureRow], task: str) -> Html:
     """Show pictures side by side, with a legend of the colours below each row."""
     lines = []
     for row in rows:
-        chips = "".join(
-            f'<span class="chip"><i style="background: rgb{color}"></i>{escape(text)}</span>'
+        chips = [
+            tag("span", tag("i", style=f"background: rgb{color}"), text, class_="chip")
             for text, color in row.legend.items()
-        )
-        lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in row.pictures) + "</tr>")
+        ]
+        lines.append(tag("tr", *(tag("th", name) for name in row.pictures)))
         images = (picture_html(picture, f"{row.file_name}, {task}, {name}") for name, picture in row.pictures.items())
-        lines.append("<tr>" + "".join(f"<td>{image}</td>" for image in images) + "</tr>")
-        lines.append(f'<tr><td colspan="{len(row.pictures)}"><b>{escape(row.file_name)}</b> {chips}</td></tr>')
-    return '<div class="wide"><table class="pictures">' + "\n".join(lines) + "</table></div>"
+        lines.append(tag("tr", *(tag("td", image) for image in images)))
+        lines.append(tag("tr", tag("td", tag("b", row.file_name), " ", *chips, colspan=len(row.pictures))))
+    return tag("div", tag("table", join(lines, "\n"), class_="pictures"), class_="wide")

@@ -1,4 +1,4 @@
-"""Pictures of image, ground truth and the prediction of every run, side by side (Fig. 5, 7 and 8).
+"""Pictures of image, ground truth and the predictions of every run and method, side by side (Fig. 5 to 8).
 
 Shapes: H, W image size.
 """
@@ -15,6 +15,7 @@ from openworldsam.data.records.coco_json import ImageId
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.evaluations import Evaluation
+from openworldsam.report.others import OtherMethod
 from openworldsam.visualization import LabelledMasks, draw_masks
 from openworldsam.visualization.drawing import RGBImage
 from openworldsam.visualization.legend import prompt_colors
@@ -42,28 +43,45 @@ def spread_out(image_ids: Sequence[ImageId], count: int) -> list[ImageId]:
     return [image_ids[int(index * step)] for index in range(min(count, len(image_ids)))]
 
 
-def picture_rows(runs: Sequence[Evaluation], benchmark: str, task: str, count: int) -> list[PictureRow]:
+def picture_rows(
+    runs: Sequence[Evaluation], benchmark: str, task: str, count: int, others: Sequence[OtherMethod] = ()
+) -> list[PictureRow]:
     """Draw `count` of the images that all runs scored on this task have saved; empty if no run has.
+
+    Args:
+        runs: evaluations.
+        benchmark: a benchmark of theirs.
+        task: field of `Answer`.
+        count: number of rows.
+        others: methods whose predictions are drawn beside those of the runs, where there are any.
 
     Raises:
         FileNotFoundError: an image is no longer at its original path.
+        ValueError: a prediction of another method is damaged or does not fit.
     """
-    scored = [run for run in runs if task in run.benchmarks.get(benchmark, {})]
+    tasks = {"referring", "generalized_referring"} if task == "referring" else {task}
+    scored = [run for run in runs if tasks & run.benchmarks.get(benchmark, {}).keys()]
     found = {run.name: saved for run in scored if (saved := run.saved(benchmark))}
     if not found:
         return []
     listed = [saved.image_ids() for saved in found.values()]
     common = set.intersection(*map(set, listed))
     chosen = spread_out([image_id for image_id in listed[0] if image_id in common], count)
-    return [_row(found, task, image_id) for image_id in chosen]
+    return [_row(found, benchmark, task, image_id, others) for image_id in chosen]
 
 
-def _row(found: Mapping[str, SavedPredictions], task: str, image_id: ImageId) -> PictureRow:
+def _row(
+    found: Mapping[str, SavedPredictions], benchmark: str, task: str, image_id: ImageId, others: Sequence[OtherMethod]
+) -> PictureRow:
     columns: dict[str, list[LabelledMask]] = {"image": []}
     for run, saved in found.items():
         image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)
         columns.setdefault(TRUTH, masks_of(truth, task, saved.class_names, image.prompts))
         columns[run] = masks_of(prediction, task, saved.class_names, image.prompts)
+    for other in others:
+        answer = other.answer(benchmark, saved, image_id, image)
+        if getattr(answer, task) is not None:
+            columns[other.name] = masks_of(answer, task, saved.class_names, image.prompts)
     texts = tuple(dict.fromkeys(text for column in columns.values() for _, _, text in column))
     none = np.zeros((0, *image.pixels.shape[:2]), dtype=bool)
     pictures = {}

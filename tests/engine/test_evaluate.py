@@ -15,6 +15,7 @@ from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.engine.checks import check_evaluation, check_training
 from openworldsam.engine.evaluate import main, parse_args
 from openworldsam.evaluation.benchmark import evaluate
+from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.score import main as score_predictions
 from openworldsam.modeling import OpenWorldSAM
@@ -90,8 +91,30 @@ def test_the_commands_of_the_pages_are_understood(page):
     commands = re.findall(r"^python tools/eval_net\.py (.*)$", text, re.MULTILINE)
     assert commands
     for args in map(parse_args, map(shlex.split, commands)):
-        check_registered(set(args.benchmarks) - {"reef_val"})
+        check_registered(set(with_tables(args.benchmarks)) - {"reef_val"})
         load_config(ROOT / args.config_file, args.opts)
+
+
+def test_a_table_of_the_paper_names_its_benchmarks(command, tiny_weights, tmp_path, capsys, monkeypatch):
+    assert with_tables(["table1", "reef_val", "pascal_voc_20_val"]) == [
+        "ade20k_150_panoptic_val",
+        "ade20k_100_instance_val",
+        "ade20k_150_val",
+        "ade20k_847_val",
+        "pascal_voc_20_val",
+        "pascal_context_59_val",
+        "pascal_context_459_val",
+        "sun_rgbd_37_val",
+        "scannet_20_val",
+        "scannet_20_panoptic_val",
+        "scannet_40_val",
+        "reef_val",
+    ]
+    assert with_tables(["table3"]) == ["refcocog_umd_val"] and "cityscapes_19_panoptic_val" in with_tables(["table8"])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    assert command(tmp_path, ["table1", "shapes_val"], options(tiny_weights)) == 2  # the others are not there
+    results = results_of(tmp_path)
+    assert results["benchmarks"].keys() == {"shapes_val"} and results["missing"].keys() == set(with_tables(["table1"]))
 
 
 def test_the_config_names_the_datasets_and_the_seed_the_scenes(command, tiny_weights, tmp_path):

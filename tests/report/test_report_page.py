@@ -14,9 +14,16 @@ from PIL import Image
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.report.charts import MOST_BARS, class_bars, sorted_classes
+from openworldsam.report.charts import MOST_BARS, class_bars, overview_bars, sorted_classes
 from openworldsam.report.command import build_report, main
-from openworldsam.report.evaluations import NOTHING, class_metrics, confusion, families, read_evaluations
+from openworldsam.report.evaluations import (
+    NOTHING,
+    class_metrics,
+    confusion,
+    families,
+    overview_scores,
+    read_evaluations,
+)
 from openworldsam.report.pictures import TRUTH, masks_of, picture_rows, spread_out
 
 NAMES = ["sky", "cat <small>", "road, route"]
@@ -153,15 +160,77 @@ def test_the_page_is_self_contained_and_complete(runs):
     assert not re.search(r"<script|<link|@import|url\(", html)
     assert set(re.findall(r'src="([^,"]{0,30})', html)) == {"data:image/png;base64", "data:image/jpeg;base64"}
     pictures = re.findall(r'base64,([^"]+)"', html)
-    assert len(pictures) == 1 + 1 + 2 * 3  # bars, one confusion table, three pictures of two images
+    assert len(pictures) == 2 + 1 + 2 * 3  # two charts, one confusion table, three pictures of two images
     sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures]
     assert min(min(size) for size in sizes) >= 100
-    for text in ("45.80 <span class='note'>paper 60.4, -14.60</span>", "33.30", "tiny &amp; new", "0123456789ab"):
+    for text in ('45.80 <span class="note">paper 60.4, -14.60</span>', "33.30", "tiny &amp; new", "0123456789ab"):
         assert text in html
     assert "other: ade20k_150_val: not compared with the paper: 1999 of 2000 images were scored" in html
     assert "b&lt;.jpg" in html and "it is damaged &amp; cut" in html and "sun_rgbd_37_val" in html
     assert "cat &lt;small&gt;" in html and "<small>" not in html and "<x>" not in html
     assert "No pictures" not in html
+    assert '<td>images</td><td class="number">2000</td><td class="number">1999 of 2000</td>' in html
+    assert "Every image" not in html
+
+
+def test_a_part_of_a_benchmark_is_not_called_every_image(tmp_path):
+    some = {**semantic(), "images": 30, "dataset_images": 500, "skipped": {"a.jpg": "cut"}}
+    (run,) = read_evaluations([write(tmp_path / "part", {"ade20k_150_val": some})])
+    html = build_report([run])
+    assert "Every image" not in html
+    assert "30 of 500 images scored" in html and "1 could not be read, 469 were not asked for" in html
+    (run,) = read_evaluations([write(tmp_path / "whole", {"ade20k_150_val": semantic()})])
+    assert "Every image of every benchmark was read and scored." in build_report([run])
+
+
+ATTACK = "<script>alert('&')</script>\" onerror=\"alert(1) $\\frac$"
+
+
+def attacked(content):
+    """Put markup into every text and every name that is no word of the format's own."""
+    words = {"semantic", "instance", "per_class", "protocol", "images", "dataset_images", "skipped", "remarks", "mIoU"}
+    words |= {"IoU", "ACC", "AP", "benchmarks", "weights", "missing", "paper", "row", "tuned_on", "reason", "seconds"}
+    words |= {"preset", "command", "sentences", "template", "file", "layout", "fingerprint", "note", "ade20k_150_val"}
+    if isinstance(content, dict):
+        return {key if key in words else key + ATTACK: attacked(value) for key, value in content.items()}
+    return ATTACK if isinstance(content, str) else content
+
+
+def test_no_field_of_the_results_becomes_markup(tmp_path):
+    noted = {**semantic(), "skipped": {"b.jpg": "cut"}, "remarks": {"c.jpg": "empty"}, "coral": {}}
+    noted["instance"] = {"AP": 1.0, "per_class": {"fish": {"AP": 2.0}}}
+    whole = {"ade20k_150_val": noted, "reef_val": {**semantic(), "protocol": "global"}}
+    more = {"template": "{name}", "missing": {"sun_rgbd_37_val": "not found"}, "seconds": "12"}
+    path = write(tmp_path / "run", whole, **more) / "results.json"
+    path.write_text(json.dumps(attacked(json.loads(path.read_text()))))
+    html = build_report(read_evaluations([tmp_path / "run"], [f"run {ATTACK}"]))
+    assert "&lt;script&gt;" in html and "<script" not in html
+    assert not re.search(r"<[^>]*onerror=[^>]*>", re.sub(r'"[^"]*"', '""', html))
+    paper = {"row": None, "tuned_on": "", "reason": ATTACK}
+    run = read_evaluations([write(tmp_path / "run", {"ade20k_150_val": semantic()}, paper=paper)])
+    assert "not compared with the paper: &lt;script&gt;" in build_report(run)
+
+
+def test_stuff_has_no_ap(tmp_path):
+    instance = {"AP": 12.0, "per_class": {"cat <small>": {"AP": 12.0}}}
+    (run,) = read_evaluations([write(tmp_path / "one", {"ade20k_150_val": {**semantic(), "instance": instance}})])
+    html = build_report([run])
+    assert '<td>sky</td><td class="number">50.0</td><td class="number">n/a</td>' in html
+    metrics = class_metrics(run, ["ade20k_150_val"])
+    ious, precision = class_bars({"one": metrics}).axes
+    assert [text.get_text() for text in precision.texts] == ["n/a", "n/a"] and not ious.texts
+
+
+def test_figure_2_has_what_is_comparable_beside_the_paper(tmp_path, runs):
+    assert overview_scores(runs[0]) == {"ade20k_150_val": 45.8} and overview_scores(runs[1]) == {}
+    (axis,) = overview_bars({"one": overview_scores(runs[0])}).axes
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers}
+    assert heights == {
+        "one": [45.8],
+        "paper: OpenWorldSAM": [60.4, 33.1, 73.7, 47.5, 67.7, 55.6],
+        "paper: X-Decoder (L)": [29.6, 9.2, 64.0, 16.1, 43.0, 29.7],
+    }
+    assert "Fig. 2" in build_report(runs) and "Fig. 2" not in build_report(runs[1:])
 
 
 def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
@@ -183,6 +252,9 @@ def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
         (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; available: ade20k_150_val"),
         (["--runs", "one", "--images", "-1"], "--images must be at least 0, got -1"),
         (["--runs", "lost"], "0.jpg"),
+        (["--runs", "papered"], "papered/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "uncounted"], "uncounted/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "one", "--others", "one=other"], "--others needs names that no run and no other method has"),
     ],
 )
 def test_user_errors_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments, message):
@@ -195,6 +267,8 @@ def test_user_errors_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments
     save(write(Path("cut"), {"a_val": semantic()}) / "predictions/a_val", count=1)
     Path("cut/predictions/a_val/images/000000000000.json").write_text("{}")
     save(write(Path("lost"), {"a_val": semantic()}) / "predictions/a_val")
+    write(Path("papered"), {"a_val": semantic()}, paper={"row": 3, "more": ""})
+    write(Path("uncounted"), {"a_val": {**semantic(), "images": "2"}})
     Path("lost/predictions/a_val/images/000000000000.png").unlink()
     with pytest.raises(SystemExit) as exited:
         main([*arguments, "--output", "report.html"])

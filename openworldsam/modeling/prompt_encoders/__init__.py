@@ -12,12 +12,14 @@ from openworldsam.modeling.prompt_encoders.base import (
 )
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
+from openworldsam.modeling.prompt_encoders.zero import ZeroPromptEncoder
 
 __all__ = [
     "PROMPT_ENCODER_REGISTRY",
     "BEiT3PromptEncoder",
     "CachedPromptEncoder",
     "PromptEncoder",
+    "ZeroPromptEncoder",
     "build_prompt_encoder",
     "check_prompts",
     "prompt_encoder_class",

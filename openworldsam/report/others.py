@@ -1,0 +1,127 @@
+"""Predictions of other methods in standard formats, to be drawn beside ours (Fig. 5 to 8, with X-Decoder).
+
+A method has a folder, and in it one for each benchmark, with any of these; category ids are the dataset's own:
+    panoptic.json, panoptic/*.png: COCO panoptic. Detectron2's predictions.json and the PNGs beside it are read as well.
+    instances.json: COCO results with masks. Detectron2's coco_instances_results.json is read as well.
+    semantic/*.png: class ids from 0, named as the images.
+    referring.json: results with a mask under the "id" of each expression of truth/referring.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from panopticapi.utils import rgb2id
+
+from openworldsam.data.preprocessing import read_image
+from openworldsam.data.records.coco_json import ImageId, expect
+from openworldsam.data.records.labels import read_labels
+from openworldsam.data.records.rle import decode_mask, to_rle
+from openworldsam.evaluation.answer import Answer
+from openworldsam.evaluation.saved import FILES, SavedImage, SavedPredictions
+from openworldsam.utils.files import named
+
+SMALLEST_SCORE = 0.5
+"""Instances are drawn from this score on; other methods may list a hundred for an image."""
+
+
+class OtherMethod(NamedTuple):
+    """Another method: its name on the page, and its folder."""
+
+    name: str
+    folder: Path
+
+    def answer(self, benchmark: str, saved: SavedPredictions, image_id: ImageId, image: SavedImage) -> Answer:
+        """Read the prediction for an image that a run of ours has saved; None for a task of which there is no file.
+
+        Raises:
+            FileNotFoundError: a PNG is missing.
+            ValueError: a file is damaged, or of another size or class than the image or the benchmark.
+        """
+        folder, size = self.folder / benchmark, image.pixels.shape[:2]
+        if not folder.is_dir():
+            return Answer()
+        return Answer(
+            _panoptic(folder, saved, image_id, size),
+            _instances(folder, saved, image_id, size),
+            _semantic(folder, image, size),
+            _referring(folder, image_id, len(image.prompts), size),
+        )
+
+
+def _panoptic(folder: Path, saved: SavedPredictions, image_id: ImageId, size: tuple[int, ...]) -> Any:
+    path = _first(folder / FILES["panoptic"], folder / "predictions.json")
+    if not path:
+        return None
+    with expect(path, "COCO panoptic json"), named(path):
+        for entry in _grouped(path, "image_id").get(image_id, []):
+            pngs = folder / "panoptic" if (folder / "panoptic").is_dir() else folder
+            ids = _sized(pngs / entry["file_name"], rgb2id(read_image(pngs / entry["file_name"])), size)
+            return ids, [_with_class(segment, saved) for segment in entry["segments_info"]]
+    return np.zeros(size, np.int32), []
+
+
+def _instances(folder: Path, saved: SavedPredictions, image_id: ImageId, size: tuple[int, ...]) -> Any:
+    path = _first(folder / FILES["instance"], folder / "coco_instances_results.json")
+    if not path:
+        return None
+    with expect(path, "list of COCO results"), named(path):
+        found = [x for x in _grouped(path, "image_id").get(image_id, []) if x["score"] >= SMALLEST_SCORE]
+        return [_with_class(x, saved) | {"segmentation": to_rle(x["segmentation"], (size[0], size[1]))} for x in found]
+
+
+def _semantic(folder: Path, image: SavedImage, size: tuple[int, ...]) -> np.ndarray | None:
+    if not (folder / "semantic").is_dir():
+        return None
+    path = (folder / "semantic" / image.file_name).with_suffix(".png")
+    return _sized(path, read_labels(path), size).astype(np.int64)
+
+
+def _referring(folder: Path, image_id: ImageId, count: int, size: tuple[int, ...]) -> Sequence[np.ndarray] | None:
+    if not (path := _first(folder / FILES["referring"])):
+        return None
+    with expect(path, "list of predicted expressions"), named(path):
+        results = [_grouped(path, "id").get(f"{image_id}_{place}") for place in range(count)]
+        nothing = np.zeros(size, bool)
+        return [decode_mask(r[0]["segmentation"], (size[0], size[1])) if r else nothing for r in results]
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.exists()), None)
+
+
+@cache
+def _grouped(path: Path, key: str) -> dict[Any, list[dict[str, Any]]]:
+    """Read the entries of a list, or of the annotations of an object, by one of their values."""
+    content = json.loads(path.read_bytes())
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for entry in content if isinstance(content, list) else content["annotations"]:
+        groups.setdefault(entry[key], []).append(entry)
+    return groups
+
+
+@cache
+def _classes(folder: Path, names: tuple[str, ...]) -> dict[int, int]:
+    """Read the contiguous class ids by those of the dataset's own files from a benchmark's saved ground truth."""
+    path = _first(folder / "truth" / FILES["panoptic"], folder / "truth" / FILES["instance"])
+    listed = json.loads(path.read_bytes())["categories"] if path else []
+    return {category["id"]: names.index(category["name"]) for category in listed}
+
+
+def _with_class(entry: Mapping[str, Any], saved: SavedPredictions) -> dict[str, Any]:
+    """Replace the category id by the contiguous one; raises ValueError if the benchmark has no such class."""
+    classes = _classes(saved.folder, tuple(saved.class_names))
+    if entry["category_id"] not in classes:
+        raise ValueError(f"the benchmark has no category {entry['category_id']!r}")
+    return {**entry, "category_id": classes[entry["category_id"]]}
+
+
+def _sized(path: Path, pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if pixels.shape != size:
+        raise ValueError(f"{path} is {pixels.shape}, its image {size}")
+    return pixels
