@@ -200,7 +200,7 @@ def _add_evaluation_config(cfg: CfgNode) -> None:
     # Prompts of an image: the classes that it has (oracle, paper), the whole vocabulary (global), or the classes that
     # it has and some others, whose false-positive rate is measured (present+absent).
     cfg.TEST.PROTOCOL = "oracle"
-    # Absent classes per image under present+absent; 0: as many as present ones.
+    # Absent classes per image under present+absent; 0: as many as present ones, one where there are no objects.
     cfg.TEST.NUM_ABSENT = 0
     # True: at most as many present classes per image as in the released code, drawn with its seed: 20 for COCO and
     # ADE20K-150, 18 for ScanNet panoptic. The other classes of the image count as missed.

@@ -52,7 +52,7 @@ class Benchmark:
 
     Args:
         tasks: of `summary.HEADLINES`; "absent" is the false-positive rate, for which an absent thing is found if it has
-            an instance, absent stuff if it has a panoptic segment; "concept" scores things, asked or present.
+            an instance, absent stuff if it has a panoptic segment; "concept" scores present and absent things.
         class_names, is_thing: by contiguous class id.
         protocol: of TEST.PROTOCOL; always "oracle" for referring data.
 
@@ -128,8 +128,8 @@ class Benchmark:
                         accumulator.update(mask, true_mask)
                 elif task == "concept":
                     assert predicted.instance is not None and true.instance is not None
-                    asked = {c for c in inputs["class_ids"] if self.is_thing[c]}
-                    phrases = asked | {instance["category_id"] for instance in true.instance}
+                    absent = {c for c in truth.absent if self.is_thing[c]}
+                    phrases = absent | {instance["category_id"] for instance in true.instance}
                     accumulator.update(truth.segment_map.shape, phrases, predicted.instance, true.instance)
                 else:
                     assert predicted.instance is not None and predicted.panoptic
@@ -260,5 +260,6 @@ def _score_images(
             answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
             benchmark.update(example, answer)
             if saved:
-                saved.save(example.inputs, answer, benchmark.truth(example), loaded=done is not None)
+                absent = example.truth.absent
+                saved.save(example.inputs, answer, benchmark.truth(example), absent=absent, loaded=done is not None)
         progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))

@@ -29,7 +29,7 @@ class Truth(NamedTuple):
     Attributes:
         segment_map: int [H, W], segment ids, 0 for void; empty for referring data.
         segments: the segments of the map.
-        absent: absent classes among the prompts of protocol "present+absent"; expressions, by place, without a target.
+        absent: absent classes among the prompts; expressions, by place, without a target.
         referents: P times bool [H, W], the mask of each expression.
         instances: COCO annotations of objects that may overlap; None for the things among the segments.
         damaged: what is wrong with objects that are incomplete or left out.
@@ -70,7 +70,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         class_names, is_thing: of the contiguous class ids; empty for referring datasets.
         protocol: the classes to prompt for: "oracle" the present ones, "global" all, "present+absent" the present ones
             and `num_absent` random absent ones, or as many as there are.
-        num_absent: 0 for as many as present ones.
+        num_absent: 0 for as many as present ones, for one where there are no objects, and for all that are listed.
         cap: most present classes, drawn with the released code's seed; 0 for all.
         text: turns a class name into a prompt.
         sentences: prompts of each object, the "first" sentence or "all"; "_alone" makes no difference here.
@@ -109,12 +109,14 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})
         if 0 < self.cap < len(present):
             present = random.Random(RELEASED_SEED).sample(present, self.cap)
-        everything = range(len(self.class_names))
-        absent: list[int] = []
+        everything, known = range(len(self.class_names)), record.absent_classes()
+        absent = [c for c in (everything if known is None else known) if c not in there]
+        absent = [] if self.protocol == "oracle" else absent
         if self.protocol == "present+absent":
-            others = [c for c in everything if c not in there]
-            count = min(self.num_absent or len(present), len(others))
-            absent = np.random.default_rng(index).choice(others, count, replace=False).tolist()
+            # an image without objects is a negative, but one without labels is void
+            as_many = max(len(present), int(instances is not None)) if known is None else len(absent)
+            count = self.num_absent or as_many
+            absent = np.random.default_rng(index).choice(absent, min(count, len(absent)), replace=False).tolist()
         classes = list(everything) if self.protocol == "global" else sorted({*present, *absent})
         asked = {
             "prompts": [self.text.of(self.class_names[c]) for c in classes],

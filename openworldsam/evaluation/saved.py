@@ -3,7 +3,7 @@
 A benchmark's folder has `prediction` and `truth`, each with what its tasks need:
     panoptic.json, panoptic/*.png: COCO panoptic.
     instances.json: COCO results, or COCO annotations of the things. As in LVIS, neg_category_ids are things that an
-        image was asked for and does not have; an image without this entry was asked for all.
+        image does not have; an image without this entry does not have any that is not annotated.
     semantic/*.png: contiguous class ids, 255 for none (65535 from 256 classes on).
     referring.json: the mask of each expression.
 classes.txt has the class names in the order of semantic labels. The jsons have the category ids of the dataset's own
@@ -173,19 +173,28 @@ class SavedPredictions:
             referring = [mask_util.decode(code).astype(bool) for code in saved["referring"]]
         return Answer(panoptic, saved.get("instance"), semantic, referring)
 
-    def save(self, inputs: Mapping[str, Any], prediction: Answer, truth: Answer, *, loaded: bool = False) -> None:
+    def save(
+        self,
+        inputs: Mapping[str, Any],
+        prediction: Answer,
+        truth: Answer,
+        *,
+        absent: Sequence[int] = (),
+        loaded: bool = False,
+    ) -> None:
         """Write an image.
 
         Args:
             inputs: its image, image_id, file_name, height and width, and its prompts.
             prediction, truth: answers to the same tasks.
+            absent: absent classes among the prompts.
             loaded: the prediction is from `load`, so its PNGs exist; the ground truth is written anew.
 
         Raises:
             OSError: a file cannot be written.
         """
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
-        content["class_ids"] = list(inputs.get("class_ids", ()))
+        content["absent"] = list(absent)
         pixels = _pixels(inputs)
         content["picture"] = _checksum(pixels)
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
@@ -250,10 +259,9 @@ class SavedPredictions:
         things = [category for category in listing["categories"] if category["isthing"]]
         annotations = [{"id": index, **instance} for index, instance in enumerate(found, start=1)]
         for image, entry in zip(images, listing["images"], strict=True):
-            asked = set(image.get("class_ids", ()))
-            if len(asked) < len(self.class_names):
-                absent = asked - {instance["category_id"] for instance in image[kind]["instance"]}
-                entry["neg_category_ids"] = [self.category_ids[c] for c in sorted(absent) if self.is_thing[c]]
+            absent = [c for c in image.get("absent", ()) if self.is_thing[c]]
+            if len({*absent, *(instance["category_id"] for instance in image[kind]["instance"])}) < len(things):
+                entry["neg_category_ids"] = [self.category_ids[c] for c in absent]
         return {**listing, "categories": things, "annotations": annotations}
 
     def _referring(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

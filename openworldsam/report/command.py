@@ -40,8 +40,8 @@ def build_report(
 ) -> str:
     """Build the page, a self-contained HTML document with a column per run.
 
-    It shows the benchmarks, by default all that any run was evaluated on, with `images` images of each and task. Predictions
-    of the other methods are drawn beside those of the runs.
+    It shows the benchmarks, by default all that any run was evaluated on, with `images` images of each and task, and
+    draws the predictions of the others beside those of the runs.
 
     Raises:
         FileNotFoundError: an image is no longer at its original path.

@@ -201,17 +201,45 @@ def test_absent_phrases_are_scored_wherever_they_are_asked_for(cfg):
 
 
 def test_the_units_of_concepts_are_the_things_asked_or_present():
-    """A cat that is found, a dog that is not there and is found, grass; the horse is there but was not asked for."""
+    """A cat that is found, a dog that is not there and is found, a horse that is there and was not asked for."""
     names, things = ("cat", "dog", "horse", "grass"), (True, True, True, False)
     ids = np.repeat(np.array([[1], [2], [3]], dtype=np.int32), 4, axis=1)
-    segments = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((1, 0), (2, 2), (3, 3))]
-    example = Example({"file_name": "a", "prompts": [*names], "class_ids": [0, 1, 3]}, Truth(ids, segments, [1]))
+    segments = [{"id": i, "category_id": c, "iscrowd": 0} for i, c in ((1, 0), (2, 2))]
+    example = Example({"file_name": "a", "prompts": [*names]}, Truth(ids, segments, [1, 3]))
     found = [{"category_id": c, "segmentation": encode_mask(ids == 1), "score": 0.9} for c in (0, 1)]
     benchmark = Benchmark(("concept",), names, things, "present+absent")
     assert benchmark.model_tasks == ("instance",)
     benchmark.update(example, Answer(instance=found))
     cells = {(True, True): 1, (False, True): 1, (True, False): 1}
     assert benchmark.accumulators["concept"].units == cells
+
+
+def test_negatives_of_custom_data_are_asked_and_scored(cfg, build, tmp_path):
+    """Images without objects, and (as in LVIS) with a list of what is not there."""
+    Image.new("RGB", (24, 20)).save(tmp_path / "a.png")
+    size = {"file_name": "a.png", "height": 20, "width": 24}
+    images = [{"id": 1, **size}, {"id": 2, **size}, {"id": 3, "neg_category_ids": [30, 10], **size}]
+    square = {"category_id": 20, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]], "bbox": [0, 0, 9, 9], "area": 81}
+    annotations = [{"id": i, "image_id": i, **square} for i in (1, 3)]
+    categories = [{"id": i, "name": name} for i, name in ((10, "cat"), (20, "dog"), (30, "cow"), (40, "hen"))]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    name = f"animals_{tmp_path.name}"
+    (tmp_path / "own.yaml").write_text(f"name: {name}\nimages: .\ninstances: all.json\n")
+    cfg.merge_from_list(["DATASETS.OWN", [str(tmp_path / "own.yaml")], "DATASETS.TEST", [name]])
+    register_datasets(cfg)
+    units = {}
+    for protocol in ("oracle", "present+absent", "global"):
+        dataset = EvaluationDataset(
+            load_records(name), class_names=[c["name"] for c in categories], is_thing=[True] * 4, protocol=protocol
+        )
+        units[protocol] = [sorted(dataset[index].truth.absent) for index in range(3)]
+        cfg.TEST.PROTOCOL = protocol
+        concept = evaluate(cfg, Oracle(name, protocol=protocol))[name].get("concept", {})
+        assert concept.get("IL_MCC") == (None if protocol == "oracle" else pytest.approx(1))
+    assert units["oracle"] == [[], [], []]
+    assert [len(absent) for absent in units["present+absent"]] == [1, 1, 2]
+    assert units["global"] == [[0, 2, 3], [0, 1, 2, 3], [0, 2]] and units["present+absent"][2] == [0, 2]
 
 
 def test_what_is_wrong_costs(cfg):

@@ -39,7 +39,7 @@ class Instance(TypedDict):
 
 
 class InstanceRecord(Record):
-    """An image with its objects, maybe none: instances, a list of `Instance`."""
+    """An image with its objects, maybe none: instances, a list of `Instance`; absent, classes known not to be there."""
 
     __slots__ = ()
     truth_keys = ("instances",)
@@ -76,6 +76,9 @@ class InstanceRecord(Record):
             annotations.append(annotate_mask(mask) | {key: value for key, value in given.items() if value is not None})
         return annotations
 
+    def absent_classes(self) -> list[int] | None:
+        return self.get("absent")
+
     def damaged_objects(self) -> list[str]:
         return usable_masks(self["instances"], (self["height"], self["width"]))[1]
 
@@ -91,8 +94,9 @@ def load_instances(
 ) -> list[InstanceRecord]:
     """Read a COCO instance json (https://cocodataset.org/#format-data, "Object Detection") into records.
 
-    They are in the order of its images, including images without objects. A warning counts missing images; their
-    records stay. For the arguments see `load_panoptic`.
+    They are in the order of its images, including images without objects. As in LVIS, neg_category_ids of an image are
+    categories that it does not have, and of others without objects that is not known. A warning counts missing images;
+    their records stay. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
@@ -104,6 +108,9 @@ def load_instances(
     with expect(json_file, "COCO instance json", hint), named(json_file):
         images = by_id(content["images"])
         records = {i: InstanceRecord(image_entries(image, image_root), instances=[]) for i, image in images.items()}
+        for i, image in images.items():
+            if "neg_category_ids" in image:
+                records[i]["absent"] = [contiguous[category] for category in image["neg_category_ids"]]
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
