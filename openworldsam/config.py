@@ -6,6 +6,7 @@ experiment (`configs/*/*.yaml`) states only its differences. Unknown keys are er
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import reduce
@@ -15,8 +16,42 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-_MAY_BE_NONE = ("WEIGHT_DECAY_BIAS",)
+_MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_BIAS",)
 """Detectron2 keys whose default is None."""
+
+
+DETECTRON2_KEYS = frozenset(
+    (
+        *("VERSION", "SEED", "OUTPUT_DIR", "DATASETS.TRAIN", "DATASETS.TEST", "DATALOADER.NUM_WORKERS"),
+        *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "TEST.EVAL_PERIOD"),
+        *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
+        *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+        # read by Detectron2's build_lr_scheduler
+        *("SOLVER.LR_SCHEDULER_NAME", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END"),
+        *("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.RESCALE_INTERVAL"),
+    )
+)
+"""Detectron2's keys that this package, or a function of Detectron2 that it calls, reads; its others have no effect."""
+INSTEAD = {
+    "DATALOADER.FILTER_EMPTY": "a training always leaves out images without objects",
+    "DATALOADER.": "an epoch has each image once, in an order that follows from SEED",
+    "INPUT.CROP": "INPUT.LARGE_SCALE_JITTER crops images",
+    "INPUT.FORMAT": "images are RGB",
+    "INPUT.MAX_SIZE": "MODEL.SAM2.IMAGE_SIZE is the size of every image",
+    "INPUT.MIN_SIZE": "MODEL.SAM2.IMAGE_SIZE is the size of every image",
+    "INPUT.RANDOM_FLIP": "INPUT.FLIP mirrors images",
+    "SOLVER.AMP": "MODEL.PRECISION is the arithmetic",
+    "SOLVER.BIAS_LR_FACTOR": "SOLVER.BASE_LR holds for biases too",
+    "SOLVER.CLIP_GRADIENTS": "the norm of all gradients is always clipped, to SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.MOMENTUM": "the optimizer is AdamW",
+    "SOLVER.NESTEROV": "the optimizer is AdamW",
+    "SOLVER.REFERENCE_WORLD_SIZE": "SOLVER.IMS_PER_BATCH counts the images of all processes",
+    "SOLVER.WEIGHT_DECAY_BIAS": "SOLVER.WEIGHT_DECAY holds for biases too",
+    "TEST.AUG": "an evaluation sees each image once, as it is",
+    "TEST.DETECTIONS_PER_IMAGE": "MODEL.INFERENCE.TOP_K limits the instances of an image",
+    "VIS_PERIOD": "SOLVER.PICTURE_PERIOD is the period of a training's pictures",
+}
+"""What to know instead of other keys of Detectron2, by the start of the key."""
 
 
 def add_openworldsam_config(cfg: CfgNode) -> None:
@@ -297,6 +332,19 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     except AssertionError as error:  # yacs asserts on an unknown key of a list
         raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
     _check_values(cfg)
+    check_keys(cfg)
+
+
+def check_keys(cfg: CfgNode) -> None:
+    """Raise ValueError if a key of Detectron2 that has no effect differs from its default."""
+    default = get_cfg()
+    others = sorted(_flat(default).keys() - DETECTRON2_KEYS)
+    add_openworldsam_config(default)
+    expected, got = _flat(default), _flat(cfg)
+    for key in others:
+        if key in got and json.dumps(got[key]) != json.dumps(expected[key]):  # tuples are read back as lists
+            instead = "".join([f": {hint}" for start, hint in INSTEAD.items() if key.startswith(start)][:1])
+            raise ValueError(f"{key} is Detectron2's and has no effect here, got {got[key]!r}; leave it out{instead}")
 
 
 def starting_config(cfg: CfgNode) -> CfgNode:
@@ -307,10 +355,16 @@ def starting_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _check_values(cfg: CfgNode, before: str = "") -> None:
+def _check_values(cfg: CfgNode) -> None:
     """Raise ValueError for a key without a value, or one that is NaN or infinite, which yacs lets pass."""
+    for key, value in _flat(cfg).items():
+        if (value is None and key not in _MAY_BE_NONE) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{key} has no usable value, got {value}")
+
+
+def _flat(cfg: CfgNode, before: str = "") -> dict[str, Any]:
+    """Return the values of a config by dotted key."""
+    values: dict[str, Any] = {}
     for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            _check_values(value, f"{before}{key}.")
-        elif (value is None and key not in _MAY_BE_NONE) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{before}{key} has no usable value, got {value}")
+        values |= _flat(value, f"{before}{key}.") if isinstance(value, CfgNode) else {f"{before}{key}": value}
+    return values

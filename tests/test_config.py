@@ -84,3 +84,35 @@ def test_a_written_config_is_read_back_the_same(path, tmp_path):
     (tmp_path / "written.yaml").write_text(cfg.dump())
     read = load_config(tmp_path / "written.yaml")
     assert json.dumps(read) == json.dumps(cfg)  # tuples come back as lists
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("SOLVER.MOMENTUM", 0.8, "the optimizer is AdamW"),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.BASE_LR holds for biases"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH counts the images of all processes"),
+        ("SOLVER.AMP.ENABLED", True, "MODEL.PRECISION"),
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", False, "always clipped, to SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "always leaves out images without objects"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "an epoch has each image once"),
+        ("DATALOADER.REPEAT_THRESHOLD", 0.1, "an epoch has each image once"),
+        ("INPUT.CROP.ENABLED", True, "INPUT.LARGE_SCALE_JITTER"),
+        ("INPUT.RANDOM_FLIP", "none", "INPUT.FLIP"),
+        ("INPUT.MIN_SIZE_TRAIN", (640,), "MODEL.SAM2.IMAGE_SIZE"),
+        ("INPUT.FORMAT", "BGR", "images are RGB"),
+        ("TEST.AUG.ENABLED", True, "sees each image once"),
+        ("TEST.DETECTIONS_PER_IMAGE", 50, "MODEL.INFERENCE.TOP_K"),
+        ("VIS_PERIOD", 100, "SOLVER.PICTURE_PERIOD"),
+        ("MODEL.MASK_ON", True, "leave it out"),
+        ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "leave it out"),
+    ],
+)
+def test_a_key_of_detectron2_without_effect_is_refused_with_what_to_do(key, value, instead):
+    with pytest.raises(ValueError, match=rf"^{key} is Detectron2's and has no effect here, got .*; .*{instead}"):
+        load_config(ROOT / "configs/presets/paper.yaml", [key, value])
+
+
+def test_the_default_of_a_key_without_effect_may_be_said(tmp_path):
+    (tmp_path / "said.yaml").write_text("VERSION: 2\nVIS_PERIOD: 0\nINPUT: {FORMAT: RGB, MIN_SIZE_TRAIN: [800]}\n")
+    load_config(tmp_path / "said.yaml")

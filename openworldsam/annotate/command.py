@@ -15,7 +15,6 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.utils.data import DataLoader
 
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
@@ -37,7 +36,7 @@ from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
-from openworldsam.utils.workers import end_with_parent
+from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +111,10 @@ def predict_images(
     """
     todo = [name for name in names if not results.is_done(name, file_version(folder / name))]
     logger.info("%s images, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
-    loader = DataLoader(
+    loader = image_loader(
         FolderImages(folder, todo),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS if todo else 0,
-        collate_fn=list,
-        worker_init_fn=end_with_parent,
     )
     chunk = prompt_chunk(cfg, results.task == "referring")
     progress, unreadable = Progress(len(todo)), {}

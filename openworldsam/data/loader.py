@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records import Record
-from openworldsam.utils.workers import end_with_parent
+from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +117,11 @@ def training_batches(
         num_workers: DataLoader workers; 0 reads in this process.
     """
     return iter(
-        DataLoader(
+        image_loader(
             dataset,
             batch_size=batch_size,
             sampler=itertools.count(start + rank, world_size),
             num_workers=num_workers,
-            collate_fn=list,
-            worker_init_fn=end_with_parent,
-            generator=torch.Generator(),  # the default one is dropout's
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from openworldsam.config import config_value
+from openworldsam.config import check_keys, config_value
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES
@@ -35,14 +35,6 @@ SMALLEST = {
 }
 """Keys of a training by their smallest value."""
 POSITIVE = ("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
-FIXED = {
-    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
-    "SOLVER.AMP.ENABLED": False,
-    "INPUT.FORMAT": "RGB",
-    "MODEL.META_ARCHITECTURE": "OpenWorldSAM",
-}
-"""Detectron2 keys that are not supported, with the value that they must have."""
 
 
 def check_training(cfg: CfgNode) -> None:
@@ -61,9 +53,7 @@ def check_training(cfg: CfgNode) -> None:
     for key in POSITIVE:
         if not 0 < (value := config_value(cfg, key)) < math.inf:
             raise ValueError(f"{key} must be above 0, got {value}")
-    for key, value in FIXED.items():
-        if (got := config_value(cfg, key)) != value:
-            raise ValueError(f"{key} must be {value}, got {got}: Detectron2's other values are not supported")
+    check_keys(cfg)
     divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % divisor:
         raise ValueError(
@@ -93,6 +83,7 @@ def check_training(cfg: CfgNode) -> None:
 
 def check_evaluation(cfg: CfgNode) -> None:
     """Register the datasets of a config, and check its settings for an evaluation; errors as for `check_training`."""
+    check_keys(cfg)
     register_datasets(cfg)
     check_registered(cfg.DATASETS.TEST)
     _check_test(cfg)

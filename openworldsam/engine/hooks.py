@@ -28,9 +28,11 @@ class ProgressLine(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        values = {name: value for name, (value, _) in storage.latest_with_smoothing_hint(20).items()}
-        done = min(storage.iter + 1, self.max_iter)
-        if "lr" not in values or done == self.last:  # before the first step, or called again at the end
+        latest = storage.latest_with_smoothing_hint(20)
+        values = {name: value for name, (value, _) in latest.items()}
+        # the step that has set the rate, as the storage's own count includes one that was stopped
+        done = latest["lr"][1] + 1 if "lr" in latest else self.last
+        if done == self.last:  # before the first step, or called again at the end
             return
         self.last = done
         words = [f"{done:,}/{self.max_iter:,}"]

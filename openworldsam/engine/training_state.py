@@ -77,6 +77,9 @@ def resume(trainer: Trainer) -> None:
         raise ValueError(f"{folder} is at iteration {state['iteration']}, beyond MAX_ITER {trainer.max_iter}")
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.scheduler.load_state_dict(state["scheduler"])
+    # the optimizer's rate is that of the schedule before, and the scheduler sets one only after a step
+    for group, rate in zip(trainer.optimizer.param_groups, trainer.scheduler.get_lr(), strict=True):
+        group["lr"] = rate
     trainer.scaler.load_state_dict(state["scaler"])
     with torch.no_grad():
         for name, value in state["trained"].items():

@@ -20,7 +20,6 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
 from openworldsam.data.datasets.catalog import load_records
@@ -40,7 +39,7 @@ from openworldsam.evaluation.summary import Results
 from openworldsam.inference import prompt_chunk
 from openworldsam.utils.files import named
 from openworldsam.utils.progress import Progress
-from openworldsam.utils.workers import end_with_parent
+from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
 
@@ -236,14 +235,11 @@ def _score_images(
 ) -> None:
     """Predict and score this process's share of the images."""
     sampler = InferenceSampler(len(dataset))
-    loader = DataLoader(
+    loader = image_loader(
         dataset,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=list,
-        worker_init_fn=end_with_parent,
-        generator=torch.Generator(),  # the loader must not draw from a training's generator
         pin_memory=torch.cuda.is_available(),
     )
     progress = Progress(len(sampler))

@@ -1,4 +1,4 @@
-"""Worker processes: setup of a DataLoader's, and a pool that works through a list of images."""
+"""Worker processes: a DataLoader's, and a pool that works through a list of images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-def end_with_parent(worker: int) -> None:
+def image_loader(dataset: Any, *, num_workers: int, **options: Any) -> DataLoader[Any]:
+    """Return a DataLoader whose batches are lists, whose workers do not outlive this process, and which leaves the
+    default random generator to the training that it may be part of; options are further arguments of it."""
+    setup: dict[str, Any] = {"collate_fn": list, "worker_init_fn": _end_with_parent, "generator": torch.Generator()}
+    return DataLoader(dataset, num_workers=num_workers, **setup | options)
+
+
+def _end_with_parent(worker: int) -> None:
     """Serve as `worker_init_fn` of a DataLoader: exit when the parent dies (Linux), leave Ctrl-C to the parent.
 
     Otherwise a worker that has just read a large array waits for ever to send it to a killed parent, and the DataLoader

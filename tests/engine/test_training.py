@@ -173,6 +173,30 @@ def test_metrics_hold_no_step_twice_after_a_kill(make_cfg, tmp_path):
     assert [line["iteration"] for line in lines] == list(range(6))
 
 
+def test_the_first_step_after_resuming_has_the_rate_of_a_changed_schedule(make_cfg, tmp_path):
+    drops = ["SOLVER.LOG_PERIOD", 1, "SOLVER.STEPS"]
+    run(make_cfg("out", *drops, [4]))
+    (tmp_path / "out/state_0000006.pth").unlink()
+    run(make_cfg("out", *drops, [3]), resume=True)
+    rates = [line["lr"] for line in read_metrics(tmp_path / "out")]
+    assert rates == pytest.approx([1e-3] * 3 + [1e-4] * 3)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_stopped_training_logs_no_step_that_it_did_not_make(make_cfg, tmp_path, caplog, steps):
+    class Stopped(Trainer):
+        def run_step(self):
+            if self.iter == steps:
+                raise KeyboardInterrupt
+            super().run_step()
+
+    with caplog.at_level("INFO", logger="openworldsam.engine.hooks"), pytest.raises(KeyboardInterrupt):
+        run_training(Stopped(make_cfg()))
+    lines = [record.getMessage() for record in caplog.records if record.name == "openworldsam.engine.hooks"]
+    assert [line.split()[0] for line in lines] == ["2/6"] * (steps > 0)
+    assert [line["iteration"] for line in read_metrics(tmp_path / "out")] == [1] * (steps > 0)
+
+
 def test_a_trained_prompt_encoder_is_saved_and_found(make_cfg, tiny_weights, tmp_path):
     cfg = make_cfg("out", "MODEL.PROMPT_ENCODER.TRAINABLE", True)
     before = read_weights(tiny_weights / "model_final.pth").components["beit3"]
@@ -279,7 +303,10 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
         (["SOLVER.BASE_LR", float("inf")], "BASE_LR has no usable value"),
         (["SOLVER.BASE_LR", -1.0], "BASE_LR must be above 0"),
         (["SOLVER.PICTURE_PERIOD", -1], "PICTURE_PERIOD must be at least 0"),
-        (["SOLVER.CLIP_GRADIENTS.ENABLED", False], "ENABLED must be True, got False"),
+        (
+            ["SOLVER.CLIP_GRADIENTS.ENABLED", False],
+            "CLIP_GRADIENTS.ENABLED is Detectron2.s and has no effect",
+        ),
         (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),

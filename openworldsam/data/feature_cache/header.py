@@ -104,13 +104,12 @@ def read_header(folder: str | Path) -> CacheHeader:
         FileNotFoundError: the folder has no cache.
         ValueError: the header is damaged, or the format has another version.
     """
-    path = Path(folder) / "header.json"
+    path, again = Path(folder) / "header.json", "make the cache again in another folder"
     try:
         content = json.loads(path.read_bytes())
-        if (version := content.get("version", VERSION)) != VERSION:
-            raise ValueError(f"it is of format {version}, this code reads {VERSION}")
-        header = CacheHeader(**content)
-        if not (
+        version = content.get("version", VERSION)
+        header = CacheHeader(**content) if version == VERSION else None
+        if header and not (
             header.image_features in IMAGE_FEATURES
             and header.dtype in DTYPES
             and isinstance(header.precision, str)
@@ -123,6 +122,8 @@ def read_header(folder: str | Path) -> CacheHeader:
         hint = "tools/cache_features.py makes one"
         raise FileNotFoundError(f"{folder} holds no feature cache (no header.json); {hint}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        hint = "make the cache again in another folder"
-        raise ValueError(f"{path} is damaged or of another version ({error}); {hint}") from None
+        raise ValueError(f"{path} is damaged ({error}); {again}") from None
+    if header is None:
+        age = "an older" if isinstance(version, int) and version < VERSION else "another"
+        raise ValueError(f"{folder} is a cache of {age} format ({version}, this code reads {VERSION}); {again}")
     return header

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from openworldsam.data.feature_cache.index import ImageId
 from openworldsam.data.feature_cache.reader import FeatureCache
@@ -17,7 +16,7 @@ from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.data.records import Record
-from openworldsam.utils.workers import end_with_parent
+from openworldsam.utils.workers import image_loader
 
 
 class Work(NamedTuple):
@@ -60,8 +59,7 @@ def batches(
 ) -> Iterator[list[tuple[Work, Tensor | str]]]:
     """Load all images in order, in batches within a shard; the reason takes the place of pixels that cannot be read."""
     parts: Any = [shard[i : i + batch_size] for shard in shards for i in range(0, len(shard), batch_size)]
-    loader = DataLoader(parts, None, num_workers=num_workers, collate_fn=_read, worker_init_fn=end_with_parent)
-    return iter(loader)
+    return iter(image_loader(parts, batch_size=None, num_workers=num_workers, collate_fn=_read))
 
 
 def _read(batch: Sequence[Work]) -> list[tuple[Work, Tensor | str]]:
