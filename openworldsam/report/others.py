@@ -3,7 +3,8 @@
 A method has a folder, and in it one for each benchmark, with any of these; category ids are the dataset's own:
     panoptic.json, panoptic/*.png: COCO panoptic. Detectron2's predictions.json and the PNGs beside it are read as well.
     instances.json: COCO results with masks. Detectron2's coco_instances_results.json is read as well.
-    semantic/*.png: class ids from 0, named as the images.
+    semantic/*.png: class ids from 0, other labels for none, named as the images. Detectron2's sem_seg_predictions.json
+        is read as well.
     referring.json: results with a mask under the "id" of each expression of truth/referring.json.
 """
 
@@ -22,7 +23,7 @@ from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import decode_mask, to_rle
-from openworldsam.evaluation.answer import Answer
+from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.saved import FILES, SavedImage, SavedPredictions
 from openworldsam.utils.files import named
 
@@ -49,7 +50,7 @@ class OtherMethod(NamedTuple):
         return Answer(
             _panoptic(folder, saved, image_id, size),
             _instances(folder, saved, image_id, size),
-            _semantic(folder, image, size),
+            _semantic(folder, saved, image, size),
             _referring(folder, image_id, len(image.prompts), size),
         )
 
@@ -75,11 +76,19 @@ def _instances(folder: Path, saved: SavedPredictions, image_id: ImageId, size: t
         return [_with_class(x, saved) | {"segmentation": to_rle(x["segmentation"], (size[0], size[1]))} for x in found]
 
 
-def _semantic(folder: Path, image: SavedImage, size: tuple[int, ...]) -> np.ndarray | None:
-    if not (folder / "semantic").is_dir():
+def _semantic(folder: Path, saved: SavedPredictions, image: SavedImage, size: tuple[int, ...]) -> np.ndarray | None:
+    if (folder / "semantic").is_dir():
+        path = (folder / "semantic" / image.file_name).with_suffix(".png")
+        labels = _sized(path, read_labels(path), size).astype(np.int64)
+        return np.where(labels < len(saved.class_names), labels, NO_CLASS)
+    if not (path := folder / "sem_seg_predictions.json").exists():
         return None
-    path = (folder / "semantic" / image.file_name).with_suffix(".png")
-    return _sized(path, read_labels(path), size).astype(np.int64)
+    labels = np.full(size, NO_CLASS, dtype=np.int64)
+    with expect(path, "list of Detectron2's SemSegEvaluator"), named(path):
+        for entry in _grouped(path, "file_name", stem=True).get(Path(image.file_name).stem, []):
+            mask = decode_mask(entry["segmentation"], (size[0], size[1]))
+            labels[mask] = _with_class(entry, saved)["category_id"]
+    return labels
 
 
 def _referring(folder: Path, image_id: ImageId, count: int, size: tuple[int, ...]) -> Sequence[np.ndarray] | None:
@@ -96,21 +105,23 @@ def _first(*paths: Path) -> Path | None:
 
 
 @cache
-def _grouped(path: Path, key: str) -> dict[Any, list[dict[str, Any]]]:
-    """Read the entries of a list, or of the annotations of an object, by one of their values."""
+def _grouped(path: Path, key: str, stem: bool = False) -> dict[Any, list[dict[str, Any]]]:
+    """Read the entries of a list, or of the annotations of an object, by one of their values, or the stem of a path."""
     content = json.loads(path.read_bytes())
     groups: dict[Any, list[dict[str, Any]]] = {}
     for entry in content if isinstance(content, list) else content["annotations"]:
-        groups.setdefault(entry[key], []).append(entry)
+        groups.setdefault(Path(entry[key]).stem if stem else entry[key], []).append(entry)
     return groups
 
 
 @cache
 def _classes(folder: Path, names: tuple[str, ...]) -> dict[int, int]:
-    """Read the contiguous class ids by those of the dataset's own files from a benchmark's saved ground truth."""
+    """Read the contiguous class ids by those of the dataset's own files, which a benchmark's saved ground truth lists
+    unless it is of semantic segmentation alone."""
     path = _first(folder / "truth" / FILES["panoptic"], folder / "truth" / FILES["instance"])
-    listed = json.loads(path.read_bytes())["categories"] if path else []
-    return {category["id"]: names.index(category["name"]) for category in listed}
+    if not path:
+        return {index: index for index in range(len(names))}
+    return {category["id"]: names.index(category["name"]) for category in json.loads(path.read_bytes())["categories"]}
 
 
 def _with_class(entry: Mapping[str, Any], saved: SavedPredictions) -> dict[str, Any]:

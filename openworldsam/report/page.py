@@ -116,7 +116,9 @@ def notes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
         rows += [(run.name, name, "missing", reason) for name, reason in run.content.get("missing", {}).items()]
         for name in (name for name in benchmarks if name in run.benchmarks):
             content = run.benchmarks[name]
-            if " of " in (counted := image_count(content)):
+            if content.get("dataset_images") is None:
+                rows.append((run.name, name, f"{content['images']} images scored", "of how many is not recorded"))
+            elif " of " in (counted := image_count(content)):
                 lost = len(content.get("skipped", {}))
                 left = content["dataset_images"] - content["images"] - lost
                 reason = f"{lost} could not be read, {left} were not asked for"

@@ -83,9 +83,38 @@ def test_the_files_of_detectron2s_evaluators_are_read(run, method):
         shutil.move(png, folder / png.name)
     (folder / "panoptic").rmdir()
     shutil.move(folder / "instances.json", folder / "coco_instances_results.json")
-    for task in ("panoptic", "instance"):
+    shutil.rmtree(folder / "semantic")
+    masks = zip(("a5", "a3", "a3"), IDS[:1] + IDS, (~LEFT, LEFT, ~LEFT), strict=True)
+    results = [
+        {"file_name": f"elsewhere/{n}.jpg", "category_id": c, "segmentation": encode_mask(m)} for n, c, m in masks
+    ]
+    (folder / "sem_seg_predictions.json").write_text(json.dumps(results))
+    for task in ("panoptic", "instance", "semantic"):
         row = picture_rows([run], "zoo_val", task, 1, [method])[0]
         assert np.array_equal(row.pictures["X-Decoder"], row.pictures["run"])
+
+
+def test_the_classes_of_a_semantic_benchmark_are_their_labels(run, method):
+    """It has no json that lists categories; and a label that is no class is none."""
+    shutil.rmtree(run.folder / "predictions/zoo_val/truth")
+    shutil.copytree(
+        run.folder / "predictions/zoo_val/prediction/semantic", run.folder / "predictions/zoo_val/truth/semantic"
+    )
+    for image_id in (3, 5):
+        marker = run.folder / f"predictions/zoo_val/images/{image_id:012d}.json"
+        edit(
+            marker,
+            lambda c: [c[kind].pop(task) for kind in ("prediction", "truth") for task in ("panoptic", "instance")],
+        )
+    folder, right = method.folder / "zoo_val", np.where(LEFT, 255, 1).astype(np.uint8)
+    for file in [*folder.glob("*.json"), *folder.glob("panoptic/*")]:
+        file.unlink()
+    Image.fromarray(right).save(folder / "semantic/a3.png")
+    as_image = picture_rows([run], "zoo_val", "semantic", 1, [method])[0].pictures["X-Decoder"]
+    shutil.rmtree(folder / "semantic")
+    results = [{"file_name": "a3.jpg", "category_id": 1, "segmentation": encode_mask(~LEFT)}]
+    (folder / "sem_seg_predictions.json").write_text(json.dumps(results))
+    assert np.array_equal(picture_rows([run], "zoo_val", "semantic", 1, [method])[0].pictures["X-Decoder"], as_image)
 
 
 def test_a_method_has_no_column_for_a_task_or_benchmark_without_files(run, method):

@@ -179,6 +179,10 @@ def test_a_part_of_a_benchmark_is_not_called_every_image(tmp_path):
     html = build_report([run])
     assert "Every image" not in html
     assert "30 of 500 images scored" in html and "1 could not be read, 469 were not asked for" in html
+    del some["dataset_images"]
+    (run,) = read_evaluations([write(tmp_path / "old", {"ade20k_150_val": some})])
+    html = build_report([run])
+    assert "Every image" not in html and "30 images scored</td><td>of how many is not recorded" in html
     (run,) = read_evaluations([write(tmp_path / "whole", {"ade20k_150_val": semantic()})])
     assert "Every image of every benchmark was read and scored." in build_report([run])
 
