@@ -41,6 +41,27 @@ def test_ids_by_hand(letters):
     assert tokenizer.encode("a") == [START, SPACE, A, END]
 
 
+def test_semantic_is_one_token_where_a_prompt_starts_with_it(letters):
+    tokenizer = BEiT3Tokenizer(letters)
+    assert tokenizer.encode("[semantic] ab") == [START, 64002, SPACE, A, B, END]
+    assert tokenizer.encode(" [semantic]ab") == [START, 64002, SPACE, A, B, END]
+    assert tokenizer.encode("[semantic] [semantic]").count(64002) == tokenizer.encode("[semantic]").count(64002) == 1
+    for text in ("a [semantic] b", "[Semantic] ab", "semantic ab"):
+        assert 64002 not in tokenizer.encode(text)
+    assert tokenizer(["[semantic] ab", "abcd"]).tolist() == [
+        [START, 64002, SPACE, A, B, END, PAD],
+        [START, SPACE, A, B, C, D, END],
+    ]
+    assert BEiT3Tokenizer(letters, max_tokens=4).encode("[semantic] ab") == [START, 64002, SPACE, END]
+
+
+def test_a_vocabulary_without_semantic_reads_it_as_text(letters, build):
+    small, text = BEiT3Tokenizer(letters, vocab_size=64002), "[semantic] ab"
+    assert max(small.encode(text)) < 64002
+    encoder = build(weights=False).prompt_encoder
+    assert int(encoder.tokenizer([text]).max()) < encoder.beit3.text_embed.num_embeddings
+
+
 def test_unknown_characters_get_the_unknown_id(letters):
     assert BEiT3Tokenizer(letters).encode("azb") == [START, SPACE, A, UNKNOWN, B, END]
 

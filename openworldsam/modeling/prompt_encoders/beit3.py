@@ -175,7 +175,7 @@ class BEiT3PromptEncoder(PromptEncoder):
     @cached_property
     def tokenizer(self) -> BEiT3Tokenizer:
         """The tokenizer, read from its file at first use."""
-        return BEiT3Tokenizer(self.tokenizer_file, self.max_tokens)
+        return BEiT3Tokenizer(self.tokenizer_file, self.max_tokens, self.beit3.text_embed.num_embeddings)
 
     def prepare(self) -> None:
         self.tokenizer  # noqa: B018

@@ -1,6 +1,7 @@
 """BEiT-3's tokenizer: sentencepiece with the id layout of XLM-RoBERTa.
 
-Ids: `<s>` 0, padding 1, `</s>` 2, unknown 3, every other piece its sentencepiece id + 1.
+Ids: `<s>` 0, padding 1, `</s>` 2, unknown 3, every other piece its sentencepiece id + 1, and "[semantic]" at the
+start of a prompt 64002: a token that EVF-SAM added and trained for names of classes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from openworldsam.utils.files import save_atomically
 logger = logging.getLogger(__name__)
 
 BOS_ID, PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2, 3
+SEMANTIC, SEMANTIC_ID = "[semantic]", 64002
 
 
 class BEiT3Tokenizer:
@@ -29,13 +31,14 @@ class BEiT3Tokenizer:
     Args:
         model_file: the sentencepiece file, `beit3.spm` for the public weights.
         max_tokens: most tokens of a prompt, both end tokens included; a longer one is cut before the end token.
+        vocab_size: ids must be below this; where it leaves no place for "[semantic]", that is text as any other.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a sentencepiece model.
     """
 
-    def __init__(self, model_file: str | Path, max_tokens: int = 512) -> None:
+    def __init__(self, model_file: str | Path, max_tokens: int = 512, vocab_size: int = 64010) -> None:
         if not Path(model_file).is_file():
             raise FileNotFoundError(
                 f"tokenizer file {model_file} not found; for the public weights `python weights/download.py "
@@ -47,12 +50,15 @@ class BEiT3Tokenizer:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{model_file} is not a sentencepiece model: {error}") from error
         self.max_tokens = max_tokens
+        self.knows_semantic = vocab_size > SEMANTIC_ID
 
     def encode(self, prompt: str) -> list[int]:
         """Encode one text as `<s> pieces </s>`."""
-        pieces = self.pieces.encode(prompt)
+        ids, text = [], prompt.lstrip()
+        if self.knows_semantic and text.startswith(SEMANTIC):
+            ids, prompt = [SEMANTIC_ID], text.removeprefix(SEMANTIC)
         unknown = self.pieces.unk_id()
-        ids = [UNKNOWN_ID if piece == unknown else piece + 1 for piece in pieces]
+        ids += [UNKNOWN_ID if piece == unknown else piece + 1 for piece in self.pieces.encode(prompt)]
         if len(ids) > self.max_tokens - 2:
             logger.warning(
                 "prompt %.40r... has %d tokens; only the first %d count", prompt, len(ids), self.max_tokens - 2
