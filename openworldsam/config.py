@@ -185,7 +185,8 @@ def _add_inference_config(cfg: CfgNode) -> None:
     cfg.MODEL.INFERENCE.SEMANTIC_WEIGHT = "score"
     # Feed the masks back as mask prompts and decode again.
     cfg.MODEL.INFERENCE.TWO_STAGE = False
-    # Queries that are refined: confident (score >= SCORE_THRESHOLD; the others are dropped) or all.
+    # Queries that are refined: confident (score >= SCORE_THRESHOLD; the others are dropped), all, or all_expressions:
+    # all of referring expressions, confident in other tasks (released code, whose threshold for the former is 0).
     cfg.MODEL.INFERENCE.TWO_STAGE_KEEP = "confident"
 
 

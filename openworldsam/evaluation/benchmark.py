@@ -21,7 +21,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
 
-from openworldsam.data.datasets.benchmarks import PROMPT_CAPS
+from openworldsam.data.datasets.benchmarks import PROMPT_CAPS, SOFTMAX_CLASSES
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
@@ -210,6 +210,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         protocol=protocol,
         num_absent=cfg.TEST.NUM_ABSENT,
         cap=PROMPT_CAPS.get(name, 0) if cfg.TEST.PROMPT_CAPS else 0,
+        softmax_classes=SOFTMAX_CLASSES.get(name, 0),
         text=PromptText.from_config(cfg),
         sentences=cfg.TEST.SENTENCES,
         generalized=generalized,

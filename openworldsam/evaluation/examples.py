@@ -72,6 +72,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             and `num_absent` random absent ones, or as many as there are.
         num_absent: 0 for as many as present ones, for one where there are no objects, and for all that are listed.
         cap: most present classes, drawn with the released code's seed; 0 for all.
+        softmax_classes: size of the vocabulary for softmax weights of queries; 0 for the number of classes.
         text: turns a class name into a prompt.
         sentences: prompts of each object, the "first" sentence or "all"; "_alone" makes no difference here.
         generalized: whether an expression may have several targets, or none.
@@ -84,6 +85,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
     protocol: str = "oracle"
     num_absent: int = 0
     cap: int = 0
+    softmax_classes: int = 0
     text: PromptText = PromptText()  # noqa: RUF009 (immutable)
     sentences: str = "first"
     generalized: bool = False
@@ -122,7 +124,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             "prompts": [self.text.of(self.class_names[c]) for c in classes],
             "class_ids": classes,
             "is_thing": [self.is_thing[c] for c in classes],
-            "num_classes": len(self.class_names),
+            "num_classes": self.softmax_classes or len(self.class_names),
         }
         return asked, Truth(segment_map, segments, absent, instances=instances, void=record.read_void(segment_map))
 

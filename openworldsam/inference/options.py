@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
 
@@ -12,7 +12,7 @@ from openworldsam.config import arguments
 _CHOICES = {
     "instance_nms": ("mask", "box"),
     "semantic_weight": ("softmax", "score"),
-    "two_stage_keep": ("confident", "all"),
+    "two_stage_keep": ("confident", "all_expressions", "all"),
 }
 _THRESHOLDS = ("score_threshold", "nms_threshold", "overlap_threshold")
 
@@ -52,6 +52,12 @@ class InferenceOptions:
         """Read MODEL.INFERENCE."""
         return cls(**arguments(cfg.MODEL.INFERENCE, "TASKS"))
 
+    def for_task(self, task: str) -> InferenceOptions:
+        """Return the options with the rule of two-stage inference for a task, which is the same for most."""
+        if not self.two_stage or self.two_stage_keep != "all_expressions":
+            return self
+        return replace(self, two_stage_keep="all" if task == "referring" else "confident")
+
     def threshold_of(self, task: str) -> float:
         """Return the score that masks of a task must reach; 0 for "semantic" and "referring", which have none."""
         return self.score_threshold if task in ("instance", "panoptic") else 0.0
@@ -66,5 +72,7 @@ def prompt_chunk(cfg: CfgNode, referring: bool = False) -> int:
     if referring and cfg.TEST.SENTENCES.endswith("alone"):
         return 1
     inference = cfg.MODEL.INFERENCE
-    together = cfg.MODEL.ADAPTER.INTERACTION == "image" or (inference.TWO_STAGE and inference.TWO_STAGE_KEEP != "all")
+    refined = ("all", "all_expressions") if referring else ("all",)
+    together = inference.TWO_STAGE and inference.TWO_STAGE_KEEP not in refined
+    together = together or cfg.MODEL.ADAPTER.INTERACTION == "image"
     return 0 if together else cfg.TEST.PROMPT_CHUNK

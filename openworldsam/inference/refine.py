@@ -15,11 +15,11 @@ def refine(queries: Queries, options: InferenceOptions, decode: Callable[[Tensor
 
     Args:
         queries: of one image.
-        options: the keep rule. "confident" refines the queries of at least the score threshold, and the others vanish;
-            where there is none, nothing is refined. "all" refines every query.
+        options: the keep rule. "all" refines every query. Otherwise those of at least the score threshold are refined,
+            and the others vanish; where there is none, nothing is refined.
         decode: mask logits [n, h, w] as prompts to new logits [n, h, w] and predicted IoU [n].
     """
-    if options.two_stage_keep == "confident":
+    if options.two_stage_keep != "all":
         confident = queries.scores >= options.score_threshold
         if not confident.any():
             return queries

@@ -186,13 +186,21 @@ class OpenWorldSAM(nn.Module):
         features, embeddings = None, self.pixel_mean.new_zeros(0)
         if any(counts):
             features, embeddings, _ = self._encode(batched_inputs)
+        rules: dict[InferenceOptions, list[str]] = {}
+        for task in tasks or self.tasks:
+            rules.setdefault(self.inference.for_task(task), []).append(task)
         answers = []
         for image, (x, of_image) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
             size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))
             described = {key: x[key] for key in ("class_ids", "is_thing", "num_classes", "generalized") if key in x}
             question = Question.of(size, len(of_image), **described)
-            chunks = self._query_chunks(features.of_image(image) if features else None, of_image, prompt_chunk)
-            answers.append(infer(chunks, tasks or self.tasks, question, self.inference))
+            of_features = features.of_image(image) if features else None
+            found: dict[str, Any] = {}
+            for options, same in rules.items():
+                found |= infer(
+                    self._query_chunks(of_features, of_image, prompt_chunk, options), same, question, options
+                )
+            answers.append(found)
         return answers
 
     def _encode(self, batched_inputs: list[dict[str, Any]]) -> tuple[ImageFeatures, Tensor, Tensor]:
@@ -290,7 +298,9 @@ class OpenWorldSAM(nn.Module):
         side = 4 * self.image_encoder.feature_side
         return Queries(self.pixel_mean.new_zeros(0, side, side), torch.zeros(0), torch.zeros(0, dtype=torch.long))
 
-    def _query_chunks(self, features: ImageFeatures | None, embeddings: Tensor, chunk: int) -> Iterator[Queries]:
+    def _query_chunks(
+        self, features: ImageFeatures | None, embeddings: Tensor, chunk: int, options: InferenceOptions
+    ) -> Iterator[Queries]:
         """Yield the queries of P prompts [P, D] about one image, `chunk` prompts at a time; at least one chunk."""
         if features is None or not len(embeddings):
             yield self.no_queries()
@@ -298,8 +308,8 @@ class OpenWorldSAM(nn.Module):
         start = 0
         for part in embeddings.split(chunk or len(embeddings)):
             queries = self.queries(features, part)
-            if self.inference.two_stage:
-                queries = self.refine(features, queries, self.inference)
+            if options.two_stage:
+                queries = self.refine(features, queries, options)
             yield queries._replace(labels=queries.labels + start)
             start += len(part)
 

@@ -132,7 +132,7 @@ class OpenWorldSAMPredictor:
         threshold = asked if task == "referring" else inference.threshold_of(task)
         # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
-        results = infer([session.queries(prompts, inference)], (task,), question, inference)
+        results = infer([session.queries(prompts, inference.for_task(task))], (task,), question, inference)
         found = results[task].found()
         if task == "referring":
             found = found.at_least(threshold)

@@ -14,7 +14,7 @@ from torch import nn
 
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
-from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS
+from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS, SOFTMAX_CLASSES
 from openworldsam.data.datasets.catalog import SEGMENTATION, PanopticFiles, load_records, register_panoptic
 from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.records.rle import encode_mask
@@ -25,6 +25,7 @@ from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, 
 from openworldsam.evaluation.metrics import AbsentPrompts
 from openworldsam.evaluation.prompt_text import READABLE, PromptText
 from openworldsam.evaluation.summary import remarks, scalars, table
+from openworldsam.inference import InferenceOptions, Queries, Question, infer
 from openworldsam.inference.nms import mask_boxes
 
 ROOT = Path(__file__).parents[2]
@@ -316,6 +317,30 @@ def test_only_the_preset_released_has_caps_and_only_where_the_released_code_has_
         assert most == 2 if expected == 2 else most > 2
     presets = {p: load_config(ROOT / f"configs/presets/{p}.yaml").TEST.PROMPT_CAPS for p in ("paper", "released")}
     assert presets == {"paper": False, "released": True}
+
+
+def test_the_softmax_of_the_released_code_counts_background_where_its_data_have_one(cfg, build, monkeypatch):
+    """One query of score 1 and probability .2, and one of .3 and .9488: exp(s) - 1 over exp(s) + C, times those."""
+    classes = {name: len(MetadataCatalog.get(name).vocabulary) for name in SOFTMAX_CLASSES}
+    assert {name: count + 1 for name, count in classes.items()} == SOFTMAX_CLASSES
+    assert classes == {"sun_rgbd_37_val": 37, "scannet_40_val": 40}
+    monkeypatch.setitem(SOFTMAX_CLASSES, "shapes_val", 77)
+    asked, model = [], build()
+    monkeypatch.setattr(Question, "of", lambda *a, of=Question.of, **k: asked.append(k["num_classes"]) or of(*a, **k))
+    for name in ("shapes_val", "shapes_novel_val"):
+        cfg.DATASETS.TEST = [name]
+        evaluate(cfg, model)
+    assert asked == [77] * 4 + [len(MetadataCatalog.get("shapes_novel_val").vocabulary)] * 4
+    probabilities = torch.tensor([0.2, 0.9488])[:, None, None].expand(2, 1, 1)
+    queries = Queries(probabilities.logit(), torch.tensor([1.0, 0.3]), torch.arange(2))
+    winners = {}
+    for preset in ("released", "paper"):
+        options = InferenceOptions.from_config(load_config(ROOT / f"configs/presets/{preset}.yaml"))
+        for count in (37, 38):
+            question = Question.of((1, 1), 2, num_classes=count)
+            winners[preset, count] = int(infer([queries], ["semantic"], question, options)["semantic"].map)
+    # .2 x 1.71828 / 39.71828 < .9488 x .34986 / 38.34986, but .2 x 1.71828 / 40.71828 > .9488 x .34986 / 39.34986
+    assert winners == {("released", 37): 1, ("released", 38): 0, ("paper", 37): 1, ("paper", 38): 1}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from openworldsam.modeling.prompt_encoders import build_prompt_encoder
 from openworldsam.utils.device import DTYPES
 
 ROOT = Path(__file__).parents[2]
+PRESETS = ("paper", "released", "improved")
 
 
 def inputs(pictures, prompts):
@@ -267,6 +268,28 @@ def test_a_prompt_without_a_row_after_two_stages_keeps_its_place_among_the_expre
     masks, scores = build(*opts)(batch, tasks=referring)[0]["referring"]
     assert len(masks) == len(scores) == 3
     assert (scores > 0).tolist() == (best > threshold).tolist() and not masks[best.argmin()].any()
+
+
+def test_the_released_code_refines_every_query_of_an_expression(build, pictures):
+    """Its threshold for them is 0; for other tasks, asked at the same time or not, it is SCORE_THRESHOLD."""
+    batch = inputs(pictures[:1], [["cat", "sky", "a very long expression"]])
+    best = build()(batch, tasks=["referring"])[0]["referring"][1]
+    opts = ["MODEL.INFERENCE.TWO_STAGE", True, "MODEL.INFERENCE.SCORE_THRESHOLD", float(best.sort().values[:2].mean())]
+
+    def answer(*tasks, keep="confident"):
+        return build(*opts, "MODEL.INFERENCE.TWO_STAGE_KEEP", keep)(batch, tasks=tasks)[0]
+
+    everything = answer("referring", keep="all")["referring"]
+    assert (everything[1] > 0).all() and not (answer("referring")["referring"][1] > 0).all()
+    semantic = answer("semantic")["semantic"]
+    assert not torch.equal(answer("semantic", keep="all")["semantic"], semantic)
+    released = answer("referring", "semantic", keep="all_expressions")
+    for masks, scores in (released["referring"], answer("referring", keep="all_expressions")["referring"]):
+        assert torch.equal(masks, everything[0]) and torch.equal(scores, everything[1])
+    for found in (released, answer("semantic", keep="all_expressions")):
+        assert torch.equal(found["semantic"], semantic)
+    rules = {p: load_config(ROOT / f"configs/presets/{p}.yaml").MODEL.INFERENCE.TWO_STAGE_KEEP for p in PRESETS}
+    assert rules == {**dict.fromkeys(PRESETS, "confident"), "released": "all_expressions"}
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,9 @@ PROMPT_CAPS: dict[str, int] = {
 }
 """Most prompts per image of the released code, where it has a limit."""
 
+SOFTMAX_CLASSES: dict[str, int] = {"sun_rgbd_37_val": 38, "scannet_40_val": 41}
+"""Number of classes in the softmax of the released code, where it counts one named "background"."""
+
 COMMANDS: dict[str, str] = {
     "coco_2017_val_panoptic_openworldsam": "",
     **{name: _MAKE.format(command) for name, (command, *_) in _EXPRESSIONS.items()},
