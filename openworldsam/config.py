@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
+
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_BIAS",)
 """Detectron2 keys whose default is None."""
 
@@ -206,6 +208,9 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = []
     # Largest share of unreadable images, beyond the first 20, before training stops.
     cfg.DATALOADER.MAX_SKIPPED = 0.01
+    # Pixels of an image or mask beyond which it is refused before it is decoded, in every command. A picture of so many
+    # takes about 2 GB.
+    cfg.DATALOADER.MAX_PIXELS = MAX_PIXELS
     # Start of a training if it is not MODEL.WEIGHTS, which evaluation uses: an adapter file, or fresh.
     cfg.SOLVER.INIT_WEIGHTS = ""
     # AdamW without warm-up, no weight decay on norms, global gradient norm clipped to CLIP_VALUE.
@@ -334,6 +339,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
         raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
     _check_values(cfg)
     check_keys(cfg)
+    limit_pixels(cfg.DATALOADER.MAX_PIXELS)
 
 
 def check_keys(cfg: CfgNode) -> None:

@@ -8,16 +8,13 @@ from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from openworldsam.data.preprocessing import read_image
+from openworldsam.data.preprocessing import open_image, read_image
 
 MAX_BYTES = 20 * 2**20
 """Per file."""
 MAX_PIXELS = 16_000_000
 """Per image: for the 12 million pixels of a phone's camera, 100 masks take 1.2 GB."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""Formats that are tried; Pillow has more, some of which run other programs."""
 
 
 def read_upload(path: Path) -> np.ndarray:
@@ -29,16 +26,11 @@ def read_upload(path: Path) -> np.ndarray:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path.name} has {size / 2**20:.1f} MB; the limit is {MAX_BYTES / 2**20:.0f} MB")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             width, height = image.size
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path.name} has too many pixels; the limit is {MAX_PIXELS / 1e6:g} million") from None
-    except (OSError, SyntaxError):  # Pillow raises both for damaged files
-        raise ValueError(f"{path.name} is not a readable image; use {', '.join(FORMATS)}") from None
-    if width * height > MAX_PIXELS:
-        limit = f"the limit is {MAX_PIXELS / 1e6:g} million: scale it down first"
-        raise ValueError(f"{path.name} has {width} x {height} pixels; {limit}")
-    try:
+        if width * height > MAX_PIXELS:
+            limit = f"the limit is {MAX_PIXELS / 1e6:g} million: scale it down first"
+            raise ValueError(f"{path} has {width} x {height} pixels; {limit}")
         return read_image(path)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None

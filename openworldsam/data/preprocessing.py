@@ -1,4 +1,4 @@
-"""Read images, upright.
+"""Read images, upright. Every command opens its image files here, in `open_image`.
 
 Images, label images and bitmasks are turned by one rule, whoever reads them: by EXIF's orientation, or XMP's where EXIF
 has none (`upright`).
@@ -9,18 +9,56 @@ Shapes: H, W image size. Images are RGB uint8, channels first
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WebP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+"""The formats that are opened, with their suffixes; the content decides. Of several images in a file the first is read.
+Pillow knows more formats, some of which start other programs (EPS: Ghostscript)."""
+IMAGE_SUFFIXES = tuple(chain(*FORMATS.values()))
+_OTHERS = {
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
+    "AVIF": rb"....ftypavi",
+    "a video": rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ",
+    "a PDF": rb"%PDF",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "SVG": rb"\s*<(\?xml|svg)",
+    "JPEG 2000": rb"\0\0\0\x0cjP|\xffO\xffQ",
+    "JPEG XL": rb"\0\0\0\x0cJXL|\xff\x0a",
+    "DDS": rb"DDS ",
+    "PSD": rb"8BPS",
+    "PPM": rb"P[1-7]\s",
+}
+"""What the content of files that people take for images begins with."""
+MAX_PIXELS = 64_000_000
+"""Default of DATALOADER.MAX_PIXELS: pixels of an image or mask beyond which it is refused before it is decoded."""
+_limit = MAX_PIXELS
 
 _ORIENTATION = 0x0112
 """EXIF's tag."""
@@ -36,6 +74,78 @@ _TURNS = {
 """What sets an image of each orientation upright."""
 
 
+def limit_pixels(count: int) -> None:
+    """Set how many pixels an image or mask may have, in this process and those it forks."""
+    global _limit
+    if count < 1:
+        raise ValueError(f"DATALOADER.MAX_PIXELS is at least 1, got {count}")
+    _limit = count
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, count)  # else Pillow's own limit comes first
+
+
+def check_area(height: int, width: int, name: object) -> None:
+    """Raise ValueError if an image or mask has more pixels than allowed."""
+    if height * width > _limit:
+        raise ValueError(f"{name} has {width} x {height} pixels; {_too_many()}")
+
+
+def _too_many() -> str:
+    return f"the limit is {_limit:,} (DATALOADER.MAX_PIXELS): scale it down, or raise the limit"
+
+
+class _Jpeg(JpegImageFile):
+    """A JPEG of whose EXIF nothing is decoded: an odd resolution makes Pillow refuse a good image."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+@contextmanager
+def open_image(path: str | Path, kind: str = "image") -> Iterator[ImageFile]:
+    """Open an image file of one of `FORMATS`; its pixels are decoded when they are asked for.
+
+    The block should only decode: whatever is raised there counts as damage of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, device or pipe; a file of another format, with more pixels than allowed, or damaged.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("it is a folder, device or pipe")
+        with open(path, "rb") as file:
+            image = _identify(file)
+            width, height = image.size
+            if height * width <= _limit:
+                yield image
+                return
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{kind} {path} not found") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has too many pixels; {_too_many()}") from error
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
+    check_area(height, width, path)
+
+
+def _identify(file: IO[bytes]) -> ImageFile:
+    """Read the header of a file of one of `FORMATS`; raises almost anything for others."""
+    head = file.read(64)
+    file.seek(0)
+    if head.startswith(b"\xff\xd8\xff"):
+        return _Jpeg(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is an error instead
+            return Image.open(file, formats=[*FORMATS])
+    except Image.UnidentifiedImageError:
+        other = next((f"it is {name}" for name, start in _OTHERS.items() if re.match(start, head, re.DOTALL)), "")
+        wanted = ", ".join(FORMATS)
+        advice = f"{other}; convert it to one of {wanted}" if other else f"it is damaged, or none of {wanted}"
+        raise ValueError(advice) from None
+
+
 def read_image(source: ImageLike) -> np.ndarray:
     """Return an image as RGB, upright, alpha dropped, 16 bits reduced to 8.
 
@@ -47,23 +157,21 @@ def read_image(source: ImageLike) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: not an image, a truncated one, or an array of another type or shape.
+        ValueError: not an image as `open_image` opens it, floating-point pixels, or an array of another type or shape.
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
-    if not isinstance(source, (str, Path, Image.Image)):
+    if isinstance(source, Image.Image):
+        check_area(source.height, source.width, "the PIL image")
+        try:
+            return _to_rgb(upright(source), "the PIL image")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"the PIL image is not readable: {error}") from error
+    if not isinstance(source, (str, Path)):
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(source, "the PIL image")
-        with Image.open(source) as image:
-            return _to_rgb(image, str(source))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {source} not found") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{source}: {error}; scale the image down first") from error
-    except (OSError, SyntaxError) as error:  # PIL raises both for damaged files
-        raise ValueError(f"{source} is not a readable image: {error}") from error
+    with open_image(source) as image:
+        turned = upright(image)
+    return _to_rgb(turned, str(source))
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:
@@ -76,10 +184,9 @@ def _check_array(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array[:, :, :3])
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    if 0 in image.size:
-        raise ValueError(f"{name} is empty: {image.size[0]} x {image.size[1]} pixels")
-    turned = upright(image)
+def _to_rgb(turned: Image.Image, name: str) -> np.ndarray:
+    if 0 in turned.size:
+        raise ValueError(f"{name} is empty: {turned.size[0]} x {turned.size[1]} pixels")
     if turned.mode == "F":
         raise ValueError(f"{name} holds floating-point pixels; convert it to 8 bits first")
     if turned.mode.startswith("I"):
@@ -96,7 +203,9 @@ def upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its orientation says; raises as `load` does."""
     if isinstance(image, TiffImageFile):
         image.filename = ""  # else Pillow maps some into memory, with H and W swapped
-    image.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, without a name; damage is an error
+        image.load()
     turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
@@ -119,11 +228,30 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """Return the operation that sets an image upright, None if there is nothing to do."""
     if isinstance(image, TiffImageFile):  # Pillow turns these itself
         return None
+    orientation = _exif_orientation(image)
+    if orientation is None:
+        xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+        orientation = int(found[1]) if found else 1
+    return _TURNS.get(orientation)
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    """Find the orientation in an image's EXIF, None if it has none; other tags, maybe damaged, are not read."""
     try:
-        # the base class's method, as that of PNGs decodes the pixels. Of EXIF's tags this one alone is decoded
-        return _TURNS.get(Image.Image.getexif(image).get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata raise almost anything, and are no damage to the image
-        return None
+        profile = image.info.get("Raw profile type exif", "")  # as ImageMagick writes it
+        exif = image.info.get("exif") or bytes.fromhex("".join(profile.split("\n")[3:]))
+        tiff = exif.removeprefix(b"Exif\0\0")
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", tiff, place)
+            if tag == _ORIENTATION:
+                return int(struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], tiff, place + 8)[0])
+    except (KeyError, ValueError, TypeError, AttributeError, struct.error):
+        pass  # damaged metadata are no damage to the image
+    return None
 
 
 def _has_late_metadata(image: PngImageFile) -> bool:

@@ -27,12 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import id2rgb, rgb2id
-from pycocotools import mask as mask_util
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect
 from openworldsam.data.records.labels import read_labels, void_label
-from openworldsam.data.records.rle import encode_mask
+from openworldsam.data.records.rle import decode_mask, encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.utils.files import named, save_json, save_png, save_text
 
@@ -170,7 +169,7 @@ class SavedPredictions:
             semantic = read_labels(self._png(kind, "semantic", image_id)).astype(np.int64)
             semantic[semantic == self.void] = NO_CLASS
         if "referring" in saved:
-            referring = [mask_util.decode(code).astype(bool) for code in saved["referring"]]
+            referring = [decode_mask(code, code["size"]) for code in saved["referring"]]
         return Answer(panoptic, saved.get("instance"), semantic, referring)
 
     def save(

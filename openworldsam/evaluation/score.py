@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from panopticapi.utils import rgb2id
 from tqdm import tqdm
 
@@ -201,12 +200,12 @@ def score_referring(truth: Path, predicted: Path, *, generalized: bool = False) 
         raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
     scores = GeneralizedReferringScores() if generalized else ReferringScores()
     for expression, (code, size) in _progress(truths.items()):
-        nothing = np.zeros(size, dtype=bool)
+        nothing = {"size": list(size), "counts": [size[0] * size[1]]}
         with named(f"{truth}: annotation {expression}"):
-            truth_mask = nothing if code is None else decode_mask(code, size)
+            truth_mask = decode_mask(nothing if code is None else code, size)
         with named(f"{predicted}: prediction {expression}"):
             code = predictions.get(expression)
-            scores.update(nothing if code is None else decode_mask(code, size), truth_mask)
+            scores.update(decode_mask(nothing if code is None else code, size), truth_mask)
     return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
 
 

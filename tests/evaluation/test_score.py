@@ -416,6 +416,11 @@ def test_referring(score, expressions, tmp_path):
         ("gt", lambda c: c["annotations"][0].update(segmentation={**code(0), "counts": "08`0P"}), "mask are cut short"),
         ("gt", lambda c: c["images"][0].update(width=0), "gt.json: the width of image 5 is 0, not one of 1 to"),
         ("gt", lambda c: c["annotations"][0].update(image_id=6), "gt.json: its list of images does not have 6"),
+        (
+            "gt",
+            lambda c: (c["images"][0].update(width=65_535, height=65_535), c["annotations"][0].update(no_target=True)),
+            "gt.json: annotation 10: a mask has 65535 x 65535 pixels; the limit is 64,000,000",
+        ),
     ],
 )
 def test_bad_referring_files(fails, expressions, tmp_path, name, change, message):

@@ -25,12 +25,11 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from openworldsam.data.datasets.catalog import PanopticFiles, register_dataset, register_panoptic, set_metadata
+from openworldsam.data.preprocessing import IMAGE_SUFFIXES
 from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
 from openworldsam.data.records.labels import LABEL_SUFFIXES, MAX_LABEL, LabelCoding, LabelRecord, load_labels
 from openworldsam.utils.files import by_stem
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 _KINDS = ("labels", "instances", "panoptic")
 _KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ignore")

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from panopticapi.utils import id2rgb
-from PIL import Image
 
 from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
 from openworldsam.data.prepare.labels import make_scannet_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
-from openworldsam.data.preprocessing import read_image, upright, upright_size
+from openworldsam.data.preprocessing import open_image, read_image, upright, upright_size
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.utils.files import save_json, save_png
@@ -125,13 +124,8 @@ def read_bdd10k(sources: Sequence[Path]) -> list[Layer]:
     Raises:
         FileNotFoundError, ValueError: the file is missing, damaged, or has an unknown value.
     """
-    try:
-        with Image.open(sources[0]) as image:
-            pixels = np.asarray(upright(image)).astype(np.int64)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"bitmask {sources[0]} not found") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{sources[0]} is not a readable bitmask: {error}") from error
+    with open_image(sources[0], "bitmask") as image:
+        pixels = np.asarray(upright(image)).astype(np.int64)
     if pixels.ndim != 3 or pixels.shape[2] != 4:
         raise ValueError(f"{sources[0]} is not a bitmask of four channels: its shape is {pixels.shape}")
     red, green, blue, alpha = np.moveaxis(pixels, 2, 0)
@@ -186,7 +180,7 @@ def _segments(job: Job, read: Reader) -> tuple[np.ndarray, list[dict[str, Any]]]
             value.
     """
     layers = read(job.sources)
-    with Image.open(job.image) as image:
+    with open_image(job.image) as image:
         height, width = upright_size(image)
     shape = layers[0][0].shape
     if shape != (height, width):
@@ -210,7 +204,7 @@ def _save(target: Path, jobs: Sequence[Job], annotations: Sequence[dict[str, Any
     """Write COCO's json; the image id is the index of the job, the classes are those of classes/*.json."""
     images = []
     for index, job in enumerate(jobs):
-        with Image.open(job.image) as image:
+        with open_image(job.image) as image:
             height, width = upright_size(image)
         images.append({"id": index, "file_name": job.image_name, "height": height, "width": width})
     categories = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in read_classes(classes)]

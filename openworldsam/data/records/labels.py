@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from openworldsam.data.preprocessing import upright, upright_size
+from openworldsam.data.preprocessing import open_image, upright, upright_size
 from openworldsam.data.records.coco_json import Category, warn_of_missing
 from openworldsam.data.records.record import Record, Segment
 
@@ -108,9 +107,9 @@ def load_labels(
 def _size(path: Path) -> tuple[int, int]:
     """Return (H, W) of an upright image; (0, 0) if its header is damaged, as reading the image will report that."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return upright_size(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return 0, 0
 
 
@@ -121,14 +120,9 @@ def read_labels(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: it is damaged, has several channels, or values outside 0..65535.
     """
-    try:
-        with Image.open(path) as image:
-            step = _step(image)
-            labels = np.asarray(upright(image))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"label image {path} not found") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises these for damaged files
-        raise ValueError(f"{path} is not a readable label image: {error}") from error
+    with open_image(path, "label image") as image:
+        step = _step(image)
+        labels = np.asarray(upright(image))
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise ValueError(f"{path} is no label image: one channel of whole numbers, got {labels.shape} {labels.dtype}")
     labels = labels.astype(np.int32) // step

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
+from openworldsam.data.preprocessing import check_area
+
 RLE = dict[str, Any]
 """{"size": [H, W], "counts": text}, compressed by pycocotools."""
 Segmentation = Any
@@ -42,8 +44,10 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> RLE:
         size: (H, W) of the image.
 
     Raises:
-        ValueError: it has none of these forms, another size, or runs that do not fill the image.
+        ValueError: it has none of these forms, another size, more pixels than an image may have, or runs that do not
+            fill the image.
     """
+    check_area(*size, "a mask")  # before pycocotools allocates it
     if not isinstance(segmentation, dict):
         return _from_polygons(segmentation, size)
     if not {"size", "counts"} <= segmentation.keys():
