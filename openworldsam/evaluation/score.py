@@ -8,6 +8,9 @@ concept: the same files; every image is asked for some phrases, which may be abs
     annotations and its neg_category_ids, less its not_exhaustive_category_ids, as in LVIS; without neg_category_ids all
     categories, so that files of SA-Co, which have one category and an image for every phrase, are read as they are.
     Several files of annotations are those of several annotators.
+cityscapes: Cityscapes' own AP. A folder of its *_gtFine_instanceIds.png (--gt-dir), and either a list of COCO results
+    with masks, whose categories are those of labelIds and whose image ids are names such as ulm_000000_000019 or those
+    of a json (--gt); or a folder with a text file for each image (--pred-dir), as cityscapesScripts reads it.
 semantic: folders of PNGs or TIFFs of the same names, where a pixel is the number of its class from 0. One without a
     prediction is an error; a predicted label that is no class is a pixel without a prediction.
 referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,11 +35,13 @@ from typing import Any, NamedTuple
 from panopticapi.utils import rgb2id
 from tqdm import tqdm
 
+from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import (
     ImageId,
     Images,
     by_id,
+    contiguous_ids,
     expect,
     is_crowd,
     listed_categories,
@@ -45,7 +51,9 @@ from openworldsam.data.records.coco_json import (
 )
 from openworldsam.data.records.labels import LABEL_SUFFIXES, read_labels, void_label
 from openworldsam.data.records.rle import Segmentation, decode_mask
+from openworldsam.evaluation.cityscapes_files import find_truths, read_predictions, read_truth
 from openworldsam.evaluation.metrics.accumulator import Scores
+from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
 from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
@@ -54,7 +62,7 @@ from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.utils.files import by_stem, named, read_json, save_json
 from openworldsam.utils.launch import user_errors
 
-TASKS = ("panoptic", "instance", "concept", "semantic", "referring", "generalized_referring")
+TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
 _PANOPTIC = "COCO panoptic json"
 
 
@@ -83,6 +91,8 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
     categories = read_categories(truth)
     quality = PanopticQuality({category.id: category.is_thing for category in categories})
     annotations, predictions = _panoptic_annotations(truth), _panoptic_annotations(predicted)
+    with expect(predicted, _PANOPTIC):
+        meant = {id_: categories[index].id for id_, index in contiguous_ids(read_json(predicted), categories).items()}
     if missing := [image_id for image_id in annotations if image_id not in predictions]:
         raise ValueError(f"{predicted} has no prediction for {len(missing)} images, such as {missing[0]}")
     for image_id, annotation in _progress(annotations.items()):
@@ -94,7 +104,7 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
         with expect(predicted, _PANOPTIC), named(predicted):
             predicted_map = rgb2id(read_image(predicted_dir / predictions[image_id]["file_name"]))
             segments = predictions[image_id]["segments_info"]
-            predicted_segments = [_ids(s) for s in segments]
+            predicted_segments = [(id_, meant.get(category, category)) for id_, category in map(_ids, segments)]
         with named(f"image {image_id}"):
             quality.update(predicted_map, predicted_segments, truth_map, truth_segments, areas)
     return Report(quality.compute(), {category.id: category.name for category in categories})
@@ -117,6 +127,50 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
             with named(f"image {image_id}"):
                 precision.update(image_id, _size(image), results[image_id], annotations[image_id])
     return Report(precision.compute(), names, [image_id for image_id in images if not results[image_id]])
+
+
+def score_cityscapes(truth_dir: Path, predicted: Path, listing: Path | None = None) -> Report:
+    """Score instances by Cityscapes' AP.
+
+    Args:
+        truth_dir: see `find_truths`.
+        predicted: a json of COCO results, or a folder, see `read_predictions`.
+        listing: a json of the images whose ids the results have; by default these are the images' names.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one is damaged, or results name an image without ground truth.
+    """
+    truths = find_truths(truth_dir)
+    things = {c.id: c.name for c in read_classes("cityscapes_19") if c.is_thing}
+    scores = CityscapesAP(things)
+    if predicted.is_dir():
+        found = read_predictions(predicted, truths)
+    else:
+        grouped = _cityscapes_results(truths, predicted, listing)
+        found = (grouped[name] for name in truths)
+    without = []
+    for (name, path), instances in _progress(zip(truths.items(), found, strict=True)):
+        with named(path):
+            scores.update(instances, *read_truth(path))
+        without += [] if instances else [name]
+    return Report(scores.compute(), things, without)
+
+
+def _cityscapes_results(
+    truths: Mapping[str, Path], predicted: Path, listing: Path | None
+) -> dict[ImageId, list[Mapping[str, Any]]]:
+    """Group COCO results by the name of their image."""
+    names: dict[ImageId, str] = {name: name for name in truths}
+    if listing:
+        with expect(listing, "COCO json with images"), named(listing):
+            images = by_id(read_json(listing)["images"])
+            names = {id_: re.sub("(_gtFine)?_leftImg8bit$", "", Path(x["file_name"]).stem) for id_, x in images.items()}
+            if strangers := set(names.values()) - truths.keys():
+                raise ValueError(f"it has {len(strangers)} images without ground truth, such as {min(strangers)}")
+    with expect(predicted, "list of COCO results"):
+        results = _by_image(predicted, _read_results(predicted), names, ("category_id", "score", "segmentation"))
+    return defaultdict(list, {names[id_]: instances for id_, instances in results.items()})
 
 
 def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
@@ -341,6 +395,10 @@ def _score(args: argparse.Namespace) -> Report:
     if len(args.gt) > 1 and args.task != "concept":
         raise ValueError(f"--gt takes one file for --task {args.task}, got {len(args.gt)}")
     truth, predicted = next(iter(args.gt), None), args.pred
+    if args.task == "cityscapes":
+        if not args.gt_dir or not (predicted or args.pred_dir):
+            raise ValueError("--task cityscapes needs --gt-dir, and --pred or --pred-dir")
+        return score_cityscapes(args.gt_dir, predicted or args.pred_dir, truth)
     if args.task == "semantic":
         truth, predicted = args.gt_dir or truth, args.pred_dir or predicted
     if truth is None or predicted is None:

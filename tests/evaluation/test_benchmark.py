@@ -241,6 +241,10 @@ def test_negatives_of_custom_data_are_asked_and_scored(cfg, build, tmp_path):
     assert units["oracle"] == [[], [], []]
     assert [len(absent) for absent in units["present+absent"]] == [1, 1, 2]
     assert units["global"] == [[0, 2, 3], [0, 1, 2, 3], [0, 2]] and units["present+absent"][2] == [0, 2]
+    images[2]["neg_category_ids"] = [7]
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="neg_category_ids of image 3 has 7, none of the known categories"):
+        load_records(name)
 
 
 def test_what_is_wrong_costs(cfg):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,17 @@ def listed_categories(content: Mapping[str, Any], keep: Container[int] = ()) -> 
     roots = [c["id"] for c in listed if c["name"] in children and c.get("supercategory") != c["name"]]
     used = {annotation.get("category_id") for annotation in content["annotations"]} if roots else set()
     return [c for c in listed if c["id"] not in roots or c["id"] in used or c["id"] in keep]
+
+
+def contiguous_ids(content: Mapping[str, Any], categories: Sequence[Category]) -> dict[int, int]:
+    """Return the index of each class by its id in a json.
+
+    The ids are those of the classes, unless the json has the same names under other ids, as Cityscapes'
+    createPanopticImgs writes with --use-train-id.
+    """
+    listed = {category["name"]: category["id"] for category in content.get("categories", ())}
+    other = {c.id for c in categories} - set(listed.values()) and {c.name for c in categories} <= listed.keys()
+    return {listed[c.name] if other else c.id: index for index, c in enumerate(categories)}
 
 
 class Images(dict[ImageId, dict[str, Any]]):

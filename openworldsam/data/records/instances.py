@@ -15,6 +15,7 @@ import numpy as np
 from openworldsam.data.records.coco_json import (
     Category,
     by_id,
+    contiguous_ids,
     expect,
     image_entries,
     is_crowd,
@@ -104,12 +105,16 @@ def load_instances(
             objects without a mask.
     """
     content = read_json(json_file, hint)
-    contiguous = {category.id: index for index, category in enumerate(categories)}
     with expect(json_file, "COCO instance json", hint), named(json_file):
         images = by_id(content["images"])
+        contiguous = contiguous_ids(content, categories)
         records = {i: InstanceRecord(image_entries(image, image_root), instances=[]) for i, image in images.items()}
         for i, image in images.items():
             if "neg_category_ids" in image:
+                if unknown := set(image["neg_category_ids"]) - contiguous.keys():
+                    raise ValueError(
+                        f"neg_category_ids of image {i} has {min(unknown)!r}, none of the known categories"
+                    )
                 records[i]["absent"] = [contiguous[category] for category in image["neg_category_ids"]]
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:

@@ -21,6 +21,7 @@ from openworldsam.data.records.coco_json import (
     Category,
     ImageId,
     by_id,
+    contiguous_ids,
     correct_names,
     expect,
     image_entries,
@@ -97,10 +98,10 @@ def load_panoptic(
             image with a segment that is not a crowd.
     """
     content = read_json(json_file, hint)
-    contiguous = {category.id: index for index, category in enumerate(categories)}
     records = []
     with expect(json_file, "COCO panoptic json", hint), named(json_file):
         images = by_id(content["images"])
+        contiguous = contiguous_ids(content, categories)
         correct_names(images, image_root)
         for annotation in content["annotations"]:
             image, png = images[annotation["image_id"]], annotation["file_name"]
