@@ -85,7 +85,7 @@ def contiguous_ids(content: Mapping[str, Any], categories: Sequence[Category]) -
     The ids are those of the classes, unless the json has the same names under other ids, as Cityscapes'
     createPanopticImgs writes with --use-train-id.
     """
-    listed = {category["name"]: category["id"] for category in content.get("categories", ())}
+    listed = {category.get("name"): category["id"] for category in content.get("categories", ())}
     other = {c.id for c in categories} - set(listed.values()) and {c.name for c in categories} <= listed.keys()
     return {listed[c.name] if other else c.id: index for index, c in enumerate(categories)}
 
