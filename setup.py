@@ -40,6 +40,7 @@ setup(
         "timm",
         "sentencepiece",
         "safetensors",
+        "filelock",
         "fvcore",
         "pycocotools",
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index

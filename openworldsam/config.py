@@ -6,20 +6,25 @@ experiment (`configs/*/*.yaml`) states only its differences. Unknown keys are er
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
+from openworldsam.utils.safe_yaml import read_yaml
+from openworldsam.utils.text import brief, shortened
 
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_BIAS",)
 """Detectron2 keys whose default is None."""
+MAX_BASES = 50
+"""Most files that the `_BASE_` entries of a config file lead to."""
 
 
 DETECTRON2_KEYS = frozenset(
@@ -302,21 +307,54 @@ def _add_shapes_config(cfg: CfgNode) -> None:
 def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML config and override it by KEY VALUE pairs; its `_BASE_` entries are relative to it.
 
+    A `_BASE_` is a file or a list of files, of which later ones override earlier ones.
+
     Raises:
         FileNotFoundError: there is no such file.
         KeyError: a key that does not exist.
-        ValueError: a value of the wrong type, or an odd number of `opts`.
+        ValueError: it is no config file, its `_BASE_` entries have no end, a value is of the wrong type, or there is an
+            odd number of `opts`.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config file {path} not found; the configs that ship are under configs/")
     cfg = get_cfg()
     add_openworldsam_config(cfg)
-    try:
-        cfg.merge_from_file(str(path))
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path} is not a config file: {error}") from error
+    for number, (file, content) in enumerate(_with_bases(Path(path))):
+        if number > MAX_BASES:
+            raise ValueError(f"{path}: its _BASE_ lead to more than {MAX_BASES} files")
+        with _in_a_line(file):
+            cfg.merge_from_other_cfg(CfgNode(content))
     merge_options(cfg, opts)
     return cfg
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the content of each `_BASE_` file of a config file, and then its own, which overrides them.
+
+    Args:
+        above: files whose `_BASE_` led here.
+    """
+    content = read_yaml(path, f"{above[-1]} names it" if above else "The configs that ship are under configs/")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a config file: it has no lines `KEY: value` but {brief(content)}")
+    if path.resolve() in above or len(above) > MAX_BASES:
+        raise ValueError(f"{above[-1]}: _BASE_ leads back to {path}, or to more than {MAX_BASES} files")
+    bases = content.pop("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or "://" in base:
+            raise ValueError(f"{path}: _BASE_ is a file on this machine, or a list of them, got {brief(base)}")
+        yield from _with_bases(path.parent / os.path.expanduser(base), (*above, path.resolve()))
+    yield path, content
+
+
+@contextlib.contextmanager
+def _in_a_line(source: object) -> Iterator[None]:
+    """Turn what Detectron2 raises for a wrong key or value into a KeyError or ValueError of bounded length."""
+    try:
+        yield
+    except KeyError as error:
+        raise KeyError(f"{source}: {shortened(str(error.args[0]))}") from None
+    except (ValueError, TypeError, AttributeError, AssertionError, RecursionError, MemoryError) as error:
+        reason = shortened(" ".join(str(error).split())) or "it is nested too deeply"
+        raise ValueError(f"{source}: {reason}") from None
 
 
 def config_value(cfg: CfgNode, key: str) -> Any:
@@ -333,10 +371,11 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     """Override keys of a config by KEY VALUE pairs, in place; errors as for `load_config`."""
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE, got {len(opts)} words: {' '.join(map(str, opts))}")
-    try:
-        cfg.merge_from_list(list(opts))
-    except AssertionError as error:  # yacs asserts on an unknown key of a list
-        raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
+    with _in_a_line("the options KEY VALUE"):
+        try:
+            cfg.merge_from_list(list(opts))
+        except AssertionError as error:  # yacs asserts on an unknown key of a list
+            raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
     _check_values(cfg)
     check_keys(cfg)
     limit_pixels(cfg.DATALOADER.MAX_PIXELS)
@@ -351,7 +390,9 @@ def check_keys(cfg: CfgNode) -> None:
     for key in others:
         if key in got and json.dumps(got[key]) != json.dumps(expected[key]):  # tuples are read back as lists
             instead = "".join([f": {hint}" for start, hint in INSTEAD.items() if key.startswith(start)][:1])
-            raise ValueError(f"{key} is Detectron2's and has no effect here, got {got[key]!r}; leave it out{instead}")
+            raise ValueError(
+                f"{key} is Detectron2's and has no effect here, got {brief(got[key])}; leave it out{instead}"
+            )
 
 
 def starting_config(cfg: CfgNode) -> CfgNode:

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,24 @@ def threads(request, monkeypatch):
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def leave_part():
+    """Leave the temporary file of a process that is killed while it writes a file; returns its path."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from openworldsam.utils.files import save_atomically\n"
+        "def write(part): print(part, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "save_atomically(Path(sys.argv[1]), write)"
+    )
+
+    def leave(path):
+        killed = subprocess.run([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True)
+        part = Path(killed.stdout.strip())
+        assert killed.returncode == -signal.SIGKILL and part.exists() and part.parent == path.parent
+        return part
+
+    return leave
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,57 @@ def test_an_unknown_key_in_a_file_is_an_error(tmp_path):
         load_config(path)
 
 
-@pytest.mark.parametrize("content", [b"a: [1\n", b"\x89PNG\r\n\x1a\n\xff", b"- a\n- b\n"])
-def test_a_file_that_is_no_config_is_an_error(tmp_path, content):
+ALIASES = b"A: &a0 [x]\n"
+for i in range(1, 12):
+    ALIASES += b"B%d: &a%d [%s]\n" % (i, i, b",".join([b"*a%d" % (i - 1)] * 9))
+NO_CONFIGS = {
+    "cut": (b"a: [1\n", "is not YAML"),
+    "picture": (b"\x89PNG\r\n\x1a\n\xff", "is not YAML"),
+    "list": (b"- a\n- b\n", "is not a config file"),
+    "empty": (b"", "is not a config file"),
+    "text": (b"released", "is not a config file"),
+    "deep": (b"A: " + b"[" * 200_000, "nested too deeply"),
+    "deep lines": (b"\n".join(b" " * i + b"A:" for i in range(1200)), "nested too deeply"),
+    "code": (b"PRESET: !!python/object/apply:os.mkdir [RAN]\n", "is not YAML.*line 1.*python/object"),
+    "code in a key": (b"? !!python/object/apply:os.mkdir [RAN]\n: 1\n", "is not YAML.*python/object"),
+    "itself": (b"_BASE_: bad.yaml\n", "leads back"),
+    "in a circle": (b"_BASE_: [good.yaml, other.yaml]\n", "leads back"),
+    "address": (b"_BASE_: https://example.org/a.yaml\n", "on this machine.*example"),
+    "bucket": (b"_BASE_: [good.yaml, 's3://bucket/a.yaml']\n", "on this machine.*bucket"),
+    "model zoo": (b"_BASE_: detectron2://a.yaml\n", "on this machine"),
+    "base of no text": (b"_BASE_: 3\n", "on this machine"),
+    "folder": (b"_BASE_: ''\n", "is a folder"),
+    "doubled": (b"_BASE_: twice1.yaml\n", "more than 50 files"),
+    "twice": (b"SEED: 1\nTEST: {}\nSEED: 2\n", "'SEED' twice"),
+    "number": (b"1: 2\n", "bad.yaml"),
+    "nested text": (b"PRESET: '" + b"-" * 100_000 + b"1'\n", "bad.yaml"),
+    "long": (b"SEED: " + b"x" * 100_000, "Type mismatch"),
+    "aliases": (ALIASES, "100,000 values"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CONFIGS)
+def test_a_file_that_is_no_config_is_a_short_error_at_once(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, message = NO_CONFIGS[name]
     (tmp_path / "bad.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.yaml is not a config file"):
-        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "good.yaml").write_text("VERSION: 2\n")
+    (tmp_path / "other.yaml").write_text("_BASE_: bad.yaml\n")
+    for number in range(1, 9):
+        (tmp_path / f"twice{number}.yaml").write_text(f"_BASE_: [twice{number + 1}.yaml, twice{number + 1}.yaml]\n")
+    (tmp_path / "twice9.yaml").write_text("VERSION: 2\n")
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config("bad.yaml")
+    assert time.monotonic() - begun < 10
+    assert len(str(raised.value)) < 1200 and "\n" not in str(raised.value)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_a_pipe_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ValueError, match=r"pipe\.yaml is a pipe"):
+        load_config(tmp_path / "pipe.yaml")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -17,7 +16,7 @@ from tabulate import tabulate
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
-from openworldsam.utils.files import read_json, save_atomically, save_text
+from openworldsam.utils.files import read_any_json, read_json, save_atomically, save_text
 
 FIGURES = "figures.json"
 """File in the experiment's folder that lists the figures drawn by `figures`."""
@@ -152,7 +151,7 @@ def write_report(folder: Path, path: Path, command: str) -> None:
         lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *_verdicts(runs, benchmark), ""]
     if (folder / FIGURES).exists():
         lines += ["## Figures", ""]
-        for figure in json.loads((folder / FIGURES).read_text()):
+        for figure in read_any_json(folder / FIGURES):
             link = os.path.relpath(figure["file"], path.resolve().parent)
             lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
     save_text(path, "\n".join(lines).rstrip() + "\n")

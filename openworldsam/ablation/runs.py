@@ -17,6 +17,7 @@ from openworldsam.data.datasets.catalog import SEGMENTATION
 from openworldsam.engine import cache_features, evaluate, train
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.utils.files import read_json
+from openworldsam.utils.safe_yaml import read_yaml
 
 ADAPTER, CONFIG = "adapter.safetensors", "config.yaml"
 """Files that a training leaves in its folder."""
@@ -139,7 +140,7 @@ class Experiment:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the config that a run was trained with, by dotted key."""
-    return flat(yaml.safe_load((folder / CONFIG).read_text()))
+    return flat(read_yaml(folder / CONFIG))
 
 
 def flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:

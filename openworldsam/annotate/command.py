@@ -93,8 +93,6 @@ def annotate_folder(args: argparse.Namespace) -> None:
         files += write_label_studio(results, args.input) if args.label_studio else []
         files += write_cvat(results) if args.cvat else []
         save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
-        for partial in args.output.rglob(".*.part"):  # left by runs that were killed while writing
-            partial.unlink()
         threshold = model.inference.threshold_of(args.task)
         print("\n".join([*map(str, files), *summary(results, unreadable, threshold)]))
         if unreadable:

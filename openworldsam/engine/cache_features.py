@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import logging
@@ -35,7 +34,7 @@ from openworldsam.data.feature_cache.plan import Work, batches, plan, wanted_pro
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import DTYPES, usable_device
 from openworldsam.utils.launch import launch_command
-from openworldsam.utils.locking import lock, share
+from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,8 @@ def build_cache(
         raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
     CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
     wanted = wanted_prompts(cfg)
-    with _writing(Path(folder), part):
+    busy = f"another process fills part {part} of {folder} just now; wait for its end, or choose another folder"
+    with lock(Path(folder) / f".part-{part}.lock", busy):
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg, need_adapter=False)
         model.to(cfg.MODEL.DEVICE).eval()
@@ -101,19 +101,6 @@ def build_cache(
         shards = [shard for shard in planned if shard]
         logger.info("%d of %d shards are there", len(planned) - len(shards), len(planned))
         return _fill(model, writer, cache, shards, batch_size, cfg.DATALOADER.NUM_WORKERS)
-
-
-@contextlib.contextmanager
-def _writing(folder: Path, part: int) -> Iterator[None]:
-    """Lock a part; remove files left by killed runs, unless another part is being filled."""
-
-    def clear() -> None:
-        for leftover in (*folder.glob(".shard-*.part"), *folder.glob(".header.json.*.part")):
-            leftover.unlink()
-
-    busy = f"another process fills part {part} of {folder} just now; wait for its end, or choose another folder"
-    with lock(folder / f".part-{part}.lock", busy), share(folder / ".lock", clear):
-        yield
 
 
 def image_bytes(cfg: CfgNode, header: CacheHeader) -> int:

@@ -24,7 +24,7 @@ from openworldsam.engine.training_state import METRICS, forget_metrics, newest_s
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
-from openworldsam.utils.files import save_png
+from openworldsam.utils.files import save_png, save_text
 from openworldsam.utils.launch import launch_command
 from openworldsam.utils.locking import lock
 
@@ -64,7 +64,7 @@ def train(args: argparse.Namespace) -> None:
         if args.resume:
             resume(trainer)
         if comm.is_main_process():
-            (folder / "config.yaml").write_text(cfg.dump())
+            save_text(folder / "config.yaml", cfg.dump())
         run_training(trainer)
 
 

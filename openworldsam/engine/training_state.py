@@ -39,8 +39,6 @@ def save_state(trainer: Trainer) -> None:
     """
     generators = comm.all_gather(_generators())
     if comm.is_main_process():
-        for left_over in trainer.folder.glob(".*.part"):  # of a killed process
-            left_over.unlink()
         content = {
             "iteration": trainer.iter + 1,
             "generators": generators,

@@ -33,7 +33,7 @@ from openworldsam.data.records.coco_json import ImageId, expect
 from openworldsam.data.records.labels import read_labels, void_label
 from openworldsam.data.records.rle import decode_mask, encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
-from openworldsam.utils.files import named, save_json, save_png, save_text
+from openworldsam.utils.files import read_any_json, save_json, save_png, save_text
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
@@ -310,8 +310,7 @@ def _marked(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with named(path):
-        content: dict[str, Any] = json.loads(path.read_bytes())
+    content: dict[str, Any] = read_any_json(path)
     return content
 
 

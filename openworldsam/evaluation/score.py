@@ -25,7 +25,6 @@ the same by class name; and "without_prediction", the ids of images or expressio
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -59,7 +58,7 @@ from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.utils.files import by_stem, named, read_json, save_json
+from openworldsam.utils.files import by_stem, named, read_any_json, read_json, save_json
 from openworldsam.utils.launch import user_errors
 
 TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
@@ -284,7 +283,7 @@ def read_class_names(path: Path) -> list[str]:
             names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
     else:
         with expect(path, "list of classes"):
-            content = _load_json(path)
+            content = read_any_json(path)
             listed = content if isinstance(content, list) else content.get("classes") or content["categories"]
             entries = [{"name": entry} if isinstance(entry, str) else entry for entry in listed]
             names = [entry["name"] for entry in entries]
@@ -350,16 +349,9 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int]:
     return image["height"], image["width"]
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not json ({error}); it may be cut short") from error
-
-
 def _read_results(path: Path) -> list[dict[str, Any]]:
     """Read COCO results: a list, or the annotations of an object."""
-    content = _load_json(path)
+    content = read_any_json(path)
     return content if isinstance(content, list) else content["annotations"]
 
 

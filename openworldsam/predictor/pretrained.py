@@ -7,7 +7,6 @@ tokenizer             a file or folder, under the name that the prompt encoder d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from openworldsam.checkpoint import Source, component_files, save_components
 from openworldsam.config import add_openworldsam_config, config_value, merge_options
 from openworldsam.modeling.components import components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import checksum, save_atomically, save_json
+from openworldsam.utils.files import checksum, read_json, save_atomically, save_json
+from openworldsam.utils.text import brief, shortened
 
 CONFIG = "config.json"
 TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
@@ -67,19 +67,17 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
 def folder_config(folder: Path) -> CfgNode:
     """Read the config of a folder and check its files; see `OpenWorldSAMPredictor.from_pretrained`."""
     path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no folder that save_pretrained wrote to the end: it has no {CONFIG}")
     cfg = get_cfg()
     add_openworldsam_config(cfg)
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, "Only a folder that save_pretrained wrote to the end can be read")
         crc32 = dict(content["crc32"])
         cfg.merge_from_other_cfg(CfgNode(content["config"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote ({error})") from None
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote ({shortened(str(error))})") from None
     names = _file_names(cfg)
     if {name.split("/")[0] for name in crc32} != {*names.values()} - {""}:
-        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote (its files: {', '.join(crc32)})")
+        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote (its files: {brief(list(crc32))})")
     for name, recorded in crc32.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; {path} needs it")

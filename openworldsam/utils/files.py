@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import itertools
 import json
 import os
+import re
+import socket
+import stat
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +21,114 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 
+_LEFT: dict[str, dict[str, list[Path]]] = {}
+"""Parts that killed processes left, by folder and `_key` of the file, as found at the first writing to a folder."""
+
+
+def regular_file(path: str | Path, hint: str = "") -> Path:
+    """Return the path of a file for reading: a regular one, so that reading it comes to an end.
+
+    Raises:
+        FileNotFoundError: no such file; the message ends with the hint.
+        ValueError: it is a folder, pipe, socket or device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} not found. {hint}".rstrip()) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is {_kind(mode)}, where a file is needed. {hint}".rstrip())
+    return Path(path)
+
+
+def output_file(path: str | Path) -> Path:
+    """Return the file to write for a path: itself, or the target of a link, which stays a link.
+
+    Raises:
+        FileExistsError: it is a folder, pipe, socket or device.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := os.stat(path).st_mode):
+            raise FileExistsError(f"{path} is {_kind(mode)}; give the name of a file to write")
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
 
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside its final place and rename it when it is complete and on the disk.
 
-    Its folder is created. File permissions follow the umask, also with writers that set their own (safetensors).
+    Its folder is created; a link is written through. File permissions follow the umask, also with writers that set
+    their own (safetensors). Parts that killed processes of this machine left of the same file are removed.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written, or its place is taken by a folder or device; what was there before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = output_file(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(target)
+    partial = target.with_name(f"{_key(target)}{_HERE}-{os.getpid()}-{next(_NUMBERS)}.part")
     try:
         partial.touch()
         mode = partial.stat().st_mode
         write(partial)
         partial.chmod(mode)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     except (SafetensorError, RuntimeError) as error:  # raised by writers on a full disk
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _key(target: Path) -> str:
+    """Start of the name of a file's parts. A digest, as a name may be as long as the file system allows."""
+    return f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
+
+
+def _machine() -> str:
+    """Digest of what a process number belongs to: the machine, its start and, in a container, the namespace."""
+    words = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        words += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.blake2b("\n".join(words).encode(), digest_size=4).hexdigest()
+
+
+_HERE, _NUMBERS = _machine(), itertools.count()
+_PART = re.compile(r"(\.[0-9a-f]{16}\.)([0-9a-f]{8})-(\d{1,9})-\d+\.part")
+
+
+def _remove_left(target: Path) -> None:
+    """Remove the parts of a file that killed processes have left."""
+    folder = str(target.parent)
+    if folder not in _LEFT:
+        left = _LEFT.setdefault(folder, {})
+        for name in os.listdir(folder):
+            if (part := _PART.fullmatch(name)) and _is_left(target.with_name(name), part[2], int(part[3])):
+                left.setdefault(part[1], []).append(target.with_name(name))
+    for path in _LEFT[folder].pop(_key(target), ()):
+        path.unlink(missing_ok=True)
+
+
+def _is_left(part: Path, machine: str, process: int) -> bool:
+    """Whether nobody writes a part any more: its process has ended or, on another machine, done nothing for a day."""
+    if machine != _HERE or os.name != "posix":  # elsewhere, os.kill would end the process
+        return part.exists() and time.time() - part.stat().st_mtime > 86_400
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it runs for somebody else
+        pass
+    return False
 
 
 def save_text(path: Path, text: str | Iterable[str]) -> None:
@@ -72,20 +163,24 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file; the message ends with the hint.
-        ValueError: it is not JSON, cut short, or not an object.
+        ValueError: it is no regular file, not JSON, cut short, nested too deeply, or not an object.
     """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found. {hint}".rstrip()) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not json ({error}); it may be cut short, fetch or make it again") from error
+    content = read_any_json(path, hint)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
     return content
 
 
-@contextmanager
+def read_any_json(path: str | Path, hint: str = "") -> Any:
+    """Read a JSON file that may hold anything; errors as for `read_json`."""
+    text = regular_file(path, hint).read_bytes()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not json ({error}); it may be cut short, fetch or make it again") from error
+
+
+@contextlib.contextmanager
 def named(name: object) -> Iterator[None]:
     """Prefix the ValueErrors raised inside with the name of an image or file."""
     try:

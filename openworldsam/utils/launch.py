@@ -16,6 +16,8 @@ from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from openworldsam.utils.text import shortened
+
 
 def launch(
     main: Callable[..., Any],
@@ -115,4 +117,4 @@ def print_error(error: Exception) -> None:
         message = f"cannot use {error.filename}: {error.strerror.lower()}"
     elif message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
         message = message.strip().splitlines()[-1].split(": ", 1)[-1]
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {shortened(message)}", file=sys.stderr)

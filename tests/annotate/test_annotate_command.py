@@ -102,7 +102,7 @@ def running(pid):
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, words, command):
+def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, words, command, leave_part):
     assert command("whole") == 1
     arguments = [sys.executable, ROOT / "tools/annotate.py", *words()]
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -116,14 +116,18 @@ def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, wor
     time.sleep(0.5)
     assert workers and not [pid for pid in workers if running(pid)]
     assert not (folder / "out/instances.json").exists()
-    (folder / "out/records/.a.json.1.part").write_text("of the killed run")
     done = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
     first = min(done)
+    kept = [folder / "out/records/.a.json.1.part", folder / "out/.of_others.part", leave_part(folder / "out/b.json")]
+    for path in kept:
+        path.touch()
+    left = [leave_part(path) for path in (folder / "out/instances.json", first)]
     os.utime(folder / "images" / first.relative_to(records).with_suffix(".png"), ns=(1, 1))
     assert command() == 1
     assert {path for path, time_ in done.items() if path.stat().st_mtime_ns != time_} == {first}
     one, other = files(folder / "whole"), files(folder / "out")
-    assert one.keys() == other.keys() and not list((folder / "out").rglob(".*.part"))
+    assert one.keys() == other.keys() and not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
     assert all(one[name] == other[name] for name in one if name != str(first.relative_to(folder / "out")))
 
 

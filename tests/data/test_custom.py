@@ -204,7 +204,7 @@ def test_file_names_are_texts(tiny_cfg):
 
 
 def test_missing_files(reef):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml not found; DATASETS.OWN"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml not found. DATASETS.OWN"):
         custom.register(reef / "nowhere.yaml")
     with pytest.raises(FileNotFoundError, match=r"reef\.yaml: labels: there is no folder .*/mine"):
         custom.register(describe(reef, labels="mine"))

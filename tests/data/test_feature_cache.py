@@ -28,7 +28,8 @@ from openworldsam.data.feature_cache import (
 from openworldsam.data.feature_cache.index import write_index
 from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
-from openworldsam.engine.cache_features import _writing, build_cache, image_bytes, main
+from openworldsam.engine.cache_features import build_cache, image_bytes, main
+from openworldsam.utils.locking import lock
 
 ROOT = Path(__file__).parents[2]
 WIDTH, CHANNELS, SIDE = 32, 32, 8  # of the tiny model
@@ -586,20 +587,16 @@ def test_image_features_are_not_added_to_prompts_alone(cfg, tmp_path):
             FeatureCacheWriter(tmp_path / held, CacheHeader.from_config(cfg, WEIGHTS, wanted, "bf16"))
 
 
-def test_a_part_has_one_writer_and_leftovers_go_when_nobody_writes(cfg, tmp_path):
+def test_a_part_has_one_writer_and_leftovers_go(cfg, tmp_path, leave_part):
     folder = tmp_path / "cache"
-    folder.mkdir()
-    leftover = folder / ".shard-0.safetensors.1.part"
-    leftover.touch()
-    with _writing(folder, 1):
-        assert not leftover.exists()
-        leftover.touch()  # now it is part 1 that writes it
+    build_cache(cfg, tmp_path / "whole", num_parts=2)
+    (shard,) = (tmp_path / "whole").glob("*.safetensors")
+    left, others = leave_part(folder / shard.name), leave_part(folder / "others.safetensors")
+    with lock(folder / ".part-1.lock", "taken"):
         with pytest.raises(ValueError, match="another process fills part 1"):
             build_cache(cfg, folder, part=1, num_parts=2)
         build_cache(cfg, folder, part=0, num_parts=2)
-        assert leftover.exists()
-    build_cache(cfg, folder)
-    assert not leftover.exists()
+    assert not left.exists() and others.exists()
 
 
 def test_ctrl_c_is_one_line(cfg, tmp_path, monkeypatch, capsys):

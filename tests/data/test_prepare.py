@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -155,15 +154,13 @@ def test_interrupted_preparation_goes_on(root, command, monkeypatch, capsys):
     assert done == [1, 2, 3, 4] and len(semantic_files(root)) == 4
 
 
-def test_parts_of_a_killed_run_are_removed(root, command):
+def test_parts_of_a_killed_run_are_removed(root, command, leave_part):
     folder = root / "coco/panoptic_semseg_val2017"
-    folder.mkdir()
-    old, new = folder / ".000000000011.png.1.part", folder / ".000000000012.png.2.part"
-    for part in (old, new):
-        part.touch()
-    os.utime(old, (time.time() - 3600,) * 2)
+    left, others = leave_part(folder / "000000000011.png"), folder / ".000000000012.png.2.part"
+    others.touch()
     assert command(root, "--splits", "val") == 0
-    assert semantic_files(root, "val") == [new.name, "000000000011.png", "000000000012.png"]
+    assert not left.exists()
+    assert semantic_files(root, "val") == [others.name, "000000000011.png", "000000000012.png"]
 
 
 def test_a_full_disk_leaves_no_half_file(root, command, monkeypatch, capsys):
@@ -173,7 +170,7 @@ def test_a_full_disk_leaves_no_half_file(root, command, monkeypatch, capsys):
 
     monkeypatch.setattr(Image.Image, "save", full)
     assert command(root, "--splits", "val") == 2
-    assert "No space left" in capsys.readouterr().err and semantic_files(root, "val") == []
+    assert "no space left" in capsys.readouterr().err and semantic_files(root, "val") == []
 
 
 def replace_png(root, values):

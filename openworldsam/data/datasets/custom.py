@@ -14,14 +14,12 @@ Relative paths start from the file's own folder.
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from openworldsam.data.datasets.catalog import PanopticFiles, register_dataset, register_panoptic, set_metadata
@@ -29,7 +27,9 @@ from openworldsam.data.preprocessing import IMAGE_SUFFIXES
 from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
 from openworldsam.data.records.labels import LABEL_SUFFIXES, MAX_LABEL, LabelCoding, LabelRecord, load_labels
-from openworldsam.utils.files import by_stem
+from openworldsam.utils.files import by_stem, read_any_json
+from openworldsam.utils.safe_yaml import read_yaml
+from openworldsam.utils.text import shortened
 
 _KINDS = ("labels", "instances", "panoptic")
 _KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ignore")
@@ -114,18 +114,13 @@ def read_description(path: str | Path) -> Description:
         ValueError: the description is wrong; says where.
     """
     path = Path(path).expanduser().absolute()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        # YAML is nearly a superset of JSON, but has no tabs
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found; DATASETS.OWN names it") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from None
+    # YAML is nearly a superset of JSON, but has no tabs
+    read = read_any_json if path.suffix.lower() == ".json" else read_yaml
+    content = read(path, "DATASETS.OWN names it")
     try:
         return _parsed(path, content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(shortened(f"{path}: {error}")) from None
 
 
 def _parsed(path: Path, content: Any) -> Description:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from detectron2.config import CfgNode
 from openworldsam.config import config_value
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.device import DTYPES
-from openworldsam.utils.files import checksum
+from openworldsam.utils.files import checksum, read_any_json
 
 VERSION = 3
 IMAGE_FEATURES = {"none": (), "all": ("image_embed", "high_res_0", "high_res_1")}
@@ -106,7 +105,7 @@ def read_header(folder: str | Path) -> CacheHeader:
     """
     path, again = Path(folder) / "header.json", "make the cache again in another folder"
     try:
-        content = json.loads(path.read_bytes())
+        content = read_any_json(path)
         version = content.get("version", VERSION)
         header = CacheHeader(**content) if version == VERSION else None
         if header and not (

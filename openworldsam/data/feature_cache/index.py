@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from openworldsam.data.records.coco_json import ImageId
-from openworldsam.utils.files import checksum, save_json
+from openworldsam.utils.files import checksum, read_any_json, save_json
 
 
 class ImageStamp(NamedTuple):
@@ -72,7 +72,7 @@ def read_index(shard: Path) -> Index:
         ValueError: it is damaged.
     """
     try:
-        content = json.loads(shard.with_suffix(".json").read_bytes())
+        content = read_any_json(shard.with_suffix(".json"))
         if content.pop("checksum") != _checksum(content):
             raise ValueError("another checksum than it says")
         images = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ SPLITS = {"train": DATASETS["coco_2017_train_panoptic_full"], "val": DATASETS["c
 FILTERED = DATASETS["coco_2017_train_panoptic_openworldsam"].json
 
 _README = "datasets/README.md says how to get COCO"
-_STALE_SECONDS = 60.0  # writing one PNG takes milliseconds, so an older part belongs to a run that was killed
 
 
 def make_coco(
@@ -132,9 +130,6 @@ def make_semantic_pngs(records: Sequence[PanopticRecord], workers: int, title: s
     """
     if not records:
         return []
-    for part in Path(records[0]["sem_seg_file_name"]).parent.glob(".*.part"):
-        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-            part.unlink(missing_ok=True)
     missing = set(find_missing(record["sem_seg_file_name"] for record in records))
     todo = [record for record in records if record["sem_seg_file_name"] in missing]
     return [problem for problem in for_each(write_semantic, todo, workers, title) if problem]
