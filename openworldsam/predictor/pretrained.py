@@ -7,6 +7,7 @@ tokenizer             a file or folder, under the name that the prompt encoder d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -67,10 +68,12 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
 def folder_config(folder: Path) -> CfgNode:
     """Read the config of a folder and check its files; see `OpenWorldSAMPredictor.from_pretrained`."""
     path = folder / CONFIG
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"{folder} is no folder that save_pretrained wrote to the end: it has no {CONFIG}")
     cfg = get_cfg()
     add_openworldsam_config(cfg)
     try:
-        content = read_json(path, "Only a folder that save_pretrained wrote to the end can be read")
+        content = read_json(path)
         crc32 = dict(content["crc32"])
         cfg.merge_from_other_cfg(CfgNode(content["config"]))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -47,7 +47,7 @@ def output_file(path: str | Path) -> Path:
     Raises:
         FileExistsError: it is a folder, pipe, socket or device.
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # making its folder reports the latter
         if not stat.S_ISREG(mode := os.stat(path).st_mode):
             raise FileExistsError(f"{path} is {_kind(mode)}; give the name of a file to write")
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
@@ -90,8 +90,8 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _key(target: Path) -> str:
-    """Start of the name of a file's parts. A digest, as a name may be as long as the file system allows."""
-    return f".{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
+    """Start of the name of a file's parts; with a digest, as the name may be as long as the file system allows."""
+    return f".{target.name[:20]}.{hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()}."
 
 
 def _machine() -> str:
@@ -103,7 +103,7 @@ def _machine() -> str:
 
 
 _HERE, _NUMBERS = _machine(), itertools.count()
-_PART = re.compile(r"(\.[0-9a-f]{16}\.)([0-9a-f]{8})-(\d{1,9})-\d+\.part")
+_PART = re.compile(r"(\..{1,20}\.[0-9a-f]{16}\.)([0-9a-f]{8})-(\d{1,9})-\d+\.part", re.DOTALL)
 
 
 def _remove_left(target: Path) -> None:
