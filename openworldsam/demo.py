@@ -21,7 +21,7 @@ from openworldsam.modeling.prompt_encoders import check_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
 from openworldsam.utils.files import save_json, save_png
-from openworldsam.utils.launch import print_error, user_errors
+from openworldsam.utils.launch import print_error, say, user_errors
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
 
@@ -77,11 +77,11 @@ def segment_image(
         save_png(overlay, contact_sheet(panels[-1:], columns=1))
         info = provenance(predictor.cfg, predictor.sources)
         save_json(overlay.with_suffix(".json"), coco_dataset(prediction, path.name, info))
-        print(f"{overlay}  {prediction.summary}")
+        say(f"{overlay}  {prediction.summary}")
     if len(tasks) > 1:
         sheet = args.output / f"{path.stem}_sheet.png"
         save_png(sheet, contact_sheet(panels, columns=3))
-        print(sheet)
+        say(sheet)
 
 
 def segment_images(args: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ def segment_images(args: argparse.Namespace) -> int:
     predictor = OpenWorldSAMPredictor(cfg, device=args.device)
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
-        print(f"These weights are {min(notes)}: the masks mean nothing.")
+        say(f"These weights are {min(notes)}: the masks mean nothing.")
     tasks = [*TASKS] if args.task == "all" else [args.task]
     failed = 0
     for path in args.input:

@@ -33,9 +33,10 @@ from openworldsam.predictor import Prediction
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
-from openworldsam.utils.launch import launch_command
+from openworldsam.utils.launch import launch_command, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
+from openworldsam.utils.text import printable
 from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
         files += write_cvat(results) if args.cvat else []
         save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
         threshold = model.inference.threshold_of(args.task)
-        print("\n".join([*map(str, files), *summary(results, unreadable, threshold)]))
+        say(*files, *summary(results, unreadable, threshold))
         if unreadable:
             raise SystemExit(1)
 
@@ -120,10 +121,8 @@ def predict_images(
         images = [item for item in batch if isinstance(item, LoadedImage)]
         for name, reason in (item for item in batch if not isinstance(item, LoadedImage)):
             results.forget(name)
-            # file names may hold bytes that are no text
-            shown, why = (text.encode(errors="replace").decode() for text in (name, reason))
-            logger.warning("skipped %s: %s", shown, why)
-            unreadable[shown] = why
+            logger.warning("skipped %s: %s", name, reason)
+            unreadable[printable(name)] = printable(reason)
         pixels = [image.pixels for image in images]
         predictions = predict_batch(model, pixels, results.prompts, results.task, chunk)
         for image, prediction in zip(images, predictions, strict=True):

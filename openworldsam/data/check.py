@@ -26,6 +26,7 @@ from openworldsam.data.datasets.catalog import check_registered, dataset_root, l
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
 from openworldsam.utils.launch import user_errors
+from openworldsam.utils.text import printable
 from openworldsam.utils.workers import for_each
 
 _EXAMPLES = 3
@@ -101,7 +102,7 @@ def report(findings: Sequence[Finding]) -> str:
     lines = [tabulate(rows, ("dataset", "images", "expected", "state"))]
     for finding in findings:
         if finding.problems or finding.notes:
-            lines += ["", f"{finding.name}:", *(f"  {line}" for line in (*finding.problems, *finding.notes))]
+            lines += ["", f"{finding.name}:", *(f"  {printable(line)}" for line in (*finding.problems, *finding.notes))]
         if finding.problems and finding.name in EXPECTED_IMAGES and "datasets/README.md" not in finding.problems[-1]:
             lines.append(f"  {hint(finding.name)}")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.utils.files import by_stem, named, read_any_json, read_json, save_json
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
 _PANOPTIC = "COCO panoptic json"
@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in report.scores.overall.items():
         print(f"{name:<16}{'not available' if value is None else f'{value:.2f}':>14}")
     if missing := report.without_prediction:
-        print(f"without prediction: {len(missing)}, such as {missing[0]}; counted as nothing found")
+        say(f"without prediction: {len(missing)}, such as {missing[0]}; counted as nothing found")
 
 
 def _score(args: argparse.Namespace) -> Report:

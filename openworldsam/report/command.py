@@ -27,7 +27,7 @@ from openworldsam.report.html import Html, join, note, tag
 from openworldsam.report.others import OtherMethod
 from openworldsam.report.pictures import picture_rows
 from openworldsam.utils.files import save_text
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 UNSAVED = Html("No pictures: none of the runs was evaluated with <code>--save-predictions</code>.")
 
@@ -131,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         runs = read_evaluations(args.runs, args.names)
         save_text(args.output, build_report(runs, args.benchmarks, args.images, args.others))
-        print(args.output)
+        say(args.output)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,7 @@ from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from openworldsam.utils.text import shortened
+from openworldsam.utils.text import PrintableRecord, printable, shortened
 
 
 def launch(
@@ -93,9 +95,15 @@ def _guarded(main: Callable[..., None], *args: Any) -> None:
 def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
     """Turn an error that the user can correct into one line on stderr and exit status 2.
 
+    From here on log records are printable, and a character that the terminal or pipe cannot show is escaped.
+
     Args:
         stopped: printed after Ctrl-C, with exit status 130; None leaves that to the process that started this one.
     """
+    logging.setLogRecordFactory(PrintableRecord)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except KeyboardInterrupt:
@@ -117,4 +125,9 @@ def print_error(error: Exception) -> None:
         message = f"cannot use {error.filename}: {error.strerror.lower()}"
     elif message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
         message = message.strip().splitlines()[-1].split(": ", 1)[-1]
-    print(f"error: {shortened(message)}", file=sys.stderr)
+    say(f"error: {shortened(message)}", file=sys.stderr)
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Print lines that may hold file names or prompts, to stdout by default: each stays one line."""
+    print(*map(printable, lines), sep="\n", file=file, flush=True)

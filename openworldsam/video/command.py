@@ -15,7 +15,7 @@ from tqdm import tqdm
 from openworldsam.checkpoint import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import OBJECT_TASKS, TRACKERS, VideoPredictor
 from openworldsam.video.results import ResultWriter
@@ -80,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video gives one line, our own
     cv2.setLogLevel(2)  # errors
     with user_errors():
-        print(segment_clip(args))
+        say(segment_clip(args))

@@ -15,7 +15,7 @@ from openworldsam.data.datasets.catalog import dataset_root
 from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.prepare import coco, labels, panoptic, referring, sun_rgbd
 from openworldsam.data.prepare.plan import Plan
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 MAX_PROBLEMS = 20  # printed; a wrong folder of COCO has 118,287
 
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors("stopped; the same command again goes on from here"):
         problems = make(plan, **options) or []
     for problem in problems[:MAX_PROBLEMS]:
-        print(f"problem: {problem}", file=sys.stderr)
+        say(f"problem: {problem}", file=sys.stderr)
     if len(problems) > MAX_PROBLEMS:
         print(f"and {len(problems) - MAX_PROBLEMS} more problems", file=sys.stderr)
     if problems:
