@@ -17,7 +17,7 @@ from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions
 from openworldsam.inference import TASKS
-from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
 from openworldsam.utils.files import save_json, save_png
@@ -97,11 +97,10 @@ def segment_images(args: argparse.Namespace) -> int:
     cfg = load_config(args.config_file, args.opts)
     if args.scene is not None:
         use_scene(cfg, args)
-    args.prompts = [prompt.strip() for prompt in args.prompts]
+    args.prompts = clean_prompts(args.prompts)
     stem, count = Counter(path.stem for path in args.input).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} images are named {stem}; their results would overwrite each other")
-    check_prompts(args.prompts)
     predictor = OpenWorldSAMPredictor(cfg, device=args.device)
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:

@@ -52,6 +52,12 @@ def test_every_task_writes_an_overlay_and_a_coco_json(command, photograph, tmp_p
     assert not list((tmp_path / "out").glob("*.part")) and not list((tmp_path / "out").glob(".*"))
 
 
+def test_equal_prompts_are_one(command, photograph, tmp_path):
+    main(command("--input", photograph, prompts=(" a cat", "a  cat", "sky")))
+    content = json.loads((tmp_path / "out/chelsea_instance.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["a cat", "sky"]
+
+
 def test_a_damaged_image_does_not_stop_the_others(command, photograph, tmp_path, capsys, exit_status):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     assert exit_status(main, *command("--input", tmp_path / "broken.jpg", "missing.png", photograph)) == 1

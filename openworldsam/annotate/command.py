@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from openworldsam.annotate.coco import write_coco
-from openworldsam.annotate.cvat import write_cvat
+from openworldsam.annotate.cvat import check_labels, write_cvat
 from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
 from openworldsam.annotate.prompts import Prompts, read_prompts
@@ -74,6 +74,8 @@ def annotate_folder(args: argparse.Namespace) -> None:
     """
     names = find_images(args.input, args.output)
     results = FolderResults(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
+    if args.cvat:
+        check_labels(results.prompts.texts)
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     first = comm.is_main_process()

@@ -6,7 +6,7 @@ the lengths of its runs within the box, row by row, beginning with pixels outsid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
@@ -15,6 +15,18 @@ from pycocotools import mask as mask_util
 from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_json, save_text
+
+MAX_LABEL = 64
+"""Most characters of a label's name in CVAT."""
+
+
+def check_labels(texts: Sequence[str]) -> None:
+    """Raise ValueError if a prompt is too long for a label of CVAT."""
+    if long := [text for text in texts if len(text) > MAX_LABEL]:
+        raise ValueError(
+            f"CVAT takes labels of up to {MAX_LABEL} characters, {len(long)} of the prompts are longer: shorten them, "
+            f"or leave --cvat out; the first has {len(long[0])}: {long[0]}"
+        )
 
 
 def write_cvat(results: FolderResults) -> list[Path]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from openworldsam.data.datasets.coco import COCO_STUFF
+from openworldsam.modeling.prompt_encoders import clean_prompts
+from openworldsam.utils.text import printable
 
 MARKS = {"thing:": True, "stuff:": False}
-JOINERS = {0x200C: None, 0x200D: None}
-"""Invisible characters that belong to the spelling of Persian, Hindi and emoji."""
 
 
 class Prompts(NamedTuple):
@@ -26,14 +26,14 @@ def split_mark(prompt: str) -> tuple[str, bool | None]:
 
 
 def read_prompts(path: str | Path) -> Prompts:
-    """Read a UTF-8 prompt file; empty lines and lines that begin with "#" are skipped.
+    """Read a UTF-8 prompt file; empty lines and lines that begin with "#" are skipped, equal prompts are one.
 
     "stuff: wet sand" marks a prompt as stuff, "thing: a window" as a thing. A prompt without a mark is a thing unless
     it is a stuff class of COCO, such as "grass" or "Sky". Only panoptic segmentation uses the difference.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not UTF-8, or has no prompt, an empty, an unprintable or a repeated one.
+        ValueError: it is not UTF-8, or has no prompt, or an empty, unprintable or contradictory one.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -42,18 +42,18 @@ def read_prompts(path: str | Path) -> Prompts:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, bool] = {}
-    for number, words in enumerate(map(str.split, lines), start=1):
-        line = " ".join(words)
-        if not line or line.startswith("#"):
+    for number, line in enumerate(lines, start=1):
+        if not (line := line.strip()) or line.startswith("#"):
             continue
-        text, is_thing = split_mark(line)
+        text, mark = split_mark(line)
         if not text:
             raise ValueError(f"{path}, line {number}: {line!r} has no prompt after the mark")
-        if not text.translate(JOINERS).isprintable():
+        (text,) = clean_prompts([text])
+        if printable(text) != text:
             raise ValueError(f"{path}, line {number}: {line!r} has an unprintable character")
-        if text in found:
-            raise ValueError(f"{path}, line {number}: {text!r} is a duplicate")
-        found[text] = text.lower() not in COCO_STUFF if is_thing is None else is_thing
+        is_thing = text.lower() not in COCO_STUFF if mark is None else mark
+        if found.setdefault(text, is_thing) != is_thing:
+            raise ValueError(f"{path}, line {number}: {text!r} is both a thing and stuff; keep one of them")
     if not found:
         raise ValueError(f"{path} has no prompt; write one per line")
     return Prompts(tuple(found), tuple(found.values()))

@@ -1,4 +1,4 @@
-"""The current image of a predictor: features, embeddings and queries that later questions reuse.
+"""An image of a predictor: features, embeddings and queries that later questions reuse.
 
 Shapes: P prompts, K queries per prompt, D width of a prompt embedding, H, W size of the image.
 """
@@ -22,7 +22,8 @@ class ImageSession:
 
     It keeps the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
     not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Cached queries equal those of one
-    question with all prompts, up to rounding. The image is uint8 [3, H, W] on the model's device.
+    question with all prompts, up to rounding. The image is uint8 [3, H, W] on the model's device. The predictor lets in
+    one thread at a time.
     """
 
     def __init__(self, model: OpenWorldSAM, image: Tensor) -> None:

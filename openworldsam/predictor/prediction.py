@@ -24,7 +24,7 @@ class Prediction:
     """The N masks found in an image of H x W pixels.
 
     task: "semantic", "instance", "panoptic", "referring", or "interactive" (clicks).
-    prompts: the P texts, as given; ("object",) for clicks that no text goes with.
+    prompts: the P texts, trimmed and each once; ("object",) for clicks that no text goes with.
     masks: bool [N, H, W]; disjoint for semantic and panoptic.
     scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.

@@ -1,6 +1,7 @@
 """Masks from an image and texts: encode the image once, ask as often as you like.
 
-Questions about one image share what they can; see `ImageSession`.
+Questions about one image share what they can; see `ImageSession`. Threads may share a predictor: they take turns at
+the model, and each has its own current image.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock, local
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
 from openworldsam.inference import TASKS, InferenceOptions, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
@@ -37,6 +39,7 @@ class OpenWorldSAMPredictor:
         predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
         predictor.set_image("zebra.jpg")
         result = predictor.predict(["zebra", "grass"], task="panoptic")
+        result = predictor.predict(["car"], image="street.jpg")  # in one call, without a current image
 
     Args:
         cfg: a config, or the path of one.
@@ -61,10 +64,15 @@ class OpenWorldSAMPredictor:
         self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
         self.model.to(target).eval()
-        self._session: ImageSession | None = None
+        self._lock = RLock()  # guards the model and all its sessions
+        self._current = local()
 
     def set_image(self, image: ImageLike) -> None:
-        """Encode an image for the predictions that follow.
+        """Encode an image for the predictions of this thread that follow; arguments and errors as in `encode`."""
+        self._current.session = self.encode(image)
+
+    def encode(self, image: ImageLike) -> ImageSession:
+        """Encode an image once for `predict` and `click` with `image=`, in whatever thread.
 
         Args:
             image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
@@ -74,22 +82,33 @@ class OpenWorldSAMPredictor:
             FileNotFoundError: there is no such file.
             ValueError: the file or array is no image.
         """
-        self._session = ImageSession(self.model, upload(to_tensor(read_image(image)), self.model.device))
+        pixels = to_tensor(read_image(image))
+        with self._lock:
+            return ImageSession(self.model, upload(pixels, self.model.device))
 
     @property
     def session(self) -> ImageSession:
-        """The current image.
+        """The current image of this thread.
 
         Raises:
             ValueError: no image set.
         """
-        if self._session is None:
-            raise ValueError("no image: call set_image first")
-        return self._session
+        if not hasattr(self._current, "session"):
+            raise ValueError("no image: call set_image first, in the thread that asks, or give image=")
+        return self._current.session  # type: ignore[no-any-return]
+
+    def _session_of(self, image: ImageLike | ImageSession | None) -> ImageSession:
+        """Encode an image unless it is encoded; None stands for the current one."""
+        if image is None:
+            return self.session
+        session = image if isinstance(image, ImageSession) else self.encode(image)
+        if session.model is not self.model:
+            raise ValueError("image was encoded by another predictor: encode it with this one")
+        return session
 
     @property
     def features(self) -> ImageFeatures:
-        """SAM2's features of the current image, B = 1."""
+        """SAM2's features of the current image of this thread, B = 1."""
         return self.session.features
 
     @torch.no_grad()
@@ -98,15 +117,18 @@ class OpenWorldSAMPredictor:
         prompts: str | Sequence[str],
         task: str = "instance",
         *,
+        image: ImageLike | ImageSession | None = None,
         stuff: str | Sequence[str] | None = None,
         **options: Any,
     ) -> Prediction:
         """Segment what the prompts name.
 
         Args:
-            prompts: one text or several. Under `INTERACTION: image` they change each other's masks.
+            prompts: one text or several; they are trimmed, and equal ones are one. Under `INTERACTION: image` they change
+                each other's masks.
             task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
                 without overlap; "referring" gives the one best mask of each prompt.
+            image: as in `encode`, or what that returned; by default the current image of this thread.
             stuff: the prompts that name regions rather than objects (case does not matter); by default those that
                 are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.
             **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
@@ -118,22 +140,22 @@ class OpenWorldSAMPredictor:
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
-        session = self.session
         if task not in TASKS:
             raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
-        prompts = _as_list(prompts)
+        prompts, session = _as_list(prompts), self._session_of(image)
         inference = replace(self.model.inference, **options)
-        stuff_names = COCO_STUFF if stuff is None else {_normal(name) for name in _as_list(stuff, "stuff")}
-        is_thing = [_normal(prompt) not in stuff_names for prompt in prompts]
+        stuff_names = COCO_STUFF if stuff is None else {name.lower() for name in _as_list(stuff, "stuff")}
+        is_thing = [prompt.lower() not in stuff_names for prompt in prompts]
         asked = options.get("score_threshold", 0.0)
         threshold = asked if task == "referring" else inference.threshold_of(task)
         # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
-        results = infer([session.queries(prompts, inference.for_task(task))], (task,), question, inference)
-        found = results[task].found()
+        with self._lock:
+            results = infer([session.queries(prompts, inference.for_task(task))], (task,), question, inference)
+            found = results[task].found()
         if task == "referring":
             found = found.at_least(threshold)
         best = float(results["best_scores"].max()) if prompts else 0.0
@@ -148,6 +170,7 @@ class OpenWorldSAMPredictor:
         box: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         among: Prediction | None = None,
+        image: ImageLike | ImageSession | None = None,
     ) -> Prediction:
         """Segment what clicks or a box point at, or correct a mask (paper Table 3, "Inter Seg").
 
@@ -161,6 +184,7 @@ class OpenWorldSAMPredictor:
             mask: the mask to correct: one of the logits [4S, 4S] of an earlier result, or any bool [H, W].
             among: a result of `predict` for this image. The mask that the positive clicks and the box hit best is
                 corrected; if they hit none, it plays no part.
+            image: see `predict`.
 
         Returns:
             at most one mask, of task "interactive"; its prompt is that of the corrected mask, else "object".
@@ -169,17 +193,18 @@ class OpenWorldSAMPredictor:
             ValueError: no image set; no clicks, box or mask; a click outside the image; more or fewer labels than
                 clicks; a mask or result of another image.
         """
-        session = self.session
         if mask is not None and among is not None:
             raise ValueError("give mask or among, not both")
+        session = self._session_of(image)
         clicks = Clicks.checked(points, labels, box, session.size)
         name, is_thing = "object", True
         if among is not None and (picked := clicks.pick(among)):
             mask, name, is_thing = picked
-        queries = clicks.decode(self.model, session.features, mask)
         question = Question.of(session.size, 1)
-        result = infer([queries], ("referring",), question, self.model.inference)["referring"]
-        found, best = result.found(), float(queries.scores)
+        with self._lock:
+            queries = clicks.decode(self.model, session.features, mask)
+            result = infer([queries], ("referring",), question, self.model.inference)["referring"]
+            found, best = result.found(), float(queries.scores)
         return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -207,14 +232,9 @@ class OpenWorldSAMPredictor:
 
 
 def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:
-    """One text or several as a checked list."""
+    """One text or several as a list of different ones."""
     try:
         listed = [texts] if isinstance(texts, str) else list(texts)
     except TypeError:
         raise ValueError(f"{name} are a text or a list of texts, got {type(texts).__name__}") from None
-    check_prompts(listed)
-    return listed
-
-
-def _normal(name: str) -> str:
-    return name.strip().lower()
+    return clean_prompts(listed)

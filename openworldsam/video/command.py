@@ -50,9 +50,8 @@ def segment_clip(args: argparse.Namespace) -> str:
     clip = open_clip(args.input)
     writer = ResultWriter(args.output, clip.fps)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
-    prompts = [prompt.strip() for prompt in args.prompts]
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
-    video = VideoPredictor(predictor, prompts, **options)
+    video = VideoPredictor(predictor, args.prompts, **options)
     with writer:
         try:
             for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
@@ -61,7 +60,7 @@ def segment_clip(args: argparse.Namespace) -> str:
         finally:  # the ids in the frames written so far need names, whatever stopped the rest
             about = {
                 **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
-                **{"prompts": prompts, **options},
+                **{"prompts": video.prompts, **options},
                 **provenance(predictor.cfg, predictor.sources),
             }
             writer.write_tracks(video.tracks, about)
@@ -69,7 +68,7 @@ def segment_clip(args: argparse.Namespace) -> str:
         threshold = predictor.model.inference.threshold_of(args.task)
         return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}"
     counts = Counter(track.prompt for track in video.tracks)
-    objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in prompts)
+    objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in video.prompts)
     return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
 
 

@@ -10,7 +10,7 @@ import torch
 
 from openworldsam.inference.nms import greedy_nms, mask_iou
 from openworldsam.modeling import ImageFeatures
-from openworldsam.modeling.prompt_encoders import check_prompts
+from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.predictor import OpenWorldSAMPredictor
 from openworldsam.video.memory import SAM2Memory, read_video_weights
@@ -52,7 +52,7 @@ class VideoPredictor:
             clip; if it returns it gets a new id.
 
     Raises:
-        ValueError: unknown options; no prompt, a bad or a repeated one; weights without video modules.
+        ValueError: unknown options; no prompt or a bad one; weights without video modules.
     """
 
     def __init__(
@@ -65,17 +65,14 @@ class VideoPredictor:
         tracker: str = "memory",
         forget: int = 300,
     ) -> None:
-        check_prompts(prompts)
         if not prompts:
             raise ValueError("no prompt: name what to look for in the clip")
-        if len(set(prompts)) < len(prompts):
-            raise ValueError(f"a prompt is given twice: {', '.join(prompts)}")
         if task not in OBJECT_TASKS or tracker not in TRACKERS or every < 0 or forget < 1:
             raise ValueError(
                 f"task is one of {', '.join(OBJECT_TASKS)}, tracker one of {', '.join(TRACKERS)}, every at least 0, "
                 f"forget at least 1; got {task!r}, {tracker!r}, {every}, {forget}"
             )
-        self.predictor, self.prompts, self.task = predictor, list(prompts), task
+        self.predictor, self.prompts, self.task = predictor, clean_prompts(prompts), task
         self.every, self.forget = every, forget
         self.tracks: list[Track] = []
         self.best_score = 0.0

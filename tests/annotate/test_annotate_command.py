@@ -64,6 +64,27 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths if not p.name.startswith("log")}
 
 
+def test_labels_too_long_for_cvat_are_refused_before_the_run(folder, command, capsys):
+    (folder / "prompts.txt").write_text("circle\n" + "c" * 64 + "\nthe " + "very " * 20 + "last square\n")
+    assert command(cvat=True) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: CVAT takes labels of up to 64 characters, 1 of the prompts are longer: shorten")
+    assert not (folder / "out/records").exists()
+
+
+def test_hostile_names_are_listed_in_a_line_each(folder, command, capsys):
+    images = folder / "images"
+    for path in [*images.rglob("*.png")][1:]:
+        path.unlink()
+    (images / "broken.jpg").rename(images / "a\nscene9.png\t\x1b[2J.png")
+    assert command() == 1
+    reason = "its name has characters that no annotation file can hold"
+    assert (folder / "out/unreadable.txt").read_text() == f"a\\nscene9.png\\t\\x1b[2J.png\t{reason}\n"
+    printed, logged = capsys.readouterr().out, (folder / "out/log.txt").read_text()
+    for text in (printed, logged):
+        assert f"a\\nscene9.png\\t\\x1b[2J.png: {reason}" in text and "\x1b[2J" not in text
+
+
 def test_a_folder(folder, scenes, command, capsys):
     assert command(**{"overlays": True, "label-studio": True, "cvat": True}) == 1
     printed = capsys.readouterr().out
@@ -151,7 +172,7 @@ def test_lost_images(folder, command, capsys):
     assert "3 images: " in captured.out and "3 could not be read" in captured.out
     assert "Traceback" not in captured.err
     listed = (folder / "out/unreadable.txt").read_text(encoding="utf-8").splitlines()
-    assert [line.split("\t")[0] for line in listed] == ["caf?.png", "link.png", "scene0.png"]
+    assert [line.split("\t")[0] for line in listed] == [r"caf\udce9.png", "link.png", "scene0.png"]
     coco = COCO(folder / "out/instances.json")
     assert {image["file_name"] for image in coco.imgs.values()} == {"more/scene1.png", "more/scene3.png", "scene2.png"}
     assert not (folder / "out/semantic/scene0.png").exists()

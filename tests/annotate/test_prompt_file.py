@@ -29,6 +29,11 @@ def test_comments_marks_and_stuff_of_coco(written):
     assert prompts.is_thing == (True, True, False, False, False, True)
 
 
+def test_equal_prompts_are_one(written):
+    prompts = read_prompts(written("a  cat\n a\u00a0cat \nsky\nstuff: sky\nthing: a cat"))
+    assert prompts.texts == ("a cat", "sky") and prompts.is_thing == (True, False)
+
+
 def test_joiners_belong_to_a_word(written):
     words = ["\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", "\U0001f468\u200d\U0001f467"]
     assert list(read_prompts(written("\n".join(words))).texts) == words
@@ -39,7 +44,7 @@ def test_joiners_belong_to_a_word(written):
     [
         ("# nothing\n\n", "has no prompt"),
         ("cat\nstuff:\n", r"line 2: 'stuff:' has no prompt"),
-        ("cat\nstuff: cat", r"line 2: 'cat' is a duplicate"),
+        ("cat\nstuff: cat", r"line 2: 'cat' is both a thing and stuff; keep one of them"),
         (b"caf\xe9", "is not UTF-8 text"),
         ("cat\x07", "unprintable"),
         ("cat\u200b", "unprintable"),

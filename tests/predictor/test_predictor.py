@@ -89,6 +89,13 @@ def test_one_text_is_one_prompt(asked):
     assert asked.predict("zebra", "referring").prompts == ("zebra",)
 
 
+def test_equal_prompts_are_one(asked):
+    once = asked.predict(["a cat", "sky"], "panoptic")
+    several = asked.predict([" a  cat", "sky\n", "a cat"], "panoptic")
+    assert several.prompts == ("a cat", "sky") and np.array_equal(several.masks, once.masks)
+    assert np.array_equal(several.is_thing, once.is_thing)
+
+
 def test_no_prompt_gives_an_empty_result(asked):
     for task in ("semantic", "instance", "panoptic", "referring"):
         result = asked.predict([], task)

@@ -54,6 +54,10 @@ def test_newcomers_are_looked_for_every_so_many_frames(video):
     assert clip.tracks[1].score == pytest.approx(0.8) and clip.best_score == 0.95
 
 
+def test_equal_prompts_are_one(video):
+    assert video("red ", "green", " red").prompts == ["red", "green"]
+
+
 def test_every_0_looks_in_the_first_frame_alone(video):
     clip = video("red", "green", every=0)
     for n in range(4):
@@ -121,7 +125,6 @@ def test_the_memory_carries_on_between_the_questions(video_predictor):
     ("prompts", "options", "message"),
     [
         ([], {}, "no prompt"),
-        (["red", "red"], {}, "twice: red, red"),
         (["red", " "], {}, "prompt 1 is empty"),
         (["red"], {"task": "semantic"}, "task is one of instance, referring"),
         (["red"], {"every": -1}, "every at least 0"),

@@ -8,6 +8,7 @@ from openworldsam.modeling.prompt_encoders.base import (
     PromptEncoder,
     build_prompt_encoder,
     check_prompts,
+    clean_prompts,
     prompt_encoder_class,
 )
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
@@ -22,5 +23,6 @@ __all__ = [
     "ZeroPromptEncoder",
     "build_prompt_encoder",
     "check_prompts",
+    "clean_prompts",
     "prompt_encoder_class",
 ]

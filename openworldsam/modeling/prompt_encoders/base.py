@@ -107,6 +107,16 @@ def build_prompt_encoder(cfg: CfgNode) -> PromptEncoder:
     return encoder
 
 
+def clean_prompts(prompts: Sequence[str]) -> list[str]:
+    """Trim a user's prompts, collapse white space within them, and keep the first of equal ones.
+
+    Raises:
+        ValueError: see `check_prompts`.
+    """
+    check_prompts(prompts)
+    return list(dict.fromkeys(" ".join(prompt.split()) for prompt in prompts))
+
+
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise ValueError unless this is a list of texts that are not blank."""
     if isinstance(prompts, str):
