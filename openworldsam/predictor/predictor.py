@@ -124,7 +124,7 @@ class OpenWorldSAMPredictor:
         """Segment what the prompts name.
 
         Args:
-            prompts: one text or several; they are trimmed, and equal ones are one. Under `INTERACTION: image` they change
+            prompts: one text or several; trimmed, and equal ones are one. Under `INTERACTION: image` they change
                 each other's masks.
             task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
                 without overlap; "referring" gives the one best mask of each prompt.
