@@ -12,16 +12,17 @@ from preprocessing to one training step.
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
 from openworldsam.parity import check_model, check_postprocess, format_checks, read_golden
 from openworldsam.utils.launch import user_errors
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", required=True, metavar="FILE.npz")
     parser.add_argument("--image", metavar="IMG", help="the image of a model_*.npz file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with user_errors():
         of_the_model = "input_ids" in read_golden(args.golden)

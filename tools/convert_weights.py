@@ -8,13 +8,14 @@ python tools/convert_weights.py join --adapter A --sam2 S --beit3 B --output mod
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from openworldsam.checkpoint import convert_released, convert_to_released
 from openworldsam.utils.launch import user_errors
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="a full checkpoint into its three components")
@@ -24,7 +25,7 @@ def main() -> None:
     for component in ("adapter", "sam2", "beit3"):
         join.add_argument(f"--{component}", required=True, type=Path, metavar="FILE")
     join.add_argument("--output", required=True, type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with user_errors():
         if args.command == "split":
             print(*convert_released(args.checkpoint, args.output).values(), sep="\n")

@@ -169,7 +169,9 @@ class Adapter(nn.Module):
         if num_tie_breakers < 0 or num_layers < 0:
             got = f"got {num_tie_breakers} and {num_layers}"
             raise ValueError(f"MODEL.ADAPTER.NUM_TIE_BREAKERS and NUM_LAYERS must be at least 0, {got}")
-        if num_layers and width % num_heads:
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"MODEL.ADAPTER.DROPOUT must be from 0 to 1, got {dropout}")
+        if num_layers and (num_heads < 1 or width % num_heads):
             raise ValueError(f"MODEL.ADAPTER.NUM_HEADS must divide the width {width}, got {num_heads}")
         self.fusion = fusion
         self.key_positions = key_positions

@@ -85,10 +85,11 @@ class SAM2ImageEncoder(nn.Module):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        if image_size % 32:
-            raise ValueError(f"MODEL.SAM2.IMAGE_SIZE must be a multiple of 32, got {image_size}")
-        if width % 16:
-            raise ValueError(f"MODEL.SAM2.WIDTH must be a multiple of 16, got {width}")
+        for key, size, step in (("IMAGE_SIZE", image_size, 32), ("WIDTH", width, 16)):
+            if size < step or size % step:
+                raise ValueError(f"MODEL.SAM2.{key} must be a multiple of {step}, got {size}")
+        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+            raise ValueError(f"MODEL.SAM2.NUM_HEADS must divide EMBED_DIM, got {num_heads} and {embed_dim}")
         if len(stages) != 4 or len(window_spec) != 4:
             got = f"got {list(stages)} and {list(window_spec)}"
             raise ValueError(f"MODEL.SAM2.STAGES and WINDOW_SPEC must have 4 entries each, {got}")

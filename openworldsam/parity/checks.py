@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,17 @@ PIXELS = 1e-3
 """Areas and maps: the fraction of pixels that may differ."""
 
 
-Golden = dict[str, np.ndarray]
-"""Recorded arrays by name."""
+class Golden(dict[str, np.ndarray]):
+    """Recorded arrays of a file by name; looking up one that it lacks raises ValueError."""
+
+    def __init__(self, path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise ValueError(f"{self.path} is not a golden file: it has no {name!r}")
+
+
 Values = Tensor | np.ndarray
 
 
@@ -38,7 +47,7 @@ def read_golden(path: str | Path) -> Golden:
     """
     try:
         with np.load(path) as file:
-            return dict(file)
+            return Golden(path, dict(file))
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a golden file: {error}") from error
 

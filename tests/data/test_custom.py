@@ -186,7 +186,7 @@ def test_linked_folders_are_read(reef):
         ({"ignore": "void"}, "ignore must be a label value"),
         ({"ignore": 1}, r"the label values \[1\] are both classes and ignored"),
         ({"base": PANOPTIC, "classes": {4: "mud"}}, r"classes names the ids \[4\], which .*panoptic.json does not"),
-        ({"name": "../reef"}, "name is also a folder's, so it must have no slash or line break, got '../reef'"),
+        ({"name": "../reef"}, "name is also a folder's, so it must be printable and have no slash, got '../reef'"),
         ({"name": "shapes_val"}, "another dataset named 'shapes_val'"),
     ],
 )

@@ -146,8 +146,8 @@ def _parsed(path: Path, content: Any) -> Description:
     if kinds != ["labels"] and "ignore" in content:
         raise ValueError("ignore goes with labels; with a json, pixels in no segment have no class")
     name = _text(content, "name")
-    if name in (".", "..") or "/" in name or len(name.splitlines()) > 1:
-        raise ValueError(f"name is also a folder's, so it must have no slash or line break, got {name!r}")
+    if name in (".", "..") or "/" in name or not name.isprintable():
+        raise ValueError(f"name is also a folder's, so it must be printable and have no slash, got {name!r}")
     things = content.get("things")
     if "things" in content and not (isinstance(things, list) and all(isinstance(each, str) for each in things)):
         raise ValueError(f"things must be a list of class names, got {things!r}")

@@ -118,7 +118,7 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             unpickler = _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape")
-            refs = json.load(file) if is_json else _with_texts(unpickler.load())
+            refs = json.load(file) if is_json else _with_texts(unpickler.load(), {})
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found. {_advice(path)}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -133,18 +133,25 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
     return refs
 
 
-def _with_texts(value: Any) -> Any:
-    """Return plain data with each text of Python 2 that is no UTF-8, and so has surrogates, read as Latin-1."""
+def _with_texts(value: Any, done: dict[int, Any]) -> Any:
+    """Return plain data with each text of Python 2 that is no UTF-8, and so has surrogates, read as Latin-1.
+
+    done: results by the id of their list or dict, which a pickle of a few bytes may repeat without end.
+    """
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             return _bytes(value).decode("latin-1")
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_with_texts, value))
-    if isinstance(value, dict):
-        return {_with_texts(key): _with_texts(content) for key, content in value.items()}
-    return value
+    if not isinstance(value, (list, tuple, dict)):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            found: Any = {_with_texts(key, done): _with_texts(content, done) for key, content in value.items()}
+        else:
+            found = type(value)(_with_texts(each, done) for each in value)
+        done[id(value)] = found
+    return done[id(value)]
 
 
 def convert(

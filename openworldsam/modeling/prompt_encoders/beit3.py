@@ -136,8 +136,10 @@ class BEiT3PromptEncoder(PromptEncoder):
             raise ValueError(f"MODEL.PROMPT_ENCODER.MAX_TOKENS is 3 to {POSITIONS - 2}, got {max_tokens}")
         if chunk < 1:
             raise ValueError(f"MODEL.PROMPT_ENCODER.CHUNK must be at least 1, got {chunk}")
-        if image_size % patch_size:
-            raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
+        sizes = (("IMAGE_SIZE", image_size, "PATCH_SIZE", patch_size), ("EMBED_DIM", embed_dim, "NUM_HEADS", num_heads))
+        for key, size, other, step in sizes:
+            if step < 1 or size < step or size % step:
+                raise ValueError(f"MODEL.PROMPT_ENCODER.{key} must be a multiple of {other}, got {size} and {step}")
         self.embed_dim = embed_dim
         self.image_size = image_size
         self.patch_size = patch_size

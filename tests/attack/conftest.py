@@ -1,0 +1,28 @@
+"""The inputs that the attacks spoil."""
+
+from pathlib import Path
+
+import pytest
+from world import make_world
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def world(tiny_weights, tmp_path_factory):
+    """Folder of good inputs, see world.py; at the end they must be as they were."""
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, ROOT, tiny_weights)
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before
+
+
+def contents(folder):
+    """The content of every file below a folder, and the target of every link, by path; without logs and locks."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.name == "log.txt" or path.name.endswith(".lock"):
+            continue
+        found[path] = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+    return found

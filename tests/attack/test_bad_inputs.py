@@ -1,0 +1,110 @@
+"""Every bad input of the table gives its line, at once, and changes nothing."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import contents
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from inputs import place
+from sandbox import Task, run_tasks
+from table import TABLE
+
+from openworldsam.ablation.command import main as ablate
+from openworldsam.annotate.command import main as annotate
+from openworldsam.data.check import main as check
+from openworldsam.data.prepare.command import main as prepare
+from openworldsam.demo import main as demo
+from openworldsam.engine.cache_features import main as cache_features
+from openworldsam.engine.evaluate import main as evaluate
+from openworldsam.engine.train import main as train
+from openworldsam.evaluation.score import main as score
+from openworldsam.pretraining.command import main as pretrain
+from openworldsam.report.command import main as report
+from openworldsam.speed.command import main as benchmark
+from openworldsam.video.command import main as video
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(path):
+    """The `main` of a script that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"attacked_{Path(path).stem}", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.main
+
+
+MAINS = {
+    **{"ablate": ablate, "annotate": annotate, "benchmark": benchmark, "cache_features": cache_features},
+    **{"check": check, "demo": demo, "eval": evaluate, "prepare": prepare, "pretrain": pretrain, "report": report},
+    **{"score": score, "train": train, "video": video},
+    **{"convert": script("tools/convert_weights.py"), "parity": script("tools/check_parity.py")},
+    "download": script("weights/download.py"),
+}
+PENDING = set(json.loads((Path(__file__).parent / "pending.json").read_text()))
+"""Rows that are not mended yet."""
+ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
+
+
+@pytest.fixture(scope="module")
+def results(world, tmp_path_factory):
+    """Run all rows of a command, one after the other; returns the end of each, and its folder before and after."""
+    done = {}
+
+    def run(command):
+        if command not in done:
+            rows = TABLE[command]
+            tasks = [prepared(command, given, world, tmp_path_factory.mktemp("row")) for given, _ in rows.values()]
+            before = [contents(task.folder) for task in tasks]
+            ended = run_tasks(tasks)
+            after = [contents(task.folder) for task in tasks]
+            done[command] = dict(zip(rows, zip(ended, before, after, strict=True), strict=True))
+        return done[command]
+
+    return run
+
+
+def prepared(command, given, world, folder):
+    """Put the input of a row in a folder; returns the call of the command."""
+    places = {"w": world, "bad": folder / "bad", "out": folder / "out"}
+    (folder / "out").mkdir()
+    (folder / "out/kept.txt").write_text("before")
+    called, *words = [word.format_map(places) for word in shlex.split(command.partition(" -> ")[0])]
+    if isinstance(given, list):
+        words += [word.format_map(places) for word in given]
+    else:
+        bad = next(word for word in words if word.startswith(str(folder / "bad")))
+        place(given, folder / Path(bad).relative_to(folder).parts[0], world)
+    return Task(folder, call, (MAINS[called], words))
+
+
+def call(main, words):
+    """Run a command without the dataset that the one before has registered."""
+    DatasetCatalog.pop("reef", None)
+    MetadataCatalog.pop("reef", None)
+    main(words)
+
+
+@pytest.mark.parametrize(("command", "name"), ROWS, ids=[f"{c.split()[0]}: {name}" for c, name in ROWS])
+def test_a_bad_input_is_a_line(results, command, name):
+    line, status = TABLE[command][name][1], int(command.partition(" -> ")[2] or 2)
+    if f"{command} {name}" in PENDING:
+        pytest.xfail("not mended yet")
+    ended, before, after = results(command)[name]
+    errors = [each for each in ended.err.splitlines() if re.search(r"\berror: |^problem: ", each)]
+    assert ended.status == status, ended
+    if status == 2:
+        assert len(errors) == 1 and len(errors[0]) < 1000, ended
+        assert re.search(line, errors[0]), errors[0]
+    else:
+        assert re.search(line, ended.out + ended.err), ended
+    assert not re.search("Traceback|MemoryError", ended.err + ended.out), ended
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after if path.name.endswith(".part") or path.name == "PWNED"]
+    assert ended.seconds < 5
