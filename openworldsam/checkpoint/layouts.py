@@ -18,32 +18,21 @@ A weight file holds one or more components, kept under their public names until 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import pickle
+import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from openworldsam.checkpoint.reading import check_tensor, read_tensors
 from openworldsam.modeling.components import ADAPTER, SAM2, StateDict, rename, renamed
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
+from openworldsam.utils.text import brief
 
-_SCALAR = np.float64(0).__reduce__()[0]  # its name in a file depends on the NumPy that wrote it
-_NUMPY_NUMBERS: list[Any] = [
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-]
+logger = logging.getLogger(__name__)
 
 RELEASED_ADAPTER = (
     ("text_hidden_fcs.0.", "adapter.projector."),
@@ -122,7 +111,7 @@ def read_weights(path: str | Path) -> WeightFile:
         ValueError: it is damaged, or its layout is unknown.
     """
     path = Path(path)
-    state, metadata = _read_any(path)
+    state, metadata = read_tensors(path)
     layout, components = _components(state)
     if layout == "released":
         tuned = ", refcocog_umd_train" if "refcocog" in path.name else ""  # the authors' files are told by their names
@@ -130,77 +119,12 @@ def read_weights(path: str | Path) -> WeightFile:
         metadata = {**RELEASED_TRAINING, **published, **metadata}
     for component in components.values():
         for name, tensor in component.items():
-            if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
-                raise ValueError(f"{path}: tensor {name} holds values that are not finite; fetch the file again")
+            check_tensor(path, name, tensor)
     if not components:
-        names = ", ".join(list(state)[:3])
         raise ValueError(
-            f"{path} is of {layout} layout (its tensors: {names}, ...); weights/README.md lists readable files"
+            f"{path} is of {layout} layout (its tensors: {brief(list(state))}); weights/README.md lists readable files"
         )
     return WeightFile(path, layout, components, metadata)
-
-
-def _read_any(path: Path) -> tuple[StateDict, dict[str, str]]:
-    if path.is_dir():
-        path = _file_in_folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"weight file {path} not found; `python weights/download.py openworldsam_coco` fetches a full checkpoint, "
-            "--list shows the others"
-        )
-    try:
-        if path.name.endswith(".index.json"):
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()) - {path.name})
-            parts = [path.parent / shard for shard in shards]
-        elif path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        else:
-            return _read_pickle(path)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file makes the readers raise almost anything
-        reason = _reason(path, error)
-        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}); fetch it again") from error
-    return {name: tensor for part in parts for name, tensor in _read_any(part)[0].items()}, {}
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Describe the damage to a file in a line; torch's own text advises to switch its safety off."""
-    with path.open("rb") as file:
-        if file.read(64).lstrip()[:1] == b"<":
-            return "it is a web page"
-    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    if unsupported:
-        return f"it holds a {unsupported[1]} beside the tensors, which is not loaded for safety"
-    if isinstance(error, pickle.UnpicklingError):
-        return "it cannot be unpickled"
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
-def _file_in_folder(folder: Path) -> Path:
-    for pattern in ("*.safetensors.index.json", "*.bin.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt"):
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            names = ", ".join(f.name for f in found)
-            raise ValueError(f"{folder} holds several weight files ({names}); name one of them")
-        if found:
-            return found[0]
-    raise FileNotFoundError(f"no weight file in the folder {folder}")
-
-
-def _read_pickle(path: Path) -> tuple[StateDict, dict[str, str]]:
-    # checkpoints may hold training arguments and NumPy numbers beside the tensors
-    with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    if not isinstance(content, Mapping):
-        raise ValueError(f"it holds a {type(content).__name__}")
-    metadata = content.get("openworldsam", {})
-    for key in ("model", "module", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return state, dict(metadata) if isinstance(metadata, Mapping) else {}
 
 
 def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
@@ -221,6 +145,7 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
         # files of two encoders may look alike; a model takes the component that its encoder declares
         layout = " or ".join(c.layout for c in found)
         return layout, {c.name: {n: t for n, t in state.items() if not re.match(c.not_read, n)} for c in found}
+    state = _as_released(state)
     encoders = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
     if not all(encoders.values()):
         return "unknown", {}
@@ -230,3 +155,19 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     # a tensor that the adapter does not know keeps its name, so that loading can report it
     adapter = {renamed(n, RELEASED_ADAPTER) or n: t for n, t in state.items() if not n.startswith(others)}
     return "released", {**encoders, "adapter": adapter}
+
+
+def _as_released(state: StateDict) -> StateDict:
+    """Undo what saving a released or EVF-SAM2 model again does to the names of its tensors.
+
+    A wrapper puts its name before all of them; safetensors stores shared tensors once, under either of their names;
+    transformers renames "gamma" to "weight".
+    """
+    before = ""
+    while wrapper := next((w for w in ("model.", "module.") if state and all(n.startswith(w) for n in state)), ""):
+        state, before = rename(state, ((wrapper, ""),)), before + wrapper
+    copies = rename(state, [(DUPLICATES + prefix, prefix) for prefix in RELEASED_PREFIX.values()])
+    if missing := copies.keys() - state.keys():
+        logger.info("%d of the encoders' tensors are read from %s%s*", len(missing), before, DUPLICATES)
+    state = {**copies, **state}
+    return {re.sub(r"(\.memory_encoder\.fuser\.layers\.\d+)\.weight$", r"\1.gamma", n): t for n, t in state.items()}

@@ -17,6 +17,7 @@ from openworldsam.config import config_value
 from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, Component, StateDict, components_with, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.device import keep_freed_memory
+from openworldsam.utils.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
 
 
 def misfits(state: StateDict, expected: StateDict) -> str:
-    """List missing, unexpected and wrongly shaped tensors in a line; empty if all fit."""
+    """List tensors that are missing, unexpected, or of another shape or kind of numbers; empty if all fit."""
     problems = [
         *(f"missing {name}" for name in expected.keys() - state.keys()),
         *(f"unexpected {name}" for name in state.keys() - expected.keys()),
@@ -170,8 +171,14 @@ def misfits(state: StateDict, expected: StateDict) -> str:
             for name in expected.keys() & state.keys()
             if state[name].shape != expected[name].shape
         ),
+        *(
+            f"{name} is {state[name].dtype}, in the model {expected[name].dtype}".replace("torch.", "")
+            for name in expected.keys() & state.keys()
+            if state[name].is_floating_point() != expected[name].is_floating_point()
+        ),
     ]
-    return "; ".join(sorted(problems)[:4]) + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
+    listed = "; ".join(shortened(problem, 200) for problem in sorted(problems)[:4])
+    return listed + (f"; {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def _release(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from openworldsam.checkpoint.loading import training_record
 from openworldsam.config import config_value
 from openworldsam.engine.trainer import Trainer
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import regular_file, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _load(path: Path) -> dict[str, Any]:
     """The content of a state file; raises ValueError if it is damaged."""
     advice = "delete it to continue from the previous state"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(regular_file(path), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {advice}") from error
     if lacking := KEYS - (state.keys() if isinstance(state, dict) else set()):

@@ -33,6 +33,21 @@ class Queries(NamedTuple):
     predicted_iou: Tensor
     labels: Tensor
 
+    @classmethod
+    def decoded(cls, logits: Tensor, predicted_iou: Tensor, labels: Tensor) -> Queries:
+        """Make queries of the decoder's output; the copy to the host is the one wait, and tells whether all is finite.
+
+        Raises:
+            ValueError: a logit or predicted IoU is NaN or infinite.
+        """
+        host = torch.cat([predicted_iou.float(), logits.sum(dtype=torch.float32)[None]]).cpu()
+        if not host.isfinite().all():
+            raise ValueError(
+                "the masks are not finite numbers: damaged weights, or values beyond the range of MODEL.PRECISION; "
+                "fp32 and bf16 have the widest"
+            )
+        return cls(logits, host[:-1].to(predicted_iou.dtype), labels)
+
     @property
     def scores(self) -> Tensor:
         """Confidence [R] in 0..1 of every task: SAM2's predicted IoU (paper Sec. 3 "Inference")."""

@@ -25,4 +25,4 @@ def refine(queries: Queries, options: InferenceOptions, decode: Callable[[Tensor
             return queries
         queries = queries.select(confident)
     logits, predicted_iou = decode(queries.logits)
-    return queries._replace(logits=logits, predicted_iou=predicted_iou.cpu())
+    return Queries.decoded(logits, predicted_iou, queries.labels)

@@ -285,7 +285,7 @@ class OpenWorldSAM(nn.Module):
         with self.autocast():
             logits, predicted_iou = self.mask_decoder(features, tokens)
         labels = torch.arange(len(embeddings)).repeat_interleave(self.adapter.num_queries)
-        return Queries(logits, predicted_iou.cpu(), labels)
+        return Queries.decoded(logits, predicted_iou, labels)
 
     @torch.no_grad()
     def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:

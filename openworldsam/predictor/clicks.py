@@ -125,7 +125,7 @@ class Clicks(NamedTuple):
         points, labels = (upload(part, model.device) for part in self.tokens(model.image_encoder.image_size))
         with model.autocast():
             decoded, predicted_iou = model.mask_decoder.decode_clicks(features, points, labels, logits)
-        return Queries(decoded, predicted_iou.cpu(), torch.zeros(1, dtype=torch.long))
+        return Queries.decoded(decoded, predicted_iou, torch.zeros(1, dtype=torch.long))
 
 
 def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:

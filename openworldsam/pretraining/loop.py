@@ -86,10 +86,15 @@ def pretrain(model: Trainee, data: Dataset[Any], schedule: Schedule, state_file:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     start = 0
     if state_file.is_file():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        start = state["step"]
+        try:
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            start = state["step"]
+        except Exception as error:  # a damaged file makes torch raise almost anything
+            raise ValueError(
+                f"{state_file} cannot be read ({type(error).__name__}); delete it to start again"
+            ) from error
         logger.info("resuming at step %d", start)
     remaining = range(start * schedule.batch_size, schedule.steps * schedule.batch_size)
     loader = DataLoader(data, schedule.batch_size, sampler=remaining, num_workers=workers)

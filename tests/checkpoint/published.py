@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -154,6 +155,32 @@ def write_with_detectron2(folder, state):
     return folder / "model_final.pth"
 
 
+def resaved(released):
+    """The spellings of a released checkpoint that saving it again gives, by name.
+
+    Safetensors stores a tensor of two names once; a wrapper puts its attribute's name before all;
+    transformers calls a "gamma" a weight.
+    """
+    encoders = ("visual_model.", "mm_extractor.")
+    copies = {name: tensor for name, tensor in released.items() if not name.startswith(encoders)}
+    own = {name: tensor for name, tensor in released.items() if not name.startswith("evf_sam2.")}
+    once = {}
+    for number, (name, tensor) in enumerate(own.items()):
+        once[f"evf_sam2.{name}" if name.startswith(encoders) and number % 2 else name] = tensor
+    renamed = {
+        re.sub(r"(fuser\.layers\.\d\.)gamma", r"\1weight", name): tensor
+        for name, tensor in with_prefix("model.", own).items()
+    }
+    return {
+        "only copies": copies,
+        "own names": own,
+        "stored once": once,
+        "wrapped": renamed,
+        "wrapped copies": with_prefix("model.", copies),
+        "wrapped twice": with_prefix("module.model.", once),
+    }
+
+
 def write_all(folder, states):
     """A file of every layout, by name."""
     arguments = argparse.Namespace(lr=1e-3, model="beit3", betas=[0.9, 0.98], resume=None)
@@ -176,6 +203,13 @@ def write_all(folder, states):
     save_file(states["adapter"], folder / "adapter.safetensors")
     paths = {path.name: path for path in folder.iterdir()}
     paths["sharded safetensors"] = write_shards(folder / "sharded_safetensors", evf, "safetensors")
+    for name, content in resaved(released).items():
+        save_file(
+            {name: tensor.clone() for name, tensor in content.items()}, folder / f"{name}.safetensors", {"format": "pt"}
+        )
+        paths[name] = folder / f"{name}.safetensors"
+    torch.save({"model": with_prefix("module.", released)}, folder / "parallel.pth")
+    paths["parallel.pth"] = folder / "parallel.pth"
     paths["sharded bin"] = write_shards(folder / "sharded_bin", evf, "bin")
     paths["folder of shards"] = folder / "sharded_bin"
     paths["model_final.pth"] = write_with_detectron2(folder, released)

@@ -1,12 +1,15 @@
 """Weight files read without a model: the public layouts, and files that are broken in every way."""
 
+import json
 import math
+import os
 import pickle
 import random
+import resource
 
 import pytest
 import torch
-from published import write_shards
+from published import resaved, write_shards
 from safetensors.torch import save_file
 
 from openworldsam.checkpoint import fingerprint, read_weights
@@ -29,6 +32,7 @@ SMALL = {"adapter.tie_breakers": torch.arange(6.0).view(2, 3), "adapter.projecto
         ("snapshot", "EVF-SAM2", {"sam2", "beit3"}),
         ("model_final.pth", "released", {"sam2", "beit3", "adapter"}),
         ("bare.pth", "released", {"sam2", "beit3", "adapter"}),
+        *((name, "released", {"sam2", "beit3", "adapter"}) for name in (*resaved({}), "parallel.pth")),
         ("adapter.safetensors", "adapter", {"adapter"}),
     ],
 )
@@ -162,6 +166,70 @@ def test_a_value_that_is_not_finite_is_named(dtype, suffix, tmp_path):
             read_weights(path)
 
 
+NO_WEIGHTS = {
+    "expanded": (lambda: torch.zeros(1).expand(2**40), r"is expanded: \(1099511627776,\) of 4 bytes"),
+    "expanded rows": (lambda: torch.zeros(1, 3).expand(2, 3), r"is expanded: \(2, 3\) of 12 bytes"),
+    "sparse": (lambda: torch.sparse_coo_tensor([[0]], [1.0], (2**40,)), "is sparse"),
+    "without values": (lambda: torch.empty(2**40, device="meta"), "without values"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+    "float8": (lambda: torch.zeros(3).to(torch.float8_e4m3fn), "number format float8_e4m3fn"),
+    "huge": (lambda: torch.tensor([1.0, -1e30]), r"holds values from -1e\+30 to 1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "legacy"), [*((kind, False) for kind in NO_WEIGHTS), ("expanded", True), ("huge", True)]
+)
+def test_a_tensor_that_is_no_weight_is_refused_at_once(kind, legacy, tmp_path):
+    make, message = NO_WEIGHTS[kind]
+    content = {**SMALL, "adapter.x": make()}
+    torch.save({"model": content}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=rf"a\.pth: tensor adapter\.x .*{message}"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_huge_values_of_safetensors_are_refused_and_empty_tensors_are_not(tmp_path):
+    save_file({"adapter.x": torch.full((3,), 1e30)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"adapter\.x holds values from 1e\+30"):
+        read_weights(tmp_path / "a.safetensors")
+    save_file({"adapter.x": torch.zeros(0, 3)}, tmp_path / "a.safetensors")
+    assert read_weights(tmp_path / "a.safetensors").layout == "adapter"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of 2 ** 32 entries
+        b"\x80\x02Nr\xff\xff\xff\x7f.",
+        b"\x80\x02X\xff\xff\xff\x7f.",  # a text of 2 GB
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.",
+    ],
+)
+def test_a_pickle_that_announces_much_takes_no_memory(content, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"a\.pth is damaged"):
+        read_weights(tmp_path / "a.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # KB
+
+
+def test_the_first_half_of_a_checkpoint_is_said_to_be_cut(tmp_path):
+    torch.save({"model": {"adapter.x": torch.randn(100, 100)}}, tmp_path / "a.pth")
+    whole = (tmp_path / "a.pth").read_bytes()
+    for size in (*range(100, len(whole), 1000), len(whole) - 1):
+        (tmp_path / "a.pth").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.pth is damaged or not a checkpoint \(its zip archive is cut short\)"):
+            read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.bin.index.json"])
+def test_a_pipe_is_refused_at_once(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe"):
+        read_weights(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", [[], 3, "text", None, torch.zeros(3), [torch.zeros(3)]])
 def test_a_pickle_of_something_else_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "a.pt")
@@ -209,12 +277,26 @@ def test_an_index_whose_shard_is_missing_or_cut_names_the_shard(states, tmp_path
 
 @pytest.mark.parametrize(
     "content",
-    ["{}", "[]", "3", '{"weight_map": null}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "a.bin.index.json"}}'],
+    [
+        *(
+            "{}",
+            "[]",
+            "3",
+            "[" * 100_000,
+            '{"weight_map": null}',
+            '{"weight_map": {"a": 3}}',
+            '{"weight_map": ["a.bin"]}',
+        ),
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("a.bin.index.json", "b.bin.index.json", "../b.bin")),
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("/dev/zero", "", ".", "x/b.bin", "b" * 10_000)),
+    ],
 )
 def test_an_index_without_a_map_of_shards_is_refused(content, tmp_path):
     (tmp_path / "a.bin.index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.bin\.index\.json"):
+    (tmp_path / "b.bin.index.json").write_text('{"weight_map": {"a": "a.bin.index.json"}}')
+    with pytest.raises(ValueError, match=r"a\.bin\.index\.json") as raised:
         read_weights(tmp_path / "a.bin.index.json")
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pth", ".pt"])

@@ -218,7 +218,8 @@ def test_names_of_the_full_size_model_are_counted_and_loaded(tmp_path):
     assert len(state) == 3805
     torch.save({"model": state}, tmp_path / "model_final.pth")
 
-    file = read_weights(tmp_path / "model_final.pth")
+    with mock.patch("openworldsam.checkpoint.layouts.check_tensor"):  # which refuses such tensors
+        file = read_weights(tmp_path / "model_final.pth")
     counts = {component: len(part) for component, part in file.components.items()}
     assert counts == {"sam2": 900, "beit3": 971, "adapter": 59}
     with warnings.catch_warnings():
@@ -350,6 +351,13 @@ def test_a_training_may_begin_with_the_first_tie_breakers_of_an_adapter(refusal,
         state = our_adapter(released_adapter(queries=queries))
         with pytest.raises(ValueError, match="NUM_TIE_BREAKERS"):
             load_component(model, "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_another_kind_of_numbers_is_refused(dtype, refusal, states):
+    state = {name: tensor.to(dtype) for name, tensor in states["adapter"].items()}
+    message = refusal("adapter", state)
+    assert f"is {dtype}, in the model float32".replace("torch.", "") in message and "55 more" in message
 
 
 @pytest.mark.parametrize("name", ["text_hidden_fcs.1.0.weight", "criterion.empty_weight", "visual_modelX.weight"])

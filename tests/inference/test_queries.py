@@ -1,5 +1,7 @@
 """Queries: selecting some of them, and resizing them a bounded number at a time."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -55,3 +57,14 @@ def test_chunks_cover_all_queries_in_order_within_the_bound(monkeypatch, masks_t
 
 def test_no_queries_give_no_chunks():
     assert list(upsampled(torch.zeros(0, 5, 5), (3, 3))) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["logits", "predicted_iou"])
+def test_an_output_that_is_not_finite_is_an_error(value, where):
+    output = {"logits": torch.zeros(3, 4, 4, dtype=torch.bfloat16), "predicted_iou": torch.rand(3).bfloat16()}
+    queries = Queries.decoded(**output, labels=torch.arange(3))
+    assert torch.equal(queries.predicted_iou, output["predicted_iou"])
+    output[where].view(-1)[-1] = value
+    with pytest.raises(ValueError, match=r"not finite numbers.*MODEL\.PRECISION"):
+        Queries.decoded(**output, labels=torch.arange(3))

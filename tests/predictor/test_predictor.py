@@ -17,6 +17,15 @@ def asked(predictor, photograph):
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
+def test_values_beyond_the_number_format_are_one_clear_error(asked, task, monkeypatch):
+    monkeypatch.setattr(
+        asked.model.adapter.tie_breakers, "data", torch.full_like(asked.model.adapter.tie_breakers, 1e38)
+    )
+    with pytest.raises(ValueError, match="the masks are not finite numbers"):
+        asked.predict(PROMPTS, task)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_results_are_consistent(asked, task, two_stage):
     result = asked.predict(PROMPTS, task, two_stage=two_stage, nms_threshold=0.95)

@@ -1,0 +1,139 @@
+"""Tensors of weight files, whatever their layout: read without running code, in the memory that the file has."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from openworldsam.modeling.components import StateDict
+from openworldsam.utils.files import read_json, regular_file
+from openworldsam.utils.text import brief, shortened
+
+_SCALAR = np.float64(0).__reduce__()[0]  # its name in a file depends on the NumPy that wrote it
+_NUMPY_NUMBERS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]
+LARGEST = 1e6
+"""Largest absolute value of a weight; trained ones stay below 1,000, and much larger ones overflow."""
+
+_INDEX = ".index.json"
+_HINT = "`python weights/download.py openworldsam_coco` fetches a full checkpoint, --list shows the others"
+
+
+def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Read all tensors of a weight file, its shards or the only weight file of a folder, and its metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no weight file.
+    """
+    if path.is_dir():
+        path = _file_in_folder(path)
+    if not path.name.endswith(_INDEX):
+        return _read_file(path)
+    shards = [path.parent / name for name in _shard_names(path)]
+    return {name: tensor for shard in shards for name, tensor in _read_file(shard)[0].items()}, {}
+
+
+def _file_in_folder(folder: Path) -> Path:
+    for pattern in (f"*.safetensors{_INDEX}", f"*.bin{_INDEX}", "*.safetensors", "*.bin", "*.pth", "*.pt"):
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(f.name for f in found)
+            raise ValueError(f"{folder} holds several weight files ({names}); name one of them")
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"no weight file in the folder {folder}")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """Names of the shards of an index, which lie in its folder."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{index} is no index of shards: it has no weight_map")
+    for name in found.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{index}: a shard is a .safetensors or .bin file in its folder, not {brief(name)}")
+    return sorted(set(found.values()))
+
+
+def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
+    with regular_file(path, _HINT).open("rb") as file:
+        start = file.read(64)
+    try:
+        if path.suffix != ".safetensors":
+            return _from_pickle(load_pickle(path))
+        with safe_open(path, framework="pt") as content:
+            return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        raise ValueError(f"{path} is damaged or not a checkpoint ({_reason(start, error)}); fetch it again") from error
+
+
+def load_pickle(path: str | Path) -> Any:
+    """Load tensors, plain values and NumPy numbers that `torch.save` wrote; a damaged file raises almost anything."""
+    path = regular_file(path)
+    # checkpoints may hold training arguments and NumPy numbers beside the tensors
+    with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _from_pickle(content: Any) -> tuple[StateDict, dict[str, str]]:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    metadata = content.get("openworldsam", {})
+    for key in ("model", "module", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    return state, dict(metadata) if isinstance(metadata, Mapping) else {}
+
+
+def _reason(start: bytes, error: Exception) -> str:
+    """Describe the damage to a file, given its first bytes, in a line; torch advises to switch its safety off."""
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page"
+    if start.startswith(b"PK") and (isinstance(error, OSError) or "PytorchStreamReader" in str(error)):
+        return "its zip archive is cut short"
+    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if unsupported:
+        return f"it holds a {shortened(unsupported[1], 100)} beside the tensors, which is not loaded for safety"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it cannot be unpickled"
+    return shortened(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
+
+
+def check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise ValueError for a tensor that is no weight: not stored whole, in an odd number format, or without bounds."""
+    if problem := _problem(tensor):
+        raise ValueError(f"{path}: tensor {shortened(name, 200)} {problem}; fetch the file again")
+
+
+def _problem(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+        return "is sparse, quantized, nested or without values"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return f"is expanded: {tuple(tensor.shape)} of {tensor.untyped_storage().nbytes():,} bytes"
+    if not tensor.is_floating_point() or not tensor.numel():
+        return ""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        return f"is of the number format {str(tensor.dtype).removeprefix('torch.')}"
+    low, high = (bound.item() for bound in tensor.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "holds values that are not finite"
+    return f"holds values from {low:g} to {high:g}, which no weight has" if max(-low, high) > LARGEST else ""
