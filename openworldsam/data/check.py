@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from openworldsam.data.datasets import custom
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
-from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records
+from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records, one_class_remark
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
 from openworldsam.utils.launch import user_errors
@@ -77,6 +77,8 @@ def check_dataset(name: str, *, read: bool = False, workers: int = 1) -> Finding
     notes = []
     if any(empty):
         notes.append(f"{sum(empty)} of {len(records)} images have no object to learn from; a training passes them over")
+    if remark := one_class_remark(name):
+        notes.append(remark)
     return Finding(name, len(records), problems, notes)
 
 

@@ -62,6 +62,8 @@ _limit = MAX_PIXELS
 
 _ORIENTATION = 0x0112
 """EXIF's tag."""
+_XMP_ORIENTATION = rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([0-9])"""
+"""An attribute in quotes of either kind, or an element."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -201,12 +203,18 @@ def _to_rgb(turned: Image.Image, name: str) -> np.ndarray:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its orientation says; raises as `load` does."""
+    turn = xmp = None
     if isinstance(image, TiffImageFile):
         image.filename = ""  # else Pillow maps some into memory, with H and W swapped
+        # Pillow turns TIFFs itself as EXIF says, and as only some forms of XMP do
+        turn, xmp = _turn(image), image.info.pop("xmp", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, without a name; damage is an error
         image.load()
-    turn = _turn(image)
+    if not isinstance(image, TiffImageFile):
+        turn = _turn(image)
+    elif turn is not None:
+        image.info["xmp"] = xmp
     return image if turn is None else image.transpose(turn)
 
 
@@ -217,21 +225,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """
     if isinstance(image, PngImageFile) and _has_late_metadata(image):
         image.load()
-    if isinstance(image, TiffImageFile) and "xmp" in image.info:
-        image.load()
     sideways = _turn(image) in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
     width, height = image.size
     return (width, height) if sideways else (height, width)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the operation that sets an image upright, None if there is nothing to do."""
-    if isinstance(image, TiffImageFile):  # Pillow turns these itself
-        return None
-    orientation = _exif_orientation(image)
+    """Return the operation that sets an image upright, None if there is nothing to do, or Pillow does it."""
+    if isinstance(image, TiffImageFile):
+        orientation = 1 if _ORIENTATION in image.tag_v2 else None
+    else:
+        orientation = _exif_orientation(image)
     if orientation is None:
         xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
-        found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+        found = re.search(_XMP_ORIENTATION, xmp.encode() if isinstance(xmp, str) else bytes(xmp))
         orientation = int(found[1]) if found else 1
     return _TURNS.get(orientation)
 

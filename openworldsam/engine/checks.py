@@ -6,6 +6,7 @@ The rest of the package relies on it.
 
 from __future__ import annotations
 
+import logging
 import math
 
 from detectron2.config import CfgNode
@@ -14,10 +15,12 @@ from detectron2.utils import comm
 
 from openworldsam.config import check_keys, config_value
 from openworldsam.data.datasets import register_datasets
-from openworldsam.data.datasets.catalog import check_registered
+from openworldsam.data.datasets.catalog import check_registered, one_class_remark
 from openworldsam.evaluation.examples import PROTOCOLS, SENTENCES
 from openworldsam.evaluation.prompt_text import PromptText
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+
+logger = logging.getLogger(__name__)
 
 SMALLEST = {
     1: (
@@ -96,6 +99,8 @@ def _check_test(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if not getattr(MetadataCatalog.get(name), "tasks", ()):
             raise ValueError(f"{name} cannot be evaluated: its metadata have no tasks")
+        if remark := one_class_remark(name):
+            logger.warning(remark)
     for key, choices in (("PROTOCOL", PROTOCOLS), ("SENTENCES", SENTENCES)):
         if cfg.TEST[key] not in choices:
             raise ValueError(f"TEST.{key} is one of {choices}, got {cfg.TEST[key]!r}")

@@ -12,8 +12,9 @@ import re
 import socket
 import stat
 import time
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,16 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
     return content
 
 
-def read_any_json(path: str | Path, hint: str = "") -> Any:
-    """Read a JSON file that may hold anything; errors as for `read_json`."""
+def read_any_json(path: str | Path, hint: str = "", objects: Callable[[list[Any]], Any] | None = None) -> Any:
+    """Read a JSON file that may hold anything; errors as for `read_json`.
+
+    Args:
+        path, hint: see there.
+        objects: makes each object of its (key, value) pairs, or raises ValueError; default: a dict.
+    """
     text = regular_file(path, hint).read_bytes()
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=objects)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not json ({error}); it may be cut short, fetch or make it again") from error
 
@@ -202,7 +208,7 @@ def find_missing(paths: Iterable[str | Path]) -> list[str]:
     return missing
 
 
-def find_files(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
+def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
     """List the files below a folder by their suffixes, given in lower case and meant in any; sorted.
 
     Linked folders are entered, but for one that leads back to a folder above it. Names that start with a dot are left
@@ -222,15 +228,17 @@ def find_files(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(below(str(folder), frozenset([os.path.realpath(folder)]))) if os.path.isdir(folder) else []
 
 
-def by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     """Index the files below a folder (`find_files`) by their relative paths without suffixes.
+
+    Letters with accents, which macOS writes as two characters, count as one in the index.
 
     Raises:
         ValueError: two files differ only in their suffixes.
     """
     found: dict[str, Path] = {}
     for path in find_files(folder, suffixes):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
         if stem in found:
             raise ValueError(f"{folder} has several files named {stem}: {found[stem].name} and {path.name}")
         found[stem] = path

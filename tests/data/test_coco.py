@@ -160,6 +160,11 @@ def test_some_missing_files_are_a_warning_all_an_error(make_json, missing, caplo
         load(path, hint="fetch them")
 
 
+def test_images_without_annotation_are_not_left_out_in_silence(make_json, caplog):
+    assert len(load(make_json(lambda c: c["annotations"].pop()))) == 1
+    assert "panoptic.json: 1 of 2 images have no annotation and are left out, such as 2.jpg" in caplog.text
+
+
 def set_category(content, value):
     content["annotations"][1]["segments_info"] = [{"id": 7, "category_id": value, "area": 4}]
 
@@ -184,6 +189,8 @@ def set_category(content, value):
             lambda c: c["annotations"][0].update(segments_info=2 * c["annotations"][0]["segments_info"]),
             r"two segments of image 1 have one id: \[7, 7\]",
         ),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "image 1 has the id 0; .* 0 is void"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=2**24), "image 1 has the id 16777216; ids are"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="no"), "iscrowd must be 0 or 1, got 'no'"),
         (lambda c: c["images"][0].update(width=0), "the width of image 1 is 0, not one of 1 to 65535"),
         (lambda c: c["images"][0].update(width=2.5), "the width of image 1 is 2.5, not a whole number"),

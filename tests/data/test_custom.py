@@ -1,6 +1,7 @@
 """Custom datasets: a description of a few lines, and every mistake in it."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from openworldsam.data.check import check_dataset
 from openworldsam.data.datasets import custom, register_datasets
 from openworldsam.data.loader import training_dataset
+from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 
 REEF = {"name": "reef", "images": "images", "labels": "labels", "classes": ["sand", "fish"], "ignore": 255}
@@ -104,6 +107,8 @@ def test_the_root_of_roboflow_is_no_class_if_it_has_the_name_of_one(reef):
     custom.register(describe(reef, INSTANCES))
     assert MetadataCatalog.get("reef").vocabulary == ["fish", "sand"]
     assert MetadataCatalog.get("reef").category_ids == [8, 3]
+    rewrite(reef / "instances.json", categories=roboflow()[::-1])
+    assert [i["category_id"] for i in DatasetCatalog.get("reef")[0]["instances"]] == [0]
     rewrite(reef / "instances.json", categories=roboflow("cod"))  # a name of its own may be that of a class
     custom.register(describe(reef, INSTANCES))
     assert MetadataCatalog.get("reef").vocabulary == ["fish", "cod", "sand"]
@@ -149,6 +154,74 @@ def test_json_has_texts_as_keys_and_may_have_tabs(reef):
         assert MetadataCatalog.get("reef").vocabulary == ["sand", "fish"] and len(DatasetCatalog.get("reef")) == 2
     with pytest.raises(ValueError, match="a label value twice, as a number and as a text"):
         custom.register(describe(reef, classes={1: "fish", "1": "sand"}))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_numbers_may_be_written_as_texts(reef, suffix):
+    path = (reef / "reef.any").with_suffix(suffix)
+    path.write_text(json.dumps({**REEF, "classes": {"1": "fish", "0": "sand"}, "ignore": ["255", 9]}))
+    assert custom.read_description(path).ignored == (255, 9)
+    path.write_text(json.dumps({**REEF, "ignore": "255"}))
+    custom.register(path)
+    assert [record.read_panoptic()[1][0]["area"] for record in DatasetCatalog.get("reef")] == [280, 280]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_a_key_twice_loses_no_class(reef, suffix):
+    path = (reef / "reef.any").with_suffix(suffix)
+    path.write_text(json.dumps({**REEF, "classes": {"0": "sand", "1": "fish"}}).replace('"1"', '"0"'))
+    with pytest.raises(ValueError, match="the key '0' twice"):
+        custom.register(path)
+
+
+def test_things_may_take_the_place_of_isthing(reef):
+    rewrite(reef / "panoptic.json", categories=[{"id": 3, "name": " sand"}, {"id": 8, "name": "fish"}])
+    with pytest.raises(ValueError, match="it has no 'isthing'"):
+        custom.register(describe(reef, PANOPTIC))
+    custom.register(describe(reef, PANOPTIC, things=["fish"]))
+    assert MetadataCatalog.get("reef").vocabulary == ["sand", "fish"]
+    assert MetadataCatalog.get("reef").is_thing == [False, True]
+
+
+def test_linked_files_and_any_case_and_accents_of_macos(reef):
+    for name in ("0.JPG", "1.Jpeg", "2.BMP", "3.WEBP", "4.Tif", "é.PNG"):
+        Image.new("RGB", (20, 16)).save(reef / "images" / unicodedata.normalize("NFC", name))
+    for name in ("0.PNG", "1.TIFF", "2.Png", "3.TIF", "é.png"):
+        Image.new("L", (20, 16)).save(reef / "labels" / unicodedata.normalize("NFD", name))
+    (reef / "labels/4.PNG").symlink_to("0.PNG")
+    custom.register(describe(reef))
+    assert check_dataset("reef", read=True) == ("reef", 8, [], [])
+
+
+def test_jpegs_are_no_label_images(reef):
+    Image.new("L", (20, 16)).save(reef / "labels/a.png", "JPEG")
+    (reef / "labels/day/b.png").unlink()
+    Image.new("L", (20, 16)).save(reef / "labels/day/b.jpg")
+    custom.register(describe(reef))
+    problems = check_dataset("reef", read=True).problems
+    for name, problem in zip(("a.png", "day/b.jpg"), problems, strict=True):
+        assert f"labels/{name} is not a readable label image: JPEG changes the values" in problem
+    (reef / "labels/day/b.jpg").unlink()
+    Image.new("L", (20, 16)).save(reef / "labels/day/b.bmp")  # as good as a PNG
+    assert len(check_dataset("reef", read=True).problems) == 1
+
+
+@pytest.mark.parametrize("base", [REEF, PANOPTIC, INSTANCES])
+def test_one_class_and_void_are_said_to_make_every_prediction_right(reef, tiny_cfg, caplog, base):
+    if base is REEF:
+        changes = {"classes": {1: "fish"}, "ignore": [0, 255]}
+    else:
+        changes = {}
+        rewrite(reef / "panoptic.json", categories=[{"id": 8, "name": "fish", "isthing": 1}])
+        annotation = json.loads((reef / "panoptic.json").read_text())["annotations"][0]
+        rewrite(reef / "panoptic.json", annotations=[{**annotation, "segments_info": annotation["segments_info"][1:]}])
+        rewrite(reef / "instances.json", categories=[{"id": 8, "name": "fish"}])
+    tiny_cfg.merge_from_list(["DATASETS.OWN", [str(describe(reef, base, **changes))], "DATASETS.TEST", ["reef"]])
+    check_evaluation(tiny_cfg)
+    remark = "every pixel that counts for the mIoU of reef is of its only class, 'fish', so any prediction is right"
+    noted = " ".join(check_dataset("reef").notes)
+    # AP counts what is found elsewhere
+    assert (remark in caplog.text, remark in noted) == (2 * (base is not INSTANCES,))
 
 
 def test_linked_folders_are_read(reef):

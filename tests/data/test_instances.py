@@ -63,7 +63,6 @@ def test_classes_of_a_json_that_says_nothing_of_things(make):
     ("change", "message"),
     [
         (lambda c: c["annotations"][0].update(category_id=9), "has the category id 9, none of the known"),
-        (lambda c: c["annotations"][0].pop("segmentation"), "no 'segmentation'"),
         (lambda c: c["annotations"][0].update(image_id=9), "its list of images does not have 9"),
         (lambda c: c["images"].append(c["images"][0]), "two images have the id 4"),
         (lambda c: c["annotations"].clear(), "2 listed, none with an object"),
@@ -81,6 +80,7 @@ def test_bad_json_is_an_error(make, change, message):
         ({"size": [9, 9], "counts": [81]}, 0, r"\[9, 9\]"),
         ([[1, 1, 2, 2]], 0, "without a polygon of three points"),
         ([], 0, "without a polygon of three points"),
+        (None, 0, "without a polygon"),
         ([[1, 1, 3, 1, float("nan"), 3]], 0, "far outside"),
         ([*square(1, 1, 2), [1, 1, 3, 1, 9e9, 3]], 4, "far outside"),
         ([*square(1, 1, 2), ["a"] * 6], 4, "neither polygons nor an RLE"),
@@ -88,7 +88,13 @@ def test_bad_json_is_an_error(make, change, message):
     ],
 )
 def test_a_damaged_mask_makes_its_object_incomplete_and_no_other(make, caplog, segmentation, pixels, problem):
-    path = make(lambda c: c["annotations"][0].update(segmentation=segmentation))
+    def change(content):
+        annotation = content["annotations"][0]
+        annotation.update(segmentation=segmentation)
+        if segmentation is None:
+            del annotation["segmentation"]
+
+    path = make(change)
     record = load_instances(path, path.parent, categories=CATEGORIES)[1]
     ids, _ = record.read_panoptic()
     assert [int((ids == i).sum()) for i in (1, 2, 3)] == [pixels, 36 - pixels, 12]
@@ -102,6 +108,33 @@ def test_a_damaged_mask_makes_its_object_incomplete_and_no_other(make, caplog, s
     assert remark(example) == f"the ground truth is incomplete: {said}"
     options = {"class_names": ("fish", "shark"), "is_thing": (True, True), "protocol": "present+absent"}
     assert EvaluationDataset([record], **options)[0].truth.absent == []  # the shark is there, if unseen
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("area", value) for value in (float("nan"), -1, "4", [4])),
+        *(
+            ("bbox", value)
+            for value in ([1, 1, -2, 2], [1, 1, float("inf"), 2], [1, 1, 2], ["1", "1", "2", "2"], {"x": 1})
+        ),
+    ],
+)
+def test_an_area_or_box_that_is_none_is_that_of_the_mask(make, key, value):
+    path = make(lambda c: c["annotations"][0].update({"area": 5, "bbox": [1, 1, 2, 2.5], key: value}))
+    record = load_instances(path, path.parent, categories=CATEGORIES)[1]
+    found = record.read_instances()[0]
+    given = {"area": 5, "bbox": [1, 1, 2, 2.5]}
+    assert {k: found[k] for k in given} == {**given, key: {"area": 4, "bbox": [1, 1, 2, 2]}[key]}
+    (said,) = record.damaged_objects()
+    assert said.startswith(f"object 1: its {key} is ") and read_record(record)[0].endswith(said)
+
+
+@pytest.mark.parametrize("absent", [None, []])
+def test_an_area_or_box_that_is_not_given_is_no_damage(make, absent):
+    path = make(lambda c: c["annotations"][0].update(area=None, bbox=absent))
+    record = load_instances(path, path.parent, categories=CATEGORIES)[1]
+    assert record.read_instances()[0]["bbox"] == [1, 1, 2, 2] and not record.damaged_objects()
 
 
 def test_a_damaged_mask_of_an_expression_takes_no_other_with_it(tmp_path, caplog):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -324,6 +324,27 @@ def chunked(content, *chunks, before):
 
 
 XMP = b"<rdf:Description tiff:Orientation%s/>"
+
+
+@pytest.mark.parametrize("written", [b'="6"', b"='6'", b' = "6"', b">6<"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WebP"])
+def test_every_spelling_of_the_orientation_in_xmp(tmp_path, file_format, written):
+    packet = b"<x>%s</x>" % XMP % written
+    options = {"xmp": packet, "lossless": True}
+    if file_format == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet.decode())
+    if file_format == "TIFF":
+        options = {"tiffinfo": {700: packet}}
+    path = tmp_path / "a.image"
+    stored = np.zeros((20, 30, 3), np.uint8)
+    stored[:, :8] = 200
+    Image.fromarray(stored).save(path, file_format, **options)
+    for source in (path, Image.open(path)):
+        for _ in range(2):  # a PIL image is left as it was
+            assert np.abs(read_image(source).astype(int) - np.rot90(stored, -1)).max() < 30
+    with Image.open(path) as image:
+        assert upright_size(image) == (30, 20)
 
 
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])

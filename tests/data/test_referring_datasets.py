@@ -347,6 +347,11 @@ def test_public_file_with_sentences_as_objects(tmp_path):
         (lambda c: c["annotations"][0].update(sentences=["a", 1]), "sentences of object 21 are no list"),
         (lambda c: c["annotations"][0].update(sentences=[{"raw": None}]), "object 21 .*'raw': None"),
         (lambda c: c["annotations"][0].update(sentences=[{}]), "sentences of object 21 are no list"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "1 objects have the id of another one, such as 21"),
+        (
+            lambda c: (c["images"][0].update(id="2"), c["annotations"][0].update(image_id="2")),
+            "on COCO's images, whose ids are numbers, got '2'",
+        ),
     ],
 )
 def test_bad_json_is_an_error(tmp_path, change, message):
@@ -355,6 +360,17 @@ def test_bad_json_is_an_error(tmp_path, change, message):
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_referring(tmp_path / "val.json", tmp_path)
+
+
+def test_an_object_that_lacks_its_mask_is_damaged_and_no_other_is(tmp_path):
+    content = convert(REFS, instances(), "val")
+    content["annotations"].append({**content["annotations"][0], "id": 99})
+    del content["annotations"][0]["segmentation"]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "000000000002.jpg").touch()
+    (record,) = load_referring(tmp_path / "val.json", tmp_path)
+    assert len(record.sentences()) == 2 and len(record.read_referring()) == 1
+    assert record.damaged_objects() == ["object 21: a segmentation without a polygon of three points"]
 
 
 def test_without_any_image_is_an_error(tmp_path):

@@ -52,6 +52,17 @@ def check_registered(names: Iterable[str]) -> None:
         raise ValueError(f"unknown datasets {unknown}; datasets/README.md lists those that are registered")
 
 
+def one_class_remark(name: str) -> str | None:
+    """Say that a dataset's mIoU means nothing, where it has one class and its other pixels are of none."""
+    metadata = MetadataCatalog.get(name)
+    if "semantic" not in getattr(metadata, "tasks", ()) or len(getattr(metadata, "vocabulary", ())) != 1:
+        return None
+    return (
+        f"every pixel that counts for the mIoU of {name} is of its only class, {metadata.vocabulary[0]!r}, so any "
+        "prediction is right: make the other pixels a class too, in place of ignoring them"
+    )
+
+
 def register_dataset(
     name: str, load: Callable[[], Sequence[Record]], categories: Sequence[Category], tasks: Sequence[str]
 ) -> None:

@@ -29,7 +29,7 @@ from openworldsam.data.records.instances import load_instances
 from openworldsam.data.records.labels import LABEL_SUFFIXES, MAX_LABEL, LabelCoding, LabelRecord, load_labels
 from openworldsam.utils.files import by_stem, read_any_json
 from openworldsam.utils.safe_yaml import read_yaml
-from openworldsam.utils.text import shortened
+from openworldsam.utils.text import brief, shortened
 
 _KINDS = ("labels", "instances", "panoptic")
 _KEYS = ("name", "images", *_KINDS, "panoptic_images", "classes", "things", "ignore")
@@ -61,7 +61,8 @@ class Description(NamedTuple):
                 raise ValueError(f"{self.path}: the label values {sorted(both)} are both classes and ignored")
             categories = tuple(Category(number, name, False) for number, name in sorted(self.classes.items()))
         else:
-            categories = read_categories(self.truth, all_things=self.kind == "instances", names=self.classes)
+            decided = self.kind == "instances" or self.things is not None  # the json need not say it
+            categories = read_categories(self.truth, all_things=decided, names=self.classes)
             if unknown := set(self.classes) - {c.id for c in categories}:
                 raise ValueError(
                     f"{self.path}: classes names the ids {sorted(unknown)}, which {self.truth} does not have"
@@ -115,12 +116,19 @@ def read_description(path: str | Path) -> Description:
     """
     path = Path(path).expanduser().absolute()
     # YAML is nearly a superset of JSON, but has no tabs
-    read = read_any_json if path.suffix.lower() == ".json" else read_yaml
-    content = read(path, "DATASETS.OWN names it")
+    hint = "DATASETS.OWN names it"
+    content = read_any_json(path, hint, _unique) if path.suffix.lower() == ".json" else read_yaml(path, hint)
     try:
         return _parsed(path, content)
     except ValueError as error:
         raise ValueError(shortened(f"{path}: {error}")) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, of whose equal keys Python would keep the last."""
+    if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
+        raise ValueError(f"it has the key {brief(twice[0])} twice")
+    return dict(pairs)
 
 
 def _parsed(path: Path, content: Any) -> Description:
@@ -182,8 +190,7 @@ def _classes(value: Any) -> dict[int, str]:
     named = dict(enumerate(value)) if isinstance(value, list) else value
     if not isinstance(named, dict):
         raise ValueError(f"classes must be a list of names, or names by label value, got {value!r}")
-    # JSON's keys are always texts
-    classes = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in named.items()}
+    classes = {_number(key): name for key, name in named.items()}
     if len(classes) < len(named):
         raise ValueError(f"classes has a label value twice, as a number and as a text: {list(named)}")
     for number, name in classes.items():
@@ -199,8 +206,13 @@ def _classes(value: Any) -> dict[int, str]:
     return plain
 
 
+def _number(value: Any) -> Any:
+    """Return a number that is written as a text, as the keys of JSON always are, as a number."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 def _ignored(value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list) else [value]
+    values = list(map(_number, value if isinstance(value, list) else [value]))
     for each in values:
         if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= MAX_LABEL:
             raise ValueError(f"ignore must be a label value from 0 to {MAX_LABEL}, or a list of them, got {value!r}")
@@ -210,7 +222,8 @@ def _ignored(value: Any) -> tuple[int, ...]:
 def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     """Pair every image with the label image of the same relative path, whatever their suffixes.
 
-    A missing label image is assumed to be a PNG, so that reading it reports it.
+    A missing label image is assumed to be a PNG, so that reading it reports it, or is the image of another format in
+    its place.
 
     Raises:
         ValueError: two files differ only in their suffixes, or a label image has no image.
@@ -220,4 +233,6 @@ def pair_by_name(images: Path, labels: Path) -> list[tuple[Path, Path]]:
         raise ValueError(
             f"{len(strangers)} label images in {labels} have no image in {images}, such as {min(strangers)}"
         )
-    return [(path, truth.get(stem, labels / f"{stem}.png")) for stem, path in sorted(found.items())]
+    others = by_stem(labels, set(IMAGE_SUFFIXES) - set(LABEL_SUFFIXES)) if found.keys() - truth.keys() else {}
+    expected = {stem: labels / f"{stem}.png" for stem in found} | others | truth
+    return [(path, expected[stem]) for stem, path in sorted(found.items())]

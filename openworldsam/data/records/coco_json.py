@@ -37,7 +37,7 @@ def read_categories(
 
     Args:
         json_file: of panoptic segments, or of instances, whose classes have no "isthing".
-        all_things: make every class a thing.
+        all_things: make every class a thing, whatever the json says.
         names: other names by category id, which take the place of those in the json before names are compared.
 
     Raises:
@@ -49,18 +49,23 @@ def read_categories(
         names = names or {}
         categories = tuple(
             Category(
-                id_ := whole(c["id"], "a category id"), names.get(id_, c["name"]), all_things or bool(c["isthing"])
+                id_ := whole(c["id"], "a category id"),
+                _name(names.get(id_, c["name"])),
+                all_things or bool(c["isthing"]),
             )
             for c in listed_categories(content, names)
         )
-        for category in categories:
-            if not isinstance(category.name, str) or len(category.name.strip().splitlines()) != 1:
-                raise ValueError(f"a category has a name of one line, got {category.name!r}")
         for column in ("id", "name"):
             found = Counter(str(getattr(category, column)) for category in categories)
             if twice := sorted(value for value, times in found.items() if times > 1):
                 raise ValueError(f"several categories have the same {column}: {', '.join(twice)}")
     return categories
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or len(name.strip().splitlines()) != 1:
+        raise ValueError(f"a category has a name of one line, got {name!r}")
+    return name.strip()
 
 
 def listed_categories(content: Mapping[str, Any], keep: Container[int] = ()) -> list[Mapping[str, Any]]:
@@ -86,7 +91,8 @@ def contiguous_ids(content: Mapping[str, Any], categories: Sequence[Category]) -
     createPanopticImgs writes with --use-train-id.
     """
     listed = {category.get("name"): category["id"] for category in content.get("categories", ())}
-    other = {c.id for c in categories} - set(listed.values()) and {c.name for c in categories} <= listed.keys()
+    ids = {category["id"] for category in content.get("categories", ())}
+    other = {c.id for c in categories} - ids and {c.name for c in categories} <= listed.keys()
     return {listed[c.name] if other else c.id: index for index, c in enumerate(categories)}
 
 

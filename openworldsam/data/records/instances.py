@@ -25,18 +25,19 @@ from openworldsam.data.records.coco_json import (
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.data.records.rle import Segmentation, annotate_mask, usable_masks
 from openworldsam.utils.files import named, read_json
+from openworldsam.utils.text import brief
 
 
 class Instance(TypedDict):
-    """An object: id its number in the json, from 1; category_id contiguous, segmentation any of COCO's forms, area and
-    bbox None if the json has none."""
+    """An object: id its number in the json, from 1; category_id contiguous; segmentation any of COCO's forms, area and
+    bbox as the json has them, None if it has none."""
 
     id: int
     category_id: int
     iscrowd: int
     segmentation: Segmentation
-    area: float | None
-    bbox: list[float] | None
+    area: Any
+    bbox: Any
 
 
 class InstanceRecord(Record):
@@ -73,21 +74,42 @@ class InstanceRecord(Record):
         """
         annotations = []
         for instance, mask in self._masks():
-            given = {key: instance.get(key) for key in ("id", "category_id", "iscrowd", "area", "bbox")}
-            annotations.append(annotate_mask(mask) | {key: value for key, value in given.items() if value is not None})
+            about = {key: instance[key] for key in ("id", "category_id", "iscrowd")}
+            annotations.append({**annotate_mask(mask), **about, **_measures(instance)[0]})
         return annotations
 
     def absent_classes(self) -> list[int] | None:
         return self.get("absent")
 
     def damaged_objects(self) -> list[str]:
-        return usable_masks(self["instances"], (self["height"], self["width"]))[1]
+        problems = usable_masks(self["instances"], (self["height"], self["width"]))[1]
+        return problems + [problem for instance in self["instances"] for problem in _measures(instance)[1]]
 
     def _masks(self) -> list[tuple[Instance, np.ndarray]]:
         """Decode the objects' masks, bool [H, W], with a warning of those that are damaged."""
         masks, problems = usable_masks(self["instances"], (self["height"], self["width"]))
         warn_of_damage(self["file_name"], problems)
         return [(each, mask) for each, mask in zip(self["instances"], masks, strict=True) if mask is not None]
+
+
+def _measures(instance: Instance) -> tuple[dict[str, Any], list[str]]:
+    """Return the usable ones of the area and box that the json gives an object, and what is wrong with the others."""
+    usable: dict[str, Any] = {}
+    problems = []
+    for key, count in (("area", 1), ("bbox", 4)):
+        if (value := instance.get(key)) is None or value == []:
+            continue
+        numbers = [value] if count == 1 else value
+        if (
+            isinstance(numbers, list)
+            and len(numbers) == count
+            and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+            and min(numbers[-2:]) >= 0  # width and height
+        ):
+            usable[key] = value
+        else:
+            problems.append(f"object {instance['id']}: its {key} is {brief(value)}, that of its mask is taken")
+    return usable, problems
 
 
 def load_instances(
@@ -119,12 +141,14 @@ def load_instances(
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")
-            area, box = annotation.get("area"), annotation.get("bbox") or None
-            measures = [area or 0, *(box or [0] * 4)]
-            if len(measures) != 5 or not all(isinstance(m, (int, float)) and math.isfinite(m) for m in measures):
-                raise ValueError(f"the area and bbox of object {number} are {area!r} and {box!r}, not numbers")
-            crowd, mask = is_crowd(annotation), annotation["segmentation"]
-            instance = Instance(id=number, category_id=index, iscrowd=crowd, segmentation=mask, area=area, bbox=box)
+            instance = Instance(
+                id=number,
+                category_id=index,
+                iscrowd=is_crowd(annotation),
+                segmentation=annotation.get("segmentation"),
+                area=annotation.get("area"),
+                bbox=annotation.get("bbox"),
+            )
             records[images[annotation["image_id"]]["id"]]["instances"].append(instance)
     if all(record.is_empty for record in records.values()):
         reason = "none with an object that has a mask and is not a crowd"

@@ -121,6 +121,8 @@ def read_labels(path: str | Path) -> np.ndarray:
         ValueError: it is damaged, has several channels, or values outside 0..65535.
     """
     with open_image(path, "label image") as image:
+        if image.format == "JPEG":
+            raise ValueError("JPEG changes the values of pixels; a label image is a PNG or TIFF")
         step = _step(image)
         labels = np.asarray(upright(image))
     if labels.ndim != 2 or labels.dtype.kind not in "uib":

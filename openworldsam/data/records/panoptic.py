@@ -8,6 +8,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from openworldsam.data.records.coco_json import (
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.utils.files import named, read_json
+
+logger = logging.getLogger(__name__)
 
 
 class PanopticRecord(Record):
@@ -113,6 +116,9 @@ def load_panoptic(
             if semseg_root is not None:
                 record["sem_seg_file_name"] = str(Path(semseg_root, png))
             records.append(record)
+        if left_out := [images[i]["file_name"] for i in images.keys() - {record["image_id"] for record in records}]:
+            message = "%s: %d of %d images have no annotation and are left out, such as %s"
+            logger.error(message, json_file, len(left_out), len(images), min(left_out))
         if twice := [i for i, times in Counter(r["image_id"] for r in records).items() if times > 1]:
             raise ValueError(f"{len(twice)} images are annotated twice, such as image {twice[0]}")
     if all(record.is_empty for record in records):
@@ -144,6 +150,8 @@ def _segments(
                 area=segment_area(segment),
             )
         )
+    if strange := [segment["id"] for segment in segments if not 0 < segment["id"] < 2**24]:
+        raise ValueError(f"a segment of image {image_id} has the id {strange[0]}; ids are colours from 1, 0 is void")
     if len({segment["id"] for segment in segments}) < len(segments):
         raise ValueError(f"two segments of image {image_id} have one id: {[segment['id'] for segment in segments]}")
     return segments

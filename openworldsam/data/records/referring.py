@@ -5,6 +5,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -82,11 +83,15 @@ def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str =
             sentences = plain_sentences(annotation["sentences"], annotation["id"])
             if not sentences:
                 continue
-            code = None if annotation.get("no_target") else annotation["segmentation"]
+            # an object that lacks its mask is damaged, unlike an expression of no object
+            code = None if annotation.get("no_target") else annotation.get("segmentation", [])
             image = images[annotation["image_id"]]
             entries = image_entries({**image, "file_name": image_name(image["id"])}, image_root)
             record = records.setdefault(image["id"], ReferringRecord(entries, annotations=[]))
             record["annotations"].append(ReferringObject(id=annotation["id"], sentences=sentences, segmentation=code))
+        ids = Counter(each["id"] for record in records.values() for each in record["annotations"])
+        if twice := [id_ for id_, times in ids.items() if times > 1]:
+            raise ValueError(f"{len(twice)} objects have the id of another one, such as {twice[0]}")
     if not records:
         raise ValueError(f"{json_file} has no usable image: none of its objects has a sentence")
     warn_of_missing((record["file_name"] for record in records.values()), json_file, hint)
@@ -107,5 +112,11 @@ def plain_sentences(sentences: Any, object_id: int) -> list[str]:
 
 
 def image_name(image_id: int) -> str:
-    """Return an image's name in COCO 2017. RefCOCOg has the names of 2014, COCO_train2014_*, with the same ids."""
+    """Return an image's name in COCO 2017. RefCOCOg has the names of 2014, COCO_train2014_*, with the same ids.
+
+    Raises:
+        ValueError: the id is a text.
+    """
+    if isinstance(image_id, str):
+        raise ValueError(f"referring expressions are on COCO's images, whose ids are numbers, got {image_id!r}")
     return f"{image_id:012d}.jpg"

@@ -58,11 +58,13 @@ def to_rle(segmentation: Segmentation, size: tuple[int, int]) -> RLE:
     if not isinstance(counts, (list, str, bytes)):
         raise ValueError(f"the counts of a mask must be a text or a list, got {str(counts)[:80]}")
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
-    if not all(isinstance(length, int) for length in lengths):
+    if not all(isinstance(length, int) or (isinstance(length, float) and length.is_integer()) for length in lengths):
         raise ValueError(f"the runs of a mask must be whole numbers, got {str(counts)[:80]}")
     if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
         raise ValueError(f"the runs of a mask have {sum(lengths)} pixels, its image {size[0] * size[1]}")
-    return mask_util.frPyObjects(segmentation, *size) if isinstance(counts, list) else segmentation
+    if isinstance(counts, list):
+        return mask_util.frPyObjects({"size": list(size), "counts": list(map(int, counts))}, *size)
+    return {"size": list(size), "counts": counts}
 
 
 def decode_mask(segmentation: Segmentation, size: tuple[int, int]) -> np.ndarray:
