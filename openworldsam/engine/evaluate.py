@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import openworldsam
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.config import add_openworldsam_config, load_config
@@ -33,13 +30,12 @@ from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json
 from openworldsam.utils.launch import launch_command
+from openworldsam.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions"
-PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
-"""Packages that can change results, by their import names."""
 ASKED = ("SENTENCES", "NUM_ABSENT", "PROMPT_CAPS", "TEMPLATE", "FIRST_SYNONYM", "READABLE_NAMES")
 """Keys of TEST that are written into the results, besides the protocol."""
 IRRELEVANT = ("WEIGHTS", "DEVICE", "CHUNK")
@@ -128,13 +124,6 @@ def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
             part.pop(key, None)
     weights = {component: source.fingerprint for component, source in sources.items()}
     return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config}
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python, this package and `PACKAGES`; None for one installed without metadata."""
-    installed = metadata.packages_distributions()
-    found = {name: metadata.version(installed[name][0]) if name in installed else None for name in PACKAGES}
-    return {"python": platform.python_version(), "openworldsam": openworldsam.__version__, **found}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

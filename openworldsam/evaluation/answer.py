@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
+from openworldsam.data.records.record import semantic_map
 from openworldsam.data.records.rle import annotate_mask
 from openworldsam.evaluation.examples import Truth
 
@@ -59,7 +60,7 @@ def true_answer(truth: Truth, is_thing: Sequence[bool], tasks: Collection[str]) 
     return Answer(
         (truth.segment_map, segments) if "panoptic" in tasks else None,
         true_instances(truth, is_thing) if "instance" in tasks else None,
-        semantic_map(truth) if "semantic" in tasks else None,
+        semantic_map(truth.segment_map, truth.segments, NO_CLASS) if "semantic" in tasks else None,
         truth.referents if "referring" in tasks else None,
     )
 
@@ -75,11 +76,3 @@ def true_instances(truth: Truth, is_thing: Sequence[bool]) -> list[Mapping[str, 
             labels = {key: int(segment[key]) for key in ("category_id", "iscrowd")}
             annotations.append(labels | annotate_mask(mask))
     return annotations
-
-
-def semantic_map(truth: Truth) -> np.ndarray:
-    """Return the class of each pixel, int64 [H, W], `NO_CLASS` for void."""
-    classes = {segment["id"]: segment["category_id"] for segment in truth.segments}
-    ids, inverse = np.unique(truth.segment_map, return_inverse=True)
-    table = np.array([classes.get(i, NO_CLASS) for i in ids.tolist()], dtype=np.int64)
-    return table[inverse].reshape(truth.segment_map.shape)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
-import importlib.metadata
 import os
 import platform
 import sys
@@ -18,8 +17,8 @@ from typing import Any
 import torch
 
 from openworldsam.utils.device import DTYPES
+from openworldsam.utils.versions import versions
 
-PACKAGES = ("torch", "torchvision", "numpy", "sam2", "torchscale", "openworldsam")
 COPY_BYTES = 2**28
 
 
@@ -38,7 +37,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu": gpu and gpu.name,
             "gpu_memory_bytes": gpu and gpu.total_memory,
         },
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "versions": versions(),
     }
 
 

@@ -181,8 +181,11 @@ def replace_png(root, values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([[0, 0, 1000, 1000, 70000, 70000]] * 3 + [[5, 0, 1000, 1000, 70000, 70000]], r"the ids [5], which are not"),
-        ([[0, 0, 1000, 1000, 70000]] * 4, "5 x 4 pixels, its image 6 x 4"),
+        (
+            [[0, 0, 1000, 1000, 70000, 70000]] * 3 + [[5, 0, 1000, 1000, 70000, 70000]],
+            "has ids that its json does not: [5]",
+        ),
+        ([[0, 0, 1000, 1000, 70000]] * 4, "is 5 x 4, its image is 6 x 4"),
     ],
 )
 def test_wrong_panoptic_png_is_reported(root, command, capsys, values, message):

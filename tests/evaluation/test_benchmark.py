@@ -17,9 +17,10 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, PROMPT_CAPS, SOFTMAX_CLASSES
 from openworldsam.data.datasets.catalog import SEGMENTATION, PanopticFiles, load_records, register_panoptic
 from openworldsam.data.datasets.coco import CATEGORIES
+from openworldsam.data.records.record import semantic_map
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.engine.checks import check_evaluation
-from openworldsam.evaluation.answer import Answer, predicted_answer, semantic_map
+from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer
 from openworldsam.evaluation.benchmark import Benchmark, evaluate
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
 from openworldsam.evaluation.metrics import AbsentPrompts
@@ -118,7 +119,7 @@ def perfect(example, is_thing):
             scores=torch.ones(len(masks)),
             pred_classes=torch.tensor([s["category_id"] for s in things], dtype=torch.long),
         ),
-        "semantic": torch.from_numpy(semantic_map(truth)),
+        "semantic": torch.from_numpy(semantic_map(truth.segment_map, truth.segments, NO_CLASS)),
         "referring": (torch.from_numpy(np.array(truth.referents).reshape(-1, *size)), torch.ones(len(truth.referents))),
     }
 

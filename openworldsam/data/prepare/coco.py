@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import rgb2id
 
 from openworldsam.data.datasets.catalog import VOID
 from openworldsam.data.datasets.coco import CATEGORIES, DATASETS
 from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.prepare.plan import EXAMPLES, Plan
 from openworldsam.data.prepare.referring import read_refs
-from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import lack
 from openworldsam.data.records.panoptic import PanopticRecord, load_panoptic
-from openworldsam.data.records.record import Segment
+from openworldsam.data.records.record import semantic_map
 from openworldsam.utils.files import find_missing, read_json, save_json, save_png
 from openworldsam.utils.workers import for_each
 
@@ -144,33 +142,12 @@ def write_semantic(record: PanopticRecord) -> str | None:
     Raises:
         OSError: the file cannot be written.
     """
-    segments = record["segments_info"]
     try:
-        panoptic = _panoptic_ids(record)
-        ids, inverse = np.unique(panoptic, return_inverse=True)
-        _check_known(ids.tolist(), segments)
+        ids, segments = record.read_panoptic()
     except (FileNotFoundError, ValueError) as error:
-        return f"{record['pan_seg_file_name']}: {error}"
-    labels = {0: VOID} | {segment["id"]: segment["category_id"] for segment in segments}
-    table = np.array([labels[i] for i in ids.tolist()], dtype=np.uint8)
-    save_png(Path(record["sem_seg_file_name"]), table[inverse].reshape(panoptic.shape))
+        return str(error)
+    save_png(Path(record["sem_seg_file_name"]), semantic_map(ids, segments, VOID).astype(np.uint8))
     return None
-
-
-def _panoptic_ids(record: PanopticRecord) -> np.ndarray:
-    """Segment ids of a panoptic PNG, int32 [H, W], 0 where void; raises ValueError if the size is not the image's."""
-    ids = rgb2id(read_image(record["pan_seg_file_name"]))
-    if ids.shape != (record["height"], record["width"]):
-        raise ValueError(
-            f"it is {ids.shape[1]} x {ids.shape[0]} pixels, its image {record['width']} x {record['height']}"
-        )
-    return ids
-
-
-def _check_known(ids: Sequence[int], segments: Sequence[Segment]) -> None:
-    known = {0} | {segment["id"] for segment in segments}
-    if unknown := [i for i in ids if i not in known]:
-        raise ValueError(f"it has the ids {unknown[:EXAMPLES]}, which are not in the json")
 
 
 def check_coco(plan: Plan, splits: Collection[str]) -> list[str]:
@@ -210,16 +187,16 @@ def _check_split(records: Sequence[PanopticRecord], split: str, workers: int) ->
 
 def check_panoptic(record: PanopticRecord) -> str | None:
     """Compare a panoptic PNG with its json: size, ids, areas. Returns what differs, None if nothing does."""
-    name = record["pan_seg_file_name"]
     try:
-        ids, counts = np.unique(_panoptic_ids(record), return_counts=True)
-        _check_known(ids.tolist(), record["segments_info"])
+        segment_map, segments = record.read_panoptic()
     except (FileNotFoundError, ValueError) as error:
-        return f"{name}: {error}"
+        return str(error)
+    ids, counts = np.unique(segment_map, return_counts=True)
     areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    for segment in record["segments_info"]:
+    for segment in segments:
         if (found := areas.get(segment["id"], 0)) != segment["area"]:
-            return f"{name}: segment {segment['id']} has {found} pixels, its json says {segment['area']}"
+            said = f"segment {segment['id']} has {found} pixels, its json says {segment['area']}"
+            return f"{record['pan_seg_file_name']}: {said}"
     return None
 
 

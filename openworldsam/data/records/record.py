@@ -5,7 +5,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
@@ -27,6 +27,14 @@ class Segment(TypedDict):
     isthing: bool
     iscrowd: int
     area: float
+
+
+def semantic_map(segment_map: np.ndarray, segments: Iterable[Segment], void: int) -> np.ndarray:
+    """Return the class of each pixel of a segment map [H, W], int64 [H, W]; `void` where there is no segment."""
+    classes = {segment["id"]: segment["category_id"] for segment in segments}
+    ids, inverse = np.unique(segment_map, return_inverse=True)
+    table = np.array([classes.get(i, void) for i in ids.tolist()], dtype=np.int64)
+    return table[inverse].reshape(segment_map.shape)
 
 
 class Referent(NamedTuple):
