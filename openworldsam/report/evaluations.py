@@ -5,6 +5,8 @@ Shapes: n classes in the rows and m in the columns of a confusion table.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,11 +98,12 @@ def _read_results(path: Path) -> dict[str, Any]:
             for task in HEADLINES.keys() & benchmark.keys():
                 for metrics in (benchmark[task], *benchmark[task]["per_class"].values()):
                     for value in (value for name, value in metrics.items() if name != "per_class"):
-                        if value is not None and not isinstance(value, (int, float)):
+                        if value is not None and not math.isfinite(value):
                             raise TypeError(f"a metric is {value!r}")
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a text is missing")
-    except (KeyError, TypeError, AttributeError) as error:
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a surrogate pair
+    except (KeyError, TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(f"{path} is not what tools/eval_net.py writes; evaluate again") from error
     return content
 

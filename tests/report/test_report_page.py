@@ -258,6 +258,9 @@ def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
         (["--runs", "lost"], "0.jpg"),
         (["--runs", "papered"], "papered/results.json is not what tools/eval_net.py writes"),
         (["--runs", "uncounted"], "uncounted/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "huge"], "huge/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "endless"], "endless/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "half"], "half/results.json is not what tools/eval_net.py writes"),
         (["--runs", "one", "--others", "one=other"], "--others needs names that no run and no other method has"),
     ],
 )
@@ -272,6 +275,9 @@ def test_user_errors_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments
     Path("cut/predictions/a_val/images/000000000000.json").write_text("{}")
     save(write(Path("lost"), {"a_val": semantic()}) / "predictions/a_val")
     write(Path("papered"), {"a_val": semantic()}, paper={"row": 3, "more": ""})
+    write(Path("huge"), {"a_val": semantic(10**400)})
+    write(Path("endless"), {"a_val": semantic(sky=float("inf"))})
+    write(Path("half"), {"a_val": semantic(**{"half a pair \ud800": 1.0})})
     write(Path("uncounted"), {"a_val": {**semantic(), "images": "2"}})
     Path("lost/predictions/a_val/images/000000000000.png").unlink()
     with pytest.raises(SystemExit) as exited:
