@@ -111,7 +111,7 @@ def test_half_precision_and_compilation_are_runs_of_their_own(tmp_path, monkeypa
     [
         (["--prompts", "0", "--warmup", "1"], "--prompts, --warmup, --repeats and --images are 1 or more"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg not found"),
-        (["--against", "nowhere.yaml"], "config file nowhere.yaml not found"),
+        (["--against", "nowhere.yaml"], "nowhere.yaml not found"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--repeats", "1", "MODEL.INFERENCE.TWO_STAGE", "True"], "MODEL.INFERENCE.TWO_STAGE is not measured"),
         (["--against", "plain", "MODEL.PROMPT_ENCODER.NAME", "CachedPromptEncoder"], "plain needs BEiT-3"),
