@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,7 @@ class Remote:
     promised: int = 0  # bytes announced but never sent
     length: bool = True
     chunked: bool = False
+    moved: str = ""  # address to redirect to
     ranges: bool = True
     if_range: bool = True
     hold: threading.Event | None = None  # waited for in the middle of the body
@@ -61,6 +63,10 @@ class Remote:
         self.asked.append(dict(request.headers))
         if self.statuses:
             return request.send_error(self.statuses.pop(0))
+        if self.moved:
+            request.send_response(302)
+            request.send_header("Location", self.moved)
+            return request.end_headers()
         total, start = len(self.body) + self.promised, 0
         condition = request.headers.get("If-Range")
         fresh = not self.if_range or condition in (
@@ -126,6 +132,7 @@ def remote() -> Iterator[Remote]:
 @pytest.fixture(autouse=True)
 def _quick_and_local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(download, "SCHEMES", ("http",))  # the server here has no certificate
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -134,8 +141,9 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def run(remote: Remote, tmp_path: Path) -> Run:
-    def run(*options: str) -> int:
-        registry = {"net": download.Weight(remote.url, "net.pt", "tests", "https://example.org/terms", " A note.")}
+    def run(*options: str, **known: Any) -> int:
+        about = ("net.pt", "tests", "https://example.org/terms", " A note.")
+        registry = {"net": download.Weight(remote.url, *about, **known)}
         status: int = download.main(["net", "--output", str(tmp_path), *options], registry)
         return status
 
@@ -360,6 +368,7 @@ def test_kill_9_in_the_middle_then_resume(remote: Remote, run: Run, tmp_path: Pa
     program = (
         "import importlib.util as u, sys; s = u.spec_from_file_location('d', sys.argv[1])\n"
         "d = u.module_from_spec(s); sys.modules['d'] = d; s.loader.exec_module(d)\n"
+        "d.SCHEMES = ('http',)\n"
         "d.main(['net', '--output', sys.argv[3]], {'net': d.Weight(sys.argv[2], 'net.pt', '', '')})\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(SCRIPT), remote.url, str(tmp_path)])
@@ -395,6 +404,113 @@ def test_a_file_that_is_there_is_left_alone(remote: Remote, run: Run, tmp_path: 
     assert run() == 0
     assert (tmp_path / "net.pt").read_bytes() == b"mine"
     assert not remote.asked
+
+
+@pytest.mark.parametrize("known", [{"sha256": SHA256}, {"sha256": SHA256, "size": len(BODY)}])
+def test_a_published_file_is_fetched_and_verified_without_a_record(
+    remote: Remote, run: Run, tmp_path: Path, known: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(**known) == 0
+    assert_whole(tmp_path)
+    (tmp_path / "net.pt.sha256").unlink()
+    assert run("--verify", **known) == 0
+    (tmp_path / "net.pt").write_bytes(b"damaged")
+    assert run("--verify", **known) == 1
+    assert f"the published file {SHA256}" in capsys.readouterr().err
+
+
+def test_another_file_than_the_published_one_is_not_kept(
+    remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(sha256="0" * 64) == 1
+    assert SHA256 in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_file_of_another_size_than_the_published_one_is_not_fetched(
+    remote: Remote, run: Run, tmp_path: Path, chunked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote.chunked = chunked
+    assert run(size=1000) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert ("more than 1,000 bytes" if chunked else f"{len(BODY):,} bytes, the published one has 1,000") in error
+    assert len(remote.asked) == 1 and not (tmp_path / "net.pt").exists()
+
+
+def test_a_file_without_an_end_is_left(
+    remote: Remote, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(download, "MOST_BYTES", 1000)
+    assert run() == 1
+    assert "more than 1,000 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moved", ["ftp://127.0.0.1/net.pt", "https://127.0.0.1:1/net.pt"])
+def test_redirects_stay_within_the_scheme(
+    remote: Remote, run: Run, tmp_path: Path, moved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote.moved = moved
+    assert run() == 1
+    assert f"{moved!r} is no https address" in capsys.readouterr().err or moved.startswith("https")
+    assert len(remote.asked) == 1 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/net.pt", "file:///etc/hostname", "net.pt"])
+def test_only_https_is_asked(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.undo()
+    assert download.main(["net", "--output", str(tmp_path)], {"net": download.Weight(url, "net.pt", "", "")}) == 1
+    assert f"{url!r} is no https address" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "GZIP"])
+def test_an_encoded_body_is_not_a_file(
+    remote: Remote, run: Run, tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote.headers = {"Content-Encoding": encoding}
+    assert run() == 1
+    assert f"encoded ({encoding.lower()!r})" in capsys.readouterr().err
+    assert remote.asked[0]["Accept-Encoding"] == "identity" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"\xef\xbb\xbf \n<!DocType html><body>", "application/octet-stream"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "application/octet-stream"),
+        (b'{"error": "quota"}', "application/json; charset=utf-8"),
+        (b"anything", "application/xhtml+xml"),
+    ],
+)
+def test_other_pages_are_no_files(remote: Remote, run: Run, tmp_path: Path, body: bytes, kind: str) -> None:
+    remote.body, remote.headers = body, {"Content-Type": kind}
+    assert run() == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_is_written_through(remote: Remote, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "net.pt").symlink_to("large_disk/net.pt")
+    assert run() == 0
+    assert_whole(tmp_path / "large_disk")
+    assert (tmp_path / "net.pt").is_symlink()
+
+
+def test_a_folder_in_the_place_of_the_file_is_an_error(
+    remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.pt").mkdir()
+    assert run() == 1
+    assert "it is no file" in capsys.readouterr().err
+
+
+def test_published_checksums_are_those_of_files_in_the_registry() -> None:
+    known = {weight.filename: (weight.sha256, weight.size) for weight in download.REGISTRY.values() if weight.sha256}
+    assert known == download.PUBLISHED
+    assert all(len(sha256) == 64 and int(sha256, 16) for sha256, _ in known.values())
+    assert "evf_sam2_bin" not in download.REGISTRY and "guess" not in download.REGISTRY["evf_sam2"].purpose
+    assert "guess" in download.REGISTRY["evf_sam2_multitask"].purpose
 
 
 def test_verify(remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@
     python weights/download.py sam2_hiera_large openworldsam_coco
 
 A download goes to FILE.part and is renamed only when it is complete, so a file under its final name can be trusted.
-The same command again resumes FILE.part. FILE.sha256 records the checksum of what was fetched.
+The same command again resumes FILE.part. FILE.sha256 records the checksum of what was fetched, which must be the
+published one where there is one (`PUBLISHED`). Only https is followed.
 """
 
 from __future__ import annotations
@@ -17,28 +18,49 @@ import os
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 4  # in a row without a new byte; any progress starts the count again
 BACKOFF_SECONDS = 1.0  # doubled after each failed attempt
 TRANSIENT_STATUS = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
+SCHEMES = ("https",)
+MOST_BYTES = 20 * 10**9  # of a file whose size was not published
+WEB_PAGES = ("text/html", "application/xhtml+xml", "application/xml", "text/xml", "application/json")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A public file: its address, its name here, its purpose, and the page with its terms."""
+    """A public file: its address, its name here, its purpose, the page with its terms; checksum and size if known."""
 
     url: str
     filename: str
     purpose: str
     terms_url: str
     note: str = ""  # ends the error message when the download fails
+    sha256: str = ""
+    size: int = 0
+
+
+PUBLISHED = {
+    "beit3.spm": ("6f5e2fefcf793761a76a6bfb8ad35489f9c203b25557673284b6d032f41043f4", 1_356_293),
+    "evf-sam2.safetensors": ("de5ea4da5236e386ca1c7f5eba51d008f10082d433d9bb354050721701f2e5db", 3_145_168_996),
+    "sam2_hiera_large.pt": ("7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b", 897_952_466),
+    "sam2_hiera_base_plus.pt": ("d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071", 0),
+    "sam2.1_hiera_large.pt": ("2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318", 898_083_611),
+    "sam2.1_hiera_base_plus.pt": ("a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5", 323_606_802),
+    "sam2.1_hiera_small.pt": ("6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38", 184_416_285),
+    "sam2.1_hiera_tiny.pt": ("7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69", 156_008_466),
+}
+"""SHA-256 and size (0: unknown) of files, by name, as public pages give them."""
 
 
 def _openworldsam(drive_id: str, filename: str) -> Weight:
@@ -47,21 +69,25 @@ def _openworldsam(drive_id: str, filename: str) -> Weight:
     return Weight(url, filename, "released OpenWorldSAM", "https://github.com/GinnyXiao/OpenWorldSAM")
 
 
+def _known(url: str, filename: str, purpose: str, terms_url: str, note: str = "") -> Weight:
+    return Weight(url, filename, purpose, terms_url, note, *PUBLISHED.get(filename, ("", 0)))
+
+
 def _sam2(path: str) -> Weight:
     url = f"https://dl.fbaipublicfiles.com/segment_anything_2/{path}"
-    return Weight(url, Path(path).name, "SAM2: images to masks", "https://github.com/facebookresearch/sam2")
+    return _known(url, Path(path).name, "SAM2: images to masks", "https://github.com/facebookresearch/sam2")
 
 
 def _beit3(filename: str, purpose: str) -> Weight:
     url = f"https://github.com/addf400/files/releases/download/beit3/{filename}"
-    return Weight(url, filename, purpose, "https://github.com/microsoft/unilm/tree/master/beit3")
+    return _known(url, filename, purpose, "https://github.com/microsoft/unilm/tree/master/beit3")
 
 
-def _evf_sam2(repository: str, remote: str, other: str) -> Weight:
+def _evf_sam2(repository: str, remote: str = "model.safetensors", other: str = "") -> Weight:
     page = f"https://huggingface.co/YxZhang/{repository}"
-    purpose = f"BEiT-3 of EVF-SAM2 (its file name there, {remote}, is a guess)"
-    note = f" It may have another name there, or be split: try {other}, or see {page}/tree/main."
-    return Weight(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, note)
+    purpose = "BEiT-3 of EVF-SAM2" + (f" (its file name there, {remote}, is a guess)" if other else "")
+    note = f" It may have another name there, or be split: try {other}, or see {page}/tree/main." if other else ""
+    return _known(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, note)
 
 
 _SIZES = ("tiny", "small", "base_plus", "large")
@@ -77,8 +103,7 @@ REGISTRY: dict[str, Weight] = {
     "beit3_tokenizer": _beit3("beit3.spm", "tokenizer for every BEiT-3"),
     "evf_sam2_multitask": _evf_sam2("evf-sam2-multitask", "model.safetensors", "evf_sam2_multitask_bin"),
     "evf_sam2_multitask_bin": _evf_sam2("evf-sam2-multitask", "pytorch_model.bin", "evf_sam2_multitask"),
-    "evf_sam2": _evf_sam2("evf-sam2", "model.safetensors", "evf_sam2_bin"),
-    "evf_sam2_bin": _evf_sam2("evf-sam2", "pytorch_model.bin", "evf_sam2"),
+    "evf_sam2": _evf_sam2("evf-sam2"),
 }
 
 
@@ -118,12 +143,28 @@ def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects as far as they are safe."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str) -> None:
+    if urllib.parse.urlsplit(url).scheme not in SCHEMES:
+        raise DownloadError(f"{url[:200]!r} is no https address, which nobody could change on its way here")
+
+
 def _open(url: str, part: Path, headers: dict[str, str]) -> http.client.HTTPResponse:
     """Request a file. Raises _TransientError if that may succeed later, otherwise DownloadError."""
+    _check_scheme(url)
     headers["User-Agent"] = "openworldsam-download"  # some hosts refuse urllib's own name
+    headers["Accept-Encoding"] = "identity"
     request = urllib.request.Request(url, headers=headers)
+    opener = urllib.request.build_opener(_Redirects)
     try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        response: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # the part is longer than the remote file: start again
@@ -145,7 +186,16 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
         raise _TransientError(f"the connection broke ({error})") from error
 
 
-def _fetch(url: str, part: Path) -> None:
+def _check_answer(headers: Message, first: bytes) -> None:
+    """Raise DownloadError if an answer is not the bytes of a file."""
+    if (encoding := headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise DownloadError(f"the answer is encoded ({encoding[:50]!r}), against the request")
+    begins = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if headers.get_content_type() in WEB_PAGES or b"<html" in begins or begins.startswith((b"<!doctype", b"<?xml")):
+        raise DownloadError("the answer is a web page (a quota notice, a login?), not the file")
+
+
+def _fetch(weight: Weight, part: Path) -> None:
     """Complete ``part``. Raises as _open and _pieces do, and OSError if the part cannot be written."""
     origin = Path(f"{part}.origin")  # size of the remote file, and its ETag or date if the download can be resumed
     known, _, validator = (origin.read_text() if origin.exists() else "").partition("\n")
@@ -153,7 +203,7 @@ def _fetch(url: str, part: Path) -> None:
     if offset and offset == size:  # complete; the run that fetched it ended before the rename
         return
     # If-Range: if the remote file has changed since, the server sends all of it instead of the rest
-    with _open(url, part, {"Range": f"bytes={offset}-", "If-Range": validator} if offset else {}) as response:
+    with _open(weight.url, part, {"Range": f"bytes={offset}-", "If-Range": validator} if offset else {}) as response:
         etag = response.headers.get("ETag", "")  # a weak one (W/...) does not guarantee equal bytes
         now = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
         place = f"bytes {offset}-{size - 1}/{size}"
@@ -164,10 +214,11 @@ def _fetch(url: str, part: Path) -> None:
             raise _TransientError("the server does not continue where the part ends")
         pieces = _pieces(response)
         first = next(pieces)
-        if response.headers.get_content_type() == "text/html" or b"<html" in first.lower():
-            raise DownloadError("the answer is a web page (a quota notice, a login?), not the file")
+        _check_answer(response.headers, first)
         if response.length is None and not response.chunked:
             raise DownloadError("the server does not say where the file ends")
+        if size and size != (weight.size or size):
+            raise DownloadError(f"the server has a file of {size:,} bytes, the published one has {weight.size:,}")
         progress = _Progress(offset, size)
         with part.open("r+b" if offset else "wb") as file:
             if not offset:
@@ -175,18 +226,23 @@ def _fetch(url: str, part: Path) -> None:
             file.seek(offset)
             for piece in chain([first], pieces):
                 offset += file.write(piece)
+                if offset > (most := weight.size or MOST_BYTES):
+                    raise DownloadError(f"the file has more than {most:,} bytes")
                 progress.draw(offset)
     if not offset or offset != (size or offset):
         raise _TransientError(f"the connection ended after {offset} of {size} bytes")
 
 
-def check(path: Path, record: Path) -> str:
-    """Compute a file's SHA-256. Raises DownloadError if ``record``, in sha256sum's format, holds another one."""
+def check(path: Path, record: Path, published: str) -> str:
+    """Compute a file's SHA-256. Raises DownloadError for another one than published or in ``record``, by sha256sum."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
             digest.update(piece)
     found, recorded = digest.hexdigest(), record.read_text().split()[:1] if record.exists() else []
+    if published not in ("", found):
+        advice = "It is damaged, or the publisher has changed it; delete it and run the command again"
+        raise DownloadError(f"{path} has SHA-256 {found}, the published file {published}. {advice}")
     if recorded and recorded[0].lower() != found:
         advice = "Delete the one that you do not trust and run the command again"
         raise DownloadError(f"{path} has SHA-256 {found}, but {record} says {recorded[0]}. {advice}")
@@ -202,7 +258,7 @@ def download(weight: Weight, target: Path) -> str:
     most, failures = _length(part), 0
     while True:
         try:
-            _fetch(weight.url, part)
+            _fetch(weight, part)
             break
         except DownloadError as error:
             failures = 1 if _length(part) > most else failures + 1
@@ -215,9 +271,10 @@ def download(weight: Weight, target: Path) -> str:
     with part.open("r+b") as file:
         os.fsync(file.fileno())  # a power cut after the rename must not leave an empty file
     try:
-        found = check(part, record)
+        found = check(part, record, weight.sha256)
     except DownloadError:
         part.unlink()
+        Path(f"{part}.origin").unlink(missing_ok=True)
         raise
     record.write_text(f"{found}  {target.name}\n")
     os.replace(part, target)
@@ -238,13 +295,15 @@ def _table(registry: Mapping[str, Weight], folder: Path) -> str:
 def _get(weight: Weight, target: Path, verify: bool) -> str:
     """Fetch a missing file, verify an existing one; returns the message. Raises as download and check do."""
     record = Path(f"{target}.sha256")
+    if target.exists() and not target.is_file():
+        raise DownloadError("it is no file")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         _say(f"{target}: fetching {weight.url}")
         return f"complete, SHA-256 {download(weight, target)}"
-    if verify and not record.exists():
+    if verify and not (weight.sha256 or record.exists()):
         raise DownloadError(f"it cannot be verified, {record} is missing")
-    return "already there" + (f", SHA-256 as recorded: {check(target, record)}" if verify else "")
+    return "already there" + (f", SHA-256 as it should be: {check(target, record, weight.sha256)}" if verify else "")
 
 
 def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REGISTRY) -> int:
@@ -253,7 +312,11 @@ def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REG
     parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
     parser.add_argument("--list", action="store_true", help="show every name, its file, and whether it is here")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="default: weights/")
-    parser.add_argument("--verify", action="store_true", help="check files that are here against their .sha256")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="check files that are here against the published SHA-256, or their .sha256",
+    )
     args = parser.parse_args(argv)
     folder, status = args.output.resolve(), 0
     if args.list or not args.names:
@@ -262,7 +325,8 @@ def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REG
         if name not in registry:
             near = " or ".join(difflib.get_close_matches(name, registry)) or "one of --list"
             parser.error(f"there is no {name}; did you mean {near}?")
-    for target, weight in ((folder / registry[name].filename, registry[name]) for name in args.names):
+    for weight in map(registry.__getitem__, args.names):
+        target = Path(os.path.realpath(folder / weight.filename))  # a link is written through
         try:
             _say(f"{target}: {_get(weight, target, args.verify)}")
         except (DownloadError, OSError) as error:
