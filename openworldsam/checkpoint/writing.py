@@ -94,4 +94,21 @@ def _save_adapter_state(
 
 def _save_tensors(state: StateDict, path: Path, metadata: Mapping[str, str]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_atomically(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt", **metadata}))
+
+    def write(partial: Path) -> None:
+        save_file(tensors, partial, metadata={"format": "pt", **metadata})
+        _sort_metadata(partial)
+
+    save_atomically(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a file in order, so that the same weights give the same bytes; safetensors keeps none."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

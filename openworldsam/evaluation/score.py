@@ -58,7 +58,7 @@ from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.utils.files import by_stem, named, read_any_json, read_json, save_json
+from openworldsam.utils.files import by_stem, named, output_file, read_any_json, read_json, save_json
 from openworldsam.utils.launch import say, user_errors
 
 TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
@@ -375,6 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
     args = parser.parse_args(argv)
     with user_errors():
+        output_file(args.output)  # an error before the work
         report = _score(args)
         save_json(args.output, report.content(), indent=1)
     for name, value in report.scores.overall.items():

@@ -19,7 +19,7 @@ from openworldsam.checkpoint import Source, component_files, save_components
 from openworldsam.config import add_openworldsam_config, config_value, merge_options
 from openworldsam.modeling.components import components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import checksum, read_json, save_atomically, save_json
+from openworldsam.utils.files import checksum, output_file, read_json, save_atomically, save_json
 from openworldsam.utils.text import brief, shortened
 
 CONFIG = "config.json"
@@ -49,7 +49,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     read = encoder.tokenizer_files(tokenizer) if names[TOKENIZER] else []
     copies = {folder / names[TOKENIZER] / path.relative_to(tokenizer): path.read_bytes() for path in read}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
+    output_file(folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
     written = [*save_components(files, folder).values(), *copies]
     for path, content in copies.items():
         save_atomically(path, partial(Path.write_bytes, data=content))
@@ -60,7 +60,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     saved = {
         "openworldsam": openworldsam.__version__,
         "config": {"PRESET": kept.PRESET, "INPUT": inputs, "MODEL": model},
-        "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in written},
+        "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in sorted(written)},
     }
     save_json(folder / CONFIG, saved, indent=2)
 

@@ -26,7 +26,7 @@ from openworldsam.report.evaluations import (
 from openworldsam.report.html import Html, join, note, tag
 from openworldsam.report.others import OtherMethod
 from openworldsam.report.pictures import picture_rows
-from openworldsam.utils.files import save_text
+from openworldsam.utils.files import output_file, save_text
 from openworldsam.utils.launch import say, user_errors
 
 UNSAVED = Html("No pictures: none of the runs was evaluated with <code>--save-predictions</code>.")
@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.html")
     args = parser.parse_args(argv)
     with user_errors():
+        output_file(args.output)  # an error before the work
         runs = read_evaluations(args.runs, args.names)
         save_text(args.output, build_report(runs, args.benchmarks, args.images, args.others))
         say(args.output)

@@ -74,6 +74,25 @@ def test_every_tensor_is_saved_as_it_was(predictor, saved, tiny_weights):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_the_same_model_gives_the_same_bytes(predictor, saved, tmp_path):
+    first = {path.name: path.read_bytes() for path in saved.iterdir()}
+    predictor.save_pretrained(saved)
+    predictor.save_pretrained(tmp_path / "second")
+    OpenWorldSAMPredictor.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "third")
+    for folder in (saved, tmp_path / "second", tmp_path / "third"):
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_links_in_the_folder_are_written_through(predictor, saved, tmp_path):
+    first = {path.name: path.read_bytes() for path in saved.iterdir()}
+    (tmp_path / "linked").mkdir()
+    for name in first:
+        (tmp_path / "linked" / name).symlink_to(tmp_path / f"target_{name}")
+    predictor.save_pretrained(tmp_path / "linked")
+    assert {name: (tmp_path / f"target_{name}").read_bytes() for name in first} == first
+    assert all(path.is_symlink() for path in (tmp_path / "linked").iterdir())
+
+
 def test_saving_what_was_loaded_into_its_own_folder(saved, photograph):
     components = ("sam2", "beit3", "adapter")
     before = [read_weights(saved / f"{component}.safetensors").metadata for component in components]
