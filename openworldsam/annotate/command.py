@@ -26,6 +26,7 @@ from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.engine.evaluate import identity
+from openworldsam.evaluation.examples import Unreadable
 from openworldsam.evaluation.saved import claim_folder
 from openworldsam.inference import TASKS, prompt_chunk
 from openworldsam.modeling import OpenWorldSAM
@@ -33,7 +34,7 @@ from openworldsam.predictor import Prediction
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
-from openworldsam.utils.launch import launch_command, say
+from openworldsam.utils.launch import item_error, launch_command, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
 from openworldsam.utils.text import printable
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable.txt"
 MAX_LISTED = 20
-"""Prompts and unreadable images named in the summary; the files list all."""
+"""Prompts and failed images named in the summary; the files list all."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,7 +71,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
     """Segment this process's share of the images; the first process also writes the files for all.
 
     Raises:
-        SystemExit: with 1 if images could not be read, on the first process.
+        SystemExit: on the first process, with 1 if images failed, with 2 if all did.
     """
     names = find_images(args.input, args.output)
     results = FolderResults(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
@@ -87,19 +88,19 @@ def annotate_folder(args: argparse.Namespace) -> None:
         claim_folder(args.output, {**question, **identity(cfg, sources)})
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():
             share = names[comm.get_rank() :: comm.get_world_size()]
-            unreadable = predict_images(cfg, model, results, args.input, share)
-        gathered = comm.gather(unreadable)  # waits for all processes
+            failed = predict_images(cfg, model, results, args.input, share)
+        gathered = comm.gather(failed)  # waits for all processes
         if not first:
             return
-        unreadable = dict(sorted(item for part in gathered for item in part.items()))
+        failed = dict(sorted(item for part in gathered for item in part.items()))
         files = write_coco(results, {"task": args.task, **provenance(cfg, sources)})
         files += write_label_studio(results, args.input) if args.label_studio else []
         files += write_cvat(results) if args.cvat else []
-        save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
+        save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in failed.items()))
         threshold = model.inference.threshold_of(args.task)
-        say(*files, *summary(results, unreadable, threshold))
-        if unreadable:
-            raise SystemExit(1)
+        say(*files, *summary(results, failed, threshold))
+        if failed:
+            raise SystemExit(2 if len(failed) == len(names) else 1)
 
 
 def predict_images(
@@ -107,8 +108,13 @@ def predict_images(
 ) -> dict[str, str]:
     """Predict the images of a folder that are not done yet, given their paths within it; the model is in eval mode.
 
+    An image that cannot be read, predicted, drawn or saved stops no other; the next run tries it again.
+
     Returns:
-        the reason for each unreadable image, by name; both printable.
+        the reason for each failed image, by name; both printable.
+
+    Raises:
+        OSError: the disk is full or read-only.
     """
     todo = [name for name in names if not results.is_done(name, file_version(folder / name))]
     logger.info("%s images, %s of them are done", f"{len(names):,}", f"{len(names) - len(todo):,}")
@@ -118,19 +124,30 @@ def predict_images(
         num_workers=cfg.DATALOADER.NUM_WORKERS if todo else 0,
     )
     chunk = prompt_chunk(cfg, results.task == "referring")
-    progress, unreadable = Progress(len(todo)), {}
+    progress, failed = Progress(len(todo)), {}
+
+    def attempt(images: Sequence[LoadedImage]) -> str:
+        """Predict and save images; return what went wrong, if anything."""
+        pixels = [image.pixels for image in images]
+        try:
+            predictions = predict_batch(model, pixels, results.prompts, results.task, chunk)
+            for image, prediction in zip(images, predictions, strict=True):
+                results.save(image, prediction)
+        except Exception as error:
+            return item_error(error)
+        return ""
+
     for batch in loader:
         images = [item for item in batch if isinstance(item, LoadedImage)]
-        for name, reason in (item for item in batch if not isinstance(item, LoadedImage)):
+        problems = [item for item in batch if not isinstance(item, LoadedImage)]
+        if len(images) == 1 or attempt(images):  # if a batch fails, each image alone
+            problems += [Unreadable(image.name, why) for image in images if (why := attempt([image]))]
+        for name, reason in problems:
             results.forget(name)
             logger.warning("skipped %s: %s", name, reason)
-            unreadable[printable(name)] = printable(reason)
-        pixels = [image.pixels for image in images]
-        predictions = predict_batch(model, pixels, results.prompts, results.task, chunk)
-        for image, prediction in zip(images, predictions, strict=True):
-            results.save(image, prediction)
+            failed[printable(name)] = printable(reason)
         progress.update(len(batch), len(images) * len(results.prompts.texts))
-    return unreadable
+    return failed
 
 
 def predict_batch(
@@ -150,8 +167,8 @@ def predict_batch(
         yield Prediction.of(found, task, texts, is_thing=is_thing, threshold=threshold, best_score=best_score)
 
 
-def summary(results: FolderResults, unreadable: Mapping[str, str], threshold: float) -> list[str]:
-    """Lines that count images and masks, explain images without a mask, and list unreadable images."""
+def summary(results: FolderResults, failed: Mapping[str, str], threshold: float) -> list[str]:
+    """Lines that count images and masks, explain images without a mask, and list failed images."""
     found, images, empty, best = Counter[int](), 0, 0, 0.0
     for _, record in results.records():
         images += 1
@@ -163,14 +180,14 @@ def summary(results: FolderResults, unreadable: Mapping[str, str], threshold: fl
     lines = [f"{images:,} images: {', '.join(counts)}{', ...' if len(texts) > MAX_LISTED else ''}"]
     if empty:
         lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")
-    if unreadable:
-        lines.append(f"{len(unreadable):,} could not be read ({results.folder / UNREADABLE}):")
-        lines += [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:MAX_LISTED]]
+    if failed:
+        lines.append(f"{len(failed):,} failed ({results.folder / UNREADABLE}); the same command tries them again:")
+        lines += [f"  {name}: {reason}" for name, reason in list(failed.items())[:MAX_LISTED]]
     return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exit with 1 if images could not be read, with 2 after a user error."""
+    """Start the processes; exit with 1 if images failed, with 2 if all did or after a user error."""
     args = parse_args(argv)
     stopped = "stopped; the same command goes on"
     launch_command(annotate_folder, stopped=stopped, args=(args,), num_gpus=args.num_processes)

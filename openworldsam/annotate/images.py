@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from openworldsam.data.datasets.custom import IMAGE_SUFFIXES
-from openworldsam.data.preprocessing import read_image
+from openworldsam.data.preprocessing import IMAGE_SUFFIXES, read_image
 from openworldsam.data.records.coco_json import MAX_SIDE
 from openworldsam.evaluation.examples import Unreadable
 from openworldsam.utils.files import find_files
+from openworldsam.utils.launch import item_error
 
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl")
+"""Of images in other formats, which are listed with the advice to convert them."""
 _NOT_IN_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -40,7 +42,7 @@ def file_version(path: Path) -> tuple[int, int]:
 def find_images(folder: Path, output: Path) -> list[str]:
     """List the images in a folder and its subfolders as sorted relative paths, without hidden ones and the output.
 
-    Broken links are included, so that they are reported as unreadable.
+    Broken links and `OTHER_SUFFIXES` are included, so that they are reported; not `a.heic` where there is an `a.jpg`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -52,14 +54,20 @@ def find_images(folder: Path, output: Path) -> list[str]:
     root, excluded = folder.resolve(), output.resolve()
     if root == excluded:
         raise ValueError(f"{output} is the folder of the images; use another --output")
-    within = [path for path in find_files(root, IMAGE_SUFFIXES) if excluded not in path.parents]
-    names = sorted(path.relative_to(root).as_posix() for path in within)
-    if not names:
+
+    def below(suffixes: Sequence[str]) -> list[Path]:
+        return [path.relative_to(root) for path in find_files(root, suffixes) if excluded not in path.parents]
+
+    images = below(IMAGE_SUFFIXES)
+    stems = Counter(path.with_suffix("") for path in images)
+    for stem, count in stems.most_common(1):
+        if count > 1:
+            raise ValueError(f"{folder} has {count} images named {stem}; their results would overwrite each other")
+    others = {path.with_suffix(""): path for path in below(OTHER_SUFFIXES)}
+    images += [path for stem, path in others.items() if stem not in stems]
+    if not images:
         raise FileNotFoundError(f"{folder} has no image ({' '.join(IMAGE_SUFFIXES)})")
-    stem, count = Counter(Path(name).with_suffix("") for name in names).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{folder} has {count} images named {stem}; their results would overwrite each other")
-    return names
+    return sorted(path.as_posix() for path in images)
 
 
 class FolderImages(Dataset[LoadedImage | Unreadable]):
@@ -81,5 +89,5 @@ class FolderImages(Dataset[LoadedImage | Unreadable]):
             if max(pixels.shape) > MAX_SIDE:
                 raise ValueError(f"it has a side of more than {MAX_SIDE:,} pixels")
             return LoadedImage(name, pixels, version)
-        except Exception as error:  # decoders raise all kinds of errors for damaged files
-            return Unreadable(name, str(error) or type(error).__name__)
+        except Exception as error:
+            return Unreadable(name, item_error(error))

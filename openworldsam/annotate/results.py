@@ -10,6 +10,8 @@ All files are written atomically, so that a run may be killed at any time.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,20 +43,20 @@ class FolderResults(NamedTuple):
     overlays: bool = False
 
     def is_done(self, name: str, version: tuple[int, int]) -> bool:
-        """Whether an image has all its files, made from this version of it.
-
-        Raises:
-            ValueError: its record is damaged.
-        """
+        """Whether an image has all its files, undamaged and made from this version of it."""
         record = self.record_path(name)
-        written = record.exists() and all(self.png_path(kind, name).exists() for kind in self._png_kinds)
-        return written and read_json(record).get("stamp") == list(version)
+        if not all(map(os.path.isfile, (record, *(self.png_path(kind, name) for kind in self._png_kinds)))):
+            return False
+        try:
+            return read_json(record).get("stamp") == list(version)
+        except (ValueError, OSError):
+            return False
 
     def save(self, image: LoadedImage, prediction: Prediction) -> None:
         """Write the files of an image.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: a file cannot be written, for example as its name is too long.
         """
         for kind in self._png_kinds:
             save_png(self.png_path(kind, image.name), self._pixels(kind, image, prediction))
@@ -70,15 +72,16 @@ class FolderResults(NamedTuple):
         save_json(self.record_path(image.name), record)
 
     def forget(self, name: str) -> None:
-        """Delete the files of an image that has become unreadable."""
+        """Delete the files of an image that has failed."""
         pngs = (self.png_path(kind, name) for kind in ("panoptic", "semantic", "overlays"))
         for path in (self.record_path(name), *pngs):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there is none, or a folder in its place
+                path.unlink()
 
     def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield id and record of each finished image: the keys of `save`."""
         for image_id, name in enumerate(self.names, start=1):
-            if (path := self.record_path(name)).exists():
+            if os.path.isfile(path := self.record_path(name)):
                 yield image_id, read_json(path)
 
     def record_path(self, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import multiprocessing
@@ -118,14 +119,31 @@ def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
 
 def print_error(error: Exception) -> None:
     """Print an error to stderr as a user should read it: one line, without a traceback or a class name."""
-    message = str(error)
+    say(f"error: {error_text(error)}", file=sys.stderr)
+
+
+def error_text(error: Exception) -> str:
+    """Return what an error says, without a traceback."""
+    message = str(error) or type(error).__name__
     if isinstance(error, KeyError) and error.args:
         message = str(error.args[0])
     elif isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
         message = f"cannot use {error.filename}: {error.strerror.lower()}"
     elif message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
         message = message.strip().splitlines()[-1].split(": ", 1)[-1]
-    say(f"error: {shortened(message)}", file=sys.stderr)
+    return shortened(message)
+
+
+def item_error(error: Exception) -> str:
+    """Return why one item of many, such as an image of a folder, is passed over, without more lines of another library.
+
+    Raises:
+        OSError: the error itself, if it comes from a disk that takes no file, as every other item would fail too.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    message = error_text(error)
+    return message.splitlines()[0] if isinstance(error, RuntimeError) else message
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:

@@ -1,5 +1,6 @@
 """The command, end to end with the Shapes weights."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from openworldsam.annotate import results
 from openworldsam.annotate.command import main, parse_args
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
+from openworldsam.modeling import OpenWorldSAM
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/shapes/openworldsam.yaml"
@@ -88,7 +92,7 @@ def test_hostile_names_are_listed_in_a_line_each(folder, command, capsys):
 def test_a_folder(folder, scenes, command, capsys):
     assert command(**{"overlays": True, "label-studio": True, "cvat": True}) == 1
     printed = capsys.readouterr().out
-    assert f"{SCENES} images: " in printed and "1 could not be read" in printed
+    assert f"{SCENES} images: " in printed and "1 failed" in printed
     out = folder / "out"
     name, reason = (out / "unreadable.txt").read_text().rstrip("\n").split("\t")
     assert name == "broken.jpg" and "not a readable image" in reason and reason in printed
@@ -169,13 +173,74 @@ def test_lost_images(folder, command, capsys):
     capsys.readouterr()
     assert command() == 1
     captured = capsys.readouterr()
-    assert "3 images: " in captured.out and "3 could not be read" in captured.out
+    assert "3 images: " in captured.out and "3 failed" in captured.out
     assert "Traceback" not in captured.err
     listed = (folder / "out/unreadable.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in listed] == [r"caf\udce9.png", "link.png", "scene0.png"]
     coco = COCO(folder / "out/instances.json")
     assert {image["file_name"] for image in coco.imgs.values()} == {"more/scene1.png", "more/scene3.png", "scene2.png"}
     assert not (folder / "out/semantic/scene0.png").exists()
+
+
+def test_no_image_takes_others_with_it(folder, scenes, words, command, exit_status, monkeypatch, capsys):
+    """One fails to be predicted, one to be drawn, two to be saved; the others are done, and a rerun does the rest."""
+    images, out = folder / "images", folder / "out"
+    (images / "broken.jpg").unlink()
+    long = 82 * "\u6c34" + ".png"  # of 250 bytes, its record of 251
+    Image.fromarray(scenes[0].image).save(images / long)
+    Image.fromarray(scenes[0].image[:100]).save(images / "wide.png")
+    Image.fromarray(scenes[0].image[:, :100]).save(images / "high.png")
+    (out / "records/scene0.json").mkdir(parents=True)
+    (out / "semantic/scene2.png").mkdir(parents=True)
+    answer, draw = OpenWorldSAM.answer, results.draw_prediction
+
+    def answer_most(self, batch, *args, **options):
+        if any(inputs["image"].shape[1] == 100 for inputs in batch):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+        return answer(self, batch, *args, **options)
+
+    def draw_most(image, *args):
+        if image.shape[1] == 100:
+            raise RuntimeError
+        return draw(image, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenWorldSAM, "answer", answer_most)
+        patch.setattr(results, "draw_prediction", draw_most)
+        assert exit_status(main, *words(overlays=True), "TEST.IMS_PER_BATCH", "3") == 1
+    listed = dict(line.split("\t") for line in (out / "unreadable.txt").read_text(encoding="utf-8").splitlines())
+    assert listed.keys() == {"wide.png", "high.png", "scene0.png", "scene2.png"}
+    assert listed["wide.png"] == "CUDA out of memory." and listed["high.png"] == "RuntimeError"
+    assert "scene0.json" in listed["scene0.png"] and "scene2.png" in listed["scene2.png"]
+    coco = COCO(out / "instances.json")
+    assert {image["file_name"] for image in coco.imgs.values()} == {"more/scene1.png", "more/scene3.png", long}
+    assert "4 failed" in capsys.readouterr().out
+    (out / "records/scene0.json").rmdir()
+    (out / "semantic/scene2.png").rmdir()
+    record = out / "records/more/scene1.json"
+    record.write_text("damaged")
+    assert command(overlays=True) == 0
+    assert "7 images: " in capsys.readouterr().out and record.read_text() != "damaged"
+    assert (out / "unreadable.txt").read_text() == ""
+
+
+def test_a_full_disk_ends_the_run_and_a_rerun_goes_on(folder, command, monkeypatch, capsys):
+    (folder / "images/broken.jpg").unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "save_png", full)
+        assert command() == 2
+    assert "error: cannot use a.png: no space left on device" in capsys.readouterr().err
+    assert command() == 0
+
+
+def test_no_image_done_has_its_own_exit_status(folder, command):
+    for path in (folder / "images").rglob("*.png"):
+        path.unlink()
+    assert command() == 2
 
 
 def test_no_mask_passes_and_another_question_is_refused(folder, words, command, capsys):

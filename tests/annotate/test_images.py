@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,31 @@ def test_folders_that_cannot_be_annotated(tmp_path):
         find_images(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="use another --output"):
         find_images(tmp_path, tmp_path / "out/..")
+    (tmp_path / "b.heic").write_bytes(b"")
     for name in ("a.png", "b.png", "b.jpg"):
         write_image(tmp_path / name)
     with pytest.raises(ValueError, match="2 images named b;"):
         find_images(tmp_path, tmp_path / "out")
+
+
+def test_images_of_other_formats_are_listed_unless_they_were_converted(tmp_path):
+    for name in ("a.HEIC", "b.heic", "b.avif", "c.heif", "d.jp2", "c.jpg", "e.pdf"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    names = find_images(tmp_path, tmp_path / "out")
+    assert [name[0] for name in names] == ["a", "b", "c", "d"] and names[2] == "c.jpg"
+    lost = FolderImages(tmp_path, names)[0]
+    assert isinstance(lost, Unreadable) and "a.HEIC is not a readable image: it is HEIC; convert it" in lost.reason
+
+
+def test_pipes_and_folders_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    write_image(tmp_path / "a.png")
+    assert find_images(tmp_path, tmp_path / "out") == ["a.png"]
+    for name in ("pipe.png", "folder.png", "zero.png"):  # one that has become so since
+        lost = FolderImages(tmp_path, [name])[0]
+        assert isinstance(lost, Unreadable) and name in lost.reason
 
 
 def test_damaged_images_are_named(tmp_path):
