@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from openworldsam.checkpoint import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
-from openworldsam.utils.launch import say, user_errors
+from openworldsam.utils.launch import item_error, say, user_errors
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import OBJECT_TASKS, TRACKERS, VideoPredictor
 from openworldsam.video.results import ResultWriter
+
+MAX_LISTED = 20
+"""Lost frames that are printed; tracks.json lists all."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,42 +43,60 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def segment_clip(args: argparse.Namespace) -> str:
-    """Segment and track the clip of the command line; return a line that summarises the result.
+def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Segment and track the clip of the command line; return a line that summarises the result, and what is not in it.
+
+    A frame that cannot be read, segmented, drawn or saved stops no other.
 
     Raises:
         ValueError, OSError, KeyError: the input is unusable, or the results cannot be written.
     """
     clip = open_clip(args.input)
-    writer = ResultWriter(args.output, clip.fps)
+    writer = ResultWriter(args.output, clip.sound)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, args.prompts, **options)
+
+    def save_tracks() -> None:
+        about = {
+            **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps, "lost": clip.lost},
+            **{"prompts": video.prompts, **options},
+            **provenance(predictor.cfg, predictor.sources),
+        }
+        writer.write_tracks(video.tracks, about)
+
     with writer:
         try:
-            for number, image in enumerate(tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None)):
-                frame = video.step(image)
-                writer.write(number, image, frame, video.tracks)
-        finally:  # the ids in the frames written so far need names, whatever stopped the rest
-            about = {
-                **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps},
-                **{"prompts": video.prompts, **options},
-                **provenance(predictor.cfg, predictor.sources),
-            }
-            writer.write_tracks(video.tracks, about)
+            for image in tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None):
+                number, seconds, known = len(video), clip.times[-1], len(video.tracks)
+                try:
+                    writer.write(number, seconds, image, video.step(image), video.tracks)
+                except Exception as error:
+                    clip.lost.append(f"the frame at {seconds:.2f} s: {item_error(error)}")
+                if len(video.tracks) > known:  # the ids in the frames written so far need names, even after a kill
+                    save_tracks()
+        finally:
+            save_tracks()
+    if not len(video):
+        raise ValueError(f"no frame of {args.input} could be segmented; {clip.lost[0]}")
     if not video.tracks:
         threshold = predictor.model.inference.threshold_of(args.task)
-        return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}"
+        return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}", clip.lost
     counts = Counter(track.prompt for track in video.tracks)
     objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in video.prompts)
-    return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}"
+    return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}", clip.lost
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exit with 2 after a user error, 130 after Ctrl-C. Results written by then are kept."""
+    """Run the command; exit with 1 if frames were lost, 2 after a user error, 130 after Ctrl-C; results are kept."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged video gives one line, our own
-    cv2.setLogLevel(2)  # errors
     with user_errors():
-        say(segment_clip(args))
+        result, lost = segment_clip(args)
+        say(result)
+        if lost:
+            say(
+                f"{args.input}: {len(lost)} lost ({args.output}/tracks.json):",
+                *(f"  {why}" for why in lost[:MAX_LISTED]),
+            )
+            sys.exit(1)
