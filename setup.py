@@ -32,6 +32,7 @@ setup(
         "pillow",
         "scipy",
         "opencv-python-headless",
+        "av",
         "matplotlib",
         "tabulate",
         "tqdm",

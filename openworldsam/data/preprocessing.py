@@ -9,9 +9,7 @@ Shapes: H, W image size. Images are RGB uint8, channels first
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -28,6 +26,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
+
+from openworldsam.utils.files import regular_file
 
 ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
 
@@ -113,16 +113,16 @@ def open_image(path: str | Path, kind: str = "image") -> Iterator[ImageFile]:
         ValueError: a folder, device or pipe; a file of another format, with more pixels than allowed, or damaged.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError("it is a folder, device or pipe")
-        with open(path, "rb") as file:
+        file_path = regular_file(path)  # a pipe would be waited for
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{kind} {path} not found") from None
+    try:
+        with file_path.open("rb") as file:
             image = _identify(file)
             width, height = image.size
             if height * width <= _limit:
                 yield image
                 return
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{kind} {path} not found") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has too many pixels; {_too_many()}") from error
     except Exception as error:  # decoders raise all kinds of errors for damaged files

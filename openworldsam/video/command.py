@@ -52,7 +52,7 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
         ValueError, OSError, KeyError: the input is unusable, or the results cannot be written.
     """
     clip = open_clip(args.input)
-    writer = ResultWriter(args.output, clip.sound)
+    writer = ResultWriter(args.output, clip.fps, clip.sound)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, args.prompts, **options)

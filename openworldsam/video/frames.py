@@ -14,6 +14,7 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 from openworldsam.data.preprocessing import IMAGE_SUFFIXES, check_area, read_image
+from openworldsam.utils.files import regular_file
 from openworldsam.utils.launch import item_error
 
 FOLDER_FPS = 25.0
@@ -70,8 +71,7 @@ def open_clip(path: str | Path) -> Clip:
 
 def open_video(path: Path) -> InputContainer:
     """Open a file in one of `FORMATS`; raises as `open_clip` does."""
-    if not path.is_file():
-        raise FileNotFoundError(f"clip {path} not found" if not path.exists() else f"{path} is no file and no folder")
+    regular_file(path)
     allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
         return av.open(str(path), options=allowed, metadata_errors="replace")

@@ -23,15 +23,20 @@ TICKS = Fraction(1, 90_000)
 
 
 class Overlay:
-    """Writes an MP4: frames as VP9, and the sound of a file, copied; what becomes of the sound is logged if it is lost.
+    """Writes an MP4: frames as VP9, and the sound of a file, copied; its loss is logged.
+
+    Args:
+        path: of the MP4.
+        fps: frames per second; the last frame lasts so long.
+        sound: file with the sound.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, sound: Path | None = None) -> None:
+    def __init__(self, path: Path, fps: float, sound: Path | None = None) -> None:
         self._file = av.open(str(path), "w")
-        self._video = self._file.add_stream("libvpx-vp9", options=OPTIONS)
+        self._video = self._file.add_stream("libvpx-vp9", Fraction(fps).limit_denominator(1001), options=OPTIONS)
         self._video.pix_fmt, self._video.codec_context.time_base = "yuv420p", TICKS
         self._source: InputContainer | None = None
         if sound is not None:

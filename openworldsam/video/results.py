@@ -23,19 +23,22 @@ from openworldsam.visualization import LabelledMasks, draw_masks
 
 
 class ResultWriter:
-    """Writes the results of a clip frame by frame, so that none is lost if it is killed; a context manager.
+    """Writes the results of a clip frame by frame, so that a kill loses none but the overlay; a context manager.
 
-    sound: file whose sound the overlay gets.
+    Args:
+        folder: of the results.
+        fps: frames per second on average.
+        sound: file whose sound the overlay gets.
 
     Raises:
         ValueError: the folder has results already.
         OSError: a file cannot be written.
     """
 
-    def __init__(self, folder: Path, sound: Path | None = None) -> None:
+    def __init__(self, folder: Path, fps: float, sound: Path | None = None) -> None:
         if (lines := folder / "frames.jsonl").exists() and lines.stat().st_size:
             raise ValueError(f"{folder} has results already; remove them or choose another folder")
-        self.folder, self.sound = folder, sound
+        self.folder, self.fps, self.sound = folder, fps, sound
         self._overlay: Overlay | None = None
         self._lines: IO[str]
 
@@ -67,7 +70,7 @@ class ResultWriter:
             prompt_index=np.array(ids, np.int64) - 1,
         )
         if self._overlay is None:
-            self._overlay = Overlay(self.folder / "overlay.mp4", self.sound)
+            self._overlay = Overlay(self.folder / "overlay.mp4", self.fps, self.sound)
         self._overlay.write(draw_masks(image, drawn), seconds)
         self._lines.write(json.dumps(line) + "\n")
 

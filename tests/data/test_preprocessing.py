@@ -543,8 +543,8 @@ def test_other_formats_are_named_and_never_decoded(tmp_path, monkeypatch, other)
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path, tmp_path / "pipe.png", "/dev/zero"):
-        with pytest.raises(ValueError, match=f"{path} is not a readable image: it is a folder, device or pipe"):
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "pipe.png", "pipe"), ("/dev/zero", "device")):
+        with pytest.raises(ValueError, match=f"{path} is a {kind}, where a file is needed"):
             read_image(path)
 
 

@@ -52,9 +52,9 @@ def sam2_video(request):
 def write_video():
     """Write BGR frames into a video file."""
 
-    def write(path, frames):
+    def write(path, frames, codec="mp4v"):
         size = frames[0].shape[1::-1]
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, size)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 12.5, size)
         for frame in frames:
             writer.write(frame)
         writer.release()

@@ -1,15 +1,20 @@
+import errno
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
-from openworldsam.video import open_clip
+from openworldsam.utils.files import save_png
+from openworldsam.video import VideoPredictor, open_clip, results
 from openworldsam.video.command import main
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +64,7 @@ def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
         assert areas == {track: np.count_nonzero(id_map == track) for track in (1, 2)}
     overlay = open_clip(tmp_path / "out/overlay.mp4")
     assert overlay.fps == 25 and len(list(overlay.frames)) == 16
+    assert overlay.times == pytest.approx([line["time"] for line in lines], abs=1e-4)
 
 
 @pytest.fixture
@@ -91,15 +97,92 @@ def test_nothing_found_says_why(tiny, tmp_path, capsys):
     assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
 
 
-def test_results_written_before_an_error_are_complete(tiny, tmp_path, capsys, exit_status):
-    write_clip(tmp_path / "clip", CROSSING, 2)
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+
+
+def test_a_frame_that_fails_stops_no_other(tiny, tmp_path, capsys, exit_status):
+    """One cannot be read, one has another size, one cannot be saved."""
+    write_clip(tmp_path / "clip", CROSSING, 5)
+    (tmp_path / "clip/1.png").write_bytes(b"damaged")
     Image.new("RGB", (30, 20)).save(tmp_path / "clip/2.png")
-    assert exit_status(main, *tiny("clip")) == 2
-    assert "frame 2 is 30 x 20 pixels" in capsys.readouterr().err
-    about = json.loads((tmp_path / "out/tracks.json").read_text())
-    lines = [json.loads(line) for line in (tmp_path / "out/frames.jsonl").read_text().splitlines()]
-    assert about["frames"] == len(lines) == len(list((tmp_path / "out/masks").iterdir())) == 2
+    (tmp_path / "out/masks/000001.png").mkdir(parents=True)
+    assert exit_status(main, *tiny("clip")) == 1
+    out = capsys.readouterr().out
+    about, lines = json.loads((tmp_path / "out/tracks.json").read_text()), lines_of(tmp_path / "out")
+    assert [(line["frame"], line["time"]) for line in lines] == [(0, 0), (2, 0.16)]
+    assert f"{tmp_path}/clip: 3 lost" in out and all(why in out for why in about["lost"])
+    read, size, save = about["lost"]
+    assert "clip/1.png is not a readable image" in read and "the frame at 0.08 s: frame 1 is 30 x 20" in size
+    assert "the frame at 0.12 s: " in save and "masks/000001.png" in save
     assert {seen["id"] for line in lines for seen in line["objects"]} <= {track["id"] for track in about["tracks"]}
+    overlay = open_clip(tmp_path / "out/overlay.mp4")
+    assert len(list(overlay.frames)) == 2 and overlay.times == pytest.approx([0, 0.16])
+
+
+def test_a_clip_of_which_no_frame_can_be_done(tiny, tmp_path, monkeypatch, capsys, exit_status):
+    write_clip(tmp_path / "clip", CROSSING, 2)
+
+    def fails(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr(VideoPredictor, "step", fails)
+    assert exit_status(main, *tiny("clip")) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("clip could be segmented; the frame at 0.00 s: CUDA out of memory.\n")
+
+
+def test_a_full_disk_ends_the_run_and_a_kill_loses_no_names(tiny, tmp_path, monkeypatch, capsys, exit_status):
+    write_clip(tmp_path / "clip", CROSSING, 4)
+    saved = []
+
+    def full(path, pixels):
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        saved.append(json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] if saved else [])
+        save_png(path, pixels)
+
+    monkeypatch.setattr(results, "save_png", full)
+    assert exit_status(main, *tiny("clip")) == 2
+    assert "000002.png: no space left on device" in capsys.readouterr().err
+    seen = {each["id"] for each in lines_of(tmp_path / "out")[0]["objects"]}
+    assert seen and seen <= {track["id"] for track in saved[1]}  # known before the second frame was saved
+
+
+@pytest.mark.parametrize(("codec", "copied"), [("aac", True), ("pcm_s16le", False)])
+def test_the_sound_is_copied_or_its_loss_is_said(tiny, tmp_path, caplog, codec, copied):
+    with av.open(str(tmp_path / "clip.mov"), "w") as file:
+        video, sound = file.add_stream("mpeg4", rate=10), file.add_stream(codec, rate=8000, layout="mono")
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10):
+            file.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * number, np.uint8))))
+            tone = (8000 * np.sin(np.arange(800 * number, 800 * number + 800) / 3)).astype(np.int16)[None]
+            heard = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 8000, 800 * number, Fraction(1, 8000)
+            file.mux(sound.encode(heard))
+        file.mux(video.encode(None))
+        file.mux(sound.encode(None))
+    main(tiny("clip.mov", "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"))
+    with av.open(str(tmp_path / "out/overlay.mp4")) as overlay, av.open(str(tmp_path / "clip.mov")) as clip:
+        assert len(overlay.streams.audio) == copied
+        assert ("the overlay has no sound" in caplog.text) != copied
+        if copied:
+            both = [[f.to_ndarray() for f in file.decode(audio=0)] for file in (overlay, clip)]
+            assert len(both[0]) == len(both[1]) > 5 and all(map(np.array_equal, *both))
+    assert open_clip(tmp_path / "out/overlay.mp4").length == 10
+
+
+def test_the_times_of_a_damaged_clip_are_kept(tiny, tmp_path, write_video, exit_status):
+    write_video(tmp_path / "clip.avi", [np.full((48, 64, 3), 20 * n, np.uint8) for n in range(8)], "MJPG")
+    content = bytearray((tmp_path / "clip.avi").read_bytes())
+    start = [place for place in range(len(content)) if content[place : place + 3] == b"\xff\xd8\xff"][3]
+    content[start : start + 200] = bytes(200)
+    (tmp_path / "clip.avi").write_bytes(content)
+    assert exit_status(main, *tiny("clip.avi")) == 1
+    times = [n / 12.5 for n in (0, 1, 2, 4, 5, 6, 7)]
+    assert [line["time"] for line in lines_of(tmp_path / "out")] == pytest.approx(times)
+    overlay = open_clip(tmp_path / "out/overlay.mp4")
+    assert len(list(overlay.frames)) == 7 and overlay.times == pytest.approx(times, abs=1e-4)
 
 
 @pytest.mark.parametrize(
