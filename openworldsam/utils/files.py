@@ -212,7 +212,7 @@ def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
     """List the files below a folder by their suffixes, given in lower case and meant in any; sorted.
 
     Linked folders are entered, but for one that leads back to a folder above it. Names that start with a dot are left
-    out. Broken links are listed, so that reading them reports them.
+    out. Broken links and pipes are listed, so that reading them reports them.
     """
 
     def below(path: str, above: frozenset[str]) -> Iterator[Path]:
@@ -222,7 +222,7 @@ def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
             if entry.is_dir():
                 if (real := os.path.realpath(entry.path)) not in above:
                     yield from below(entry.path, above | {real})
-            elif Path(entry.name).suffix.lower() in suffixes and (entry.is_file() or not os.path.exists(entry.path)):
+            elif Path(entry.name).suffix.lower() in suffixes:
                 yield Path(entry.path)
 
     return sorted(below(str(folder), frozenset([os.path.realpath(folder)]))) if os.path.isdir(folder) else []

@@ -71,7 +71,10 @@ def open_clip(path: str | Path) -> Clip:
 
 def open_video(path: Path) -> InputContainer:
     """Open a file in one of `FORMATS`; raises as `open_clip` does."""
-    regular_file(path)
+    try:
+        regular_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"clip {path} not found") from None
     allowed = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
         return av.open(str(path), options=allowed, metadata_errors="replace")

@@ -50,15 +50,16 @@ def test_images_of_other_formats_are_listed_unless_they_were_converted(tmp_path)
     assert isinstance(lost, Unreadable) and "a.HEIC is not a readable image: it is HEIC; convert it" in lost.reason
 
 
-def test_pipes_and_folders_are_no_images(tmp_path):
+def test_what_is_no_file_is_reported_and_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     write_image(tmp_path / "a.png")
-    assert find_images(tmp_path, tmp_path / "out") == ["a.png"]
-    for name in ("pipe.png", "folder.png", "zero.png"):  # one that has become so since
-        lost = FolderImages(tmp_path, [name])[0]
-        assert isinstance(lost, Unreadable) and name in lost.reason
+    names = find_images(tmp_path, tmp_path / "out")
+    assert names == ["a.png", "pipe.png", "zero.png"]
+    _, pipe, device = (FolderImages(tmp_path, names)[index] for index in range(3))
+    assert isinstance(pipe, Unreadable) and "pipe.png is a pipe, where a file is needed" in pipe.reason
+    assert isinstance(device, Unreadable) and "zero.png is a device, where a file is needed" in device.reason
 
 
 def test_damaged_images_are_named(tmp_path):
