@@ -34,7 +34,7 @@ DETECTRON2_KEYS = frozenset(
         *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
         *("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
         # read by Detectron2's build_lr_scheduler
-        *("SOLVER.LR_SCHEDULER_NAME", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END"),
+        *("SOLVER.LR_SCHEDULER_NAME", "SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.BASE_LR_END"),
         *("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD", "SOLVER.RESCALE_INTERVAL"),
     )
 )
@@ -50,6 +50,7 @@ INSTEAD = {
     "SOLVER.AMP": "MODEL.PRECISION is the arithmetic",
     "SOLVER.BIAS_LR_FACTOR": "SOLVER.BASE_LR holds for biases too",
     "SOLVER.CLIP_GRADIENTS": "the norm of all gradients is always clipped, to SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.NUM_DECAYS": "SOLVER.STEPS are the iterations at which the learning rate drops",
     "SOLVER.MOMENTUM": "the optimizer is AdamW",
     "SOLVER.NESTEROV": "the optimizer is AdamW",
     "SOLVER.REFERENCE_WORLD_SIZE": "SOLVER.IMS_PER_BATCH counts the images of all processes",

@@ -37,6 +37,11 @@ SMALLEST = {
     ),
 }
 """Keys of a training by their smallest value."""
+CHOICES = {
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+}
+"""Keys of a training by their choices. Detectron2's third scheduler fails at the end of a training."""
 POSITIVE = ("SOLVER.BASE_LR", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
 
 
@@ -56,6 +61,12 @@ def check_training(cfg: CfgNode) -> None:
     for key in POSITIVE:
         if not 0 < (value := config_value(cfg, key)) < math.inf:
             raise ValueError(f"{key} must be above 0, got {value}")
+    for key, choices in CHOICES.items():
+        if (value := config_value(cfg, key)) not in choices:
+            raise ValueError(f"{key} is one of {', '.join(choices)}, got {value!r}")
+    for key, most in (("SOLVER.BASE_LR_END", cfg.SOLVER.BASE_LR), ("SOLVER.WARMUP_FACTOR", 1)):
+        if not 0 <= (value := config_value(cfg, key)) <= most:
+            raise ValueError(f"{key} is from 0 to {most:g}, got {value}")
     check_keys(cfg)
     divisor = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % divisor:

@@ -41,6 +41,9 @@ def describe_training(cfg: CfgNode) -> str:
     if not images and published:
         epochs += f" of the published {published:,}"
     drops = ", ".join(f"{step:,} ({100 * step / solver.MAX_ITER:.1f} %)" for step in solver.STEPS) or "no iteration"
+    changes = f"x {solver.GAMMA:g} at {drops}"
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        changes = f"along a cosine to {solver.BASE_LR_END:g}"
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     # fp32: frozen weights; trained weights with their gradients and AdamW's two moments
@@ -54,7 +57,7 @@ def describe_training(cfg: CfgNode) -> str:
         f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, "
         f"{solver.ACCUMULATE} micro-batches each",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
-        f"schedule     learning rate {solver.BASE_LR:g}, x {solver.GAMMA:g} at {drops}",
+        f"schedule     learning rate {solver.BASE_LR:g}, {changes}",
         f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
         f"mask decoder up to {0.05 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
         f"weights      {_weights(cfg, model)}",

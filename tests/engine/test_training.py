@@ -67,6 +67,8 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(command, make_cfg, 
     assert "6 images" in printed and "3 (6 images, 1.0 epochs)" in printed and "x 0.1 at 2 (66.7 %)" in printed
     trained = sum(p.numel() for p in Trainer(make_cfg()).model.adapter.parameters())
     assert f"{trained:,} parameters" in printed and "memory       frozen weights 0.0" in printed
+    assert command("--dry-run", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR") == 0
+    assert "learning rate 0.0001, along a cosine to 0\n" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -307,6 +309,16 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
             ["SOLVER.CLIP_GRADIENTS.ENABLED", False],
             "CLIP_GRADIENTS.ENABLED is Detectron2.s and has no effect",
         ),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"],
+            "WarmupMultiStepLR, WarmupCosineLR, got 'WarmupSt",
+        ),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", 1.0],
+            "BASE_LR_END is from 0 to 0.001",
+        ),
+        (["SOLVER.WARMUP_METHOD", "slow"], "WARMUP_METHOD is one of linear, constant, got 'slow'"),
+        (["SOLVER.WARMUP_FACTOR", -1.0], "WARMUP_FACTOR is from 0 to 1, got -1"),
         (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),
