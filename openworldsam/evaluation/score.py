@@ -28,6 +28,7 @@ import argparse
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,20 +272,22 @@ def read_class_names(path: Path) -> list[str]:
     """Read class names in the order of their labels, from 0.
 
     Args:
-        path: a text file with a name per line; or a .json with a list of names, or of objects with a "name", maybe
-            under "classes" or "categories".
+        path: a text file with a name per line; or a .json with a list of names, or of objects with a "name", or names
+            by label, maybe under "classes" or "categories".
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is damaged or empty, has a name twice, or ids other than 0, 1, 2, ...
     """
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         with named(path):
-            names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     else:
-        with expect(path, "list of classes"):
+        with expect(path, "list of classes"), named(path):
             content = read_any_json(path)
             listed = content if isinstance(content, list) else content.get("classes") or content["categories"]
+            if isinstance(listed, dict):  # as a description of custom data may have it
+                listed = sorted(({"id": int(id_), "name": name} for id_, name in listed.items()), key=itemgetter("id"))
             entries = [{"name": entry} if isinstance(entry, str) else entry for entry in listed]
             names = [entry["name"] for entry in entries]
         if any(entry.get("id", index) != index for index, entry in enumerate(entries)):

@@ -187,6 +187,17 @@ def test_unknown_labels_are_named(root, name, stars, value):
         DatasetCatalog.get(name)[0].read_panoptic()
 
 
+def test_suffixes_in_upper_case_are_found_and_hidden_files_of_macos_are_not(root):
+    folder = root / "ADEChallengeData2016/images/validation"
+    folder.mkdir(parents=True)
+    for name in ("b.JPG", "a.jpg", "c.Jpg", "._a.jpg", "d.png"):
+        (folder / name).touch()
+    pairs = find_pairs(LABELS["ade20k_150_val"], root)
+    assert [(image.name, labels.name) for image, labels in pairs] == [
+        ("a.jpg", "a.png"), ("b.JPG", "b.png"), ("c.Jpg", "c.png")
+    ]  # fmt: skip
+
+
 def test_pairs_of_listed_images_need_not_exist(root):
     benchmark = LABELS["pascal_voc_20_val"]
     with pytest.raises(FileNotFoundError, match=r"val\.txt not found\. get it"):
@@ -198,7 +209,7 @@ def test_pairs_of_listed_images_need_not_exist(root):
     (root / benchmark.listed).write_text("a\nb/c\n")
     with pytest.raises(ValueError, match=r"val\.txt has a line that is no name: it gives .*b/c\.jpg"):
         find_pairs(benchmark, root)
-    (root / benchmark.listed).write_text("a\nb\na\n")
+    (root / benchmark.listed).write_text("\ufeffa\nb\na\n", encoding="utf-8")  # with the mark that Windows writes
     assert [image.name for image, _ in find_pairs(benchmark, root)] == ["a.jpg", "b.jpg"]
     with pytest.raises(FileNotFoundError, match=r"2 of 2 files .*README"):
         DatasetCatalog.get("pascal_voc_20_val")

@@ -91,6 +91,7 @@ def test_preparation_and_reading_turn_images_by_one_rule(run, root, capsys, labe
 
 def test_ade20k_150(run, root, capsys):
     ade20k(root)
+    (root / "ADEChallengeData2016/images/validation/._ADE_val_00000001.jpg").touch()  # as macOS adds them
     ade20k(root, "ADE_val_00000002", labels=(1, 1, 13, 0), objects=((9, 1, 0), *[(0, 0, 0)] * 3))
     assert run("ade20k_150", root) == 0
     text = capsys.readouterr()

@@ -293,7 +293,8 @@ def labels(tmp_path):
         pixels = np.array([[first, 0, 1, 1, 254]])
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / "a.png")
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / name / "more/b.png")
-    (tmp_path / "names.txt").write_text("wall\nadding machine, totalizer\nnever\n")
+    names = "\ufeffwall\nadding machine, totalizer\nnever\n"  # with the mark that Windows writes
+    (tmp_path / "names.txt").write_text(names, encoding="utf-8")
     return ["--gt-dir", "gt", "--pred-dir", "pred", "--classes", "names.txt", "--ignore", "254"]
 
 
@@ -312,11 +313,12 @@ def test_semantic(score, labels):
     [
         ["wall", "adding machine, totalizer", "never"],
         {"classes": [{"id": i, "name": name} for i, name in enumerate(("wall", "adding machine, totalizer", "never"))]},
+        {"classes": {"2": "never", "0": "wall", "1": "adding machine, totalizer"}},
     ],
 )
 def test_class_names_as_json(score, labels, tmp_path, classes):
-    write(tmp_path / "names.json", classes)
-    labels[5] = "names.json"
+    write(tmp_path / "names.JSON", classes)
+    labels[5] = "names.JSON"
     assert list(score("semantic", *labels)[1]["per_class"]) == ["wall", "adding machine, totalizer", "never"]
 
 

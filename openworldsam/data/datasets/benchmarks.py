@@ -249,6 +249,13 @@ def hint(name: str) -> str:
     return f"{_README}; `{COMMANDS[name]}` makes what is not for download" if COMMANDS[name] else _README
 
 
+def matching(root: Path, pattern: str) -> list[Path]:
+    """List the files of a pattern whose suffix may be in any case, without hidden ones, as macOS adds them; sorted."""
+    stem, suffix = pattern.rsplit(".", 1)
+    any_case = "".join(f"[{letter}{letter.upper()}]" for letter in suffix)
+    return sorted(path for path in root.glob(f"{stem}.{any_case}") if not path.name.startswith("."))
+
+
 def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[tuple[Path, Path]]:
     """Return the (image, label image) pairs of a benchmark by name; images on its list need not exist.
 
@@ -259,7 +266,7 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
     patterns = [benchmark.images]
     if benchmark.listed:
         try:
-            lines = (root / benchmark.listed).read_text(encoding="utf-8").split()
+            lines = (root / benchmark.listed).read_text(encoding="utf-8-sig").split()
         except FileNotFoundError:
             raise FileNotFoundError(f"{root / benchmark.listed} not found. {advice}".rstrip()) from None
         except UnicodeDecodeError:
@@ -268,10 +275,10 @@ def find_pairs(benchmark: LabelBenchmark, root: Path, advice: str = "") -> list[
     label_pattern = benchmark.labels
     if benchmark.preferred and (root / benchmark.preferred).parent.is_dir():
         label_pattern = benchmark.preferred
-    stars = re.compile(re.escape(benchmark.images).replace(r"\*", "([^/]*)"))
+    stars = re.compile(re.escape(benchmark.images).replace(r"\*", "([^/]*)"), re.IGNORECASE)
     pairs = []
     for pattern in patterns:
-        for image in sorted(root.glob(pattern)) if "*" in pattern else [root / pattern]:
+        for image in matching(root, pattern) if "*" in pattern else [root / pattern]:
             match = stars.fullmatch(image.relative_to(root).as_posix())
             if not match:
                 raise ValueError(f"{root / benchmark.listed} has a line that is no name: it gives {image}")

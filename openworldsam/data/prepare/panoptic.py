@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from panopticapi.utils import id2rgb
 
-from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, read_classes
+from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, matching, read_classes
 from openworldsam.data.prepare.labels import make_scannet_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import open_image, read_image, upright, upright_size
@@ -234,7 +234,7 @@ def make_ade20k(plan: Plan) -> None:
     """Make ADE20K-150's panoptic and instance jsons. All `make_*` raise as `_make_panoptic` does."""
     root = plan.root / "ADEChallengeData2016"
     jobs = []
-    for image in sorted((root / "images/validation").glob("*.jpg")):
+    for image in matching(root, "images/validation/*.jpg"):
         png = f"{image.stem}.png"
         sources = tuple(root / kind / "validation" / png for kind in ("annotations", "annotations_instance"))
         jobs.append(Job(image, image.name, png, sources))
@@ -258,8 +258,8 @@ def make_cityscapes(plan: Plan) -> None:
         if split == "train" and not images.exists():
             continue
         jobs = []
-        for image in sorted(images.glob("*/*_leftImg8bit.png")):
-            stem, city = image.name.removesuffix("_leftImg8bit.png"), image.parent.name
+        for image in matching(images, "*/*_leftImg8bit.png"):
+            stem, city = image.stem.removesuffix("_leftImg8bit"), image.parent.name
             source = root / "gtFine" / split / city / f"{stem}_gtFine_instanceIds.png"
             jobs.append(Job(image, f"{city}/{image.name}", f"{stem}.png", (source,)))
         _make_panoptic(plan, f"cityscapes_19_panoptic_{split}", jobs, read_cityscapes)
@@ -270,7 +270,7 @@ def make_bdd10k(plan: Plan) -> None:
     root = plan.root / "bdd100k"
     jobs = [
         Job(image, image.name, f"{image.stem}.png", (root / f"labels/pan_seg/bitmasks/val/{image.stem}.png",))
-        for image in sorted((root / "images/10k/val").glob("*.jpg"))
+        for image in matching(root, "images/10k/val/*.jpg")
     ]
     _make_panoptic(plan, "bdd10k_40_panoptic_val", jobs, read_bdd10k)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 
-from openworldsam.data.datasets.benchmarks import LABELS, read_classes
+from openworldsam.data.datasets.benchmarks import LABELS, matching, read_classes
 from openworldsam.data.prepare.labels import save_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.utils.files import find_missing, save_atomically
@@ -75,7 +75,7 @@ def _convert_sun(job: _TestImage, metadata: Path) -> str | None:
         return None
     import h5py
 
-    images = sorted((job.folder / "image").glob("*.jpg"))
+    images = matching(job.folder, "image/*.jpg")
     if len(images) != 1:
         return f"{job.folder / 'image'} has {len(images)} images, one is expected"
     with h5py.File(metadata, "r") as file:  # one cell at a time: all are 64 GB. MATLAB is column-major, hence .T
