@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.modeling.prompt_encoders import clean_prompts
+from openworldsam.utils.files import named
 from openworldsam.utils.text import printable
 
 MARKS = {"thing:": True, "stuff:": False}
@@ -19,10 +21,23 @@ class Prompts(NamedTuple):
     is_thing: tuple[bool, ...]
 
 
-def split_mark(prompt: str) -> tuple[str, bool | None]:
-    """Strip the mark "thing:" or "stuff:"; return the text and whether it is a thing (None without a mark)."""
+def add_prompt(found: dict[str, bool], prompt: str, stuff: Container[str] = COCO_STUFF) -> None:
+    """Add a prompt, with or without the mark "thing:" or "stuff:", to texts and whether each is a thing.
+
+    Without a mark it is stuff if its text is among those of `stuff`, in lower case. Equal texts are one.
+
+    Raises:
+        ValueError: nothing follows the mark, an unprintable character, or both a thing and stuff.
+    """
     mark = next((mark for mark in MARKS if prompt.lower().startswith(mark)), "")
-    return prompt[len(mark) :].strip(), MARKS.get(mark)
+    if not (text := prompt[len(mark) :].strip()):
+        raise ValueError(f"{prompt!r} has no prompt after the mark")
+    (text,) = clean_prompts([text])
+    if printable(text) != text:
+        raise ValueError(f"{prompt!r} has an unprintable character")
+    is_thing = MARKS.get(mark, text.lower() not in stuff)
+    if found.setdefault(text, is_thing) != is_thing:
+        raise ValueError(f"{text!r} is both a thing and stuff; keep one of them")
 
 
 def read_prompts(path: str | Path) -> Prompts:
@@ -43,17 +58,9 @@ def read_prompts(path: str | Path) -> Prompts:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, bool] = {}
     for number, line in enumerate(lines, start=1):
-        if not (line := line.strip()) or line.startswith("#"):
-            continue
-        text, mark = split_mark(line)
-        if not text:
-            raise ValueError(f"{path}, line {number}: {line!r} has no prompt after the mark")
-        (text,) = clean_prompts([text])
-        if printable(text) != text:
-            raise ValueError(f"{path}, line {number}: {line!r} has an unprintable character")
-        is_thing = text.lower() not in COCO_STUFF if mark is None else mark
-        if found.setdefault(text, is_thing) != is_thing:
-            raise ValueError(f"{path}, line {number}: {text!r} is both a thing and stuff; keep one of them")
+        if line.strip() and not line.strip().startswith("#"):
+            with named(f"{path}, line {number}"):
+                add_prompt(found, line.strip())
     if not found:
         raise ValueError(f"{path} has no prompt; write one per line")
     return Prompts(tuple(found), tuple(found.values()))

@@ -1,6 +1,7 @@
 """Handlers of the page's controls. They raise nothing: every error becomes a message.
 
-Each works on the `Session` in the page's state, which the server keeps for one browser tab alone.
+Their arguments come from outside as they are: any program can send what the page never would. Each works on the
+`Session` in the page's state, which the server keeps for one browser tab alone.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import html
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import gradio as gr
 
-from openworldsam.app.examples import example_questions
-from openworldsam.app.session import Session
-from openworldsam.app.uploads import discard, read_upload
+from openworldsam.app.examples import ExampleQuestion, example_questions
+from openworldsam.app.session import Session, number
+from openworldsam.app.uploads import Uploads
 from openworldsam.checkpoint import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.utils.text import brief, printable
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,8 @@ def attempt(action: Callable[[], T]) -> tuple[T | None, str]:
     """Run an action; return its result and "", or None and an error message, which the page also pops up."""
     try:
         return action(), ""
-    except FileNotFoundError:  # two visitors uploaded the same file at once, and the first request deleted it
-        message = "the upload was lost: drop the file again"
     except ValueError as error:
-        message = str(error)
+        message = printable(error)
     except Exception:
         logger.exception("a request failed")
         message = "something went wrong on the server; see its log"
@@ -75,51 +74,78 @@ def change(session: Session | None, action: Callable[[Session], T]) -> tuple[T |
     return attempt(checked)
 
 
-class Actions:
-    """One method per control; each returns the `View` that follows. All sessions share the predictor."""
+def sent(event: gr.EventData, key: str) -> Any:
+    """Read a value that the browser sends with an event.
 
-    def __init__(self, predictor: OpenWorldSAMPredictor) -> None:
-        self.predictor, self.lock = predictor, Lock()
+    Raises:
+        ValueError: there is none.
+    """
+    data = event._data
+    if not isinstance(data, dict) or key not in data:
+        raise ValueError(f"the request lacks {key} in its event")
+    return data[key]
+
+
+class Actions:
+    """One method per control; each returns the `View` that follows. All sessions share the predictor.
+
+    Args:
+        max_work: see `Session`.
+    """
+
+    def __init__(self, predictor: OpenWorldSAMPredictor, uploads: Uploads, max_work: int) -> None:
+        self.predictor, self.uploads, self.max_work = predictor, uploads, max_work
         self.examples = list(example_questions(predictor.cfg))
 
-    def open(self, upload: str | None, session: Session | None) -> View:
+    def open(self, upload: object, session: Session | None) -> View:
         """Begin a session with an uploaded image, and delete the file; keep the old session if it is no image."""
         if upload is None:
             return [None, *view(session)]
-        path = Path(upload)
-        new, message = attempt(lambda: Session(self.predictor, self.lock, read_upload(path), path.name))
-        discard(path)
+        new, message = attempt(lambda: Session(self.predictor, *self.uploads.take(upload), self.max_work))
         return [None, *view(new or session, message or "now type what to look for")]
 
-    def open_example(self, event: gr.SelectData, session: Session | None) -> View:
+    def open_example(self, event: gr.EventData, session: Session | None) -> View:
         """Begin a session with an example image, and fill in its prompts and task."""
-        example = self.examples[event.index]
-        new, message = attempt(lambda: Session(self.predictor, self.lock, example.image, example.name))
-        return [*view(new or session, message), example.prompts, example.task]
 
-    def ask(self, session: Session | None, prompts: list[str], task: str, *thresholds: float) -> View:
+        def begin() -> tuple[Session, ExampleQuestion]:
+            example = self.examples[number(sent(event, "index"), len(self.examples), "example")]
+            return Session(self.predictor, example.image, example.name, self.max_work), example
+
+        new, message = attempt(begin)
+        if new is None:
+            return [*view(session, message), gr.skip(), gr.skip()]
+        return [*view(new[0]), new[1].prompts, new[1].task]
+
+    def ask(self, session: Session | None, prompts: Any, task: Any, *thresholds: Any) -> View:
         """Segment what the prompts name, with the thresholds in the order of `SLIDERS`."""
         options = dict(zip(SLIDERS, thresholds, strict=True))
         return view(session, change(session, lambda s: s.ask(prompts, task, options))[1])
 
-    def ask_again(self, session: Session | None, prompts: list[str], task: str, *thresholds: float) -> View:
+    def ask_again(self, session: Session | None, prompts: Any, task: Any, *thresholds: Any) -> View:
         """`ask` if the session has an answer already."""
         asked = session is not None and session.shown is not None
         return self.ask(session, prompts, task, *thresholds) if asked else view(session)
 
-    def list_click(self, event: gr.SelectData, session: Session | None) -> View:
+    def list_click(self, event: gr.EventData, session: Session | None) -> View:
         """Select the mask of a table row; its number counts, as the table may be sorted."""
-        return view(session, change(session, lambda s: s.select(int(event.row_value[0]) - 1))[1])
 
-    def image_click(self, event: gr.SelectData, session: Session | None, mode: str) -> View:
+        def select(s: Session) -> None:
+            row, masks = sent(event, "row_value"), 0 if s.shown is None else len(s.shown.masks)
+            s.select(number(row[0] if isinstance(row, list) and row else row, masks + 1, "mask", first=1) - 1)
+
+        return view(session, change(session, select)[1])
+
+    def image_click(self, event: gr.EventData, session: Session | None, mode: Any) -> View:
         """Select or correct the mask under the click."""
 
         def click(s: Session) -> None:
-            x, y = s.pixel(*event.index)
+            x, y = s.pixel(sent(event, "index"))
             if mode == SELECT:
                 s.select(s.mask_at(x, y))
-            else:
+            elif mode in (ADD, REMOVE):
                 s.click(x, y, LABELS[mode])
+            else:
+                raise ValueError(f"a click is to {SELECT}, {ADD} or {REMOVE}, got {brief(mode)}")
 
         return view(session, change(session, click)[1])
 

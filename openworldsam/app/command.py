@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import tempfile
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,14 +14,14 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from openworldsam.app.uploads import MAX_BYTES, sweep
+from openworldsam.app.uploads import MAX_BYTES, Uploads, server_folder
 from openworldsam.predictor import OpenWorldSAMPredictor
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 if TYPE_CHECKING:
     import gradio
 
-STALE_SECONDS = 60
+STALE_SECONDS = 300
 """Age at which an upload is deleted that no request took."""
 SESSIONS = 16
 """Browser tabs whose state is kept; the least recently used one is dropped. Each holds an encoded image and its
@@ -30,18 +31,40 @@ decoded prompts, which are large for the full-size model."""
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="openworldsam-app", description="Try the model in the browser.")
-    parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml", help="default: the Shapes model")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without a password")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--config-file", default="configs/shapes/openworldsam.yaml", help="default: the Shapes model")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without a password")
+    add("--port", type=int, default=7860)
+    names = "further names that the server is reached by, such as that of a proxy"
+    add("--allowed-hosts", nargs="+", default=[], metavar="NAME", help=names)
+    add("--root-path", default="", metavar="PATH", help="path or address of the page behind a proxy, such as /segment")
+    add("--queue", type=int, default=32, metavar="N", help="requests that may wait for the model (default: 32)")
+    work = "pixels of all masks of a question, in millions (default: 800); prompts x queries x pixels of the image"
+    add("--max-work", type=int, default=800, metavar="N", help=work)
+    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
+    args = parser.parse_args(argv)
+    if args.queue < 1 or args.max_work < 1:
+        parser.error(f"--queue and --max-work are at least 1, got {args.queue} and {args.max_work}")
+    if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
+        parser.error(f"--root-path begins with / or is an address, got {args.root_path}")
+    return args
 
 
-def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder: Path) -> gradio.Blocks:
+def serve(
+    predictor: OpenWorldSAMPredictor,
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    allowed_hosts: Sequence[str] = (),
+    root_path: str = "",
+    queue: int = 32,
+    max_work: int = 800_000_000,
+) -> gradio.Blocks:
     """Start serving the page in the background, on a free port if `port` is None; its `close` stops the server.
 
-    The folder is private and holds uploads until they are read.
+    The folder is private and holds uploads until they are read. Other arguments: see `parse_args` and `Session`.
 
     Raises:
         ImportError: Gradio is not installed.
@@ -49,13 +72,18 @@ def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # Gradio reads it at import and later
     import gradio
+    from starlette.middleware import Middleware
 
+    from openworldsam.app.guard import Guard
     from openworldsam.app.page import build_page
 
-    page = build_page(predictor)
+    uploads = Uploads(folder)
+    page = build_page(predictor, uploads, queue=queue, max_work=max_work)
     page.launch(
         server_name=host,
         server_port=port,
+        root_path=root_path,
+        app_kwargs={"middleware": [Middleware(Guard, uploads, host, allowed_hosts)]},
         share=False,
         max_file_size=MAX_BYTES,
         state_session_capacity=SESSIONS,
@@ -65,11 +93,11 @@ def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder:
         quiet=True,
         prevent_thread_lock=True,
     )
-    examples = frozenset(folder.rglob("*"))
+    page.app.uploaded_file_dir = uploads  # type: ignore[assignment]  # it is used as a path
 
     def sweep_until_closed() -> None:
-        while folder.is_dir():
-            sweep(folder, examples, STALE_SECONDS)
+        while uploads.folder.is_dir():
+            uploads.sweep(STALE_SECONDS)
             time.sleep(STALE_SECONDS / 4)
 
     Thread(target=sweep_until_closed, daemon=True).start()
@@ -77,14 +105,19 @@ def serve(predictor: OpenWorldSAMPredictor, host: str, port: int | None, folder:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve the page until Ctrl-C; exit with 2 after a user error."""
+    """Serve the page until Ctrl-C or SIGTERM; exit with 2 after a user error."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         if find_spec("gradio") is None:
             raise ValueError("the page needs Gradio: pip install -e '.[app]' -c requirements.txt")
-        predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
-        with tempfile.TemporaryDirectory(prefix="openworldsam-app-") as folder:
-            page = serve(predictor, args.host, args.port, Path(folder))
-            print(f"{page.local_url}  (Ctrl-C to stop)", flush=True)
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so the folder goes
+        with server_folder() as folder:
+            predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
+            where = {"host": args.host, "port": args.port, "root_path": args.root_path, "queue": args.queue}
+            page = serve(
+                predictor, folder, **where, allowed_hosts=args.allowed_hosts, max_work=args.max_work * 1_000_000
+            )
+            say(f"{page.local_url}  (Ctrl-C to stop)")
             page.block_thread()
+            page.close(verbose=False)

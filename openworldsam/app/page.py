@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
+import html
+import logging
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import FileData, ImageData
+from gradio.data_classes import ImageData
 
 from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
 from openworldsam.app.session import TASK_THRESHOLDS
-from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS
+from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS, Uploads
 from openworldsam.inference import TASKS
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import png_bytes
+from openworldsam.utils.text import printable
 
-QUEUE = 32
-"""Maximum number of requests that wait for the model."""
+logger = logging.getLogger(__name__)
 
 SAVE_SCRIPT = """(file) => {
     if (!file) return;
@@ -32,20 +34,39 @@ SAVE_SCRIPT = """(file) => {
 """Saves the content of the server's answer, so that no result has to wait on the server's disk for a download."""
 
 
-def build_page(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
-    """Build the page for a model."""
-    actions = Actions(predictor)
+class Page(gr.Blocks):
+    """Blocks that pass the values of a request on as they came, for `Actions` to check.
+
+    Gradio would fetch the addresses in them, copy files, and answer a wrong type with a traceback in the log.
+    """
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
+    ) -> list[Any]:
+        """Return the session in place of its component's value, and the other values."""
+        if len(inputs) != len(block_fn.inputs):
+            got = f"{len(inputs)} values, not {len(block_fn.inputs)}"
+            raise gr.Error(f"this is no request of this page: it has {got}", print_exception=False)
+        return [
+            state[block._id] if block.stateful else value for block, value in zip(block_fn.inputs, inputs, strict=True)
+        ]
+
+
+def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int, max_work: int) -> Page:
+    """Build the page for a model; at most `queue` requests wait for it, and `max_work` is as in `Session`."""
+    actions = Actions(predictor, uploads, max_work)
     sources = predictor.sources.values()
     files = ", ".join(dict.fromkeys(source.file for source in sources))
-    heading = f"# OpenWorldSAM\nPreset {predictor.cfg.PRESET}; weights: {files}."
+    heading = f"Preset {predictor.cfg.PRESET}; weights: {files}."
     if any(source.note.startswith(NOTE) for source in sources):
         heading += f" These weights are {NOTE}: the masks mean nothing."
-    with gr.Blocks(title="OpenWorldSAM", analytics_enabled=False) as page:
+    with Page(title="OpenWorldSAM", analytics_enabled=False) as page:
         session = gr.State(None)
-        gr.Markdown(heading)
+        gr.HTML(f"<h1>OpenWorldSAM</h1><p>{html.escape(printable(heading))}</p>")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                upload = _drop_zone()
+                limits = f"Image, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
+                upload = gr.File(label=limits, height=160, elem_id="upload")
                 prompts = gr.Dropdown(
                     [], value=[], multiselect=True, allow_custom_value=True, elem_id="prompts",
                     label="Prompts", info="a noun or a sentence, then Enter; repeat for more",
@@ -91,19 +112,8 @@ def build_page(predictor: OpenWorldSAMPredictor) -> gr.Blocks:
         save.click(actions.save, session, [file, message], **turn).then(
             None, file, None, js=SAVE_SCRIPT, api_visibility="private"
         )
-    return page.queue(max_size=QUEUE)
-
-
-def _drop_zone() -> gr.File:
-    """Make the upload control. It passes the path on unchanged; Gradio would leave an empty file beside it."""
-    limits = f"Image, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
-    zone = gr.File(label=limits, height=160, elem_id="upload")
-
-    def path_of(upload: FileData | None) -> str | None:
-        return upload.path if upload else None
-
-    zone.preprocess = path_of  # type: ignore[method-assign,assignment]  # a subclass would make Gradio write a .pyi
-    return zone
+    page.queue(max_size=queue, api_open=False)
+    return page
 
 
 def _sliders(predictor: OpenWorldSAMPredictor) -> list[gr.Slider]:
@@ -117,8 +127,9 @@ def _sliders(predictor: OpenWorldSAMPredictor) -> list[gr.Slider]:
     ]  # fmt: skip
 
 
-def _slider_visibility(task: str) -> list[Any]:
-    return [gr.update(visible=name in TASK_THRESHOLDS[task]) for name in SLIDERS]
+def _slider_visibility(task: Any) -> list[Any]:
+    applying = TASK_THRESHOLDS.get(task, ()) if isinstance(task, str) else ()
+    return [gr.update(visible=name in applying) for name in SLIDERS]
 
 
 def _canvas() -> gr.Image:

@@ -8,23 +8,24 @@ Shapes: N masks found by texts, M added by clicks, H, W size of the image.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from openworldsam.annotate.prompts import split_mark
+from openworldsam.annotate.prompts import add_prompt
 from openworldsam.data.datasets.coco import COCO_STUFF
-from openworldsam.inference import Found
+from openworldsam.inference import TASKS, Found
+from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction, coco_dataset
 from openworldsam.utils.files import png_bytes
+from openworldsam.utils.text import brief
 from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks, draw_prediction
 
 TASK_THRESHOLDS: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,8 @@ DISJOINT = ("panoptic", "semantic")
 MAX_PROMPTS = 100
 MAX_CHARACTERS = 300
 """Per prompt."""
+MAX_CLICKS = 100
+"""Per question; each may add a mask."""
 
 
 class Click(NamedTuple):
@@ -52,7 +55,8 @@ class Click(NamedTuple):
 class Session:
     """The image of one browser tab, uint8 [H, W, 3], and all questions about it.
 
-    Only the predictor's model, which the lock guards, is shared with other sessions.
+    Args:
+        max_work: pixels of all masks that the model may make for a question, before the best are chosen.
 
     Attributes:
         found: answer to the last question, without clicks.
@@ -60,18 +64,15 @@ class Session:
         selected: index of the selected mask in `shown`, or None.
     """
 
-    def __init__(self, predictor: OpenWorldSAMPredictor, lock: Lock, image: np.ndarray, name: str) -> None:
-        self.image, self.name = image, name
+    def __init__(self, predictor: OpenWorldSAMPredictor, image: np.ndarray, name: str, max_work: int) -> None:
+        self.image, self.name, self.max_work = image, name, max_work
         self.found: Prediction | None = None
         self.shown: Prediction | None = None
         self.selected: int | None = None
-        self._predictor = copy.copy(predictor)  # the same model, but its own image
-        self._lock = lock
+        self._predictor, self._encoded = predictor, predictor.encode(image)
         self._clicks: list[Click] = []
         self._answers: dict[int, Prediction] = {}  # to clicks, by slot
         self._slots: list[int] = []  # of the shown masks
-        with lock:
-            self._predictor.set_image(image)
 
     def ask(self, prompts: Sequence[str], task: str, thresholds: Mapping[str, float]) -> None:
         """Segment what the prompts name, and forget all clicks, as their masks may be gone.
@@ -85,26 +86,51 @@ class Session:
             thresholds: by name; those that do not apply to the task are ignored.
 
         Raises:
-            ValueError: no prompt, too many or too long ones, or see `OpenWorldSAMPredictor.predict`.
+            ValueError: no prompt, too many or too long ones, too many for an image of this size, or see
+                `OpenWorldSAMPredictor.predict`.
         """
-        prompts = list(dict.fromkeys(prompt.strip() for prompt in prompts))
-        if not any(prompts):
+        if not isinstance(task, str) or task not in TASKS:
+            raise ValueError(f"task is one of {', '.join(TASKS)}; got {brief(task)}")
+        if not isinstance(prompts, (list, tuple)):
+            raise ValueError(f"prompts are a list of texts, got {brief(prompts)}")
+        if not any(prompt.strip() if isinstance(prompt, str) else True for prompt in prompts):
             raise ValueError("no prompt: type what to look for, such as “dog”, and press Enter")
+        prompts = clean_prompts(prompts)
         if len(prompts) > MAX_PROMPTS or max(map(len, prompts)) > MAX_CHARACTERS:
             raise ValueError(f"use at most {MAX_PROMPTS} prompts of {MAX_CHARACTERS} characters")
-        options = {name: thresholds[name] for name in TASK_THRESHOLDS.get(task, ())}
-        marked = dict(map(split_mark, prompts))
-        usual = {*COCO_STUFF, *self._predictor.cfg.DATASETS.SHAPES.TEXTURES}
-        stuff = [text for text, thing in marked.items() if (text.lower() in usual if thing is None else not thing)]
-        with self._lock:
-            self.found = self._predictor.predict(list(marked), task, stuff=stuff, **options)
+        self._check_work(len(prompts), task)
+        options = {name: thresholds[name] for name in TASK_THRESHOLDS[task]}
+        things: dict[str, bool] = {}
+        for prompt in prompts:
+            add_prompt(things, prompt, {*COCO_STUFF, *self._predictor.cfg.DATASETS.SHAPES.TEXTURES})
+        stuff = [text for text, is_thing in things.items() if not is_thing]
+        self.found = self._predictor.predict(list(things), task, image=self._encoded, stuff=stuff, **options)
         self.shown, self.selected = self.found, None
         self._clicks, self._answers, self._slots = [], {}, list(range(len(self.found.masks)))
 
-    def pixel(self, x: float, y: float) -> tuple[int, int]:
-        """Convert x, y in `drawn()`, which may be enlarged or reduced, to x, y in the image."""
+    def _check_work(self, prompts: int, task: str) -> None:
+        """Raise ValueError if the masks of some prompts have too many pixels; of an expression there is one mask."""
+        height, width = self.image.shape[:2]
+        each = height * width * (1 if task == "referring" else self._predictor.model.adapter.num_queries)
+        if (work := prompts * each) > self.max_work:
+            raise ValueError(
+                f"{prompts} prompts on {width} x {height} pixels take masks of {work / 1e6:,.0f} million pixels; the "
+                f"limit is {self.max_work / 1e6:,.0f} (openworldsam-app --max-work): ask for at most "
+                f"{self.max_work // each} at once, or use a smaller image"
+            )
+
+    def pixel(self, place: Any) -> tuple[int, int]:
+        """Convert a place [x, y] in `drawn()`, which may be enlarged or reduced, to x, y in the image.
+
+        Raises:
+            ValueError: it is no place there.
+        """
         height, width = self.image.shape[:2]
         drawn_height, drawn_width = at_drawn_size(self.image).shape[:2]
+        numbers = isinstance(place, (list, tuple)) and [isinstance(value, (int, float)) for value in place]
+        if numbers != [True, True] or not (0 <= place[0] <= drawn_width and 0 <= place[1] <= drawn_height):
+            raise ValueError(f"a click is a place x, y in {drawn_width} x {drawn_height} pixels, got {brief(place)}")
+        x, y = place
         return min(int(x * width / drawn_width), width - 1), min(int(y * height / drawn_height), height - 1)
 
     def mask_at(self, x: int, y: int) -> int | None:
@@ -119,10 +145,13 @@ class Session:
         """Correct the selected mask, or add a new one if none is selected; arguments as in `Click`.
 
         Raises:
-            ValueError: there is no answer yet, the first click of a new mask is negative, or no pixel would be left.
+            ValueError: there is no answer yet, there are too many clicks, the first click of a new mask is negative,
+                or no pixel would be left.
         """
         if self.found is None:
             raise ValueError("ask something first: clicks correct the answer")
+        if len(self._clicks) >= MAX_CLICKS:
+            raise ValueError(f"use at most {MAX_CLICKS} clicks: undo some, or ask again")
         if self.selected is None and not label:
             raise ValueError("select a mask first: there is nothing to remove from")
         new_slot = max(len(self.found.masks), *(slot + 1 for slot in self._answers), 0)
@@ -153,8 +182,8 @@ class Session:
         clicks = [click for click in self._clicks if click.slot == slot]
         if clicks:
             mask = self.found.mask_prompt(slot) if slot < len(self.found.masks) else None
-            with self._lock:
-                answer = self._predictor.click([(c.x, c.y) for c in clicks], [c.label for c in clicks], mask=mask)
+            points, labels = [(c.x, c.y) for c in clicks], [c.label for c in clicks]
+            answer = self._predictor.click(points, labels, mask=mask, image=self._encoded)
             if not len(answer.masks):
                 raise ValueError("this click would leave no pixel of the mask")
             self._answers[slot] = answer
@@ -205,6 +234,19 @@ class Session:
         return archive.getvalue()
 
 
+def number(value: Any, end: int, what: str, first: int = 0) -> int:
+    """Check that a value from outside, a number or its digits, numbers something from `first` to `end` - 1.
+
+    Raises:
+        ValueError: it does not.
+    """
+    digits = re.fullmatch(r"\d{1,9}", value, re.ASCII) if isinstance(value, str) else None
+    index = int(digits[0]) if digits else value
+    if type(index) is not int or not first <= index < end:
+        raise ValueError(f"there is no {what} {brief(value)}; there are {end - first}, from {first}")
+    return index
+
+
 def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[Prediction, list[int]]:
     """Replace and add masks by the answers to clicks, one mask each, by slot, newest first.
 
@@ -217,8 +259,13 @@ def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[P
         return found, slots
     sources = [(answers[slot], 0) if slot in answers else (found, slot) for slot in slots]
     masks = np.stack([source.masks[n] for source, n in sources])
-    for slot in answers if found.task in DISJOINT else ():
-        masks[np.array(slots) != slot] &= ~masks[slots.index(slot)]
+    if found.task in DISJOINT:
+        taken = np.zeros_like(masks[0])
+        for slot in (*answers, *(slot for slot in slots if slot not in answers)):
+            mask = masks[slots.index(slot)]
+            mask &= ~taken
+            if slot in answers:
+                taken |= mask
     scores = np.stack([source.scores[n] for source, n in sources])
     labels = np.array([found.prompt_index[slot] if slot < len(found.masks) else len(found.prompts) for slot in slots])
     left = masks.any(axis=(1, 2))

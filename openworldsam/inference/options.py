@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from detectron2.config import CfgNode
 
 from openworldsam.config import arguments
+from openworldsam.utils.text import brief
 
 _CHOICES = {
     "instance_nms": ("mask", "box"),
@@ -38,7 +39,7 @@ class InferenceOptions:
         for name in _THRESHOLDS:
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-                raise ValueError(f"MODEL.INFERENCE.{name.upper()} is a number from 0 to 1, got {value!r}")
+                raise ValueError(f"MODEL.INFERENCE.{name.upper()} is a number from 0 to 1, got {brief(value)}")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ValueError(f"MODEL.INFERENCE.TOP_K is a whole number from 0, got {self.top_k!r}")
         if not isinstance(self.two_stage, bool):

@@ -140,7 +140,7 @@ class OpenWorldSAMPredictor:
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
-        if task not in TASKS:
+        if task not in tuple(TASKS):
             raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
             names = ", ".join(InferenceOptions.__dataclass_fields__)

@@ -71,7 +71,7 @@ def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
     target = output_file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(target)
-    partial = target.with_name(f"{_key(target)}{_HERE}-{os.getpid()}-{next(_NUMBERS)}.part")
+    partial = target.with_name(f"{_key(target)}{MACHINE}-{os.getpid()}-{next(_NUMBERS)}.part")
     try:
         partial.touch()
         mode = partial.stat().st_mode
@@ -103,7 +103,7 @@ def _machine() -> str:
     return hashlib.blake2b("\n".join(words).encode(), digest_size=4).hexdigest()
 
 
-_HERE, _NUMBERS = _machine(), itertools.count()
+MACHINE, _NUMBERS = _machine(), itertools.count()
 _PART = re.compile(r"(\..{1,20}\.[0-9a-f]{16}\.)([0-9a-f]{8})-(\d{1,9})-\d+\.part", re.DOTALL)
 
 
@@ -113,15 +113,15 @@ def _remove_left(target: Path) -> None:
     if folder not in _LEFT:
         left = _LEFT.setdefault(folder, {})
         for name in os.listdir(folder):
-            if (part := _PART.fullmatch(name)) and _is_left(target.with_name(name), part[2], int(part[3])):
+            if (part := _PART.fullmatch(name)) and is_left(target.with_name(name), part[2], int(part[3])):
                 left.setdefault(part[1], []).append(target.with_name(name))
     for path in _LEFT[folder].pop(_key(target), ()):
         path.unlink(missing_ok=True)
 
 
-def _is_left(part: Path, machine: str, process: int) -> bool:
+def is_left(part: Path, machine: str, process: int) -> bool:
     """Whether nobody writes a part any more: its process has ended or, on another machine, done nothing for a day."""
-    if machine != _HERE or os.name != "posix":  # elsewhere, os.kill would end the process
+    if machine != MACHINE or os.name != "posix":  # elsewhere, os.kill would end the process
         return part.exists() and time.time() - part.stat().st_mtime > 86_400
     try:
         os.kill(process, 0)

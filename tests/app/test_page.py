@@ -13,21 +13,39 @@ from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions  # noqa: E402
 from openworldsam.app.command import main, parse_args  # noqa: E402
 from openworldsam.app.page import build_page  # noqa: E402
 from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
+from openworldsam.app.uploads import Uploads  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 USUAL = (0.7, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
-def actions(shapes):
-    return Actions(shapes)
+def uploads(tmp_path_factory):
+    return Uploads(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture(scope="module")
+def actions(shapes, uploads):
+    return Actions(shapes, uploads, max_work=10**9)
 
 
 @pytest.fixture
-def upload(scenes, tmp_path):
-    """A file in its own folder, as Gradio stores it."""
-    path = tmp_path / "hash/mine.png"
-    path.parent.mkdir()
+def place(uploads):
+    """Make the path of an upload, as Gradio stores it."""
+
+    def make(name):
+        uploads.begin()
+        path = Path(uploads) / "hash" / name
+        path.parent.mkdir(parents=True)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def upload(scenes, place):
+    """An uploaded file."""
+    path = place("mine.png")
     Image.fromarray(scenes["instance"].image).save(path)
     return path
 
@@ -38,27 +56,26 @@ def select(index, row_value=None):
 
 
 def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
-    cleared, session, drawn, table, message = actions.open(str(upload), None)
+    cleared, session, drawn, table, message = actions.open({"path": str(upload)}, None)
     assert cleared is None and table == [] and message == "now type what to look for"
     assert session.name == "mine.png" and np.array_equal(session.image, scenes["instance"].image)
     assert drawn.shape == (448, 448, 3)
-    assert not upload.parent.exists()
+    assert not upload.parents[1].exists()
 
 
-def test_a_wrong_file_is_deleted_and_the_old_image_stays(actions, session, tmp_path):
-    path = tmp_path / "hash/<b>notes.txt"
-    path.parent.mkdir()
+def test_a_wrong_file_is_deleted_and_the_old_image_stays(actions, session, place):
+    path = place("<b>notes.txt")
     path.write_text("no image")
     with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a readable image"):
-        _, kept, _, _, message = actions.open(str(path), session)
+        _, kept, _, _, message = actions.open({"path": str(path)}, session)
     assert kept is session and message.startswith("<b>notes.txt is not a readable image")
-    assert not path.parent.exists()
-    with pytest.warns(UserWarning, match="upload was lost"):
-        assert actions.open(str(path), None)[1] is None
+    assert not path.parents[1].exists()
+    with pytest.warns(UserWarning, match="the upload is gone"):
+        assert actions.open({"path": str(path)}, None)[1] is None
 
 
 def test_a_question_and_clicks(actions, upload, scenes):
-    session = actions.open(str(upload), None)[1]
+    session = actions.open({"path": str(upload)}, None)[1]
     _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
     assert len(table) == 3 and message == session.shown.summary
     shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
@@ -99,7 +116,8 @@ def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog)
 
 def test_sliders_start_at_the_values_of_the_config(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    sliders = {block.elem_id: block for block in build_page(shapes).blocks.values() if isinstance(block, gradio.Slider)}
+    page = build_page(shapes, Uploads(tmp_path), queue=1, max_work=1)
+    sliders = {block.elem_id: block for block in page.blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
 
@@ -110,7 +128,7 @@ def test_it_listens_to_this_machine_only_by_default():
 
 def test_errors_of_the_command_are_one_line(capsys, exit_status):
     assert exit_status(main, "--config-file", "none.yaml") == 2
-    assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
+    assert capsys.readouterr().err.startswith("error: none.yaml not found")
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch, capsys, exit_status):

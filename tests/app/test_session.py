@@ -5,7 +5,6 @@ import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Lock
 
 import numpy as np
 import pytest
@@ -70,9 +69,9 @@ def test_a_mask_is_selected(asked):
 
 def test_a_place_in_the_drawn_image_is_a_pixel(session):
     """The scene of 192 pixels is drawn at 448."""
-    assert session.pixel(0, 0) == (0, 0)
-    assert session.pixel(224, 112) == (96, 48)
-    assert session.pixel(447.9, 448) == (191, 191)
+    assert session.pixel([0, 0]) == (0, 0)
+    assert session.pixel([224, 112]) == (96, 48)
+    assert session.pixel([447.9, 448]) == (191, 191)
 
 
 def test_the_table_lists_the_masks(asked):
@@ -88,7 +87,7 @@ def test_a_click_corrects_the_selected_mask(asked):
     asked.selected = 1
     asked.click(*inside, 1)
     asked.click(3, 4, 0)
-    expected = asked._predictor.click([inside, (3, 4)], [1, 0], mask=before.logits[1])
+    expected = asked._predictor.click([inside, (3, 4)], [1, 0], mask=before.logits[1], image=asked._encoded)
     assert np.array_equal(asked.shown.masks[1], expected.masks[0]) and asked.shown.scores[1] == expected.scores[0]
     assert asked.shown.prompts == before.prompts and asked.selected == 1
     assert np.array_equal(asked.shown.masks[[0, 2]], before.masks[[0, 2]])
@@ -99,7 +98,7 @@ def test_a_click_without_a_mask_makes_one(asked):
     before = asked.shown
     asked.click(3, 4, 1)
     asked.click(150, 180, 0)
-    alone = asked._predictor.click([(3, 4), (150, 180)], [1, 0])
+    alone = asked._predictor.click([(3, 4), (150, 180)], [1, 0], image=asked._encoded)
     assert len(asked.shown.masks) == 4 and asked.selected == 3
     assert np.array_equal(asked.shown.masks[3], alone.masks[0])
     assert asked.table()[3][1] == "object" and asked.shown.is_thing[3]
@@ -160,7 +159,7 @@ def test_a_corrected_mask_takes_pixels_from_the_others(begin, scenes, task):
     place = middle(before.masks[other])
     session.selected = large
     session.click(*place, 1)
-    alone = session._predictor.click([place], mask=before.masks[large])
+    alone = session._predictor.click([place], mask=before.masks[large], image=session._encoded)
     assert np.array_equal(session.shown.masks[session.selected], alone.masks[0])
     assert session.shown.masks.sum(axis=0).max() == 1
     assert (session.shown.masks.any(axis=0) >= before.masks[other] & alone.masks[0]).all()
@@ -225,15 +224,15 @@ def test_bad_questions(session, prompts, task, message):
 def test_two_visitors_at_once_get_their_own(begin):
     """Each gets the answer of a lone visitor, whatever the order of the threads."""
 
-    def visit(name, lock=None):
-        session = begin(name, lock)
+    def visit(name):
+        session = begin(name)
         session.ask(["square", "circle"], "instance", USUAL)
         return session.shown
 
-    lock, names = Lock(), ("instance", "panoptic")
+    names = ("instance", "panoptic")
     alone = [visit(name) for name in names]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(visit, names, [lock, lock]))
+        together = list(pool.map(visit, names))
     assert all(map(same, together, alone)) and not same(*alone)
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from openworldsam.app import uploads
-from openworldsam.app.uploads import discard, read_upload, sweep
+from openworldsam.app.uploads import read_upload
 
 
 @pytest.fixture
@@ -51,27 +51,3 @@ def test_a_truncated_image_is_named_without_its_folder(photograph, tmp_path):
     with pytest.raises(ValueError, match=r"^half.png is not a readable image") as caught:
         read_upload(path)
     assert str(tmp_path) not in str(caught.value)
-
-
-def test_uploads_that_no_request_took_are_deleted(tmp_path):
-    (tmp_path / "hash").mkdir()
-    example, left = tmp_path / "hash/example.png", tmp_path / "hash/left.png"
-    for path in (example, left):
-        path.touch()
-    sweep(tmp_path, {example}, seconds=60)
-    assert left.exists()
-    sweep(tmp_path, {example}, seconds=0)
-    assert example.exists() and not left.exists()
-
-
-def test_only_the_upload_itself_is_deleted(tmp_path):
-    """A request may name any path below the folder of uploads."""
-    mine, other = tmp_path / "a/mine.png", tmp_path / "b/other.png"
-    for path in (mine, other):
-        path.parent.mkdir()
-        path.touch()
-    discard(mine)
-    assert not mine.parent.exists()
-    for path in (mine, other.parent, tmp_path, tmp_path / "none"):
-        discard(path)
-    assert other.exists()
