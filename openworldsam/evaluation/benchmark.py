@@ -23,6 +23,7 @@ from torch import nn
 
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS, SOFTMAX_CLASSES
 from openworldsam.data.datasets.catalog import load_records
+from openworldsam.data.records.instances import LVIS_KEYS
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
 from openworldsam.evaluation.metrics.absent import AbsentPrompts
@@ -129,6 +130,7 @@ class Benchmark:
                     assert predicted.instance is not None and true.instance is not None
                     absent = {c for c in truth.absent if self.is_thing[c]}
                     phrases = absent | {instance["category_id"] for instance in true.instance}
+                    phrases -= set(truth.not_exhaustive)
                     accumulator.update(truth.segment_map.shape, phrases, predicted.instance, true.instance)
                 else:
                     assert predicted.instance is not None and predicted.panoptic
@@ -257,6 +259,6 @@ def _score_images(
             answer = done or predicted_answer(next(predicted), example.inputs["image_id"])
             benchmark.update(example, answer)
             if saved:
-                absent = example.truth.absent
-                saved.save(example.inputs, answer, benchmark.truth(example), absent=absent, loaded=done is not None)
+                asked = {key: list(getattr(example.truth, key)) for key in LVIS_KEYS}
+                saved.save(example.inputs, answer, benchmark.truth(example), asked=asked, loaded=done is not None)
         progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))

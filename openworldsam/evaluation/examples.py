@@ -31,6 +31,7 @@ class Truth(NamedTuple):
         segments: the segments of the map.
         absent: absent classes among the prompts; expressions, by place, without a target.
         referents: P times bool [H, W], the mask of each expression.
+        not_exhaustive: classes of which some objects may have no annotation.
         instances: COCO annotations of objects that may overlap; None for the things among the segments.
         damaged: what is wrong with objects that are incomplete or left out.
         void: bool [H, W], pixels that Cityscapes' AP ignores; None for those of no segment.
@@ -40,6 +41,7 @@ class Truth(NamedTuple):
     segments: Sequence[Segment] = ()
     absent: Sequence[int] = ()
     referents: Sequence[np.ndarray] = ()
+    not_exhaustive: Sequence[int] = ()
     instances: Sequence[Mapping[str, Any]] | None = None
     damaged: Sequence[str] = ()
     void: np.ndarray | None = None
@@ -111,7 +113,7 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
         present = sorted({s["category_id"] for s in segments if s["id"] in visible and not s["iscrowd"]})
         if 0 < self.cap < len(present):
             present = random.Random(RELEASED_SEED).sample(present, self.cap)
-        everything, known = range(len(self.class_names)), record.absent_classes()
+        everything, known = range(len(self.class_names)), record.get("absent")
         absent = [c for c in (everything if known is None else known) if c not in there]
         absent = [] if self.protocol == "oracle" else absent
         if self.protocol == "present+absent":
@@ -126,7 +128,8 @@ class EvaluationDataset(Dataset[Example | Unreadable]):
             "is_thing": [self.is_thing[c] for c in classes],
             "num_classes": self.softmax_classes or len(self.class_names),
         }
-        return asked, Truth(segment_map, segments, absent, instances=instances, void=record.read_void(segment_map))
+        found = {"instances": instances, "not_exhaustive": record.get("not_exhaustive", ())}
+        return asked, Truth(segment_map, segments, absent, **found, void=record.read_void(segment_map))
 
     def _expressions(self, record: Record) -> tuple[dict[str, Any], Truth]:
         number = 1 if self.sentences.startswith("first") else None

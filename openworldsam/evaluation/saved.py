@@ -3,7 +3,8 @@
 A benchmark's folder has `prediction` and `truth`, each with what its tasks need:
     panoptic.json, panoptic/*.png: COCO panoptic.
     instances.json: COCO results, or COCO annotations of the things. As in LVIS, neg_category_ids are things that an
-        image does not have; an image without this entry does not have any that is not annotated.
+        image does not have; an image without this entry does not have any that is not annotated. Of things in
+        not_exhaustive_category_ids some objects may have no annotation.
     semantic/*.png: contiguous class ids, 255 for none (65535 from 256 classes on).
     referring.json: the mask of each expression.
 classes.txt has the class names in the order of semantic labels. The jsons have the category ids of the dataset's own
@@ -30,6 +31,7 @@ from panopticapi.utils import id2rgb, rgb2id
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect
+from openworldsam.data.records.instances import LVIS_KEYS
 from openworldsam.data.records.labels import read_labels, void_label
 from openworldsam.data.records.rle import decode_mask, encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
@@ -178,7 +180,7 @@ class SavedPredictions:
         prediction: Answer,
         truth: Answer,
         *,
-        absent: Sequence[int] = (),
+        asked: Mapping[str, Sequence[int]] | None = None,
         loaded: bool = False,
     ) -> None:
         """Write an image.
@@ -186,14 +188,14 @@ class SavedPredictions:
         Args:
             inputs: its image, image_id, file_name, height and width, and its prompts.
             prediction, truth: answers to the same tasks.
-            absent: absent classes among the prompts.
+            asked: absent and not_exhaustive classes, see `Truth`.
             loaded: the prediction is from `load`, so its PNGs exist; the ground truth is written anew.
 
         Raises:
             OSError: a file cannot be written.
         """
         content = {key: inputs[key] for key in ("image_id", "file_name", "height", "width", "prompts")}
-        content["absent"] = list(absent)
+        content["asked"] = dict(asked or {})
         pixels = _pixels(inputs)
         content["picture"] = _checksum(pixels)
         for kind, answer in zip(KINDS, (prediction, truth), strict=True):
@@ -258,9 +260,10 @@ class SavedPredictions:
         things = [category for category in listing["categories"] if category["isthing"]]
         annotations = [{"id": index, **instance} for index, instance in enumerate(found, start=1)]
         for image, entry in zip(images, listing["images"], strict=True):
-            absent = [c for c in image.get("absent", ()) if self.is_thing[c]]
-            if len({*absent, *(instance["category_id"] for instance in image[kind]["instance"])}) < len(things):
-                entry["neg_category_ids"] = [self.category_ids[c] for c in absent]
+            asked = {key: [c for c in image.get("asked", {}).get(key, ()) if self.is_thing[c]] for key in LVIS_KEYS}
+            there = {instance["category_id"] for instance in image[kind]["instance"]}
+            if asked["not_exhaustive"] or len(there | set(asked["absent"])) < len(things):
+                entry |= {LVIS_KEYS[key]: [self.category_ids[c] for c in classes] for key, classes in asked.items()}
         return {**listing, "categories": things, "annotations": annotations}
 
     def _referring(self, kind: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from openworldsam.evaluation.benchmark import Benchmark, evaluate
 from openworldsam.evaluation.examples import EvaluationDataset, Example, Truth, Unreadable, remark
 from openworldsam.evaluation.metrics import AbsentPrompts
 from openworldsam.evaluation.prompt_text import READABLE, PromptText
+from openworldsam.evaluation.saved import Saving
+from openworldsam.evaluation.score import score_concept
 from openworldsam.evaluation.summary import remarks, scalars, table
 from openworldsam.inference import InferenceOptions, Queries, Question, infer
 from openworldsam.inference.nms import mask_boxes
@@ -242,6 +244,20 @@ def test_negatives_of_custom_data_are_asked_and_scored(cfg, build, tmp_path):
     assert units["oracle"] == [[], [], []]
     assert [len(absent) for absent in units["present+absent"]] == [1, 1, 2]
     assert units["global"] == [[0, 2, 3], [0, 1, 2, 3], [0, 2]] and units["present+absent"][2] == [0, 2]
+    # of dogs some may have no annotation, so neither a missing nor a further one counts
+    images[2] |= {"neg_category_ids": [30], "not_exhaustive_category_ids": [20]}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    example = EvaluationDataset(load_records(name), class_names=list("abcd"), is_thing=[True] * 4, protocol="global")[2]
+    benchmark = Benchmark(("concept",), list("abcd"), [True] * 4, "global")
+    benchmark.update(example, Answer(instance=[]))
+    assert benchmark.accumulators["concept"].units == {(False, False): 1}
+    saving = Saving(tmp_path / "saved", {})
+    whole = evaluate(cfg, Oracle(name, protocol="global"), saving)[name]["concept"]
+    folder = tmp_path / f"saved/{name}"
+    scores = score_concept([folder / "truth/instances.json"], folder / "prediction/instances.json").scores.overall
+    assert scores == {key: value for key, value in whole.items() if key != "per_class"}
+    listed = json.loads((folder / "truth/instances.json").read_text())["images"]
+    assert [image.get("not_exhaustive_category_ids") for image in listed] == [None, None, [20]]
     images[2]["neg_category_ids"] = [7]
     (tmp_path / "all.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="neg_category_ids of image 3 has 7, none of the known categories"):

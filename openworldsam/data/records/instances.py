@@ -27,6 +27,9 @@ from openworldsam.data.records.rle import Segmentation, annotate_mask, usable_ma
 from openworldsam.utils.files import named, read_json
 from openworldsam.utils.text import brief
 
+LVIS_KEYS = {"absent": "neg_category_ids", "not_exhaustive": "not_exhaustive_category_ids"}
+"""Keys of LVIS's images by those of `InstanceRecord`."""
+
 
 class Instance(TypedDict):
     """An object: id its number in the json, from 1; category_id contiguous; segmentation any of COCO's forms, area and
@@ -41,7 +44,11 @@ class Instance(TypedDict):
 
 
 class InstanceRecord(Record):
-    """An image with its objects, maybe none: instances, a list of `Instance`; absent, classes known not to be there."""
+    """An image with its objects, maybe none: instances, a list of `Instance`.
+
+    As in LVIS it may have absent: the classes that are known not to be there, if these are not all without an object;
+    and not_exhaustive: classes of which some objects may be missing.
+    """
 
     __slots__ = ()
     truth_keys = ("instances",)
@@ -77,9 +84,6 @@ class InstanceRecord(Record):
             about = {key: instance[key] for key in ("id", "category_id", "iscrowd")}
             annotations.append({**annotate_mask(mask), **about, **_measures(instance)[0]})
         return annotations
-
-    def absent_classes(self) -> list[int] | None:
-        return self.get("absent")
 
     def damaged_objects(self) -> list[str]:
         problems = usable_masks(self["instances"], (self["height"], self["width"]))[1]
@@ -117,9 +121,8 @@ def load_instances(
 ) -> list[InstanceRecord]:
     """Read a COCO instance json (https://cocodataset.org/#format-data, "Object Detection") into records.
 
-    They are in the order of its images, including images without objects. As in LVIS, neg_category_ids of an image are
-    categories that it does not have, and of others without objects that is not known. A warning counts missing images;
-    their records stay. For the arguments see `load_panoptic`.
+    They are in the order of its images, including images without objects; an image may have `LVIS_KEYS`. A warning
+    counts missing images; their records stay. For the arguments see `load_panoptic`.
 
     Raises:
         FileNotFoundError: the json, or every single image, is missing.
@@ -132,12 +135,12 @@ def load_instances(
         contiguous = contiguous_ids(content, categories)
         records = {i: InstanceRecord(image_entries(image, image_root), instances=[]) for i, image in images.items()}
         for i, image in images.items():
-            if "neg_category_ids" in image:
-                if unknown := set(image["neg_category_ids"]) - contiguous.keys():
-                    raise ValueError(
-                        f"neg_category_ids of image {i} has {min(unknown)!r}, none of the known categories"
-                    )
-                records[i]["absent"] = [contiguous[category] for category in image["neg_category_ids"]]
+            for kind in ("absent", "not_exhaustive"):
+                key = LVIS_KEYS[kind]
+                if unknown := set(image.get(key, ())) - contiguous.keys():
+                    raise ValueError(f"{key} of image {i} has {min(unknown)!r}, none of the known categories")
+                if key in image:
+                    records[i][kind] = [contiguous[category] for category in image[key]]
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")

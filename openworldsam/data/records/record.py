@@ -116,10 +116,6 @@ class Record(dict[str, Any]):
         """Read objects that may overlap as COCO annotations with contiguous class ids; None if the segments are all."""
         return None
 
-    def absent_classes(self) -> list[int] | None:
-        """Return classes that are known not to be in the image; None if these are all that it does not have."""
-        return None
-
     def damaged_objects(self) -> list[str]:
         """Decode the masks, and say what is wrong with each object of which a part, or all, cannot be decoded.
 
