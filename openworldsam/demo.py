@@ -21,7 +21,7 @@ from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
 from openworldsam.utils.files import save_json, save_png
-from openworldsam.utils.launch import print_error, say, user_errors
+from openworldsam.utils.launch import item_error, say, user_errors
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
 
 
@@ -88,7 +88,7 @@ def segment_images(args: argparse.Namespace) -> int:
     """Segment all images of the command line.
 
     Returns:
-        the exit status: 0; 1 if some images could not be read or their results not be written; 2 if none could.
+        the exit status: 0; 1 if some images failed, at whatever stage; 2 if all did.
 
     Raises:
         ValueError, OSError, KeyError: config, weights, prompts or output are unusable.
@@ -110,8 +110,8 @@ def segment_images(args: argparse.Namespace) -> int:
     for path in args.input:
         try:
             segment_image(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
-        except (ValueError, OSError) as error:
-            print_error(error)
+        except Exception as error:
+            say(f"error: {item_error(error, path)}", file=sys.stderr)
             failed += 1
     return (2 if failed == len(args.input) else 1) if failed else 0
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from openworldsam import OpenWorldSAMPredictor, demo
 from openworldsam.data.datasets.shapes import split_seed
 from openworldsam.data.shapes import World, expressions, render
 from openworldsam.demo import main
@@ -66,6 +68,41 @@ def test_a_damaged_image_does_not_stop_the_others(command, photograph, tmp_path,
     assert (tmp_path / "out/chelsea_instance.png").is_file()
 
 
+def test_an_image_that_fails_at_any_stage_stops_no_other(
+    command, photograph, tmp_path, monkeypatch, capsys, exit_status
+):
+    """One fails to be predicted, one to be drawn, two to be saved."""
+    paths = [tmp_path / name for name in ("large.png", "odd.png", 82 * "\u6c34" + ".png", "taken.png", "good.png")]
+    for side, path in zip((100, 101, 30, 30, 30), paths, strict=True):
+        Image.new("RGB", (side, 20)).save(path)
+    (tmp_path / "out/taken_instance.png").mkdir(parents=True)
+    set_image, draw = OpenWorldSAMPredictor.set_image, demo.draw_prediction
+
+    def set_most(self, image):
+        if image.shape[1] == 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+        return set_image(self, image)
+
+    def draw_most(image, prediction):
+        if image.shape[1] == 101:
+            raise AttributeError("no 'font'")
+        return draw(image, prediction)
+
+    monkeypatch.setattr(OpenWorldSAMPredictor, "set_image", set_most)
+    monkeypatch.setattr(demo, "draw_prediction", draw_most)
+    assert exit_status(main, *command("--input", *paths)) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and all(str(path) in line for path, line in zip(paths, errors, strict=False))
+    reasons = (
+        "CUDA out of memory.",
+        "no 'font'",
+        "file name too long",
+        "is a folder; give the name of a file to write",
+    )
+    assert all(line.endswith(reason) for line, reason in zip(errors, reasons, strict=True))
+    assert (tmp_path / "out/good_instance.json").is_file()
+
+
 def test_nothing_done_has_its_own_exit_status(command, capsys, exit_status):
     assert exit_status(main, *command("--input", "missing.png")) == 2
     assert "missing.png not found" in capsys.readouterr().err
@@ -100,7 +137,7 @@ def test_errors_are_one_readable_line(command, tiny_opts, photograph, prompts, o
 def test_an_output_that_cannot_be_written_is_an_error(command, photograph, tmp_path, capsys, exit_status):
     (tmp_path / "out").write_text("a file where the folder should be")
     assert exit_status(main, *command("--input", photograph)) == 2
-    assert capsys.readouterr().err == f"error: cannot use {tmp_path / 'out'}: file exists\n"
+    assert capsys.readouterr().err == f"error: {photograph}: cannot use {tmp_path / 'out'}: file exists\n"
 
 
 def test_the_tools_run_as_commands(tmp_path, photograph):

@@ -134,8 +134,8 @@ def error_text(error: Exception) -> str:
     return shortened(message)
 
 
-def item_error(error: Exception) -> str:
-    """Return why one item of many, such as an image of a folder, is passed over, without more lines of another library.
+def item_error(error: Exception, name: object = "") -> str:
+    """Return why one item of many, such as an image of a folder, is passed over: a line with its name.
 
     Raises:
         OSError: the error itself, if it comes from a disk that takes no file, as every other item would fail too.
@@ -143,7 +143,9 @@ def item_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
     message = error_text(error)
-    return message.splitlines()[0] if isinstance(error, RuntimeError) else message
+    if isinstance(error, RuntimeError):  # of another library, maybe with a page of advice
+        message = message.splitlines()[0]
+    return message if str(name) in message else f"{name}: {message}"
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
