@@ -215,8 +215,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = []
     # Largest share of unreadable images, beyond the first 20, before training stops.
     cfg.DATALOADER.MAX_SKIPPED = 0.01
-    # Pixels of an image or mask beyond which it is refused before it is decoded, in every command. A picture of so many
-    # takes about 2 GB.
+    # Pixels of an image or mask beyond which it is refused before it is decoded, in every command. Annotating an image
+    # of so many with three masks took 3 GB.
     cfg.DATALOADER.MAX_PIXELS = MAX_PIXELS
     # Start of a training if it is not MODEL.WEIGHTS, which evaluation uses: an adapter file, or fresh.
     cfg.SOLVER.INIT_WEIGHTS = ""

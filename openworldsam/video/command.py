@@ -59,7 +59,7 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
 
     def save_tracks() -> None:
         about = {
-            **{"file_name": args.input.name, "frames": len(video), "fps": clip.fps, "lost": clip.lost},
+            **{"file_name": args.input.name, "frames": writer.written, "fps": clip.fps, "lost": clip.lost},
             **{"prompts": video.prompts, **options},
             **provenance(predictor.cfg, predictor.sources),
         }
@@ -77,14 +77,14 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
                     save_tracks()
         finally:
             save_tracks()
-    if not len(video):
-        raise ValueError(f"no frame of {args.input} could be segmented; {clip.lost[0]}")
+    if not writer.written:
+        raise ValueError(f"no frame of {args.input} has a result; {clip.lost[0]}")
     if not video.tracks:
         threshold = predictor.model.inference.threshold_of(args.task)
         return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}", clip.lost
     counts = Counter(track.prompt for track in video.tracks)
     objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in video.prompts)
-    return f"{args.output}/overlay.mp4  {len(video)} frames, {objects}", clip.lost
+    return f"{args.output}/overlay.mp4  {writer.written} frames, {objects}", clip.lost
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -54,14 +54,15 @@ def open_clip(path: str | Path) -> Clip:
     """
     path, times, lost = Path(path), list[float](), list[str]()
     if path.is_dir():
-        images = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        files = (each for each in path.iterdir() if not each.is_dir() and not each.name.startswith("."))
+        images = [each for each in files if each.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
             raise ValueError(f"the folder {path} has no image ({' '.join(IMAGE_SUFFIXES)})")
         frames = _folder_frames(sorted(images, key=_by_number), times, lost)
         return Clip(frames, FOLDER_FPS, len(images), times, lost)
     container = open_video(path)
-    if not container.streams.video:
-        raise ValueError(f"{path} has no video")
+    if not container.streams.video or not container.streams.video[0].codec_context:
+        raise ValueError(f"{path} has no video, or one of an unknown codec")
     stream = container.streams.video[0]
     check_area(stream.height, stream.width, path)
     fps = float(stream.average_rate or stream.guessed_rate or FOLDER_FPS)

@@ -46,8 +46,9 @@ class Overlay:
         """Prepare to copy the first sound of a file."""
         source = open_video(path)
         stream = source.streams.audio[0]
-        if (codec := stream.codec_context.name) not in SOUNDS:
-            logger.warning("the overlay has no sound: an MP4 cannot have that of %s, %s", path, codec)
+        codec = stream.codec_context.name if stream.codec_context else "of an unknown codec"
+        if codec not in SOUNDS:
+            logger.warning("the overlay has no sound: an MP4 cannot have that of %s, which is %s", path, codec)
             return
         self._source, self._packets = source, source.demux(stream)
         self._sound = self._file.add_stream_from_template(stream)

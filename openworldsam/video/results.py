@@ -39,6 +39,8 @@ class ResultWriter:
         if (lines := folder / "frames.jsonl").exists() and lines.stat().st_size:
             raise ValueError(f"{folder} has results already; remove them or choose another folder")
         self.folder, self.fps, self.sound = folder, fps, sound
+        self.written = 0
+        """Frames so far."""
         self._overlay: Overlay | None = None
         self._lines: IO[str]
 
@@ -73,6 +75,7 @@ class ResultWriter:
             self._overlay = Overlay(self.folder / "overlay.mp4", self.fps, self.sound)
         self._overlay.write(draw_masks(image, drawn), seconds)
         self._lines.write(json.dumps(line) + "\n")
+        self.written += 1
 
     def write_tracks(self, tracks: Sequence[Track], about: dict[str, Any]) -> None:
         """Write all objects of the clip, after the entries of `about`."""

@@ -129,7 +129,7 @@ def test_a_clip_of_which_no_frame_can_be_done(tiny, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(VideoPredictor, "step", fails)
     assert exit_status(main, *tiny("clip")) == 2
     error = capsys.readouterr().err
-    assert error.endswith("clip could be segmented; the frame at 0.00 s: CUDA out of memory.\n")
+    assert error.endswith("clip has a result; the frame at 0.00 s: CUDA out of memory.\n")
 
 
 def test_a_full_disk_ends_the_run_and_a_kill_loses_no_names(tiny, tmp_path, monkeypatch, capsys, exit_status):

@@ -98,6 +98,7 @@ def test_a_folder_is_read_on_demand_in_the_order_of_its_numbers(tmp_path):
         Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
     (tmp_path / "frame2.png").write_text("not an image")
     os.mkfifo(tmp_path / "frame3.png")
+    (tmp_path / "frames.png").mkdir()
     for name in ("._frame1.png", "notes.pdf", "notes.txt", "clip.mp4", "frame4.eps"):
         (tmp_path / name).write_text("not a frame")
     clip = open_clip(tmp_path)
@@ -130,6 +131,10 @@ def test_other_inputs_are_refused(tmp_path, write_video):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is not a readable video"):
             open_clip(tmp_path / name)
+    unknown = (tmp_path / "clip.avi").read_bytes().replace(b"mp4v", b"ZZZZ")
+    (tmp_path / "unknown.avi").write_bytes(unknown)
+    with pytest.raises(ValueError, match=r"unknown\.avi has no video, or one of an unknown codec"):
+        open_clip(tmp_path / "unknown.avi")
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(ValueError, match=r"pipe\.mp4 is a pipe, where a file is needed"):
         open_clip(tmp_path / "pipe.mp4")
