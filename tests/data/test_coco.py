@@ -165,6 +165,12 @@ def test_images_without_annotation_are_not_left_out_in_silence(make_json, caplog
     assert "panoptic.json: 1 of 2 images have no annotation and are left out, such as 2.jpg" in caplog.text
 
 
+def test_null_is_not_given(make_json):
+    path = make_json(lambda c: c["annotations"][0]["segments_info"][0].update(area=None, iscrowd=None))
+    segment = load(path)[0].segments()[0]
+    assert (segment["area"], segment["iscrowd"]) == (0, 0)
+
+
 def set_category(content, value):
     content["annotations"][1]["segments_info"] = [{"id": 7, "category_id": value, "area": 4}]
 

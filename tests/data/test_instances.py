@@ -132,9 +132,10 @@ def test_an_area_or_box_that_is_none_is_that_of_the_mask(make, key, value):
 
 @pytest.mark.parametrize("absent", [None, []])
 def test_an_area_or_box_that_is_not_given_is_no_damage(make, absent):
-    path = make(lambda c: c["annotations"][0].update(area=None, bbox=absent))
+    path = make(lambda c: c["annotations"][0].update(area=None, bbox=absent, iscrowd=None))
     record = load_instances(path, path.parent, categories=CATEGORIES)[1]
     assert record.read_instances()[0]["bbox"] == [1, 1, 2, 2] and not record.damaged_objects()
+    assert record.read_instances()[0]["iscrowd"] == 0
 
 
 def test_a_damaged_mask_of_an_expression_takes_no_other_with_it(tmp_path, caplog):

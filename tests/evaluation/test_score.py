@@ -189,7 +189,7 @@ def test_instance(score, instances):
         ),
         ("gt", lambda c: c["images"][0].update(height=2**40), "gt.json: the height of image 0 is 1099511627776"),
         ("gt", lambda c: c["annotations"][1].update(area="16"), "image 1: area must be a finite number, got '16'"),
-        ("gt", lambda c: c["annotations"][1].update(iscrowd=None), "image 1: iscrowd must be 0 or 1, got None"),
+        ("gt", lambda c: c["annotations"][1].update(iscrowd="no"), "image 1: iscrowd must be 0 or 1, got 'no'"),
         (
             "pred",
             lambda c: c[0].update(score=float("nan")),

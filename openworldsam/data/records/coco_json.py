@@ -160,23 +160,23 @@ def image_entries(image: Mapping[str, Any], root: str | Path) -> dict[str, Any]:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> int:
-    """Return the iscrowd flag of a COCO annotation, 0 by default.
+    """Return the iscrowd flag of a COCO annotation; 0 if it has none, or null.
 
     Raises:
         ValueError: it is neither 0 nor 1.
     """
-    if (value := annotation.get("iscrowd", 0)) not in (0, 1):
+    if (value := annotation.get("iscrowd")) not in (None, 0, 1):
         raise ValueError(f"iscrowd must be 0 or 1, got {value!r}")
-    return int(value)
+    return int(value or 0)
 
 
 def segment_area(segment: Mapping[str, Any]) -> float:
-    """Return the area that a json gives a panoptic segment, in pixels; 0 if it gives none.
+    """Return the area that a json gives a panoptic segment, in pixels; 0 if it gives none, or null.
 
     Raises:
         ValueError: it is not a number from 0.
     """
-    area = segment.get("area", 0)
+    area = 0 if segment.get("area") is None else segment["area"]
     if not isinstance(area, (int, float)) or not 0 <= area < math.inf:
         raise ValueError(f"the area of segment {segment['id']} is {area!r}, not a number of pixels")
     return area
