@@ -317,6 +317,8 @@ def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         ValueError: it is no config file, its `_BASE_` entries have no end, a value is of the wrong type, or there is an
             odd number of `opts`.
     """
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"config file {path} not found; the configs that ship are under configs/")
     cfg = get_cfg()
     add_openworldsam_config(cfg)
     for number, (file, content) in enumerate(_with_bases(Path(path))):
@@ -334,11 +336,11 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     Args:
         above: files whose `_BASE_` led here.
     """
-    content = read_yaml(path, f"{above[-1]} names it" if above else "The configs that ship are under configs/")
+    content = read_yaml(path, f"{above[-1]} names it" if above else "", "is not a config file")
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a config file: it has no lines `KEY: value` but {brief(content)}")
     if path.resolve() in above or len(above) > MAX_BASES:
-        raise ValueError(f"{above[-1]}: _BASE_ leads back to {path}, or to more than {MAX_BASES} files")
+        raise ValueError(f"{above[-1]}: _BASE_ leads in a circle to {path}, or to more than {MAX_BASES} files")
     bases = content.pop("_BASE_", [])
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or "://" in base:
@@ -378,6 +380,8 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
             cfg.merge_from_list(list(opts))
         except AssertionError as error:  # yacs asserts on an unknown key of a list
             raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
+    if cfg.VERSION != 2:
+        raise ValueError(f"VERSION is that of Detectron2's keys, 2, got {brief(cfg.VERSION)}")
     _check_values(cfg)
     check_keys(cfg)
     limit_pixels(cfg.DATALOADER.MAX_PIXELS)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.modeling.prompt_encoders import clean_prompts
-from openworldsam.utils.files import named
+from openworldsam.utils.files import named, regular_file
 from openworldsam.utils.text import printable
 
 MARKS = {"thing:": True, "stuff:": False}
@@ -51,7 +51,7 @@ def read_prompts(path: str | Path) -> Prompts:
         ValueError: it is not UTF-8, or has no prompt, or an empty, unprintable or contradictory one.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = regular_file(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found; write one prompt per line into it") from None
     except UnicodeDecodeError as error:

@@ -30,7 +30,7 @@ from torch import Tensor
 from openworldsam.checkpoint.reading import check_tensor, read_tensors
 from openworldsam.modeling.components import ADAPTER, SAM2, StateDict, rename, renamed
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
-from openworldsam.utils.text import brief
+from openworldsam.utils.text import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,9 @@ def read_weights(path: str | Path) -> WeightFile:
         for name, tensor in component.items():
             check_tensor(path, name, tensor)
     if not components:
+        names = shortened(", ".join(list(state)[:3]), 200)
         raise ValueError(
-            f"{path} is of {layout} layout (its tensors: {brief(list(state))}); weights/README.md lists readable files"
+            f"{path} is of {layout} layout (its tensors: {names}, ...); weights/README.md lists readable files"
         )
     return WeightFile(path, layout, components, metadata)
 

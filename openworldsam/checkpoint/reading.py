@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pickle
 import re
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from openworldsam.modeling.components import StateDict
-from openworldsam.utils.files import read_json, regular_file
+from openworldsam.utils.files import regular_file
 from openworldsam.utils.text import brief, shortened
 
 _SCALAR = np.float64(0).__reduce__()[0]  # its name in a file depends on the NumPy that wrote it
@@ -63,17 +64,25 @@ def _file_in_folder(folder: Path) -> Path:
 
 def _shard_names(index: Path) -> list[str]:
     """Names of the shards of an index, which lie in its folder."""
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{index} is no index of shards: it has no weight_map")
-    for name in found.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise ValueError(f"{index}: a shard is a .safetensors or .bin file in its folder, not {brief(name)}")
-    return sorted(set(found.values()))
+    text = regular_file(index, _HINT).read_bytes()
+    try:
+        names = sorted(set(json.loads(text)["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+                raise ValueError(
+                    f"a shard is a .safetensors or .bin file in the folder of its index, not {brief(name)}"
+                )
+        if not names:
+            raise ValueError("it names no shards")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is damaged or not a checkpoint's index ({shortened(str(error))})") from None
+    return names
 
 
 def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
-    with regular_file(path, _HINT).open("rb") as file:
+    if not path.exists():
+        raise FileNotFoundError(f"weight file {path} not found; {_HINT}")
+    with regular_file(path).open("rb") as file:
         start = file.read(64)
     try:
         if path.suffix != ".safetensors":
@@ -110,7 +119,7 @@ def _reason(start: bytes, error: Exception) -> str:
         return "it is a web page"
     if start.startswith(b"PK") and (isinstance(error, OSError) or "PytorchStreamReader" in str(error)):
         return "its zip archive is cut short"
-    unsupported = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    unsupported = re.search(r"(?i)unsupported (?:global: )?global (\S+)", str(error))
     if unsupported:
         return f"it holds a {shortened(unsupported[1], 100)} beside the tensors, which is not loaded for safety"
     if isinstance(error, pickle.UnpicklingError):

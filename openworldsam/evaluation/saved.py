@@ -35,7 +35,7 @@ from openworldsam.data.records.instances import LVIS_KEYS
 from openworldsam.data.records.labels import read_labels, void_label
 from openworldsam.data.records.rle import decode_mask, encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
-from openworldsam.utils.files import read_any_json, save_json, save_png, save_text
+from openworldsam.utils.files import read_json, regular_file, save_json, save_png, save_text
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}
@@ -69,7 +69,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     path, wanted = folder / "run.json", json.loads(json.dumps(identity))
     if not path.exists():
         save_json(path, wanted)
-    elif (found := _read(path)) != wanted:
+    elif (found := read_json(path)) != wanted:
         other = ", ".join(key for key in wanted if wanted[key] != found.get(key)) or "keys"
         raise ValueError(f"{folder} has predictions made with other {other}; use another --output")
 
@@ -102,7 +102,7 @@ class SavedPredictions:
             FileNotFoundError: there are none.
         """
         try:
-            names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+            names = regular_file(folder / "classes.txt").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{folder} has no predictions; tools/eval_net.py --save-predictions makes them"
@@ -112,7 +112,7 @@ class SavedPredictions:
     def image_ids(self) -> list[ImageId]:
         """List the ids of images that are done, in the order of their files."""
         paths = sorted((self.folder / "images").glob("*.json"))
-        return [int(path.stem) if path.stem.isdigit() else _read(path)["image_id"] for path in paths]
+        return [int(path.stem) if path.stem.isdigit() else read_json(path)["image_id"] for path in paths]
 
     def image(self, image_id: ImageId) -> SavedImage:
         """Read an image that is done.
@@ -154,7 +154,7 @@ class SavedPredictions:
         if not path.exists():
             return None
         try:
-            content = _read(path)
+            content = read_json(path)
             if content.get("picture") != _checksum(_pixels(inputs)):
                 raise ValueError("its image has changed")
             if content["prompts"] != list(inputs["prompts"]):
@@ -228,7 +228,7 @@ class SavedPredictions:
     def finish(self, image_ids: Iterable[ImageId]) -> None:
         """Write the jsons of all images that are done; to be called on one process."""
         markers = [path for path in map(self._marker, image_ids) if path.exists()]
-        images = [_read(path) for path in markers]
+        images = [read_json(path) for path in markers]
         names = "".join(f"{name}\n" for name in self.class_names)
         save_text(self.folder / "classes.txt", names)
         makers = {"panoptic": self._panoptic, "instance": self._instances, "referring": self._referring}
@@ -309,12 +309,7 @@ def _stem(image_id: ImageId) -> str:
 def _marked(path: Path) -> Iterator[dict[str, Any]]:
     """Read the json of an image; a missing entry becomes a ValueError that names the file."""
     with expect(path, "file of tools/eval_net.py"):
-        yield _read(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_any_json(path)
-    return content
+        yield read_json(path)
 
 
 def _pixels(inputs: Mapping[str, Any]) -> np.ndarray:

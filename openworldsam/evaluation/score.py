@@ -59,7 +59,7 @@ from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
-from openworldsam.utils.files import by_stem, named, output_file, read_any_json, read_json, save_json
+from openworldsam.utils.files import by_stem, named, output_file, read_any_json, read_json, regular_file, save_json
 from openworldsam.utils.launch import say, user_errors
 
 TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
@@ -281,7 +281,8 @@ def read_class_names(path: Path) -> list[str]:
     """
     if path.suffix.lower() != ".json":
         with named(path):
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+            lines = regular_file(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+            names = [line.strip() for line in lines]
     else:
         with expect(path, "list of classes"), named(path):
             content = read_any_json(path)

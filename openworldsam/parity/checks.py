@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from tabulate import tabulate
 from torch import Tensor
 
+from openworldsam.utils.files import regular_file
+
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 """Floats: |a - b| <= 1e-4 + 1e-3 |b|; fp32 sums in another order differ by that much."""
 RELATIVE_L2 = 1e-4
@@ -46,7 +48,7 @@ def read_golden(path: str | Path) -> Golden:
         ValueError: it is damaged or not an .npz.
     """
     try:
-        with np.load(path) as file:
+        with np.load(regular_file(path)) as file:
             return Golden(path, dict(file))
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a golden file: {error}") from error

@@ -35,7 +35,7 @@ def regular_file(path: str | Path, hint: str = "") -> Path:
     """
     try:
         mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last one of a name with a zero byte
         raise FileNotFoundError(f"{path} not found. {hint}".rstrip()) from None
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is {_kind(mode)}, where a file is needed. {hint}".rstrip())
@@ -50,7 +50,7 @@ def output_file(path: str | Path) -> Path:
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # making its folder reports the latter
         if not stat.S_ISREG(mode := os.stat(path).st_mode):
-            raise FileExistsError(f"{path} is {_kind(mode)}; give the name of a file to write")
+            raise FileExistsError(f"{path} is {_kind(mode)}, not a regular file; give the name of a file to write")
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
@@ -168,7 +168,7 @@ def read_json(path: str | Path, hint: str = "") -> dict[str, Any]:
     """
     content = read_any_json(path, hint)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with images and annotations")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 

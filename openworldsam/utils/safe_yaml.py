@@ -57,23 +57,27 @@ def _children(node: Any) -> list[Any]:
     return []
 
 
-def read_yaml(path: str | Path, hint: str = "") -> Any:
+def read_yaml(path: str | Path, hint: str = "", complaint: str = "is not YAML") -> Any:
     """Read a YAML file of at most 1 MiB; an empty one gives None.
 
+    Args:
+        hint: ends the message about a missing file.
+        complaint: stands in the message about a damaged one.
+
     Raises:
-        FileNotFoundError: no such file; the message ends with the hint.
+        FileNotFoundError: no such file.
         ValueError: no regular file, too large, or no plain YAML: damaged, with a tag that would run code, a key twice,
             or aliases that multiply; in a line.
     """
     path = regular_file(path, hint)
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a YAML file may have {MAX_BYTES:,}")
+        raise ValueError(f"{path} {complaint}: it has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}")
     try:
         return yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
+        raise ValueError(f"{path} {complaint}: nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # as of dates that there are not, or an unhashable key
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         place = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{path} is not YAML ({place}{shortened(problem, 200)})") from None
+        raise ValueError(f"{path} {complaint}: {place}{shortened(problem, 200)}") from None

@@ -60,6 +60,6 @@ def brief(value: object) -> str:
         return f"a {type(value).__name__} with thousands of digits"
 
 
-def shortened(text: str, width: int = 1000) -> str:
+def shortened(text: str, width: int = 500) -> str:
     """Cut a text in its middle, to at most `width` characters."""
     return text if len(text) <= width else f"{text[: width - width // 3 - 3]}...{text[len(text) - width // 3 :]}"

@@ -283,7 +283,7 @@ def test_missing_files(reef):
         custom.register(describe(reef, labels="mine"))
     with pytest.raises(FileNotFoundError, match="instances: there is no file"):
         custom.register(describe(reef, INSTANCES, instances="mine.json"))
-    for text, message in (("a: [", "bad.yaml is not YAML"), ("reef", "got str")):
+    for text, message in (("a: [", "neither YAML nor JSON"), ("reef", "got str")):
         (reef / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             custom.register(reef / "bad.yaml")

@@ -118,7 +118,7 @@ def test_only_regular_files_are_written_and_read(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     odd_file(kind, path := tmp_path / "out.json")
     before = path.lstat().st_ino
-    with pytest.raises(FileExistsError, match=f"out.json is {kind}; give the name of a file"):
+    with pytest.raises(FileExistsError, match=f"out.json is {kind}, not a regular file; give the name of a file"):
         save_text(path, "text")
     assert path.lstat().st_ino == before and os.listdir(tmp_path) == ["out.json"]
     for read in (regular_file, read_json, read_any_json):

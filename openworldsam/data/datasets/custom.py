@@ -116,8 +116,9 @@ def read_description(path: str | Path) -> Description:
     """
     path = Path(path).expanduser().absolute()
     # YAML is nearly a superset of JSON, but has no tabs
-    hint = "DATASETS.OWN names it"
-    content = read_any_json(path, hint, _unique) if path.suffix.lower() == ".json" else read_yaml(path, hint)
+    hint, complaint = "DATASETS.OWN names it", "is neither YAML nor JSON"
+    is_json = path.suffix.lower() == ".json"
+    content = read_any_json(path, hint, _unique) if is_json else read_yaml(path, hint, complaint)
     try:
         return _parsed(path, content)
     except ValueError as error:

@@ -19,7 +19,7 @@ from openworldsam.data.datasets.benchmarks import LABELS, class_entries, find_pa
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import MAX_LABEL, read_labels
-from openworldsam.utils.files import find_files, save_atomically
+from openworldsam.utils.files import find_files, regular_file, save_atomically
 
 
 def save_labels(labels: np.ndarray, path: Path) -> None:
@@ -155,7 +155,7 @@ def read_scannet_table(path: Path) -> dict[int, int]:
     Raises:
         FileNotFoundError, ValueError: the file is missing or in another format.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with regular_file(path).open(encoding="utf-8", newline="") as file:
         try:
             return {int(row["id"]): int(row["nyu40id"]) for row in csv.DictReader(file, delimiter="\t")} | {0: 0}
         except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from openworldsam.data.prepare.plan import Plan
 from openworldsam.data.records.coco_json import by_id, lack
 from openworldsam.data.records.referring import image_name, plain_sentences
 from openworldsam.data.records.rle import Segmentation, encode_mask, union_mask
-from openworldsam.utils.files import read_json, save_json
+from openworldsam.utils.files import read_json, regular_file, save_json
 
 NO_TARGET = -1
 """gRefCOCO's only ann_id of an expression without a target."""
@@ -83,11 +83,15 @@ def _bytes(data: bytes | str, encoding: str = "utf-8") -> bytes:
     return data if isinstance(data, bytes) else data.encode(encoding, "surrogateescape")
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
     """Reads lists, tuples, dicts, numbers and texts; refuses imports, by which a pickle can run code.
 
-    The functions that make NumPy's numbers are replaced by those above.
+    The functions that make NumPy's numbers are replaced by those above. It is Python's own, since that of C makes room
+    for as many objects as a pickle of nine bytes announces.
     """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    del dispatch[pickle.BYTEARRAY8[0]]  # which fills as many bytes
 
     REPLACED: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "dtype"): _Dtype,
@@ -116,7 +120,7 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     is_json = path.suffix == ".json"
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             unpickler = _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape")
             refs = json.load(file) if is_json else _with_texts(unpickler.load(), {})
     except FileNotFoundError:
