@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from openworldsam.visualization.legend import (
     DARK,
@@ -20,11 +20,10 @@ from openworldsam.visualization.legend import (
     Drawable,
     Size,
     draw_legend,
-    ellipsise,
     legend_rows,
-    load_font,
     mask_colors,
 )
+from openworldsam.visualization.text import display_names, draw_text, fitted, text_width
 
 RGBImage = NDArray[np.uint8]  # [H, W, 3]
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
@@ -92,8 +91,8 @@ def draw_masks(
     tinted = cv2.addWeighted(resized, 1.0 - alpha, fill, alpha, 0.0)
     canvas = np.where(masks.owner[..., None] > 0, tinted, resized).astype(np.uint8)
     outlined = Image.fromarray(_outline(canvas, masks.contours, colors, prediction.scores))
-    font = load_font(_text_size(size) - (0 if len(colors) < _CROWD else 2))
-    _draw_labels(outlined, prediction, masks, colors, font, scores)
+    text = _text_size(size) - (0 if len(colors) < _CROWD else 2)
+    _draw_labels(outlined, prediction, masks, colors, text, scores)
     return np.array(outlined)
 
 
@@ -124,12 +123,11 @@ def contact_sheet(panels: list[tuple[str, RGBImage]], columns: int) -> RGBImage:
     gap, title = text, 2 * text
     size = sum(widths) + gap * (len(widths) + 1), sum(heights) + (title + gap) * len(rows)
     sheet = Image.new("RGB", size, PAPER)
-    draw, font = ImageDraw.Draw(sheet), load_font(text)
     top = 0
     for row, height in zip(rows, heights, strict=True):
         left = gap
         for (name, image), width in zip(row, widths, strict=False):
-            draw.text((left, top + text), ellipsise(name, font, width), INK, font, anchor="lm")
+            draw_text(sheet, (left, top + text), fitted(name, text, width), INK, text)
             sheet.paste(Image.fromarray(image), (left, top + title))
             left += width + gap
         top += height + title + gap
@@ -263,20 +261,22 @@ def _draw_labels(
     prediction: Drawable,
     masks: _CanvasMasks,
     colors: Sequence[Color],
-    font: ImageFont.FreeTypeFont,
+    text: int,
     scores: bool,
 ) -> None:
     """Label the visible part of each mask; large masks come first, as their labels need not move."""
     areas = np.bincount(masks.owner.ravel(), minlength=len(colors) + 1)[1:]
     order = [n for n in np.argsort(-areas, kind="stable").tolist() if areas[n] > 0]
+    index = prediction.prompt_index[order].tolist()
+    prompts = dict(zip(index, display_names(prediction.prompts, index, text, 10 * text), strict=True))
     names, anchors, sizes = [], [], []
     for n in order:
         x, y, width, height = cv2.boundingRect(np.concatenate(masks.contours[n]))
         column, row = pole_of_inaccessibility(masks.owner[y : y + height, x : x + width] == n + 1)
         anchors.append((x + column, y + row))
-        prompt = ellipsise(prediction.prompts[prediction.prompt_index[n]], font, 10 * font.size)
+        prompt = prompts[int(prediction.prompt_index[n])]
         names.append(f"{prompt} {prediction.scores[n]:.2f}".strip() if scores else prompt)
-        sizes.append((round(font.getlength(names[-1]) + 0.7 * font.size), round(1.4 * font.size)))
+        sizes.append((round(text_width(names[-1], text) + 0.7 * text), round(1.4 * text)))
     rects = place_labels(anchors, sizes, canvas.size)
     draw = ImageDraw.Draw(canvas)
     placed = [(n, name, *at, *r) for n, name, at, r in zip(order, names, anchors, rects, strict=True) if r]
@@ -287,7 +287,7 @@ def _draw_labels(
             draw.line([(x, y), end], colors[n], 1)
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colors[n], DARK)
     for n, name, _, _, x0, y0, x1, y1 in placed:
-        draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), font.size // 4, colors[n], DARK)
+        draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), text // 4, colors[n], DARK)
         luma = 0.299 * colors[n][0] + 0.587 * colors[n][1] + 0.114 * colors[n][2]
         ink = INK if luma > 130 else (255, 255, 255)
-        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), name, ink, font, anchor="mm")
+        draw_text(canvas, ((x0 + x1) / 2, (y0 + y1) / 2), name, ink, text, "m")

@@ -1,20 +1,18 @@
-"""Colours, text and legend for drawings of predictions."""
+"""Colours and legend for drawings of predictions."""
 
 from __future__ import annotations
 
 import colorsys
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-from matplotlib import get_data_path
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from openworldsam.visualization.text import display_names, draw_text, text_width
 
 if TYPE_CHECKING:
     from openworldsam.predictor import Prediction
@@ -111,10 +109,10 @@ def legend_rows(prediction: Drawable) -> list[LegendRow]:
 
 def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
     """Draw the legend for an image of `size`: as high as an image beside it, as wide as an image above it."""
-    font, pad, line = load_font(text), text, round(1.7 * text)
-    names = [ellipsise(row.prompt, font, 20 * text) for row in rows]
-    stats = max(map(font.getlength, (row.summary for row in rows)), default=0.0)
-    column = round(max(map(font.getlength, names), default=0.0) + stats) + 6 * text
+    pad, line = text, round(1.7 * text)
+    names = display_names([row.prompt for row in rows], range(len(rows)), text, 20 * text)
+    stats = max((text_width(row.summary, text) for row in rows), default=0.0)
+    column = round(max((text_width(name, text) for name in names), default=0.0) + stats) + 6 * text
     width, height = size
     if width > WIDE * height:
         columns = max(1, width // column)
@@ -129,39 +127,21 @@ def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
     if len(rows) > lines * columns:  # prompts with masks come first; the last place counts the omitted ones
         shown = sorted(shown, key=lambda index: rows[index].count == 0)[: lines * columns - 1]
     panel = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(panel)
     places = [(pad + i // lines * column, pad + i % lines * line + line // 2) for i in range(lines * columns)]
     for index, place in zip(shown, places, strict=False):
-        _draw_row(draw, rows[index], names[index], place, column - 2 * pad, font)
+        _draw_row(panel, rows[index], names[index], place, column - 2 * pad, text)
     if len(shown) < len(rows):
-        draw.text(places[-1], f"... and {len(rows) - len(shown)} more", GREY, font, anchor="lm")
+        draw_text(panel, places[-1], f"... and {len(rows) - len(shown)} more", GREY, text)
     return panel
 
 
-def _draw_row(
-    draw: ImageDraw.ImageDraw, row: LegendRow, name: str, place: Size, width: int, font: ImageFont.FreeTypeFont
-) -> None:
+def _draw_row(panel: Image.Image, row: LegendRow, name: str, place: Size, width: int, text: int) -> None:
     """Draw a swatch of the prompt's first shades, its text and, flush right, its summary."""
     x, y = place
-    half, end = font.size / 2, x + 1.8 * font.size
+    half, end, draw = text / 2, x + 1.8 * text, ImageDraw.Draw(panel)
     step = (end - x) / len(row.shades)
     for i, shade in enumerate(row.shades if row.count else ()):
         draw.rectangle((x + i * step, y - half, x + (i + 1) * step, y + half), shade)
     draw.rectangle((x, y - half, end, y + half), None, DARK if row.count else GREY)
-    draw.text((end + half, y), name, INK if row.count else GREY, font, anchor="lm")
-    draw.text((x + width, y), row.summary, GREY, font, anchor="rm")
-
-
-def ellipsise(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Shorten a text to one line of at most `width` pixels; characters no font can draw become question marks."""
-    text = " ".join(text[:500].encode("utf-8", "replace").decode().split())
-    if font.getlength(text) <= width:
-        return text
-    fitting = bisect_right(range(1, len(text)), width, key=lambda kept: font.getlength(text[:kept] + "..."))
-    return text[:fitting].rstrip() + "..."
-
-
-@lru_cache(maxsize=16)
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans from matplotlib, as it covers more scripts than Pillow's font."""
-    return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    draw_text(panel, (end + half, y), name, INK if row.count else GREY, text)
+    draw_text(panel, (x + width, y), row.summary, GREY, text, "r")
