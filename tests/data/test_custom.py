@@ -174,6 +174,14 @@ def test_a_key_twice_loses_no_class(reef, suffix):
         custom.register(path)
 
 
+@pytest.mark.parametrize("base", [PANOPTIC, INSTANCES])
+def test_names_of_images_may_be_those_of_windows(reef, base):
+    path = reef / ("panoptic.json" if base is PANOPTIC else "instances.json")
+    rewrite(path, images=[{"id": 1, "file_name": "day\\b.jpg", "height": 16, "width": 20}])
+    custom.register(describe(reef, base))
+    assert DatasetCatalog.get("reef")[0]["file_name"] == str(reef / "images/day/b.jpg")
+
+
 def test_things_may_take_the_place_of_isthing(reef):
     rewrite(reef / "panoptic.json", categories=[{"id": 3, "name": " sand"}, {"id": 8, "name": "fish"}])
     with pytest.raises(ValueError, match="it has no 'isthing'"):

@@ -84,7 +84,7 @@ def test_preparation_and_reading_turn_images_by_one_rule(run, root, capsys, labe
     assert run("ade20k_150", root) == (0 if seen else 2)
     assert "is 6 x 4, its image is 4 x 6" in capsys.readouterr().err or seen
     problems = [read_record(record)[0] for record in DatasetCatalog.get("ade20k_150_val")]
-    assert problems == [None] if seen else "is 6 x 4, its image is 4 x 6" in problems[0]
+    assert problems == [None] if seen else "is 6 x 4, its image is 4 x 6; does the orientation in EXIF" in problems[0]
     if seen:
         assert len(summary("ade20k_150_panoptic_val")) == 3
 

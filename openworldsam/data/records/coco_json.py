@@ -128,15 +128,17 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> Images:
 
 
 def correct_names(images: Mapping[ImageId, dict[str, Any]], root: str | Path) -> None:
-    """Replace image names that do not exist below the root and that two publishers' scripts are known to write.
+    """Replace image names that do not exist below the root and that scripts are known to write.
 
-    ScanNet's names have the suffix of the label images; Cityscapes' lack the folder of the city and have a "_gtFine".
+    Names written on Windows have backslashes. ScanNet's have the suffix of the label images; Cityscapes' lack the
+    folder of the city and have a "_gtFine".
     """
     missing = set(find_missing(Path(root, image["file_name"]) for image in images.values()))
     for image in images.values():
         name = image["file_name"]
         if str(Path(root, name)) in missing:
-            meant = (str(Path(name).with_suffix(".jpg")), f"{name.partition('_')[0]}/{name.replace('_gtFine', '')}")
+            meant = [name.replace("\\", "/"), str(Path(name).with_suffix(".jpg"))]
+            meant.append(f"{name.partition('_')[0]}/{name.replace('_gtFine', '')}")
             image["file_name"] = next((other for other in meant if Path(root, other).exists()), name)
 
 

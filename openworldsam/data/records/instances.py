@@ -16,6 +16,7 @@ from openworldsam.data.records.coco_json import (
     Category,
     by_id,
     contiguous_ids,
+    correct_names,
     expect,
     image_entries,
     is_crowd,
@@ -132,6 +133,7 @@ def load_instances(
     content = read_json(json_file, hint)
     with expect(json_file, "COCO instance json", hint), named(json_file):
         images = by_id(content["images"])
+        correct_names(images, image_root)
         contiguous = contiguous_ids(content, categories)
         records = {i: InstanceRecord(image_entries(image, image_root), instances=[]) for i, image in images.items()}
         for i, image in images.items():

@@ -143,4 +143,8 @@ class Record(dict[str, Any]):
         """Raise ValueError if the pixels [H, W, ...] of the file under a key have another size than the record."""
         height, width = pixels.shape[:2]
         if (height, width) != (self["height"], self["width"]):
-            raise ValueError(f"{self[key]} is {width} x {height}, {other} is {self['width']} x {self['height']}")
+            on_side = (width, height) == (self["height"], self["width"])
+            advice = "; does the orientation in EXIF or XMP turn one of them? It must turn both, or neither" * on_side
+            raise ValueError(
+                f"{self[key]} is {width} x {height}, {other} is {self['width']} x {self['height']}{advice}"
+            )
