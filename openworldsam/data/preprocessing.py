@@ -139,7 +139,7 @@ def _identify(file: IO[bytes]) -> ImageFile:
         return _Jpeg(file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is an error instead
+            warnings.simplefilter("ignore")  # they name no file; what matters is an error
             return Image.open(file, formats=[*FORMATS])
     except Image.UnidentifiedImageError:
         other = next((f"it is {name}" for name, start in _OTHERS.items() if re.match(start, head, re.DOTALL)), "")
@@ -209,7 +209,7 @@ def upright(image: Image.Image) -> Image.Image:
         # Pillow turns TIFFs itself as EXIF says, and as only some forms of XMP do
         turn, xmp = _turn(image), image.info.pop("xmp", None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, without a name; damage is an error
+        warnings.simplefilter("ignore")
         image.load()
     if not isinstance(image, TiffImageFile):
         turn = _turn(image)

@@ -416,7 +416,7 @@ def test_only_the_orientation_is_read_of_exif(tmp_path, file_format, tag):
 
 
 @pytest.mark.parametrize("tag", ODD_TAGS.values(), ids=ODD_TAGS)
-def test_odd_tags_of_a_tiff_harm_nothing(tmp_path, tag):
+def test_odd_tags_of_a_tiff_harm_nothing(tmp_path, recwarn, tag):
     content = encoded(Image.fromarray(noise(4, 7, 3)), "TIFF")
     (start,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, start)
@@ -427,6 +427,7 @@ def test_odd_tags_of_a_tiff_harm_nothing(tmp_path, tag):
     head = content[:4] + struct.pack("<I", len(content)) + content[8:]
     (tmp_path / "a.tif").write_bytes(head + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(20))
     assert np.array_equal(read_image(tmp_path / "a.tif"), np.rot90(noise(4, 7, 3), -1))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
