@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from fractions import Fraction
@@ -15,8 +16,6 @@ from openworldsam.video.frames import open_video
 
 logger = logging.getLogger(__name__)
 
-SOUNDS = ("aac", "mp3", "opus", "flac", "alac", "ac3", "eac3")
-"""Codecs of sound that are copied, as an MP4 may have them."""
 OPTIONS = {"crf": "32", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}
 """Of the VP9 encoder: constant quality, about nine times as fast as its default."""
 TICKS = Fraction(1, 90_000)
@@ -28,37 +27,41 @@ class Overlay:
     Args:
         path: of the MP4.
         fps: frames per second; the last frame lasts so long.
+        size: (H, W) of the frames; an odd one loses its last row or column, as the codec needs even sizes.
         sound: file with the sound.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, fps: float, sound: Path | None = None) -> None:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], sound: Path | None = None) -> None:
+        self._height, self._width = size[0] // 2 * 2, size[1] // 2 * 2
+        self._source: InputContainer | None = None
+        self._open(path, fps)
+        if sound is None:
+            return
+        try:
+            self._source = open_video(sound)
+            stream = self._source.streams.audio[0]
+            self._packets, self._sound = self._source.demux(stream), self._file.add_stream_from_template(stream)
+            self._file.start_encoding()
+        except (av.FFmpegError, ValueError, AttributeError) as error:  # the last, of a codec that FFmpeg does not know
+            logger.warning("the overlay has no sound: an MP4 cannot have that of %s: %s", sound, error)
+            self._source = None
+            with contextlib.suppress(av.FFmpegError):
+                self._file.close()
+            self._open(path, fps)
+
+    def _open(self, path: Path, fps: float) -> None:
         self._file = av.open(str(path), "w")
         self._video = self._file.add_stream("libvpx-vp9", Fraction(fps).limit_denominator(1001), options=OPTIONS)
         self._video.pix_fmt, self._video.codec_context.time_base = "yuv420p", TICKS
-        self._source: InputContainer | None = None
-        if sound is not None:
-            self._open_sound(sound)
-
-    def _open_sound(self, path: Path) -> None:
-        """Prepare to copy the first sound of a file."""
-        source = open_video(path)
-        stream = source.streams.audio[0]
-        codec = stream.codec_context.name if stream.codec_context else "of an unknown codec"
-        if codec not in SOUNDS:
-            logger.warning("the overlay has no sound: an MP4 cannot have that of %s, which is %s", path, codec)
-            return
-        self._source, self._packets = source, source.demux(stream)
-        self._sound = self._file.add_stream_from_template(stream)
+        self._video.height, self._video.width = self._height, self._width
 
     def write(self, image: np.ndarray, seconds: float) -> None:
         """Write a frame, uint8 [H, W, 3], RGB, and the sound until it."""
-        height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2  # the codec needs even sizes
-        if not self._video.codec_context.is_open:
-            self._video.height, self._video.width = height, width
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+        even = np.ascontiguousarray(image[: self._height, : self._width])
+        frame = av.VideoFrame.from_ndarray(even, format="rgb24")
         frame.pts, frame.time_base = round(seconds / TICKS), TICKS
         self._file.mux(self._video.encode(frame))
         self._copy_sound(seconds)

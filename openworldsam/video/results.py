@@ -71,9 +71,12 @@ class ResultWriter:
             scores=np.array([frame.scores[id_] for id_ in ids], np.float32),
             prompt_index=np.array(ids, np.int64) - 1,
         )
+        overlay = draw_masks(image, drawn)
         if self._overlay is None:
-            self._overlay = Overlay(self.folder / "overlay.mp4", self.fps, self.sound)
-        self._overlay.write(draw_masks(image, drawn), seconds)
+            self._overlay = Overlay(
+                self.folder / "overlay.mp4", self.fps, (overlay.shape[0], overlay.shape[1]), self.sound
+            )
+        self._overlay.write(overlay, seconds)
         self._lines.write(json.dumps(line) + "\n")
         self.written += 1
 

@@ -149,8 +149,9 @@ def test_a_full_disk_ends_the_run_and_a_kill_loses_no_names(tiny, tmp_path, monk
     assert seen and seen <= {track["id"] for track in saved[1]}  # known before the second frame was saved
 
 
-@pytest.mark.parametrize(("codec", "copied"), [("aac", True), ("pcm_s16le", False)])
+@pytest.mark.parametrize(("codec", "copied"), [("aac", True), ("pcm_s16le", True), ("libmp3lame", False)])
 def test_the_sound_is_copied_or_its_loss_is_said(tiny, tmp_path, caplog, codec, copied):
+    """An MP4 cannot have MP3 of 8 kHz."""
     with av.open(str(tmp_path / "clip.mov"), "w") as file:
         video, sound = file.add_stream("mpeg4", rate=10), file.add_stream(codec, rate=8000, layout="mono")
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
