@@ -798,7 +798,11 @@ FOLDERS = {
             ("half a picture", picture("JPEG")[:300], r".*not a readable image"),
             ("a bomb", bomb(), r".*pixels"),
             ("a broken link", dangling, r".*not found"),
-            ("PostScript", picture("EPS"), r"."),
+            ("PostScript", picture("EPS"), r".*it is EPS; convert it"),
+            ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), r".*it is HEIC; convert it"),
+            ("AVIF", b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(99), r".*it is AVIF; convert it"),
+            ("a video", Spoiled("clip.mp4", half), r".*it is a video; convert it"),
+            ("a pipe", fifo, r".*is a pipe, where a file is needed"),
             ("a text", "cat", r".*not a readable image"),
         )
     },
@@ -819,6 +823,16 @@ FOLDERS = {
         "a broken link": (dangling, r"clip .*bad\.mp4 not found"),
         "a playlist": ("#EXTM3U\n#EXTINF:1,\nhttp://localhost:1/a.ts\n", r"bad\.mp4 is not a readable video"),
         "a list of files": ("ffconcat version 1.0\nfile /etc/passwd\n", r"bad\.mp4 is not a readable video"),
+        "a picture": (picture("PNG"), r"bad\.mp4 is not a readable video"),
+    },
+    f"{VIDEO} --input {B} -> 1": {
+        name: ({"0.png": picture("PNG"), "1.png": content}, rf"bad: 1 lost [\s\S]*{line}")
+        for name, content, line in (
+            ("a damaged frame", "x", r"1\.png is not a readable image"),
+            ("a frame of another size", picture("PNG", (9, 9)), r"frame 1 is 9 x 9 pixels"),
+            ("a frame as a bomb", bomb(), r"1\.png has .* pixels"),
+            ("a frame as a pipe", fifo, r"1\.png is a pipe"),
+        )
     },
     f"{VIDEO} --input": {
         "missing": (["nothing.mp4"], r"clip nothing\.mp4 not found"),
