@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from pycocotools import mask as mask_util
-
 from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.utils.files import save_json, save_text
@@ -53,7 +51,7 @@ def _xml_lines(results: FolderResults) -> Iterator[str]:
         worst_first = sorted(record["annotations"], key=lambda annotation: annotation["score"])
         for level, annotation in enumerate(worst_first):
             left, top, width, height = map(int, annotation["bbox"])
-            mask = mask_util.decode(annotation["segmentation"]).astype(bool)
+            mask = results.mask(record, annotation)
             runs = run_lengths(mask[top : top + height, left : left + width])
             values = {
                 "label": texts[annotation["category_id"] - 1],

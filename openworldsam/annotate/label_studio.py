@@ -16,7 +16,6 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from openworldsam.annotate.coco import json_list
 from openworldsam.annotate.results import FolderResults
@@ -60,7 +59,7 @@ def _tasks(results: FolderResults, folder: str) -> Iterator[dict[str, Any]]:
                 "score": annotation["score"],
                 "value": {
                     "format": "rle",
-                    "rle": pack_mask(mask_util.decode(annotation["segmentation"]).astype(bool)),
+                    "rle": pack_mask(results.mask(record, annotation)),
                     "brushlabels": [results.prompts.texts[annotation["category_id"] - 1]],
                 },
             }

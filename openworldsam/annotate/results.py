@@ -11,8 +11,9 @@ All files are written atomically, so that a run may be killed at any time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from panopticapi.utils import id2rgb
 
 from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
+from openworldsam.data.records.coco_json import expect
 from openworldsam.data.records.labels import void_label
+from openworldsam.data.records.rle import decode_mask
 from openworldsam.predictor import Prediction, coco_annotations
-from openworldsam.utils.files import read_json, save_json, save_png
+from openworldsam.utils.files import named, read_json, save_json, save_png
 from openworldsam.visualization import draw_prediction
 
 
@@ -79,10 +82,33 @@ class FolderResults(NamedTuple):
                 path.unlink()
 
     def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield id and record of each finished image: the keys of `save`."""
+        """Yield id and record of each finished image: the keys of `save`.
+
+        Raises:
+            ValueError: a record is damaged.
+        """
         for image_id, name in enumerate(self.names, start=1):
             if os.path.isfile(path := self.record_path(name)):
-                yield image_id, read_json(path)
+                with expect(path, "record of openworldsam-annotate", "Delete it and run the command again"):
+                    self._check(record := read_json(path), name)
+                yield image_id, record
+
+    def _check(self, record: Mapping[str, Any], name: str) -> None:
+        """Raise KeyError or TypeError if this is not the record of an image."""
+        numbers = [record["width"], record["height"], record["best_score"]]
+        for annotation in record["annotations"]:
+            numbers += [annotation[key] for key in ("area", "iscrowd", "score", "isthing")] + annotation["bbox"]
+            if annotation["category_id"] not in range(1, len(self.prompts.texts) + 1):
+                raise TypeError(f"it has the prompt {annotation['category_id']!r:.80}")
+            if len(annotation["bbox"]) != 4 or not isinstance(annotation["segmentation"], dict):
+                raise TypeError("a mask is missing")
+        if record["file_name"] != name or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise TypeError("it is of another image, or a number is missing")
+
+    def mask(self, record: Mapping[str, Any], annotation: Mapping[str, Any]) -> np.ndarray:
+        """Decode the mask of an annotation of a record, bool [H, W]; raises ValueError if it is damaged."""
+        with named(self.record_path(record["file_name"])):
+            return decode_mask(annotation["segmentation"], (record["height"], record["width"]))
 
     def record_path(self, name: str) -> Path:
         """Path of an image's record."""

@@ -19,6 +19,7 @@ from openworldsam.annotate.prompts import Prompts
 from openworldsam.annotate.results import FolderResults
 from openworldsam.data.records.rle import run_lengths
 from openworldsam.inference import TASKS
+from openworldsam.utils.files import read_json, save_json
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -204,9 +205,9 @@ def test_memory_does_not_grow_with_the_number_of_images(made, prompts, tmp_path)
     results, peaks = FolderResults(tmp_path, names, prompts, "panoptic"), []
     image, prediction = made("0.png", (12, 16), "panoptic")
     results.save(image, prediction)
-    record = (tmp_path / "records/0.json").read_bytes()
+    record = read_json(tmp_path / "records/0.json")
     for name in names[1:]:
-        (tmp_path / "records" / name).with_suffix(".json").write_bytes(record)
+        save_json((tmp_path / "records" / name).with_suffix(".json"), {**record, "file_name": name})
     for part in (results._replace(names=names[:20]), results):
         tracemalloc.start()
         write_coco(part, {})

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from world import make_world
+from world import contents, make_world
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,13 +16,3 @@ def world(tiny_weights, tmp_path_factory):
     before = contents(folder)
     yield folder
     assert contents(folder) == before
-
-
-def contents(folder):
-    """The content of every file below a folder, and the target of every link, by path; without logs and locks."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.name == "log.txt" or path.name.endswith(".lock"):
-            continue
-        found[path] = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-    return found

@@ -34,7 +34,7 @@ class Ended(NamedTuple):
     err: str
 
 
-def run_tasks(tasks, seconds=10, memory=MEMORY):
+def run_tasks(tasks, seconds=30, memory=MEMORY):
     """Run tasks one after the other, forking again only where one kills its process; returns an `Ended` for each.
 
     Each may take some seconds, and all together may add `memory` bytes to what this process has.
@@ -65,7 +65,7 @@ def _run_in_a_fork(tasks, seconds, memory):
     ended = []
     with os.fdopen(reading, "rb") as answers, contextlib.suppress(EOFError):
         while True:
-            ended.append(Ended(*pickle.load(answers), *_written(tasks[len(ended)])))
+            ended.append(Ended(*pickle.load(answers)))
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if len(ended) < len(tasks):
         ended.append(Ended(status, 0.0, *_written(tasks[len(ended)])))
@@ -80,7 +80,7 @@ def _limit_memory(memory):
 
 
 def _run(task, seconds):
-    """Call the function of a task as a fresh process would; returns the exit status, and seconds of computing."""
+    """Call the function of a task as a fresh process would; returns the content of `Ended`."""
     begun = time.process_time()
     os.chdir(task.folder)
     for name in (None, *logging.root.manager.loggerDict):  # handlers of earlier ones write elsewhere
@@ -102,7 +102,7 @@ def _run(task, seconds):
         status = UNHANDLED
     signal.setitimer(signal.ITIMER_REAL, 0)
     sys.stdout.flush(), sys.stderr.flush()
-    return status, time.process_time() - begun
+    return status, time.process_time() - begun, *_written(task)
 
 
 def _written(task):

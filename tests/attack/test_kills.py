@@ -1,0 +1,100 @@
+"""Commands that are killed at random moments: run again, they finish, equal an uninterrupted run, and leave no parts.
+
+tests/engine/test_training_interrupted.py, tests/data/test_feature_cache.py and tests/test_download.py kill trainings,
+caches and downloads at chosen moments.
+"""
+
+import os
+import random
+import signal
+import sys
+
+import pytest
+from sandbox import run_task
+from world import contents
+
+from openworldsam.annotate.command import main as annotate
+from openworldsam.engine.cache_features import main as cache_features
+from openworldsam.engine.evaluate import main as evaluate
+from openworldsam.predictor import OpenWorldSAMPredictor
+
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.truncate", "shutil.copyfile")
+"""Python's audit events around which files change."""
+
+
+def with_kill(moment, wait, count, function, *args):
+    """Call a function; kill this process `wait` seconds after the file system is used for the `moment`-th time.
+
+    The number of uses up to the end goes to the file `count`.
+    """
+    used = 0
+
+    def watch(event, arguments):
+        nonlocal used
+        if event in CHANGES and not (
+            event == "open" and isinstance(arguments[1], str) and arguments[1].startswith("r")
+        ):
+            used += 1
+            if used == moment:
+                signal.setitimer(signal.ITIMER_REAL, wait) if wait else os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    try:
+        function(*args)
+    finally:
+        count.write_text(str(used))
+
+
+def save_pretrained(config, folder):
+    OpenWorldSAMPredictor(config).save_pretrained(folder)
+
+
+def commands(world, out):
+    """Calls of the commands that can go on, by name."""
+    tiny = ["--config-file", f"{world}/tiny.yaml", "--output", str(out)]
+    asked = ["--input", f"{world}/pictures", "--prompts", f"{world}/prompts.txt", "--task", "panoptic", "--overlays"]
+    return {
+        "annotate": (annotate, [*tiny, *asked, "--num-processes", "1", "--cvat", "--label-studio"]),
+        "evaluate": (evaluate, [*tiny, "--save-predictions"]),
+        "cache": (cache_features, [*tiny, "--image-features", "all", "--batch-size", "1"]),
+        "save_pretrained": (save_pretrained, world / "tiny.yaml", out),
+    }
+
+
+def results(folder):
+    """The files of a run; those with times and commands have no content."""
+    return {
+        path.relative_to(folder).as_posix(): None if path.name == "results.json" else content
+        for path, content in contents(folder).items()
+    }
+
+
+def attack(world, folder, name, kills, seed):
+    """Kill a command, and then its reruns, at random moments; let the last rerun go on to its end."""
+    generator = random.Random(seed)
+    whole, killed, count = folder / "whole", folder / "killed", folder / "count"
+    ended = run_task(folder, with_kill, 0, 0, count, *commands(world, whole)[name], seconds=60)
+    assert ended.status == 0, ended
+    died = 0
+    for _ in range(kills):
+        moment, wait = generator.randint(1, int(count.read_text())), generator.choice([0, 0.003 * generator.random()])
+        ended = run_task(folder, with_kill, moment, wait, folder / "rest", *commands(world, killed)[name], seconds=60)
+        died += ended.status < 0
+        assert ended.status in (0, -signal.SIGKILL, -signal.SIGALRM), ended
+    ended = run_task(folder, with_kill, 0, 0, folder / "rest", *commands(world, killed)[name], seconds=60)
+    assert ended.status == 0, ended
+    assert results(killed) == results(whole)
+    assert not list(folder.rglob("*.part"))
+    return died
+
+
+@pytest.mark.parametrize("name", ["annotate", "evaluate", "cache", "save_pretrained"])
+def test_a_command_is_killed_twice(world, tmp_path, name):
+    assert attack(world, tmp_path, name, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["annotate", "evaluate", "cache", "save_pretrained"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_command_is_killed_often(world, tmp_path, name, seed):
+    assert attack(world, tmp_path, name, kills=5, seed=seed)
