@@ -1,7 +1,6 @@
 """Bad arguments of the Python interface and of the page's session: an exception that says what is wrong, at once."""
 
 import re
-from threading import Lock
 
 import numpy as np
 import pytest
@@ -105,7 +104,7 @@ def names(world):
     cfg = load_config(world / "tiny.yaml")
     predictor, bare = OpenWorldSAMPredictor(cfg), OpenWorldSAMPredictor(cfg)
     predictor.set_image(PIXELS)
-    session = Session(predictor, Lock(), PIXELS, "a.png")
+    session = Session(predictor, PIXELS, "a.png", max_work=10**9)
     made = {"world": world, "cfg": cfg, "predictor": predictor, "bare": bare, "session": session}
     known = {"np": np, "torch": torch, "OpenWorldSAMPredictor": OpenWorldSAMPredictor, "VideoPredictor": VideoPredictor}
     return {"PIXELS": PIXELS, "NAN": NAN, "USUAL": USUAL, **known, **made}

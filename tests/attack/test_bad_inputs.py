@@ -1,7 +1,6 @@
 """Every bad input of the table gives its line, at once, and changes nothing."""
 
 import importlib.util
-import json
 import re
 import shlex
 import sys
@@ -47,8 +46,6 @@ MAINS = {
     **{"convert": script("tools/convert_weights.py"), "parity": script("tools/check_parity.py")},
     "download": script("weights/download.py"),
 }
-PENDING = set(json.loads((Path(__file__).parent / "pending.json").read_text()))
-"""Rows that are not mended yet."""
 ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
 
 
@@ -94,8 +91,6 @@ def call(main, words):
 @pytest.mark.parametrize(("command", "name"), ROWS, ids=[f"{c.split()[0]}: {name}" for c, name in ROWS])
 def test_a_bad_input_is_a_line(results, command, name):
     line, status = TABLE[command][name][1], int(command.partition(" -> ")[2] or 2)
-    if f"{command} {name}" in PENDING:
-        pytest.xfail("not mended yet")
     ended, before, after = results(command)[name]
     errors = [each for each in ended.err.splitlines() if re.search(r"\berror: |^problem: ", each)]
     assert ended.status == status, ended
