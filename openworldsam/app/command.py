@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -44,11 +45,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        parser.error(f"--port is 1 to 65535, got {args.port}")
     if args.queue < 1 or args.max_work < 1:
         parser.error(f"--queue and --max-work are at least 1, got {args.queue} and {args.max_work}")
     if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path begins with / or is an address, got {args.root_path}")
     return args
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError if a server cannot listen on an address, before the model is loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as place:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"cannot listen on {host!r}, port {port}: {reason}; choose another --host or --port"
+        ) from error
 
 
 def serve(
@@ -111,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         if find_spec("gradio") is None:
             raise ValueError("the page needs Gradio: pip install -e '.[app]' -c requirements.txt")
+        check_address(args.host, args.port)
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so the folder goes
         with server_folder() as folder:
             predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)

@@ -128,7 +128,7 @@ def test_it_listens_to_this_machine_only_by_default():
 
 def test_errors_of_the_command_are_one_line(capsys, exit_status):
     assert exit_status(main, "--config-file", "none.yaml") == 2
-    assert capsys.readouterr().err.startswith("error: none.yaml not found")
+    assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch, capsys, exit_status):

@@ -770,10 +770,27 @@ FOLDERS = {
         "a control character": ("cat\x07", r"bad\.txt, line 1: .*unprintable"),
         "an invisible character": ("cat\u200b", r"bad\.txt, line 1: .*unprintable"),
         "a zero byte": ("cat\0", r"bad\.txt, line 1: .*unprintable"),
+        "a thing and stuff": (
+            "cat\nstuff: cat",
+            r"bad\.txt, line 2: 'cat' is both a thing and stuff; keep one of them",
+        ),
         "a mark alone": ("cat\nstuff:", r"bad\.txt, line 2: 'stuff:' has no prompt after the mark"),
         "a folder": (folder, r"bad\.txt"),
         "a pipe": (fifo, r"bad\.txt"),
         "missing": (dangling, r"bad\.txt not found; write one prompt per line"),
+    },
+    f"{ANNOTATE} --input {{w}}/pictures --task instance --cvat --prompts {B}.txt": {
+        "too long for CVAT": ("c" * 65, r"CVAT takes labels of up to 64 characters, 1 of the prompts are longer"),
+    },
+    "app --config-file {w}/tiny.yaml": {
+        "a port too high": (["--port", "99999"], r"--port is 1 to 65535, got 99999"),
+        "a port of words": (["--port", "http"], r"--port.*http"),
+        "a host that is not there": (["--host", "1.2.3.4"], r"cannot listen on '1\.2\.3\.4', port 7860: .*--host"),
+        "a host of no letters": (["--host", "\x1b[2J"], r"cannot listen on '\\x1b\[2J', port 7860: .*--host"),
+        "no queue": (["--queue", "0"], r"--queue and --max-work are at least 1, got 0"),
+        "no work": (["--max-work", "-5"], r"--queue and --max-work are at least 1, got 32 and -5"),
+        "a root that is no path": (["--root-path", "a"], r"--root-path begins with / or is an address, got a"),
+        "a config that is missing": (["--config-file", "none.yaml"], r"none\.yaml not found"),
     },
     f"{ANNOTATE} --prompts {{w}}/prompts.txt --task instance --input": {
         "missing": (["nothing"], r"nothing is not a folder"),

@@ -15,6 +15,7 @@ from world import contents
 
 from openworldsam.ablation.command import main as ablate
 from openworldsam.annotate.command import main as annotate
+from openworldsam.app.command import main as app
 from openworldsam.data.check import main as check
 from openworldsam.data.prepare.command import main as prepare
 from openworldsam.demo import main as demo
@@ -40,7 +41,7 @@ def script(path):
 
 
 MAINS = {
-    **{"ablate": ablate, "annotate": annotate, "benchmark": benchmark, "cache_features": cache_features},
+    **{"ablate": ablate, "annotate": annotate, "app": app, "benchmark": benchmark, "cache_features": cache_features},
     **{"check": check, "demo": demo, "eval": evaluate, "prepare": prepare, "pretrain": pretrain, "report": report},
     **{"score": score, "train": train, "video": video},
     **{"convert": script("tools/convert_weights.py"), "parity": script("tools/check_parity.py")},
