@@ -102,6 +102,18 @@ class _Jpeg(JpegImageFile):
         pass
 
 
+class _Tiff(TiffImageFile):
+    """A TIFF whose odd tags harm nothing: Pillow decodes them all before it turns the image."""
+
+    def load_end(self) -> None:
+        try:
+            super().load_end()
+        except Exception:  # of whatever class; nothing has been turned
+            if (turn := _TURNS.get(self.tag_v2.get(_ORIENTATION) or 1)) is not None:
+                self.im = self.im.transpose(turn)
+            self._size = self.im.size
+
+
 @contextmanager
 def open_image(path: str | Path, kind: str = "image") -> Iterator[ImageFile]:
     """Open an image file of one of `FORMATS`; its pixels are decoded when they are asked for.
@@ -135,11 +147,13 @@ def _identify(file: IO[bytes]) -> ImageFile:
     """Read the header of a file of one of `FORMATS`; raises almost anything for others."""
     head = file.read(64)
     file.seek(0)
-    if head.startswith(b"\xff\xd8\xff"):
-        return _Jpeg(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name no file; what matters is an error
+            if head.startswith(b"\xff\xd8\xff"):
+                return _Jpeg(file)
+            if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+                return _Tiff(file)
             return Image.open(file, formats=[*FORMATS])
     except Image.UnidentifiedImageError:
         other = next((f"it is {name}" for name, start in _OTHERS.items() if re.match(start, head, re.DOTALL)), "")

@@ -402,6 +402,7 @@ ODD_TAGS = {
     "a thumbnail of no place": (0x0201, 3, 3, b"\xff\xff\xff\xff"),
     "GPS without an end": (0x8825, 4, 1, b"\xff\xff\0\0"),
     "a folder of tags that is itself": (0x8769, 4, 1, b"\x08\0\0\0"),
+    "tags of no place": (0xA005, 7, 1, b"\x08\0\0\0"),
     "a rational over zero": (0x0128, 10, 1, b"\x26\0\0\0"),
 }
 
