@@ -19,6 +19,7 @@ A weight file holds one or more components, kept under their public names until 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -81,6 +82,19 @@ class WeightFile:
     layout: str
     components: dict[str, StateDict]
     metadata: dict[str, str]
+
+    def recorded(self, component: str) -> Source | None:
+        """Return the origin of the encoder that an adapter was trained with, if its file says so.
+
+        Raises:
+            ValueError: the record is damaged.
+        """
+        if component not in self.metadata:
+            return None
+        try:
+            return Source(**json.loads(self.metadata[component]))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: the record of its {component} weights is damaged ({error})") from None
 
     def source(self, component: str) -> Source:
         """Return the origin of one component."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -217,9 +216,8 @@ def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: C
                 *(file.path, key, recorded, configured[key], preset),
             )
     for component, source in sources.items():
-        trained = json.loads(file.metadata.get(component, "null"))
-        if trained and trained["fingerprint"] != source.fingerprint:
+        if (trained := file.recorded(component)) and trained.fingerprint != source.fingerprint:
             logger.warning(
                 "%s was trained with other %s weights (%s) than those of %s",
-                *(file.path, component, trained["file"], source.file),
+                *(file.path, component, trained.file, source.file),
             )

@@ -86,16 +86,15 @@ def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
         start = file.read(64)
     try:
         if path.suffix != ".safetensors":
-            return _from_pickle(load_pickle(path))
+            return _from_pickle(_load_pickle(path))
         with safe_open(path, framework="pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
     except Exception as error:  # a damaged file makes the readers raise almost anything
         raise ValueError(f"{path} is damaged or not a checkpoint ({_reason(start, error)}); fetch it again") from error
 
 
-def load_pickle(path: str | Path) -> Any:
+def _load_pickle(path: Path) -> Any:
     """Load tensors, plain values and NumPy numbers that `torch.save` wrote; a damaged file raises almost anything."""
-    path = regular_file(path)
     # checkpoints may hold training arguments and NumPy numbers beside the tensors
     with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -110,7 +109,8 @@ def _from_pickle(content: Any) -> tuple[StateDict, dict[str, str]]:
         if isinstance(content.get(key), Mapping):
             content = content[key]
     state = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    return state, dict(metadata) if isinstance(metadata, Mapping) else {}
+    texts = metadata.items() if isinstance(metadata, Mapping) else ()
+    return state, {key: text for key, text in texts if isinstance(key, str) and isinstance(text, str)}
 
 
 def _reason(start: bytes, error: Exception) -> str:

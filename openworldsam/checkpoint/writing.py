@@ -66,8 +66,7 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
         # its own file no longer shows that an encoder was fine-tuned
         note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
         _save_tensors(file.components[name], written[name], note)
-    recorded = {name: json.loads(trained.metadata[name]) for name in encoders if name in trained.metadata}
-    sources = {name: Source(**recorded[name]) if name in recorded else f.source(name) for name, f in encoders.items()}
+    sources = {name: trained.recorded(name) or file.source(name) for name, file in encoders.items()}
     state = trained.components[ADAPTER.name]
     _save_adapter_state(state, written[ADAPTER.name], carried_over(trained), sources)
     return written

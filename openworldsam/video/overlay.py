@@ -12,6 +12,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from openworldsam.utils.files import output_file
 from openworldsam.video.frames import open_video
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Overlay:
             self._open(path, fps)
 
     def _open(self, path: Path, fps: float) -> None:
-        self._file = av.open(str(path), "w")
+        self._file = av.open(str(output_file(path)), "w")
         self._video = self._file.add_stream("libvpx-vp9", Fraction(fps).limit_denominator(1001), options=OPTIONS)
         self._video.pix_fmt, self._video.codec_context.time_base = "yuv420p", TICKS
         self._video.height, self._video.width = self._height, self._width

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from openworldsam.utils.files import save_json, save_png
+from openworldsam.utils.files import output_file, save_json, save_png
 from openworldsam.video.overlay import Overlay
 from openworldsam.video.predictor import Track
 from openworldsam.video.trackers import TrackedFrame
@@ -46,7 +46,7 @@ class ResultWriter:
 
     def __enter__(self) -> ResultWriter:
         (self.folder / "masks").mkdir(parents=True, exist_ok=True)
-        self._lines = (self.folder / "frames.jsonl").open("w", buffering=1)
+        self._lines = output_file(self.folder / "frames.jsonl").open("w", buffering=1)
         return self
 
     def __exit__(self, error: object, *_: object) -> None:

@@ -139,3 +139,11 @@ def test_the_authors_checkpoints_are_told_apart_by_their_names(files, tmp_path):
         assert file.source("adapter").trained_on == f"{coco}{tuned}" and file.source("sam2").trained_on == ""
     converted = convert_released(tmp_path / "model_final_refcocog.pth", tmp_path / "parts")
     assert read_weights(converted["adapter"]).source("adapter").trained_on == f"{coco}, refcocog_umd_train"
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "3", '{"file": "a"}', '{"x": 1}', "[" * 100_000])
+def test_a_damaged_record_of_the_encoders_is_named(record, states, encoders, make_cfg, tmp_path):
+    save_file(states["adapter"], tmp_path / "a.safetensors", {"sam2": record})
+    cfg = make_cfg(WEIGHTS=tmp_path / "a.safetensors", **encoders)
+    with pytest.raises(ValueError, match=r"a\.safetensors: the record of its sam2 weights is damaged"):
+        load_weights(OpenWorldSAM(cfg), cfg)
