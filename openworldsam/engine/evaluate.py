@@ -29,7 +29,7 @@ from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json
-from openworldsam.utils.launch import launch_command
+from openworldsam.utils.launch import launch_command, say
 from openworldsam.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     }
     path = args.output / RESULTS
     save_json(path, content, indent=1)
-    print("\n".join([table(results, paper), *remarks(results, paper), str(path)]))
+    say(*table(results, paper).splitlines(), *remarks(results, paper), path)
     if missing:
         raise FileNotFoundError(lack)
 

@@ -129,8 +129,8 @@ def error_text(error: Exception) -> str:
         message = str(error.args[0])
     elif isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
         message = f"cannot use {error.filename}: {error.strerror.lower()}"
-    elif message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
-        message = message.strip().splitlines()[-1].split(": ", 1)[-1]
+    if message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
+        message = message.rpartition(f"{message.split()[1]}: ")[2].strip()
     return shortened(message)
 
 

@@ -73,6 +73,17 @@ def test_errors_are_one_line(capsys):
     assert capsys.readouterr().err == f"error: {ESCAPED} is no image\n"
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyError, FileNotFoundError])
+def test_an_error_of_a_worker_is_one_line(capsys, kind):
+    """Its message holds a traceback and the class of the error."""
+    trace = (
+        f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File"
+    )
+    with pytest.raises(SystemExit), user_errors():
+        raise kind(f"{trace}\n{kind.__name__}: a\nb.png: it is cut\n")
+    assert capsys.readouterr().err == "error: a\\nb.png: it is cut\n"
+
+
 def test_lines_that_are_said(capsys):
     say("one", HOSTILE, Path("three"))
     assert capsys.readouterr().out == f"one\n{ESCAPED}\nthree\n"
