@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,\
     $(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 
-.PHONY: install test test-slow lint demo benchmark clean
+.PHONY: install test test-slow attack lint demo benchmark clean
 
 # The stamp is written last, so an interrupted install is repeated.
 STAMP := $(VENV)/.openworldsam-installed
@@ -39,7 +39,11 @@ test: $(EXTRAS)
 	$(PY) -m pytest -q -rs -m "not slow" tests
 
 test-slow: $(EXTRAS)
-	$(PY) -m pytest -q -rs -m slow tests
+	$(PY) -m pytest -q -rs -m slow --ignore tests/attack tests
+
+# Every reader with a thousand damaged files, every command killed fifty times: docs/reliability.md.
+attack: $(EXTRAS)
+	$(PY) -m pytest -q -rs tests/attack
 
 lint: install
 	$(PY) -m ruff check .

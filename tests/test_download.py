@@ -386,6 +386,21 @@ def test_kill_9_in_the_middle_then_resume(remote: Remote, run: Run, tmp_path: Pa
     assert remote.asked[1]["Range"] == f"bytes={kept}-"
 
 
+@pytest.mark.parametrize("note", [b"", b"x\ny", b"\xff\n\xff", b"-1\ny", b"9" * 5000 + b"\ny"])
+def test_a_damaged_note_of_a_part_begins_again(remote: Remote, run: Run, tmp_path: Path, note: bytes) -> None:
+    (tmp_path / "net.pt.part").write_bytes(BODY[:1000])
+    (tmp_path / "net.pt.part.origin").write_bytes(note)
+    assert run() == 0
+    assert_whole(tmp_path)
+
+
+def test_a_kill_after_the_rename_leaves_no_note(remote: Remote, run: Run, tmp_path: Path) -> None:
+    assert run() == 0
+    (tmp_path / "net.pt.part.origin").write_text('300000\n"first"')
+    assert run() == 0
+    assert_whole(tmp_path)
+
+
 def test_a_file_other_than_the_recorded_one_is_not_kept(
     remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,8 +198,8 @@ def _check_answer(headers: Message, first: bytes) -> None:
 def _fetch(weight: Weight, part: Path) -> None:
     """Complete ``part``. Raises as _open and _pieces do, and OSError if the part cannot be written."""
     origin = Path(f"{part}.origin")  # size of the remote file, and its ETag or date if the download can be resumed
-    known, _, validator = (origin.read_text() if origin.exists() else "").partition("\n")
-    offset, size = (_length(part), int(known)) if validator else (0, 0)
+    known, _, validator = (origin.read_text(errors="replace") if origin.exists() else "").partition("\n")
+    offset, size = (_length(part), int(known)) if validator and known.isdecimal() and len(known) < 20 else (0, 0)
     if offset and offset == size:  # complete; the run that fetched it ended before the rename
         return
     # If-Range: if the remote file has changed since, the server sends all of it instead of the rest
@@ -239,7 +239,7 @@ def check(path: Path, record: Path, published: str) -> str:
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
             digest.update(piece)
-    found, recorded = digest.hexdigest(), record.read_text().split()[:1] if record.exists() else []
+    found, recorded = digest.hexdigest(), record.read_text(errors="replace").split()[:1] if record.exists() else []
     if published not in ("", found):
         advice = "It is damaged, or the publisher has changed it; delete it and run the command again"
         raise DownloadError(f"{path} has SHA-256 {found}, the published file {published}. {advice}")
@@ -301,6 +301,7 @@ def _get(weight: Weight, target: Path, verify: bool) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         _say(f"{target}: fetching {weight.url}")
         return f"complete, SHA-256 {download(weight, target)}"
+    Path(f"{target}.part.origin").unlink(missing_ok=True)  # of a run that was killed after the rename
     if verify and not (weight.sha256 or record.exists()):
         raise DownloadError(f"it cannot be verified, {record} is missing")
     return "already there" + (f", SHA-256 as it should be: {check(target, record, weight.sha256)}" if verify else "")

@@ -6,16 +6,19 @@ caches and downloads at chosen moments.
 
 import os
 import random
+import re
 import signal
 import sys
 
 import pytest
 from sandbox import run_task
+from test_download import download, remote  # noqa: F401 (fixture)
 from world import contents
 
 from openworldsam.annotate.command import main as annotate
 from openworldsam.engine.cache_features import main as cache_features
 from openworldsam.engine.evaluate import main as evaluate
+from openworldsam.engine.train import main as train
 from openworldsam.predictor import OpenWorldSAMPredictor
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.truncate", "shutil.copyfile")
@@ -49,8 +52,14 @@ def save_pretrained(config, folder):
     OpenWorldSAMPredictor(config).save_pretrained(folder)
 
 
-def commands(world, out):
+def fetch(url, folder):
+    download.SCHEMES, download.BACKOFF_SECONDS = ("http",), 0.0  # the server here has no certificate
+    sys.exit(download.main(["net", "--output", str(folder)], {"net": download.Weight(url, "net.pt", "", "")}))
+
+
+def commands(world, out, url):
     """Calls of the commands that can go on, by name."""
+    steps = ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.LOG_PERIOD", "1", "OUTPUT_DIR", str(out)]
     tiny = ["--config-file", f"{world}/tiny.yaml", "--output", str(out)]
     asked = ["--input", f"{world}/pictures", "--prompts", f"{world}/prompts.txt", "--task", "panoptic", "--overlays"]
     return {
@@ -58,30 +67,38 @@ def commands(world, out):
         "evaluate": (evaluate, [*tiny, "--save-predictions"]),
         "cache": (cache_features, [*tiny, "--image-features", "all", "--batch-size", "1"]),
         "save_pretrained": (save_pretrained, world / "tiny.yaml", out),
+        "train": (train, ["--config-file", f"{world}/tiny.yaml", "--resume", *steps]),
+        "download": (fetch, url, out),
     }
+
+
+UNLIKE = re.compile(r"results\.json|metrics\.json|config\.yaml|state_.*\.pth")
+"""Files whose content names times, commands or temporary files."""
 
 
 def results(folder):
-    """The files of a run; those with times and commands have no content."""
+    """The files of a run by name, without those that TensorBoard names by the time."""
+    found = {path.relative_to(folder).as_posix(): content for path, content in contents(folder).items()}
     return {
-        path.relative_to(folder).as_posix(): None if path.name == "results.json" else content
-        for path, content in contents(folder).items()
+        name: None if UNLIKE.fullmatch(name) else content for name, content in found.items() if "tfevents" not in name
     }
 
 
-def attack(world, folder, name, kills, seed):
+def attack(world, folder, url, name, kills, seed):
     """Kill a command, and then its reruns, at random moments; let the last rerun go on to its end."""
     generator = random.Random(seed)
     whole, killed, count = folder / "whole", folder / "killed", folder / "count"
-    ended = run_task(folder, with_kill, 0, 0, count, *commands(world, whole)[name], seconds=60)
+    ended = run_task(folder, with_kill, 0, 0, count, *commands(world, whole, url)[name], seconds=60)
     assert ended.status == 0, ended
     died = 0
-    for _ in range(kills):
-        moment, wait = generator.randint(1, int(count.read_text())), generator.choice([0, 0.003 * generator.random()])
-        ended = run_task(folder, with_kill, moment, wait, folder / "rest", *commands(world, killed)[name], seconds=60)
+    call, rest = commands(world, killed, url)[name], folder / "rest"
+    for number in range(kills):
+        moment = generator.randint(1, int(count.read_text()))
+        wait = generator.choice([0, 0.003 * generator.random()]) if number else 0
+        ended = run_task(folder, with_kill, moment, wait, rest, *call, seconds=60)
         died += ended.status < 0
         assert ended.status in (0, -signal.SIGKILL, -signal.SIGALRM), ended
-    ended = run_task(folder, with_kill, 0, 0, folder / "rest", *commands(world, killed)[name], seconds=60)
+    ended = run_task(folder, with_kill, 0, 0, rest, *call, seconds=60)
     assert ended.status == 0, ended
     assert results(killed) == results(whole)
     assert not list(folder.rglob("*.part"))
@@ -90,11 +107,11 @@ def attack(world, folder, name, kills, seed):
 
 @pytest.mark.parametrize("name", ["annotate", "evaluate", "cache", "save_pretrained"])
 def test_a_command_is_killed_twice(world, tmp_path, name):
-    assert attack(world, tmp_path, name, kills=2, seed=0)
+    assert attack(world, tmp_path, "", name, kills=2, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["annotate", "evaluate", "cache", "save_pretrained"])
+@pytest.mark.parametrize("name", ["annotate", "evaluate", "cache", "save_pretrained", "train", "download"])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_command_is_killed_often(world, tmp_path, name, seed):
-    assert attack(world, tmp_path, name, kills=5, seed=seed)
+def test_a_command_is_killed_often(world, tmp_path, remote, name, seed):  # noqa: F811
+    assert attack(world, tmp_path, remote.url, name, kills=5, seed=seed)
