@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import check_labels, write_cvat
@@ -34,7 +33,7 @@ from openworldsam.predictor import Prediction
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
-from openworldsam.utils.launch import item_error, launch_command, say
+from openworldsam.utils.launch import item_error, launch_command, log_to, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
 from openworldsam.utils.text import printable
@@ -81,7 +80,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     first = comm.is_main_process()
     with lock(args.output / ".lock", f"another run writes to {args.output}") if first else nullcontext():
-        setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
+        log_to(args.output)
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg)
         question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}

@@ -15,7 +15,6 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from openworldsam.checkpoint import load_weights, provenance
 from openworldsam.checkpoint.layouts import Source
@@ -29,7 +28,7 @@ from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_json
-from openworldsam.utils.launch import launch_command, say
+from openworldsam.utils.launch import launch_command, log_to, say
 from openworldsam.utils.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     cfg.DATASETS.TEST = with_tables(args.benchmarks) or cfg.DATASETS.TEST
     check_evaluation(cfg)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
-    setup_logger(str(args.output), comm.get_rank(), name="openworldsam")
+    log_to(args.output)
     missing = missing_benchmarks(cfg.DATASETS.TEST)
     cfg.DATASETS.TEST = [name for name in cfg.DATASETS.TEST if name not in missing]
     lack = " ".join(f"{name} is missing: {reason}" for name, reason in missing.items())

@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
-from detectron2.utils.logger import setup_logger
 
 from openworldsam.checkpoint import read_weights, save_adapter, save_component
 from openworldsam.config import load_config
@@ -25,7 +24,7 @@ from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_png, save_text
-from openworldsam.utils.launch import launch_command
+from openworldsam.utils.launch import launch_command, log_to
 from openworldsam.utils.locking import lock
 
 
@@ -57,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
     with alone if comm.is_main_process() else contextlib.nullcontext():
         if not args.resume and newest_state(folder):
             raise ValueError(f"{folder} already holds a training: give --resume, or another OUTPUT_DIR")
-        setup_logger(str(folder), comm.get_rank(), name="openworldsam")
+        log_to(folder)
         for name in cfg.DATASETS.TEST if cfg.TEST.EVAL_PERIOD else ():
             DatasetCatalog.get(name)  # missing files are an error now, not at the first evaluation
         trainer = Trainer(cfg)

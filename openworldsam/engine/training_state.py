@@ -17,7 +17,7 @@ from openworldsam.checkpoint.loading import training_record
 from openworldsam.config import config_value
 from openworldsam.engine.trainer import Trainer
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import regular_file, save_atomically
+from openworldsam.utils.files import output_file, regular_file, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def resume(trainer: Trainer) -> None:
 
 def forget_metrics(path: Path, start: int) -> None:
     """Drop the lines of steps from `start` on, which are about to be repeated, and one that a kill cut short."""
-    if not path.is_file():
+    if not output_file(path).is_file():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):

@@ -93,6 +93,7 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
     """
     if min(*args.prompts, args.warmup, args.repeats, args.images) < 1:
         raise ValueError("--prompts, --warmup, --repeats and --images are 1 or more")
+    args.output.mkdir(parents=True, exist_ok=True)  # an error before the work
     pipelines, abouts = zip(*contenders(args, encoded_image(args.image), scratch), strict=True)
     device, load = pipelines[0].model.device, [os.getloadavg()[0]]
     content: dict[str, Any] = machine.describe(device)

@@ -11,14 +11,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import launch as spawn
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
+from openworldsam.utils.files import output_file
 from openworldsam.utils.text import PrintableRecord, printable, shortened
 
 
@@ -115,6 +118,12 @@ def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
     except (ValueError, OSError, KeyError, FloatingPointError) as error:
         print_error(error)
         sys.exit(2)
+
+
+def log_to(folder: Path) -> None:
+    """Log to the terminal and to the folder's log.txt; other processes than the first only to a log of their own."""
+    output_file(folder / "log.txt")  # Detectron2 would wait for a pipe's reader
+    setup_logger(str(folder), comm.get_rank(), name="openworldsam")
 
 
 def print_error(error: Exception) -> None:

@@ -61,6 +61,15 @@ def test_the_command_trains_resumes_and_writes_the_adapter_alone(command, tmp_pa
     assert load_config(output / "config.yaml").SOLVER.MAX_ITER == 3
 
 
+@pytest.mark.parametrize("name", ["log.txt", "metrics.json", "config.yaml", "state_0000009.pth"])
+def test_a_pipe_among_the_outputs_is_an_error_and_not_waited_for(command, name, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / name)
+    assert command("--resume") == 2
+    assert f"{name} " in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "out" / name).is_fifo()
+
+
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(command, make_cfg, tmp_path, capsys):
     assert command("--dry-run") == 0
     printed = capsys.readouterr().out
