@@ -32,7 +32,7 @@ from openworldsam.utils.files import regular_file
 ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
 
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "PNG": (".png",),
     "WebP": (".webp",),
     "BMP": (".bmp",),

@@ -64,7 +64,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     """Evaluate as the command line says, on every process; the first writes the results.
 
     Raises:
-        FileNotFoundError: benchmarks are missing, after the others have been evaluated and written.
+        FileNotFoundError: benchmarks are missing or damaged, after the others have been evaluated and written.
     """
     start = time.monotonic()
     cfg = load_config(args.config_file, args.opts)
@@ -74,7 +74,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     log_to(args.output)
     missing = missing_benchmarks(cfg.DATASETS.TEST)
     cfg.DATASETS.TEST = [name for name in cfg.DATASETS.TEST if name not in missing]
-    lack = " ".join(f"{name} is missing: {reason}" for name, reason in missing.items())
+    lack = " ".join(f"{name} is left out: {reason}" for name, reason in missing.items())
     if not cfg.DATASETS.TEST:
         raise FileNotFoundError(lack)
     model = OpenWorldSAM(cfg)
@@ -103,14 +103,14 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
 
 
 def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
-    """Registered datasets without their files: the reason by name, with what to do about it."""
+    """Find registered datasets whose files are missing or damaged: the reason by name, with what to do about it."""
     missing = {}
     for name in names:
         try:
             DatasetCatalog.get(name)
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             missing[name] = str(error)
-            logger.warning("%s is missing and left out: %s", name, error)
+            logger.warning("%s is left out: %s", name, error)
     return missing
 
 

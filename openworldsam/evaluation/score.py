@@ -7,7 +7,8 @@ instance: a COCO json of annotations and a list of COCO results, with masks or b
 concept: the same files; every image is asked for some phrases, which may be absent. These are the categories of its
     annotations and its neg_category_ids, less its not_exhaustive_category_ids, as in LVIS; without neg_category_ids all
     categories, so that files of SA-Co, which have one category and an image for every phrase, are read as they are.
-    Several files of annotations are those of several annotators.
+    Several files of annotations are those of several annotators. As in SA-Co, an image that is not
+    "is_instance_exhaustive" in one of them is left out.
 cityscapes: Cityscapes' own AP. A folder of its *_gtFine_instanceIds.png (--gt-dir), and either a list of COCO results
     with masks, whose categories are those of labelIds and whose image ids are names such as ulm_000000_000019 or those
     of a json (--gt); or a folder with a text file for each image (--pred-dir), as cityscapesScripts reads it.
@@ -43,6 +44,7 @@ from openworldsam.data.records.coco_json import (
     by_id,
     contiguous_ids,
     expect,
+    flag,
     is_crowd,
     listed_categories,
     read_categories,
@@ -50,7 +52,7 @@ from openworldsam.data.records.coco_json import (
     whole,
 )
 from openworldsam.data.records.labels import LABEL_SUFFIXES, read_labels, void_label
-from openworldsam.data.records.rle import Segmentation, decode_mask
+from openworldsam.data.records.rle import Segmentation, decode_mask, empty_mask
 from openworldsam.evaluation.cityscapes_files import find_truths, read_predictions, read_truth
 from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
@@ -178,8 +180,8 @@ def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
 
     Raises:
         FileNotFoundError: a json is missing.
-        ValueError: a json is damaged, two list other images, the results name an unknown image or category, or
-            `ConceptScores` refuses an image.
+        ValueError: a json is damaged, two list other images, an unknown image or category is named, or `ConceptScores`
+            refuses an image.
     """
     files = [_read_instances(truth, ("category_id", "segmentation")) for truth in truths]
     names, images, _ = files[0]
@@ -193,11 +195,14 @@ def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
     scores = ConceptScores()
     for image_id, image in _progress(images.items()):
         annotations = [by_image[image_id] for _, _, by_image in files]
-        with expect(truths[0], "COCO json of instances"):
+        if not all(listed[image_id].get("is_instance_exhaustive", True) for _, listed, _ in files):
+            continue
+        with expect(truths[0], "COCO json of instances"), named(f"image {image_id}"):
             phrases = {a["category_id"] for annotated in annotations for a in annotated}
-            phrases |= set(image.get("neg_category_ids", names))
-            phrases -= set(image.get("not_exhaustive_category_ids", ()))
-        with named(f"image {image_id}"):
+            phrases |= set(names if (absent := image.get("neg_category_ids")) is None else absent)
+            if strangers := phrases - names.keys():
+                raise ValueError(f"it has the category {min(strangers)!r}, not among those of {truths[0].name}")
+            phrases -= set(image.get("not_exhaustive_category_ids") or ())
             scores.update(_size(image), phrases, results[image_id], *annotations)
     return Report(scores.compute(), names)
 
@@ -226,8 +231,9 @@ def score_semantic(truth_dir: Path, predicted_dir: Path, classes: Path, ignore: 
         lacking = predicted_dir / files[missing[0]].relative_to(truth_dir)
         raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, such as {lacking}")
     for stem, file in _progress(files.items()):
+        labels, truth = read_labels(predicted[stem]), read_labels(file)
         with named(file):
-            scores.update(read_labels(predicted[stem]), read_labels(file))
+            scores.update(labels, truth)
     return Report(scores.compute(), dict(enumerate(names)))
 
 
@@ -251,21 +257,19 @@ def score_referring(truth: Path, predicted: Path, *, generalized: bool = False) 
         with named(predicted):
             predictions = {i: _code(result) for i, result in _by_key("id", results).items()}
     if unknown := sorted(predictions.keys() - truths.keys(), key=str):
-        raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]}")
+        raise ValueError(f"{predicted} has predictions for {len(unknown)} unknown ids, such as {unknown[0]!r}")
     scores = GeneralizedReferringScores() if generalized else ReferringScores()
     for expression, (code, size) in _progress(truths.items()):
-        nothing = {"size": list(size), "counts": [size[0] * size[1]]}
         with named(f"{truth}: annotation {expression}"):
-            truth_mask = decode_mask(nothing if code is None else code, size)
+            truth_mask = decode_mask(empty_mask(size) if code is None else code, size)
         with named(f"{predicted}: prediction {expression}"):
-            code = predictions.get(expression)
-            scores.update(decode_mask(nothing if code is None else code, size), truth_mask)
+            scores.update(decode_mask(predictions.get(expression) or empty_mask(size), size), truth_mask)
     return Report(scores.compute(), {}, [expression for expression in truths if expression not in predictions])
 
 
 def _code(expression: Mapping[str, Any]) -> Segmentation | None:
-    """Return the mask of an expression, None if it has no target."""
-    return None if expression.get("no_target") else expression["segmentation"]
+    """Return the mask of an expression, None if it has no target; an empty list if the mask is empty or null."""
+    return None if flag(expression, "no_target") else expression["segmentation"] or []
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -303,11 +307,14 @@ def _read_instances(
     """Read the category names, the images, and the annotations by image of a COCO json."""
     with expect(path, "COCO json of instances"):
         content = read_json(path)
-        names = {category["id"]: category["name"] for category in listed_categories(content)}
+        listed = listed_categories(content)
+        names = {category["id"]: category["name"] for category in listed}
         with named(path):
             images = by_id(content["images"])
         annotations = _by_image(path, content["annotations"], images, needed)
-    _check_names(path, list(names.values()))
+    _check_names(path, [category["name"] for category in listed])
+    if len(names) < len(listed):
+        raise ValueError(f"{path} has {len(listed)} categories with only {len(names)} ids")
     return names, images, annotations
 
 

@@ -171,7 +171,7 @@ OPTIONS = {
     },
     f"{EVAL}": {
         "unknown benchmark": (["--benchmarks", "sea"], r"sea"),
-        "missing benchmark": (["--benchmarks", "pascal_voc_20_val"], r"pascal_voc_20_val is missing"),
+        "missing benchmark": (["--benchmarks", "pascal_voc_20_val"], r"pascal_voc_20_val is left out"),
         "nothing": (["DATASETS.TEST", "[]"], r"DATASETS\.TEST is empty"),
         "unknown protocol": (["TEST.PROTOCOL", "all"], r"TEST\.PROTOCOL is one of .*'all'"),
         "unknown sentences": (["TEST.SENTENCES", "last"], r"TEST\.SENTENCES is one of .*'last'"),

@@ -192,13 +192,13 @@ def test_things_may_take_the_place_of_isthing(reef):
 
 
 def test_linked_files_and_any_case_and_accents_of_macos(reef):
-    for name in ("0.JPG", "1.Jpeg", "2.BMP", "3.WEBP", "4.Tif", "é.PNG"):
+    for name in ("0.JPG", "1.Jpeg", "2.BMP", "3.WEBP", "4.Tif", "5.jfif", "é.PNG"):
         Image.new("RGB", (20, 16)).save(reef / "images" / unicodedata.normalize("NFC", name))
-    for name in ("0.PNG", "1.TIFF", "2.Png", "3.TIF", "é.png"):
+    for name in ("0.PNG", "1.TIFF", "2.Png", "3.TIF", "5.png", "é.png"):
         Image.new("L", (20, 16)).save(reef / "labels" / unicodedata.normalize("NFD", name))
     (reef / "labels/4.PNG").symlink_to("0.PNG")
     custom.register(describe(reef))
-    assert check_dataset("reef", read=True) == ("reef", 8, [], [])
+    assert check_dataset("reef", read=True) == ("reef", 9, [], [])
 
 
 def test_jpegs_are_no_label_images(reef):

@@ -53,6 +53,24 @@ def test_objects_are_segments_the_small_above_the_large_above_crowds(make):
     assert not empty.read_panoptic()[0].any()
 
 
+@pytest.mark.parametrize("root", ["", "val2017"])
+def test_files_of_lvis_are_named_by_their_addresses(make, tmp_path, root):
+    """Below the folder of all images, or that of a split; and what is null is not given."""
+
+    def change(content):
+        for image in content["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+            image |= {"neg_category_ids": None, "not_exhaustive_category_ids": None}
+
+    path = make(change)
+    (tmp_path / "val2017").mkdir()
+    for name in ("4.png", "7.png"):
+        (tmp_path / name).rename(tmp_path / "val2017" / name)
+    records = load_instances(path, tmp_path / root, categories=CATEGORIES)
+    assert [record["file_name"] for record in records] == [str(tmp_path / f"val2017/{i}.png") for i in (4, 7)]
+    assert not any("absent" in record or "not_exhaustive" in record for record in records)
+
+
 def test_classes_of_a_json_that_says_nothing_of_things(make):
     assert read_categories(make(), all_things=True) == CATEGORIES
     with pytest.raises(ValueError, match="isthing"):

@@ -83,6 +83,20 @@ def test_samples_of_few_bits_are_read_as_they_are(tmp_path, bits):
     assert read_labels(tmp_path / "a.png").tolist() == samples.tolist()
 
 
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_samples_of_a_tiff_are_read_as_they_are_whichever_value_is_white(tmp_path, bits, white):
+    samples = np.arange(48).reshape(6, 8) % 2**bits
+    digits = np.unpackbits(samples.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+    pixels = np.packbits(digits.reshape(6, -1), axis=1).tobytes()
+    # width, height, bits, no compression, 0 is white or black, and the pixels: one strip, right after the header
+    tags = {256: 8, 257: 6, 258: bits, 259: 1, 262: 1 - white, 273: 8, 277: 1, 278: 6, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    (tmp_path / "a.tif").write_bytes(header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert read_labels(tmp_path / "a.tif").tolist() == samples.tolist()
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_a_label_image_is_turned_as_its_image_is(tmp_path, orientation, suffix):

@@ -117,6 +117,16 @@ def test_a_table_of_the_paper_names_its_benchmarks(command, tiny_weights, tmp_pa
     assert results["benchmarks"].keys() == {"shapes_val"} and results["missing"].keys() == set(with_tables(["table1"]))
 
 
+def test_a_damaged_benchmark_takes_no_other_with_it(command, tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "cityscapes").mkdir()
+    (tmp_path / "cityscapes/panoptic_val.json").write_text('{"images": [')
+    assert command(tmp_path, ["cityscapes_19_panoptic_val", "shapes_val"], options(tiny_weights)) == 2
+    assert "error: cityscapes_19_panoptic_val is left out: " in capsys.readouterr().err
+    results = results_of(tmp_path)
+    assert results["benchmarks"].keys() == {"shapes_val"} and "is not json" in str(results["missing"])
+
+
 def test_the_config_names_the_datasets_and_the_seed_the_scenes(command, tiny_weights, tmp_path):
     found = []
     for seed in (0, 0, 1):

@@ -155,6 +155,7 @@ UNLISTED = '[{"image_id": 3, "score": 1, "category_id": 24, "segmentation": []}]
         (f"{name(3)}_pred.txt", "../a.png 24 .5", ["--pred-dir", "."], "lies outside"),
         (f"{name(3)}_pred.txt", "none.png 24 .5", ["--pred-dir", "."], "none.png not found"),
         (f"{name(8)}_gtFine_instanceIds.png", "", ["--pred-dir", "."], f"no prediction of {name(8)}"),
+        (f"{name(3)}_pred.txt", f"{name(0)}_gtFine_instanceIds.png 24 nan", ["--pred-dir", "."], "score must be a fin"),
         ("found.json", UNLISTED, ["--pred", "found.json"], "does not list: 3"),
         ("a.json", STRANGER, ["--gt", "a.json", "--pred", "found.json"], "images without ground truth, such as a"),
         ("a.json", "", [], "--task cityscapes needs --gt-dir, and --pred or --pred-dir"),

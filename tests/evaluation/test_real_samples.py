@@ -137,7 +137,7 @@ def evaluated(evaluate, tmp_path_factory):
 def test_the_table_has_every_benchmark_and_says_what_is_missing_and_that_a_tiny_model_is_not_the_papers(evaluated):
     folder, done = evaluated
     assert done.returncode == 2  # SUN RGB-D was asked for and is not there
-    assert done.stderr.splitlines()[-1].startswith("error: sun_rgbd_37_val is missing: ")
+    assert done.stderr.splitlines()[-1].startswith("error: sun_rgbd_37_val is left out: ")
     results = json.loads((folder / "results.json").read_text())
     assert {name: content["images"] for name, content in results["benchmarks"].items()} == IMAGES
     assert not any(content["skipped"] or content["remarks"] for content in results["benchmarks"].values())

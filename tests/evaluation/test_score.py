@@ -246,8 +246,19 @@ def test_concept(score, phrases, tmp_path):
     edit(tmp_path / "gt.json", lambda c: c["images"][1].update(not_exhaustive_category_ids=[17]))
     assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(1)
     # without any such entry, of all
-    edit(tmp_path / "gt.json", lambda c: [image.pop("neg_category_ids") for image in c["images"]])
-    assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(0.5)
+    for change in (lambda image: image.update(neg_category_ids=None), lambda image: image.pop("neg_category_ids")):
+        edit(tmp_path / "gt.json", lambda c, change=change: [change(image) for image in c["images"]])
+        assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(0.5)
+
+
+def test_as_in_sa_co_images_that_are_not_exhaustively_annotated_are_left_out(score, phrases, tmp_path):
+    write(tmp_path / "other.json", json.loads((tmp_path / "gt.json").read_text()))
+    edit(tmp_path / "gt.json", lambda c: c["images"][0].update(is_instance_exhaustive=True))
+    files = ["--gt", "gt.json", "other.json", "--pred", "pred.json"]
+    assert score("concept", *files)[1]["IL_MCC"] == 0
+    edit(tmp_path / "other.json", lambda c: c["images"][1].update(is_instance_exhaustive=False))
+    assert score("concept", *files)[1]["IL_MCC"] == pytest.approx(1)
+    assert score("concept", *files)[1]["pmF1"] == pytest.approx(100, abs=0.1)
 
 
 def test_concept_of_several_annotators(score, phrases, tmp_path):
@@ -265,6 +276,9 @@ def test_concept_of_several_annotators(score, phrases, tmp_path):
         ("pred", lambda c: c[0].update(image_id=9), "pred.json has 1 images that the ground truth does not list: 9"),
         ("pred", lambda c: c[0].pop("segmentation"), "pred.json is no list of COCO results: it has no 'segmentation'"),
         ("gt", lambda c: c["images"][0].update(neg_category_ids=3), "gt.json is no COCO json of instances: "),
+        ("gt", lambda c: c["images"][0].update(neg_category_ids=[3]), "image 0: it has the category 3, not among"),
+        ("other", lambda c: c["annotations"][0].update(category_id=3), "image 0: it has the category 3, not among"),
+        ("gt", lambda c: c["categories"].append({"id": 17, "name": "dog"}), "gt.json has 3 categories with only 2 ids"),
         ("gt", lambda c: c["images"].pop(0), "gt.json has 1 images that the ground truth does not list: 0"),
         ("other", lambda c: c["images"].append({"id": 2, **SIZE}), "other.json and gt.json list other images"),
     ],
@@ -410,6 +424,8 @@ def test_referring(score, expressions, tmp_path):
         ("pred", lambda c: c["annotations"][0].pop("id"), "it has no 'id'"),
         ("pred", lambda c: c["annotations"][0]["segmentation"].update(size=[6, 4]), "pred.json: prediction 10: a mask"),
         ("gt", lambda c: c["annotations"][0].update(segmentation=[]), "gt.json: annotation 10: a segmentation without"),
+        ("gt", lambda c: c["annotations"][0].update(segmentation=None), "annotation 10: a segmentation without a poly"),
+        ("gt", lambda c: c["annotations"][0].update(no_target="false"), "no_target must be 0 or 1, got 'false'"),
         (
             "gt",
             lambda c: c["annotations"][0]["segmentation"].update(counts=None),
@@ -442,6 +458,9 @@ def test_generalized_referring(score, expressions, tmp_path):
     edit(tmp_path / "pred.json", lambda c: c["annotations"].extend(results))
     status, content, *_ = score("generalized_referring", *expressions)
     assert status == 0
+    for empty in ([], None):
+        edit(tmp_path / "pred.json", lambda c, empty=empty: c["annotations"][2].update(segmentation=empty))
+        assert score("generalized_referring", *expressions)[1] == content
     assert content["gIoU"] == pytest.approx(100 * (0.5 + 0 + 0 + 3) / 6)
     assert content["cIoU"] == pytest.approx(100 * 4 / (8 + 8 + 4))
     assert (content["N-acc"], content["T-acc"], content["precision@0.7"]) == (75, 50, 0)

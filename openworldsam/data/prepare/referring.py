@@ -13,7 +13,7 @@ import numpy as np
 
 from openworldsam.data.datasets.referring import REFERRING, Counts
 from openworldsam.data.prepare.plan import Plan
-from openworldsam.data.records.coco_json import by_id, lack
+from openworldsam.data.records.coco_json import by_id, flag, lack
 from openworldsam.data.records.referring import image_name, plain_sentences
 from openworldsam.data.records.rle import Segmentation, encode_mask, union_mask
 from openworldsam.utils.files import read_json, regular_file, save_json
@@ -220,7 +220,7 @@ def _expressions(
 
 def _targets(ref: Mapping[str, Any]) -> list[int]:
     """Return the objects that an expression of gRefCOCO refers to."""
-    return [] if ref.get("no_target") else [i for i in ref["ann_id"] if i != NO_TARGET]
+    return [] if flag(ref, "no_target") else [i for i in ref["ann_id"] if i != NO_TARGET]
 
 
 def count(refs: Iterable[Mapping[str, Any]], split: str) -> Counts:

@@ -122,6 +122,8 @@ def by_id(images: Iterable[Mapping[str, Any]]) -> Images:
             if not 1 <= side <= MAX_SIDE:
                 raise ValueError(f"the {key} of image {id_} is {side}, not one of 1 to {MAX_SIDE}")
         found[id_] = {**image, **size, "id": id_}
+        if "file_name" not in image and "coco_url" in image:  # LVIS; the address ends with the folder and the file
+            found[id_]["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     if len({type(id_) for id_ in found}) > 1:  # pycocotools would take all for texts and find none
         raise ValueError("some image ids are numbers and some are texts")
     return found
@@ -131,7 +133,7 @@ def correct_names(images: Mapping[ImageId, dict[str, Any]], root: str | Path) ->
     """Replace image names that do not exist below the root and that scripts are known to write.
 
     Names written on Windows have backslashes. ScanNet's have the suffix of the label images; Cityscapes' lack the
-    folder of the city and have a "_gtFine".
+    folder of the city and have a "_gtFine"; LVIS's have the folder, which may be the root itself.
     """
     missing = set(find_missing(Path(root, image["file_name"]) for image in images.values()))
     for image in images.values():
@@ -139,6 +141,7 @@ def correct_names(images: Mapping[ImageId, dict[str, Any]], root: str | Path) ->
         if str(Path(root, name)) in missing:
             meant = [name.replace("\\", "/"), str(Path(name).with_suffix(".jpg"))]
             meant.append(f"{name.partition('_')[0]}/{name.replace('_gtFine', '')}")
+            meant += [Path(name).name] * ("coco_url" in image)
             image["file_name"] = next((other for other in meant if Path(root, other).exists()), name)
 
 
@@ -162,13 +165,18 @@ def image_entries(image: Mapping[str, Any], root: str | Path) -> dict[str, Any]:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> int:
-    """Return the iscrowd flag of a COCO annotation; 0 if it has none, or null.
+    """Return the iscrowd flag of a COCO annotation."""
+    return flag(annotation, "iscrowd")
+
+
+def flag(entry: Mapping[str, Any], key: str) -> int:
+    """Return a flag of an entry of a json; 0 if it has none, or null.
 
     Raises:
-        ValueError: it is neither 0 nor 1.
+        ValueError: it is neither 0 nor 1, nor a truth value.
     """
-    if (value := annotation.get("iscrowd")) not in (None, 0, 1):
-        raise ValueError(f"iscrowd must be 0 or 1, got {value!r}")
+    if (value := entry.get(key)) not in (None, 0, 1):
+        raise ValueError(f"{key} must be 0 or 1, got {value!r}")
     return int(value or 0)
 
 

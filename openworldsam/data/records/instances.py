@@ -139,10 +139,11 @@ def load_instances(
         for i, image in images.items():
             for kind in ("absent", "not_exhaustive"):
                 key = LVIS_KEYS[kind]
-                if unknown := set(image.get(key, ())) - contiguous.keys():
+                if (listed := image.get(key)) is None:
+                    continue
+                if unknown := set(listed) - contiguous.keys():
                     raise ValueError(f"{key} of image {i} has {min(unknown)!r}, none of the known categories")
-                if key in image:
-                    records[i][kind] = [contiguous[category] for category in image[key]]
+                records[i][kind] = [contiguous[category] for category in listed]
         for number, annotation in enumerate(content["annotations"], start=1):
             if (index := contiguous.get(annotation["category_id"])) is None:
                 raise ValueError(f"an object has the category id {annotation['category_id']!r}, none of the known ones")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL.ImageFile import ImageFile
 
 from openworldsam.data.preprocessing import open_image, upright, upright_size
 from openworldsam.data.records.coco_json import Category, warn_of_missing
@@ -123,21 +122,25 @@ def read_labels(path: str | Path) -> np.ndarray:
     with open_image(path, "label image") as image:
         if image.format == "JPEG":
             raise ValueError("JPEG changes the values of pixels; a label image is a PNG or TIFF")
-        step = _step(image)
+        args: Any = image.tile[0].args if image.tile else ""  # the raw mode, alone or first of several
+        raw_mode = args if isinstance(args, str) else str(args[0])
         labels = np.asarray(upright(image))
     if labels.ndim != 2 or labels.dtype.kind not in "uib":
         raise ValueError(f"{path} is no label image: one channel of whole numbers, got {labels.shape} {labels.dtype}")
-    labels = labels.astype(np.int32) // step
+    labels = _samples(labels.astype(np.int32), raw_mode)
     if labels.size and not 0 <= labels.min() <= labels.max() <= MAX_LABEL:
         raise ValueError(f"{path} has the values {labels.min()} to {labels.max()}, labels are 0 to {MAX_LABEL}")
     return labels
 
 
-def _step(image: ImageFile) -> int:
-    """Return the grey value that Pillow gives to the sample 1: it stretches samples of 2 and 4 bits to 0..255."""
-    args: Any = image.tile[0].args if image.tile else ""  # the raw mode, alone or first of several
-    bits = re.match("L;([24])", args if isinstance(args, str) else str(args[0]))
-    return 255 // (2 ** int(bits[1]) - 1) if bits else 1
+def _samples(values: np.ndarray, raw_mode: str) -> np.ndarray:
+    """Undo what Pillow does to grey samples: it stretches those of 2 and 4 bits to 0..255, and turns those of a TIFF
+    round in which 0 is white."""
+    if not (form := re.fullmatch("(1|L)(?:;([24]?)(I?)R?)?", raw_mode)):
+        return values
+    most = 1 if form[1] == "1" else 2 ** int(form[2] or 8) - 1
+    values = values // (255 // most) if form[2] else values
+    return most - values if form[3] else values
 
 
 @lru_cache(maxsize=32)

@@ -12,9 +12,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from openworldsam.data.records.coco_json import by_id, expect, image_entries, warn_of_damage, warn_of_missing
+from openworldsam.data.records.coco_json import by_id, expect, flag, image_entries, warn_of_damage, warn_of_missing
 from openworldsam.data.records.record import Record, Referent
-from openworldsam.data.records.rle import Segmentation, usable_masks
+from openworldsam.data.records.rle import Segmentation, empty_mask, usable_masks
 from openworldsam.utils.files import named, read_json
 
 
@@ -59,8 +59,8 @@ class ReferringRecord(Record):
     def _masks(self) -> tuple[list[np.ndarray | None], list[str]]:
         """Return what `usable_masks` does, with an empty mask for an expression without a target."""
         size = (self["height"], self["width"])
-        nothing = {"size": list(size), "counts": [size[0] * size[1]]}
-        objects = [a if a["segmentation"] is not None else {**a, "segmentation": nothing} for a in self["annotations"]]
+        nothing = {"segmentation": empty_mask(size)}
+        objects = [a if a["segmentation"] is not None else {**a, **nothing} for a in self["annotations"]]
         return usable_masks(objects, size)
 
 
@@ -84,7 +84,7 @@ def load_referring(json_file: str | Path, image_root: str | Path, *, hint: str =
             if not sentences:
                 continue
             # an object that lacks its mask is damaged, unlike an expression of no object
-            code = None if annotation.get("no_target") else annotation.get("segmentation", [])
+            code = None if flag(annotation, "no_target") else annotation.get("segmentation", [])
             image = images[annotation["image_id"]]
             entries = image_entries({**image, "file_name": image_name(image["id"])}, image_root)
             record = records.setdefault(image["id"], ReferringRecord(entries, annotations=[]))

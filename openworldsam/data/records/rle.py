@@ -23,6 +23,11 @@ def encode_mask(mask: np.ndarray) -> RLE:
     return {"size": list(mask.shape), "counts": code["counts"].decode()}
 
 
+def empty_mask(size: tuple[int, int]) -> RLE:
+    """Return the run lengths of a mask of (H, W) without a pixel."""
+    return {"size": list(size), "counts": [size[0] * size[1]]}
+
+
 def annotate_mask(mask: np.ndarray) -> dict[str, Any]:
     """Return the segmentation, bbox and area of a mask, bool [H, W], as in COCO's annotations."""
     code = encode_mask(mask)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openworldsam.data.records.rle import decode_mask
-from openworldsam.evaluation.metrics.accumulator import Scores, mean
+from openworldsam.evaluation.metrics.accumulator import Scores, finite, mean
 
 OVERLAPS = np.arange(0.5, 1.0, 0.05)
 """IoUs that a match must exceed."""
@@ -86,7 +86,7 @@ class CityscapesAP:
             void: bool [H, W], pixels of ignored classes; those without a segment by default.
 
         Raises:
-            ValueError: a mask is damaged or of another size.
+            ValueError: a mask is damaged or of another size, or a score is no number.
         """
         void = segment_map == 0 if void is None else void
         height, width = segment_map.shape
@@ -97,7 +97,7 @@ class CityscapesAP:
         for category, images in self.images.items():
             truth = [(id_, crowd) for id_, label, crowd in known if label == category and id_ in areas]
             found = [
-                (instance["score"], mask)
+                (finite("score", instance["score"]), mask)
                 for instance, mask in zip(predicted, masks, strict=True)
                 if instance["category_id"] == category and mask.any()
             ]
