@@ -45,6 +45,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
     args = parser.parse_args(argv)
+    if ":" in args.host:
+        parser.error(f"--host is a name or an IPv4 address, which is all that Gradio listens on; got {args.host!r}")
     if not 1 <= args.port <= 65535:
         parser.error(f"--port is 1 to 65535, got {args.port}")
     if args.queue < 1 or args.max_work < 1:
@@ -70,10 +72,10 @@ def check_address(host: str, port: int) -> None:
 
 def serve(
     predictor: OpenWorldSAMPredictor,
+    host: str,
+    port: int | None,
     folder: Path,
     *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
     allowed_hosts: Sequence[str] = (),
     root_path: str = "",
     queue: int = 32,
@@ -132,10 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so the folder goes
         with server_folder() as folder:
             predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
-            where = {"host": args.host, "port": args.port, "root_path": args.root_path, "queue": args.queue}
-            page = serve(
-                predictor, folder, **where, allowed_hosts=args.allowed_hosts, max_work=args.max_work * 1_000_000
-            )
-            say(f"{page.local_url}  (Ctrl-C to stop)")
-            page.block_thread()
-            page.close(verbose=False)
+            options = {"allowed_hosts": args.allowed_hosts, "root_path": args.root_path, "queue": args.queue}
+            page = serve(predictor, args.host, args.port, folder, **options, max_work=args.max_work * 1_000_000)
+            try:
+                say(f"{page.local_url}  (Ctrl-C to stop)")
+                page.block_thread()
+            finally:
+                page.close(verbose=False)

@@ -73,7 +73,7 @@ class Uploads:
     def sweep(self, seconds: float) -> None:
         """Delete uploads of a minimum age, for example those of a closed browser."""
         latest = time.time() - seconds
-        for folder in self.folder.iterdir():
+        for folder in self.folder.glob("*"):
             with contextlib.suppress(OSError):  # a request was faster
                 if max(path.stat().st_mtime for path in [folder, *folder.rglob("*")]) <= latest:
                     shutil.rmtree(folder)
@@ -86,7 +86,8 @@ def server_folder() -> Iterator[Path]:
         named = _FOLDER.fullmatch(path.name)
         if named and not path.is_symlink() and is_left(path, named[1], int(named[2])):
             shutil.rmtree(path, ignore_errors=True)  # which fails for those of other users
-    with tempfile.TemporaryDirectory(prefix=f"openworldsam-app-{MACHINE}-{os.getpid()}-") as folder:
+    prefix = f"openworldsam-app-{MACHINE}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 

@@ -67,6 +67,13 @@ class OpenWorldSAMPredictor:
         self._lock = RLock()  # guards the model and all its sessions
         self._current = local()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave lock and current images out of copies, which have their own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_current")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock(), _current=local())
+
     def set_image(self, image: ImageLike) -> None:
         """Encode an image for the predictions of this thread that follow; arguments and errors as in `encode`."""
         self._current.session = self.encode(image)

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def address(shapes, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards
-        page = serve(shapes, folder)
+        page = serve(shapes, "127.0.0.1", None, folder)
         yield page.local_url
         page.close()
 

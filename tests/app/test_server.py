@@ -86,7 +86,9 @@ def folder(tmp_path_factory):
 def page(shapes, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", "")  # restored afterwards
-        page = serve(shapes, folder, allowed_hosts=["segment.example.org"], queue=20, max_work=MAX_WORK)
+        page = serve(
+            shapes, "127.0.0.1", None, folder, allowed_hosts=["segment.example.org"], queue=20, max_work=MAX_WORK
+        )
         yield page
         page.close(verbose=False)
 
@@ -401,7 +403,7 @@ def test_a_full_queue_says_so(page, visitor, actions, monkeypatch):
 
 def test_behind_a_proxy_the_page_names_its_path(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    page = serve(shapes, tmp_path, root_path="/segment", allowed_hosts=["example.org"])
+    page = serve(shapes, "127.0.0.1", None, tmp_path, root_path="/segment", allowed_hosts=["example.org"])
     try:
         status, text = Visitor(page.server_port).request("GET", "/config", host="example.org")
         assert status == 200 and json.loads(text)["root"].endswith("/segment")

@@ -784,6 +784,7 @@ FOLDERS = {
     },
     "app --config-file {w}/tiny.yaml": {
         "a port too high": (["--port", "99999"], r"--port is 1 to 65535, got 99999"),
+        "a host with a port": (["--host", "[::1]:80"], r"--host is a name or an IPv4 address.*got '\[::1\]:80'"),
         "a port of words": (["--port", "http"], r"--port.*http"),
         "a host that is not there": (["--host", "1.2.3.4"], r"cannot listen on '1\.2\.3\.4', port 7860: .*--host"),
         "a host of no letters": (["--host", "\x1b[2J"], r"cannot listen on '\\x1b\[2J', port 7860: .*--host"),

@@ -1,5 +1,6 @@
 """One predictor in many threads: each answer is about the caller's own image."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -67,6 +68,17 @@ def test_an_encoded_image_goes_to_any_thread_and_a_current_one_to_none(shapes, i
             pool.submit(shapes.predict, PROMPTS).result()
     assert np.array_equal(elsewhere.masks, shapes.predict(PROMPTS, "referring", image=images[1]).masks)
     assert shapes.session.size == images[0].shape[:2]
+
+
+def test_a_copy_has_its_own_image(shapes, images):
+    shapes.set_image(images[0])
+    shallow, deep = copy.copy(shapes), copy.deepcopy(shapes)
+    assert shallow.model is shapes.model is not deep.model
+    for other in (shallow, deep):
+        with pytest.raises(ValueError, match="set_image"):
+            other.predict(PROMPTS)
+        other.set_image(images[1])
+        assert shapes.session.size == images[0].shape[:2] != other.session.size
 
 
 def test_an_image_of_another_predictor_is_refused(shapes, predictor, images):
