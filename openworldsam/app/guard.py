@@ -54,7 +54,7 @@ class Guard:
         self.app, self.uploads = app, uploads
         self.further = {host.lower() for host in hosts}
         self.names = {"localhost", listens.lower(), socket.gethostname().lower(), *self.further}
-        self.everywhere = listens in ("0.0.0.0", "::")
+        self.everywhere = listens == "0.0.0.0"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
