@@ -338,7 +338,8 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     """
     content = read_yaml(path, f"{above[-1]} names it" if above else "", "is not a config file")
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a config file: it has no lines `KEY: value` but {brief(content)}")
+        found = "nothing" if content is None else brief(content)
+        raise ValueError(f"{path} is not a config file: it has no lines `KEY: value` but {found}")
     if path.resolve() in above or len(above) > MAX_BASES:
         raise ValueError(f"{above[-1]}: _BASE_ leads in a circle to {path}, or to more than {MAX_BASES} files")
     bases = content.pop("_BASE_", [])

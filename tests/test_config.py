@@ -112,10 +112,10 @@ def test_a_file_that_is_no_config_is_a_short_error_at_once(tmp_path, name, monke
     for number in range(1, 9):
         (tmp_path / f"twice{number}.yaml").write_text(f"_BASE_: [twice{number + 1}.yaml, twice{number + 1}.yaml]\n")
     (tmp_path / "twice9.yaml").write_text("VERSION: 2\n")
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=message) as raised:
         load_config("bad.yaml")
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
     assert len(str(raised.value)) < 1200 and "\n" not in str(raised.value)
     assert not (tmp_path / "RAN").exists()
 

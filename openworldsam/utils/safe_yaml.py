@@ -47,10 +47,10 @@ def _children(node: Any) -> list[Any]:
         return list(node.value)
     if isinstance(node, yaml.MappingNode):
         seen = set()
-        for key, _ in node.value:
-            if (key.tag, str(key.value)) in seen:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
                 raise ConstructorError(None, None, f"the key {brief(key.value)} twice", key.start_mark)
-            seen.add((key.tag, str(key.value)))
+            seen.add((key.tag, key.value))
         return [node for pair in node.value for node in pair]
     if node.tag.endswith((":int", ":float")) and len(node.value) > 100:  # 1:1:1:... takes hours
         raise ConstructorError(None, None, f"a number of {len(node.value):,} digits", node.start_mark)

@@ -44,6 +44,7 @@ REFUSED = {
     "large": (b"#" * 2_000_000, "2,000,000 bytes"),
     "no such day": (b"a: 2020-13-45", "month"),
     "key": (b"[a]: 1", "unhashable"),
+    "large keys": (b"- &a [" + b"x," * 40_000 + b"]\n- " + b"? *a\n  : 1\n  " * 500, "100,000 values"),
     "documents": (b"a: 1\n---\nb: 2\n", "another document"),
     "control character": (b"a: \x01", "special characters"),
     "alias of nothing": (b"a: *" + b"x" * 10_000, "undefined alias"),
@@ -53,8 +54,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_refused_at_once_in_a_short_line(tmp_path, name):
     content, message = REFUSED[name]
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=message) as raised:
         read(tmp_path, content)
-    assert time.monotonic() - begun < 10  # 0.1 s but for many values
+    assert time.process_time() - begun < 10  # 0.1 s but for many values
     assert "a.yaml" in str(raised.value) and len(str(raised.value)) < 600 and "\n" not in str(raised.value)
