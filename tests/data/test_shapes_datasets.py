@@ -108,6 +108,13 @@ def test_ground_truth_is_that_of_the_scene(cfg, name):
         assert named == expected
 
 
+def test_nobody_can_change_what_the_next_reader_gets(cfg):
+    record = DatasetCatalog.get("shapes_val")[0]
+    for pixels in (record.read_image(), record.read_panoptic()[0]):
+        with pytest.raises(ValueError, match="read-only"):
+            pixels[:] = 0
+
+
 def test_vocabularies(cfg):
     vocabularies = {name: MetadataCatalog.get(name).vocabulary for name in SPLITS}
     train = set(vocabularies["shapes_train"])

@@ -74,8 +74,14 @@ class SceneRecord(Record):
 
 @lru_cache(maxsize=4)
 def render_reference(scene: SceneReference) -> Scene:
-    """Render the scene of a record, or return a recent one, as ground truth is read right after the image."""
-    return render(scene.world, scene.seed, scene.index, scene.kinds)
+    """Render the scene of a record, or return a recent one, as ground truth is read right after the image.
+
+    Its arrays are read-only, so that nobody can change what the next reader gets.
+    """
+    rendered = render(scene.world, scene.seed, scene.index, scene.kinds)
+    for pixels in (rendered.image, rendered.segment_map):
+        pixels.setflags(write=False)
+    return rendered
 
 
 @lru_cache
