@@ -82,7 +82,7 @@ def build_cache(
         OSError: the cache cannot be written.
     """
     if not 0 <= part < num_parts:
-        raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {num_parts - 1}")
+        raise ValueError(f"part {part} of {num_parts}: parts are numbered from 0 to {max(num_parts, 1) - 1}")
     if batch_size < 1 or shard_images < 1:
         raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
     CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read

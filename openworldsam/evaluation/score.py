@@ -107,7 +107,7 @@ def score_panoptic(truth: Path, truth_dir: Path, predicted: Path, predicted_dir:
             predicted_map = rgb2id(read_image(predicted_dir / predictions[image_id]["file_name"]))
             segments = predictions[image_id]["segments_info"]
             predicted_segments = [(id_, meant.get(category, category)) for id_, category in map(_ids, segments)]
-        with named(f"image {image_id}"):
+        with named(f"{predicted} against {truth}: image {image_id}"):
             quality.update(predicted_map, predicted_segments, truth_map, truth_segments, areas)
     return Report(quality.compute(), {category.id: category.name for category in categories})
 
@@ -126,7 +126,7 @@ def score_instance(truth: Path, predicted: Path, iou_type: str = "segm") -> Repo
         results = _by_image(predicted, _read_results(predicted), images, ("category_id", "score"))
         precision = InstanceAP(names, iou_type)
         for image_id, image in _progress(images.items()):
-            with named(f"image {image_id}"):
+            with named(f"{predicted} against {truth}: image {image_id}"):
                 precision.update(image_id, _size(image), results[image_id], annotations[image_id])
     return Report(precision.compute(), names, [image_id for image_id in images if not results[image_id]])
 
@@ -197,7 +197,7 @@ def score_concept(truths: Sequence[Path], predicted: Path) -> Report:
         annotations = [by_image[image_id] for _, _, by_image in files]
         if not all(listed[image_id].get("is_instance_exhaustive", True) for _, listed, _ in files):
             continue
-        with expect(truths[0], "COCO json of instances"), named(f"image {image_id}"):
+        with expect(truths[0], "COCO json of instances"), named(f"{predicted} against {truths[0]}: image {image_id}"):
             phrases = {a["category_id"] for annotated in annotations for a in annotated}
             phrases |= set(names if (absent := image.get("neg_category_ids")) is None else absent)
             if strangers := phrases - names.keys():

@@ -97,6 +97,8 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
 
 
 def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
+    if not cfg.MODEL.SAM2.WEIGHTS:
+        raise ValueError("MODEL.SAM2.WEIGHTS is empty; the memory extends an existing SAM2")
     world, file = configured_world(cfg), read_weights(cfg.MODEL.SAM2.WEIGHTS)
     model = OpenWorldSAM(cfg)
     load_component(model, "sam2", file)

@@ -117,17 +117,15 @@ def read_refs(path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: it is not of plain data, or not a list of references.
     """
-    path = Path(path)
+    path = regular_file(path, _advice(Path(path)))
     is_json = path.suffix == ".json"
     try:
-        with regular_file(path).open("rb") as file:
+        with path.open("rb") as file:
             unpickler = _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape")
             refs = json.load(file) if is_json else _with_texts(unpickler.load(), {})
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found. {_advice(path)}") from None
+    except OSError:
+        raise
     except Exception as error:  # a damaged pickle raises nearly anything
-        if isinstance(error, OSError):
-            raise
         raise ValueError(f"{path} is not trusted or is damaged: {error}. {_advice(path)}") from error
     keys = {"ann_id": list if is_json else int, "image_id": int, "split": str, "sentences": list}
     if not isinstance(refs, list) or not all(
