@@ -95,10 +95,20 @@ def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 def _load_pickle(path: Path) -> Any:
     """Load tensors, plain values and NumPy numbers that `torch.save` wrote; a damaged file raises almost anything."""
+    if archived := zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its archive is compressed")  # and may be a thousand times as large
+            pickles = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+    else:
+        with path.open("rb") as file:
+            pickles = [file.read(2**20)]
+    if any(b"bytearray" in content for content in pickles):  # of any length, by its number
+        raise ValueError("it makes bytes")
     # checkpoints may hold training arguments and NumPy numbers beside the tensors
     with torch.serialization.safe_globals([argparse.Namespace, *_NUMPY_NUMBERS]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archived)
 
 
 def _from_pickle(content: Any) -> tuple[StateDict, dict[str, str]]:

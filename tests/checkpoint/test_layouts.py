@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import zipfile
 
 import pytest
 import torch
@@ -212,6 +213,22 @@ def test_a_pickle_that_announces_much_takes_no_memory(content, tmp_path):
     with pytest.raises(ValueError, match=r"a\.pth is damaged"):
         read_weights(tmp_path / "a.pth")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # KB
+
+
+def test_archives_that_grow_are_refused(tmp_path):
+    torch.save({"model": SMALL}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    makes_bytes = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x60\x85R."  # 1.6 GB of them
+    for method, content in ((zipfile.ZIP_DEFLATED, bytes(10**8)), (zipfile.ZIP_STORED, makes_bytes)):
+        with zipfile.ZipFile(tmp_path / "b.pth", "w", method) as archive:
+            for name, data in entries.items():
+                archive.writestr(name, content if name.endswith("data.pkl") else data)
+        with pytest.raises(ValueError, match=r"b\.pth is damaged .*(its archive is compressed|it makes bytes)"):
+            read_weights(tmp_path / "b.pth")
+    (tmp_path / "b.pth").write_bytes(makes_bytes)
+    with pytest.raises(ValueError, match=r"b\.pth is damaged .*it makes bytes"):
+        read_weights(tmp_path / "b.pth")
 
 
 def test_the_first_half_of_a_checkpoint_is_said_to_be_cut(tmp_path):
