@@ -8,7 +8,9 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.metrics import (
+    CityscapesAP,
     ConceptScores,
     GeneralizedReferringScores,
     InstanceAP,
@@ -28,6 +30,7 @@ def accumulators():
         "semantic": SemanticScores(3),
         "segm": InstanceAP([1, 2, 3]),
         "bbox": InstanceAP([1, 2, 3], "bbox"),
+        "cityscapes": CityscapesAP([1, 2, 3]),
         "referring": ReferringScores(),
         "generalized": GeneralizedReferringScores(),
         "concept": ConceptScores(),
@@ -51,6 +54,8 @@ def filled(images):
             instances = [[instance(i + 1, b) for i, b in enumerate(kind)] for kind in boxes]
             result[name].update(image, (16, 16), *instances)
         result["concept"].update((16, 16), (1, 2, 3), *instances)
+        masks = [{**each, "segmentation": encode_mask(predicted == each["category_id"])} for each in instances[0]]
+        result["cityscapes"].update(masks, truth, [(i, i, 0) for i in np.unique(truth).tolist()])
     return result
 
 
