@@ -27,7 +27,7 @@ from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
-from openworldsam.utils.files import save_json
+from openworldsam.utils.files import output_file, save_json
 from openworldsam.utils.launch import launch_command, log_to, say
 from openworldsam.utils.versions import versions
 
@@ -70,6 +70,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.DATASETS.TEST = with_tables(args.benchmarks) or cfg.DATASETS.TEST
     check_evaluation(cfg)
+    path = output_file(args.output / RESULTS)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     log_to(args.output)
     missing = missing_benchmarks(cfg.DATASETS.TEST)
@@ -95,7 +96,6 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         "command": command,
         "seconds": round(time.monotonic() - start, 1),
     }
-    path = args.output / RESULTS
     save_json(path, content, indent=1)
     say(*table(results, paper).splitlines(), *remarks(results, paper), path)
     if missing:

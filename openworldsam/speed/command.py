@@ -28,7 +28,7 @@ from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.report import markdown
 from openworldsam.speed.run import Run
 from openworldsam.utils.device import DTYPES, checked_device, keep_freed_memory, usable_device
-from openworldsam.utils.files import save_json, save_text
+from openworldsam.utils.files import output_file, save_json, save_text
 from openworldsam.utils.launch import user_errors
 
 PLAIN = "plain"
@@ -93,6 +93,7 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
     """
     if min(*args.prompts, args.warmup, args.repeats, args.images) < 1:
         raise ValueError("--prompts, --warmup, --repeats and --images are 1 or more")
+    table, report = (output_file(args.output / f"benchmark.{suffix}") for suffix in ("json", "md"))
     args.output.mkdir(parents=True, exist_ok=True)  # an error before the work
     pipelines, abouts = zip(*contenders(args, encoded_image(args.image), scratch), strict=True)
     device, load = pipelines[0].model.device, [os.getloadavg()[0]]
@@ -116,9 +117,9 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
                     run.evaluation(args.images)
                 content["machine"]["load"] = [*load, os.getloadavg()[0]]
                 content["records"] = list(map(asdict, run.records))
-                save_json(args.output / "benchmark.json", content, indent=1)
-                save_text(args.output / "benchmark.md", markdown(content))
-    print((args.output / "benchmark.md").read_text(encoding="utf-8"))
+                save_json(table, content, indent=1)
+                save_text(report, markdown(content))
+    print(report.read_text(encoding="utf-8"))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

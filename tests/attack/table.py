@@ -945,5 +945,60 @@ TOOLS = {
     },
 }
 
+OUTPUTS = {
+    f"report --runs {{w}}/evaluated --output {B}.html": {
+        "a pipe": (fifo, r"bad\.html is a pipe, not a regular file"),
+        "a link to a pipe": (linked(fifo), r"bad\.html is a pipe, not a regular file"),
+        "a folder": (folder, r"bad\.html is a folder, not a regular file"),
+    },
+    f"demo --config-file {{w}}/tiny.yaml --input {{w}}/cat.png --prompts cat --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for a picture": ({"cat_instance.png": fifo}, r"cat_instance\.png is a pipe"),
+        "a folder for a json": ({"cat_instance.json": folder}, r"cat_instance\.json is a folder"),
+    },
+    f"annotate --config-file {{w}}/tiny.yaml --input {{w}}/pictures --prompts {{w}}/prompts.txt --task panoptic "
+    f"--num-processes 1 --output {B} -> 1": {
+        "a pipe for a record": ({"records/a.json": fifo}, r"a\.png: .*a\.json is a pipe"),
+        "a folder for a record": ({"records/a.json": folder}, r"a\.png: .*a\.json is a folder"),
+        "a folder for a PNG": ({"semantic/b.png": folder}, r"b\.jpg: .*b\.png is a folder"),
+    },
+    f"annotate --config-file {{w}}/tiny.yaml --input {{w}}/pictures --prompts {{w}}/prompts.txt --task panoptic "
+    f"--num-processes 1 --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for the list": ({"instances.json": fifo}, r"instances\.json is a pipe"),
+        "a pipe for the run": ({"run.json": fifo}, r"run\.json is a pipe"),
+    },
+    f"video --config-file {{w}}/tiny.yaml --prompts cat --tracker detection --input {{w}}/clip --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for the frames": ({"frames.jsonl": fifo}, r"frames\.jsonl is a pipe"),
+        "a folder for the frames": ({"frames.jsonl": folder}, r"bad has results already"),
+        "a file for the masks": ({"masks": "x"}, r"masks"),
+        "a folder for the overlay": ({"overlay.mp4": folder}, r"overlay\.mp4"),
+        "a pipe for the overlay": ({"overlay.mp4": fifo}, r"overlay\.mp4"),
+        "a pipe for the objects": ({"tracks.json": fifo}, r"tracks\.json"),
+    },
+    f"eval --config-file {{w}}/tiny.yaml --save-predictions --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for the results": ({"results.json": fifo}, r"results\.json is a pipe"),
+        "a pipe for the run": ({"predictions/reef/run.json": fifo}, r"run\.json is a pipe"),
+        "a folder for the classes": ({"predictions/reef/classes.txt": folder}, r"classes\.txt is a folder"),
+    },
+    f"cache_features --config-file {{w}}/tiny.yaml --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for the header": ({"header.json": fifo}, r"header\.json is a pipe"),
+        "a folder for the header": ({"header.json": folder}, r"header\.json is a folder"),
+    },
+    f"train --config-file {{w}}/tiny.yaml --resume OUTPUT_DIR {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for a state": ({"state_0000001.pth": fifo}, r"state_0000001\.pth"),
+        "a folder for a state": ({"state_0000001.pth": folder}, r"state_0000001\.pth"),
+        "an empty state": ({"state_0000001.pth": ""}, r"state_0000001\.pth cannot be read"),
+    },
+    f"benchmark --config-file {{w}}/tiny.yaml --prompts 1 --parts stages --repeats 1 --output {B}": {
+        "a pipe": (fifo, r"bad"),
+        "a pipe for the report": ({"benchmark.json": fifo}, r"benchmark\.json is a pipe"),
+    },
+}
+
 TABLE = CONFIGS | OPTIONS | WEIGHTS | PICTURES | DESCRIPTIONS | JSONS | SCORES | REPORTS | CACHES | FOLDERS
-TABLE |= PREPARATIONS | TOOLS
+TABLE |= PREPARATIONS | TOOLS | OUTPUTS
