@@ -49,7 +49,7 @@ class Saving(NamedTuple):
 
 
 class SavedImage(NamedTuple):
-    """An image of a finished evaluation: its file name, pixels uint8 [H, W, 3], and prompts."""
+    """An image of a finished evaluation: its path, pixels uint8 [H, W, 3], and prompts."""
 
     file_name: str
     pixels: np.ndarray
@@ -127,7 +127,7 @@ class SavedPredictions:
             pixels = read_image(file)
             if content.get("picture", found := _checksum(pixels)) != found:
                 raise ValueError(f"{file} has changed since it was evaluated")
-            return SavedImage(Path(content["file_name"]).name, pixels, content["prompts"])
+            return SavedImage(str(content["file_name"]), pixels, list(content["prompts"]))
 
     def answers(self, image_id: ImageId) -> tuple[Answer, Answer]:
         """Read the prediction and the ground truth of an image that is done.
@@ -165,6 +165,9 @@ class SavedPredictions:
 
     def _load_answer(self, kind: str, image_id: ImageId, saved: Mapping[str, Any]) -> Answer:
         panoptic = semantic = referring = None
+        for entry in (*saved.get("panoptic", ()), *saved.get("instance", ())):
+            if entry["category_id"] not in range(len(self.class_names)):
+                raise ValueError(f"{self._marker(image_id)} has the class {entry['category_id']!r}, which there is not")
         if "panoptic" in saved:
             panoptic = (rgb2id(read_image(self._png(kind, "panoptic", image_id))), saved["panoptic"])
         if "semantic" in saved:

@@ -6,16 +6,19 @@ Shapes: H, W image size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pycocotools import mask as mask_util
 
-from openworldsam.data.records.coco_json import ImageId
+from openworldsam.data.records.coco_json import ImageId, expect
+from openworldsam.data.records.rle import decode_mask
 from openworldsam.evaluation.answer import Answer
+from openworldsam.evaluation.metrics.accumulator import finite
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.evaluations import Evaluation
 from openworldsam.report.others import OtherMethod
+from openworldsam.utils.files import named
 from openworldsam.visualization import LabelledMasks, draw_masks
 from openworldsam.visualization.drawing import RGBImage
 from openworldsam.visualization.legend import prompt_colors
@@ -76,12 +79,14 @@ def _row(
     columns: dict[str, list[LabelledMask]] = {"image": []}
     for run, saved in found.items():
         image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)
-        columns.setdefault(TRUTH, masks_of(truth, task, saved.class_names, image.prompts))
-        columns[run] = masks_of(prediction, task, saved.class_names, image.prompts)
+        with expect(saved.folder, "folder of predictions of tools/eval_net.py"), named(saved.folder):
+            columns.setdefault(TRUTH, masks_of(truth, task, saved.class_names, image.prompts))
+            columns[run] = masks_of(prediction, task, saved.class_names, image.prompts)
     for other in others:
         answer = other.answer(benchmark, saved, image_id, image)
         if getattr(answer, task) is not None:
-            columns[other.name] = masks_of(answer, task, saved.class_names, image.prompts)
+            with named(other.folder / benchmark):
+                columns[other.name] = masks_of(answer, task, saved.class_names, image.prompts)
     texts = tuple(dict.fromkeys(text for column in columns.values() for _, _, text in column))
     none = np.zeros((0, *image.pixels.shape[:2]), dtype=bool)
     pictures = {}
@@ -91,7 +96,7 @@ def _row(
         index = np.array([texts.index(text) for _, _, text in column], dtype=np.int64)
         drawing = LabelledMasks(task, texts, masks, scores, index)
         pictures[name] = draw_masks(image.pixels, drawing, max_side=PICTURE_SIDE)
-    return PictureRow(image.file_name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
+    return PictureRow(Path(image.file_name).name, pictures, dict(zip(texts, prompt_colors(len(texts)), strict=True)))
 
 
 def masks_of(answer: Answer, task: str, names: Sequence[str], prompts: Sequence[str]) -> list[LabelledMask]:
@@ -101,10 +106,10 @@ def masks_of(answer: Answer, task: str, names: Sequence[str], prompts: Sequence[
     """
     if task == "panoptic" and answer.panoptic:
         ids, segments = answer.panoptic
-        return [(ids == s["id"], s.get("score", 1.0), names[s["category_id"]]) for s in segments]
+        return [(ids == s["id"], finite("score", s.get("score", 1.0)), names[s["category_id"]]) for s in segments]
     if task == "instance" and answer.instance:
-        decoded = [mask_util.decode(each["segmentation"]).astype(bool) for each in answer.instance]
-        labels = [(each.get("score", 1.0), names[each["category_id"]]) for each in answer.instance]
+        decoded = [decode_mask(code := each["segmentation"], code["size"]) for each in answer.instance]
+        labels = [(finite("score", each.get("score", 1.0)), names[each["category_id"]]) for each in answer.instance]
         return [(mask, *label) for mask, label in zip(decoded, labels, strict=True)]
     if task == "semantic" and answer.semantic is not None:
         classes, pixels = np.unique(answer.semantic[answer.semantic >= 0], return_counts=True)

@@ -188,11 +188,11 @@ def read_any_json(path: str | Path, hint: str = "", objects: Callable[[list[Any]
 
 @contextlib.contextmanager
 def named(name: object) -> Iterator[None]:
-    """Prefix the ValueErrors raised inside with the name of an image or file."""
+    """Prefix the ValueErrors raised inside with the name of an image or file, unless they start with it."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(str(error) if str(error).startswith(f"{name} ") else f"{name}: {error}") from error
 
 
 def find_missing(paths: Iterable[str | Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """Predictions of other methods, in standard formats, drawn beside those of a run."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -124,6 +125,36 @@ def test_a_method_has_no_column_for_a_task_or_benchmark_without_files(run, metho
     assert "X-Decoder" not in picture_rows([run], "zoo_val", "panoptic", 1, [method])[0].pictures
 
 
+@pytest.mark.parametrize("name", ["more/a3.TIF", "a3.PNG"])
+def test_label_images_may_lie_in_folders_and_have_any_suffix(run, method, name):
+    file = method.folder / "zoo_val/semantic" / name
+    file.parent.mkdir(exist_ok=True)
+    (method.folder / "zoo_val/semantic/a3.png").unlink()
+    Image.fromarray(np.where(LEFT, 0, 1).astype(np.uint8)).save(file)
+    row = picture_rows([run], "zoo_val", "semantic", 1, [method])[0]
+    assert np.array_equal(row.pictures["X-Decoder"], row.pictures["run"])
+
+
+@pytest.mark.parametrize("form", ["folder", "list"])
+def test_where_names_of_images_repeat_their_folders_decide(run, method, form):
+    for marker in (run.folder / "predictions/zoo_val/images").glob("*.json"):
+        edit(marker, lambda c: c.update(file_name=f"frames/scene{c['image_id']}/color/0.jpg"))
+    folder, masks = method.folder / "zoo_val/semantic", {4: ~LEFT, 3: LEFT, 5: ~LEFT}
+    shutil.rmtree(folder)
+    if form == "list":
+        names = {i: f"/data/scene{i}/color/0.jpg" for i in masks}
+        found = [{"file_name": names[i], "category_id": 17, "segmentation": encode_mask(m)} for i, m in masks.items()]
+        (folder.parent / "sem_seg_predictions.json").write_text(json.dumps(found))
+    else:
+        for i, mask in masks.items():
+            (folder / f"scene{i}/color").mkdir(parents=True)
+            Image.fromarray(np.where(mask, 0, 255).astype(np.uint8)).save(folder / f"scene{i}/color/0.png")
+    saved = run.saved("zoo_val")
+    for i in (3, 5):
+        answer = method.answer("zoo_val", saved, i, saved.image(i))
+        assert np.array_equal(answer.semantic == 0, masks[i])
+
+
 def test_the_page_shows_other_methods(run, method, tmp_path, exit_status, capsys):
     assert build_report([run], others=[method]).count("<th>X-Decoder</th>") == 2 * 3 + 1
     options = ["--runs", run.folder, "--output", tmp_path / "page.html", "--others"]
@@ -132,25 +163,44 @@ def test_the_page_shows_other_methods(run, method, tmp_path, exit_status, capsys
     assert exit_status(main, *options, "nowhere") == 2 and "is not NAME=DIR" in capsys.readouterr().err
 
 
-def broken_panoptic(folder):
-    edit(folder / "panoptic.json", lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4))
-
-
 def edit(path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
+def first_segment(**values):
+    return lambda f: edit(f / "panoptic.json", lambda c: c["annotations"][0]["segments_info"][0].update(values))
+
+
+def results(change):
+    return lambda f: edit(f / "instances.json", change)
+
+
+def in_two_folders(folder):
+    for name in ("more", "others"):
+        (folder / "semantic" / name).mkdir()
+        shutil.copy(folder / "semantic/a3.png", folder / "semantic" / name)
+    (folder / "semantic/a3.png").unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (broken_panoptic, "panoptic.json: the benchmark has no category 4"),
+        (first_segment(category_id=4), "panoptic.json: the benchmark has no category 4"),
+        (first_segment(id="1"), "panoptic.json: the id of a segment is '1'"),
+        (first_segment(score="<b>"), "zoo_val: score must be a finite number"),
         (lambda f: Image.fromarray(id2rgb(np.ones((2, 4)))).save(f / "panoptic/000000000003.png"), "is (2, 4), its im"),
         (lambda f: edit(f / "panoptic.json", lambda c: c.pop("annotations")), "no COCO panoptic json: it has no 'ann"),
-        (lambda f: (f / "instances.json").write_text("["), "instances.json: "),
-        (lambda f: edit(f / "instances.json", lambda c: c[0].pop("score")), "list of COCO results: it has no 'score'"),
-        (lambda f: (f / "semantic/a3.png").unlink(), "a3.png"),
+        (lambda f: edit(f / "panoptic.json", lambda c: c["annotations"].pop(0)), "it has no prediction of the image 3"),
+        (lambda f: (f / "instances.json").write_text("["), "instances.json is not json"),
+        (lambda f: (f / "instances.json").write_text("[" * 10**5), "instances.json is not json"),
+        (lambda f: ((f / "instances.json").unlink(), os.mkfifo(f / "instances.json")), "instances.json is a pipe"),
+        (results(lambda c: c[0].pop("score")), "list of COCO results: it has no 'score'"),
+        (results(lambda c: c[0].update(score=float("nan"))), "score must be a finite number"),
+        (results(lambda c: [each.update(image_id="3") for each in c]), "ids such as '3', where the image has the id 3"),
+        (lambda f: (f / "semantic/a3.png").unlink(), "semantic has no label image named as a3.jpg"),
+        (in_two_folders, "may both be the prediction of a3.jpg"),
     ],
 )
 def test_damaged_predictions_are_named(run, method, change, message):

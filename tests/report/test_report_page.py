@@ -125,6 +125,28 @@ def test_images_are_spread_out():
     assert spread_out([4, 5], 3) == [4, 5] and spread_out([4, 5], 0) == spread_out([], 3) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 3}, "has the class 3, which there is not"),
+        ({"category_id": -1}, "has the class -1, which there is not"),
+        ({"segmentation": {"size": [4, 4], "counts": "08`0P"}}, "the counts of a mask are cut short"),
+        ({"segmentation": None}, "is no folder of predictions"),
+        ({"score": "<b>"}, "score must be a finite number"),
+    ],
+)
+def test_damaged_predictions_of_a_run_are_one_line(tmp_path, change, message):
+    run = write(tmp_path / "run", {"zoo_val": {**semantic(), "instance": {"AP": 1.0, "per_class": {}}}})
+    save(run / "predictions/zoo_val", 1)
+    marker = run / "predictions/zoo_val/images/000000000000.json"
+    content = json.loads(marker.read_text())
+    instance = {"category_id": 0, "score": 0.5, "segmentation": encode_mask(TRUE == 0), **change}
+    content["prediction"]["instance"] = content["truth"]["instance"] = [instance]
+    marker.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        build_report(read_evaluations([run]))
+
+
 def test_masks_of_each_task():
     left, right = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
     left[:, :1], right[:, 1:] = True, True
