@@ -144,6 +144,12 @@ def test_a_class_twice_is_an_error(make_json, key):
         read_categories(make_json(lambda content: content.update(categories=[category, other])))
 
 
+def test_a_text_is_no_flag_of_things(make_json):
+    path = make_json(lambda c: c["categories"][0].update(isthing="0"))
+    with pytest.raises(ValueError, match="isthing must be 0 or 1, got '0'"):
+        read_categories(path)
+
+
 def test_json_without_classes_is_an_error(make_json):
     with pytest.raises(ValueError, match="no 'categories'"):
         read_categories(make_json())

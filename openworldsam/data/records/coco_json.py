@@ -51,7 +51,7 @@ def read_categories(
             Category(
                 id_ := whole(c["id"], "a category id"),
                 _name(names.get(id_, c["name"])),
-                all_things or bool(c["isthing"]),
+                all_things or bool(flag({"isthing": c["isthing"]}, "isthing")),
             )
             for c in listed_categories(content, names)
         )
