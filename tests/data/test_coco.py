@@ -145,7 +145,7 @@ def test_a_class_twice_is_an_error(make_json, key):
 
 
 def test_a_text_is_no_flag_of_things(make_json):
-    path = make_json(lambda c: c["categories"][0].update(isthing="0"))
+    path = make_json(lambda c: c.update(categories=[{"id": 1, "name": "sky", "isthing": "0"}]))
     with pytest.raises(ValueError, match="isthing must be 0 or 1, got '0'"):
         read_categories(path)
 
