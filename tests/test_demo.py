@@ -97,7 +97,7 @@ def test_an_image_that_fails_at_any_stage_stops_no_other(
         "CUDA out of memory.",
         "no 'font'",
         "file name too long",
-        "is a folder; give the name of a file to write",
+        "is a folder, not a regular file; give the name of a file to write",
     )
     assert all(line.endswith(reason) for line, reason in zip(errors, reasons, strict=True))
     assert (tmp_path / "out/good_instance.json").is_file()
