@@ -520,6 +520,12 @@ def test_a_folder_in_the_place_of_the_file_is_an_error(
     assert "it is no file" in capsys.readouterr().err
 
 
+def test_a_link_to_itself_is_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "self").symlink_to("self")
+    assert download.main(["beit3_tokenizer", "--output", str(tmp_path / "self")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/self/beit3.spm: ")
+
+
 def test_published_checksums_are_those_of_files_in_the_registry() -> None:
     known = {weight.filename: (weight.sha256, weight.size) for weight in download.REGISTRY.values() if weight.sha256}
     assert known == download.PUBLISHED

@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REG
         help="check files that are here against the published SHA-256, or their .sha256",
     )
     args = parser.parse_args(argv)
-    folder, status = args.output.resolve(), 0
+    folder, status = Path(os.path.realpath(args.output)), 0
     if args.list or not args.names:
         print(_table(registry, folder))
     for name in args.names:

@@ -36,7 +36,7 @@ from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import item_error, launch_command, log_to, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
-from openworldsam.utils.text import printable
+from openworldsam.utils.text import printable, shortened
 from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def summary(results: FolderResults, failed: Mapping[str, str], threshold: float)
         if not record["annotations"]:
             empty, best = empty + 1, max(best, record["best_score"])
     texts = results.prompts.texts
-    counts = [f"{text} {found[i]}" for i, text in enumerate(texts[:MAX_LISTED], start=1)]
+    counts = [f"{shortened(text, 100)} {found[i]}" for i, text in enumerate(texts[:MAX_LISTED], start=1)]
     lines = [f"{images:,} images: {', '.join(counts)}{', ...' if len(texts) > MAX_LISTED else ''}"]
     if empty:
         lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")

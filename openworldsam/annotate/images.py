@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def find_images(folder: Path, output: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    root, excluded = folder.resolve(), output.resolve()
+    root, excluded = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
     if root == excluded:
         raise ValueError(f"{output} is the folder of the images; use another --output")
 

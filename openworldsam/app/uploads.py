@@ -60,7 +60,7 @@ class Uploads:
         """
         path = Path()
         with contextlib.suppress(OSError, ValueError):  # what no path can hold
-            path = Path(str(upload.get("path")) if isinstance(upload, dict) else "").resolve()
+            path = Path(os.path.realpath(str(upload.get("path")) if isinstance(upload, dict) else ""))
         if path.parents[2:3] != (self.folder,):
             raise ValueError("this is no upload: drop a file")
         try:

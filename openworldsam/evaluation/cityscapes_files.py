@@ -5,6 +5,7 @@ Shapes: H, W image size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,6 @@ def _instance(root: Path, folder: Path, line: str) -> dict[str, Any]:
     if len(words := line.split()) != 3:
         raise ValueError(f"a line has a path, a label id and a confidence, got {line!r:.100}")
     mask, (label, score) = folder / words[0], map(float, words[1:])
-    if not mask.resolve().is_relative_to(root.resolve()):
+    if not Path(os.path.realpath(mask)).is_relative_to(os.path.realpath(root)):
         raise ValueError(f"{words[0]} lies outside of {root}")
     return {"category_id": int(label), "score": score, "segmentation": encode_mask(read_labels(mask) != 0)}

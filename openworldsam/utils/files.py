@@ -219,7 +219,7 @@ def find_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
         for entry in os.scandir(path):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # is_dir fails at a link to itself
                 if (real := os.path.realpath(entry.path)) not in above:
                     yield from below(entry.path, above | {real})
             elif Path(entry.name).suffix.lower() in suffixes:

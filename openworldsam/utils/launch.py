@@ -105,6 +105,7 @@ def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
         stopped: printed after Ctrl-C, with exit status 130; None leaves that to the process that started this one.
     """
     logging.setLogRecordFactory(PrintableRecord)
+    logging.raiseExceptions = False  # a log on a full disk takes no tracebacks along
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -137,7 +138,8 @@ def error_text(error: Exception) -> str:
     if isinstance(error, KeyError) and error.args:
         message = str(error.args[0])
     elif isinstance(error, OSError) and error.filename and error.strerror:  # the system's own words
-        message = f"cannot use {error.filename}: {error.strerror.lower()}"
+        lost = isinstance(error, FileExistsError) and not os.path.exists(error.filename)
+        message = f"cannot use {error.filename}: {'it is a link to nothing' if lost else error.strerror.lower()}"
     if message.startswith("Caught "):  # raised in a DataLoader worker; its traceback comes first
         message = message.rpartition(f"{message.split()[1]}: ")[2].strip()
     return shortened(message)

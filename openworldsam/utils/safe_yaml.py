@@ -76,7 +76,7 @@ def read_yaml(path: str | Path, hint: str = "", complaint: str = "is not YAML") 
         return yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
         raise ValueError(f"{path} {complaint}: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # as of dates that there are not, or an unhashable key
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # such as for the 31st of February or an unhashable key
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         place = f"line {mark.line + 1}: " if mark else ""

@@ -8,6 +8,7 @@ tracks.json            all objects: id, prompt, score, first and last frame; pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ class ResultWriter:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        self._lines.close()
+        with contextlib.suppress(OSError):  # of a full disk, which `write` has reported
+            self._lines.close()
         if self._overlay is not None:
             self._overlay.close(all_sound=error is None)
 
@@ -77,7 +79,10 @@ class ResultWriter:
                 self.folder / "overlay.mp4", self.fps, (overlay.shape[0], overlay.shape[1]), self.sound
             )
         self._overlay.write(overlay, seconds)
-        self._lines.write(json.dumps(line) + "\n")
+        try:
+            self._lines.write(json.dumps(line) + "\n")
+        except OSError as error:  # without a name
+            raise OSError(error.errno, error.strerror, self._lines.name) from error
         self.written += 1
 
     def write_tracks(self, tracks: Sequence[Track], about: dict[str, Any]) -> None:

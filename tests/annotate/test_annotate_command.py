@@ -254,6 +254,12 @@ def test_no_mask_passes_and_another_question_is_refused(folder, words, command, 
     assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_long_prompt_is_cut_in_the_summary(folder, command, capsys):
+    (folder / "prompts.txt").write_text("very " * 1000)
+    command()
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 500
+
+
 def test_errors_are_one_line(folder, command, capsys):
     assert command(input=folder / "none") == 2
     assert command(prompts=folder / "none.txt") == 2

@@ -819,6 +819,7 @@ FOLDERS = {
             ("half a picture", picture("JPEG")[:300], r".*not a readable image"),
             ("a bomb", bomb(), r".*pixels"),
             ("a broken link", dangling, r".*not found"),
+            ("a link to itself", loop, r".*too many levels"),
             ("PostScript", picture("EPS"), r".*it is EPS; convert it"),
             ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), r".*it is HEIC; convert it"),
             ("AVIF", b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(99), r".*it is AVIF; convert it"),
@@ -853,6 +854,7 @@ FOLDERS = {
             ("a frame of another size", picture("PNG", (9, 9)), r"frame 1 is 9 x 9 pixels"),
             ("a frame as a bomb", bomb(), r"1\.png has .* pixels"),
             ("a frame as a pipe", fifo, r"1\.png is a pipe"),
+            ("a frame as a link to itself", loop, r"1\.png: too many levels"),
         )
     },
     f"{VIDEO} --input": {
@@ -953,6 +955,8 @@ OUTPUTS = {
     },
     f"demo --config-file {{w}}/tiny.yaml --input {{w}}/cat.png --prompts cat --output {B}": {
         "a pipe": (fifo, r"bad"),
+        "a link to nothing": (dangling, r"bad: it is a link to nothing"),
+        "a link to itself": (loop, r"bad.*: too many levels of symbolic links|bad: it is a link to nothing"),
         "a pipe for a picture": ({"cat_instance.png": fifo}, r"cat_instance\.png is a pipe"),
         "a folder for a json": ({"cat_instance.json": folder}, r"cat_instance\.json is a folder"),
     },
@@ -965,11 +969,15 @@ OUTPUTS = {
     f"annotate --config-file {{w}}/tiny.yaml --input {{w}}/pictures --prompts {{w}}/prompts.txt --task panoptic "
     f"--num-processes 1 --output {B}": {
         "a pipe": (fifo, r"bad"),
+        "a link to nothing": (dangling, r"bad: it is a link to nothing"),
+        "a link to itself": (loop, r"bad.*: too many levels of symbolic links|bad: it is a link to nothing"),
         "a pipe for the list": ({"instances.json": fifo}, r"instances\.json is a pipe"),
         "a pipe for the run": ({"run.json": fifo}, r"run\.json is a pipe"),
     },
     f"video --config-file {{w}}/tiny.yaml --prompts cat --tracker detection --input {{w}}/clip --output {B}": {
         "a pipe": (fifo, r"bad"),
+        "a link to nothing": (dangling, r"bad: it is a link to nothing"),
+        "a link to itself": (loop, r"bad.*: too many levels of symbolic links|bad: it is a link to nothing"),
         "a pipe for the frames": ({"frames.jsonl": fifo}, r"frames\.jsonl is a pipe"),
         "a folder for the frames": ({"frames.jsonl": folder}, r"bad has results already"),
         "a file for the masks": ({"masks": "x"}, r"masks"),

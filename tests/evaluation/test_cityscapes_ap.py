@@ -153,6 +153,7 @@ UNLISTED = '[{"image_id": 3, "score": 1, "category_id": 24, "segmentation": []}]
         (f"{name(3)}_b.txt", "", ["--pred-dir", "."], f"several predictions of {name(3)}"),
         (f"{name(3)}_pred.txt", "a.png 24", ["--pred-dir", "."], "a path, a label id and a confidence"),
         (f"{name(3)}_pred.txt", "../a.png 24 .5", ["--pred-dir", "."], "lies outside"),
+        (f"{name(3)}_pred.txt", "self.png 24 .5", ["--pred-dir", "."], "self.png: too many levels of symbolic links"),
         (f"{name(3)}_pred.txt", "none.png 24 .5", ["--pred-dir", "."], "none.png not found"),
         (f"{name(8)}_gtFine_instanceIds.png", "", ["--pred-dir", "."], f"no prediction of {name(8)}"),
         (f"{name(3)}_pred.txt", f"{name(0)}_gtFine_instanceIds.png 24 nan", ["--pred-dir", "."], "score must be a fin"),
@@ -162,6 +163,7 @@ UNLISTED = '[{"image_id": 3, "score": 1, "category_id": 24, "segmentation": []}]
     ],
 )
 def test_what_cannot_be_scored_is_one_line(files, exit_status, capsys, file, content, options, message):
+    Path("self.png").symlink_to("self.png")
     Path(file).write_text(content)  # in the folder of the files
     given = ["--task", "cityscapes", "--gt-dir", ".", *options, "--output", "scores.json"]
     assert exit_status(score_predictions, *given) == 2 and message in capsys.readouterr().err

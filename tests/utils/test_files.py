@@ -80,6 +80,7 @@ def test_files_are_found_through_links_in_any_case_and_without_hidden_ones(tmp_p
     (root / "lost.png").symlink_to("nowhere.png")
     (root / "day/up").symlink_to(root)  # which would never end
     (store / "back").symlink_to(root)
+    (store / "self").symlink_to("self")  # which stops no other
     assert list(by_stem(root, (".png",))) == ["a", "day/b", "linked/f", "lost"]
     assert by_stem(root, (".png",))["linked/f"] == root / "linked/f.Png"
     assert find_files(tmp_path / "nowhere", (".png",)) == []

@@ -84,6 +84,15 @@ def test_an_error_of_a_worker_is_one_line(capsys, kind):
     assert capsys.readouterr().err == "error: a\\nb.png: it is cut\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_prints_no_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    with pytest.raises(SystemExit), user_errors():
+        logging.FileHandler("/dev/full").handle(logging.makeLogRecord({"msg": "one"}))
+        raise OSError(28, "No space left on device", "a.json")
+    assert capsys.readouterr().err == "error: cannot use a.json: no space left on device\n"
+
+
 def test_lines_that_are_said(capsys):
     say("one", HOSTILE, Path("three"))
     assert capsys.readouterr().out == f"one\n{ESCAPED}\nthree\n"

@@ -149,6 +149,14 @@ def test_a_full_disk_ends_the_run_and_a_kill_loses_no_names(tiny, tmp_path, monk
     assert seen and seen <= {track["id"] for track in saved[1]}  # known before the second frame was saved
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_by_the_list_of_frames_too(tiny, tmp_path, monkeypatch, capsys, exit_status):
+    write_clip(tmp_path / "clip", CROSSING, 2)
+    monkeypatch.setattr(results, "output_file", lambda _: Path("/dev/full"))
+    assert exit_status(main, *tiny("clip")) == 2
+    assert capsys.readouterr().err.endswith("error: cannot use /dev/full: no space left on device\n")
+
+
 @pytest.mark.parametrize(("codec", "copied"), [("aac", True), ("pcm_s16le", True), ("libmp3lame", False)])
 def test_the_sound_is_copied_or_its_loss_is_said(tiny, tmp_path, caplog, codec, copied):
     """An MP4 cannot have MP3 of 8 kHz."""
