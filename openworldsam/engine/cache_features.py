@@ -86,9 +86,9 @@ def build_cache(
     if batch_size < 1 or shard_images < 1:
         raise ValueError(f"batch size and images of a shard are 1 or more, got {batch_size} and {shard_images}")
     CacheHeader.from_config(cfg, {}, image_features, dtype)  # refuses augmentation before the weights are read
-    wanted = wanted_prompts(cfg)
     busy = f"another process fills part {part} of {folder} just now; wait for its end, or choose another folder"
     with lock(Path(folder) / f".part-{part}.lock", busy):
+        wanted = wanted_prompts(cfg)  # which takes minutes: the folder is usable
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg, need_adapter=False)
         model.to(cfg.MODEL.DEVICE).eval()

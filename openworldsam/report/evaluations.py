@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None
         FileNotFoundError: a folder has no results.
         ValueError: results are damaged, or the names are not unique or not one per folder.
     """
-    names = names or [folder.resolve().name for folder in folders]
+    names = names or [os.path.basename(os.path.realpath(folder)) for folder in folders]
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise ValueError(f"--names needs {len(folders)} different names, one per run; got {', '.join(names)}")
     contents = [_read_results(folder / RESULTS) for folder in folders]

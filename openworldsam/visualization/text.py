@@ -22,6 +22,7 @@ from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from openworldsam.utils.files import regular_file
 from openworldsam.utils.text import printable
 
 GIVEN = "OPENWORLDSAM_FONT"
@@ -142,7 +143,7 @@ def _font_file(char: str) -> str | None:
         return _DEJAVU
     given = [file for file in os.environ.get(GIVEN, "").split(os.pathsep) if file]
     for file in given:
-        _sized(file, 16)  # raises if it is no font
+        _sized(str(regular_file(file, f"${GIVEN} names it")), 16)  # raises if it is no font
     for file in dict.fromkeys([*given, *_recent, *_system_fonts()]):
         if _has(file, char):
             _recent[:] = [file, *(other for other in _recent if other != file)]

@@ -680,6 +680,7 @@ FIRST = "305521999000000"
 REPORTS = {
     f"report --runs {B} --output {{out}}/a.html": {
         "no results": (Spoiled("results.json", None, "evaluated"), r"results\.json not found"),
+        "a link to itself": (loop, r"bad"),
         "half": (Spoiled("results.json", half, "evaluated"), r"results\.json is not json"),
         "a list": (Spoiled("results.json", "[]", "evaluated"), r"results\.json holds a list"),
         "deep": (Spoiled("results.json", DEEP, "evaluated"), r"results\.json"),
@@ -993,6 +994,7 @@ OUTPUTS = {
     },
     f"cache_features --config-file {{w}}/tiny.yaml --output {B}": {
         "a pipe": (fifo, r"bad"),
+        "a link to itself": (loop, r"bad"),
         "a pipe for the header": ({"header.json": fifo}, r"header\.json is a pipe"),
         "a folder for the header": ({"header.json": folder}, r"header\.json is a folder"),
     },

@@ -1,5 +1,7 @@
 """Names in drawings: scripts that DejaVu Sans lacks."""
 
+import os
+
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -97,13 +99,18 @@ def test_control_characters_are_escaped():
     assert fitted("a\x1b[2J\nb\u202ec\ud800", 20, 1000) == r"a\x1b[2J b\u202ec\ud800"
 
 
-@pytest.mark.parametrize("content", [None, b"no font"])
-def test_a_given_file_that_is_no_font_is_named(tmp_path, monkeypatch, content):
-    path = tmp_path / "given.ttf"
-    if content:
-        path.write_bytes(content)
-    monkeypatch.setenv("OPENWORLDSAM_FONT", str(path))
-    with pytest.raises(ValueError, match=r"given.ttf is no font"):
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "not found. [$]OPENWORLDSAM_FONT names it"),
+        (lambda path: path.write_bytes(b"no font"), "is no font"),
+        (os.mkfifo, "is a pipe"),
+    ],
+)
+def test_a_given_file_that_is_no_font_is_named(tmp_path, monkeypatch, make, said):
+    make(tmp_path / "given.ttf")
+    monkeypatch.setenv("OPENWORLDSAM_FONT", str(tmp_path / "given.ttf"))
+    with pytest.raises((ValueError, FileNotFoundError), match=f"given.ttf {said}"):
         fitted(CAT, 20, 100)
 
 
