@@ -193,10 +193,11 @@ def read_image(source: ImageLike) -> np.ndarray:
 def _check_array(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"an image array is uint8 with values 0..255, got {array.dtype}; convert it first")
+    if array.ndim < 2 or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:
+        raise ValueError(f"an image array is [H, W], [H, W, 3] or [H, W, 4] and not empty, got {array.shape}")
+    check_area(array.shape[0], array.shape[1], "the array")
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"an image array is [H, W], [H, W, 3] or [H, W, 4] and not empty, got {array.shape}")
     return np.ascontiguousarray(array[:, :, :3])
 
 

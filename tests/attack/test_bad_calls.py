@@ -23,6 +23,8 @@ CALLS = {
     "predictor.set_image(None)": "an image is a path, a PIL image or a uint8 array, got NoneType",
     "predictor.set_image(b'png')": "an image is a path, a PIL image or a uint8 array, got bytes",
     "predictor.set_image(torch.zeros(3, 4, 4))": "an image is a path, a PIL image or a uint8 array, got Tensor",
+    "predictor.set_image(np.broadcast_to(PIXELS[0, 0], (2**20, 2**20, 3)))": "the array has 1048576 x 1048576 pixels",
+    "predictor.set_image(np.broadcast_to(PIXELS[0, 0, 0], (9000, 9000)))": "the array has 9000 x 9000 pixels",
     "predictor.set_image(PIXELS / 255)": "an image array is uint8 with values 0..255, got float64",
     "predictor.set_image(PIXELS.astype(int))": "an image array is uint8 with values 0..255, got int64",
     "predictor.set_image(PIXELS[:0])": r"not empty, got \(0, 40, 3\)",
