@@ -59,7 +59,7 @@ INSTEAD = {
     "TEST.DETECTIONS_PER_IMAGE": "MODEL.INFERENCE.TOP_K limits the instances of an image",
     "VIS_PERIOD": "SOLVER.PICTURE_PERIOD is the period of a training's pictures",
 }
-"""What to know instead of other keys of Detectron2, by the start of the key."""
+"""Advice for the other keys of Detectron2, by the start of the key."""
 
 
 def add_openworldsam_config(cfg: CfgNode) -> None:

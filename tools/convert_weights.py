@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openworldsam.checkpoint import convert_released, convert_to_released
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with user_errors():
         if args.command == "split":
-            print(*convert_released(args.checkpoint, args.output).values(), sep="\n")
+            say(*convert_released(args.checkpoint, args.output).values())
         else:
             convert_to_released(args.adapter, args.sam2, args.beit3, args.output)
-            print(args.output)
+            say(args.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from openworldsam.ablation.runs import ADAPTER, VARIANTS, Experiment
 from openworldsam.data.feature_cache import IMAGE_FEATURES
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.predictor import OpenWorldSAMPredictor
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +59,7 @@ def run_ablation(args: argparse.Namespace, command: str) -> None:
         draw(experiment, adapter, args.figures)
     if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
         write_report(args.output, args.report, command)
-        print(args.report)
+        say(args.report)
 
 
 def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:

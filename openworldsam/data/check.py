@@ -25,7 +25,7 @@ from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
 from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records, one_class_remark
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
-from openworldsam.utils.launch import user_errors
+from openworldsam.utils.launch import say, user_errors
 from openworldsam.utils.text import printable
 from openworldsam.utils.workers import for_each
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = args.names + [custom.register(path) for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
     findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
-    print(f"root of all datasets: {dataset_root()}\n\n{report(findings)}")
+    say(f"root of all datasets: {dataset_root()}", "", *report(findings).splitlines())
     if any(finding.problems for finding in findings):
         sys.exit(1)
 

@@ -55,7 +55,7 @@ _OTHERS = {
     "PSD": rb"8BPS",
     "PPM": rb"P[1-7]\s",
 }
-"""What the content of files that people take for images begins with."""
+"""First bytes of files that people take for images, as regular expressions."""
 MAX_PIXELS = 64_000_000
 """Default of DATALOADER.MAX_PIXELS: pixels of an image or mask beyond which it is refused before it is decoded."""
 _limit = MAX_PIXELS

@@ -33,7 +33,7 @@ from openworldsam.data.feature_cache import (
 from openworldsam.data.feature_cache.plan import Work, batches, plan, wanted_prompts
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import DTYPES, usable_device
-from openworldsam.utils.launch import launch_command
+from openworldsam.utils.launch import launch_command, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
 
@@ -214,7 +214,7 @@ def cache_features(args: argparse.Namespace) -> None:
         cache.check(cfg, {})
         cache.verify()
         size = sum(path.stat().st_size for path in cache.shards)
-        print(
+        say(
             f"{args.output} is intact: {cache.num_prompts:,} prompts of {cache.num_images:,} images in "
             f"{len(cache.shards)} shards, {size / 1e6:,.1f} MB, image features {cache.header.image_features}, "
             f"{cache.header.dtype}"
@@ -233,7 +233,7 @@ def cache_features(args: argparse.Namespace) -> None:
         num_parts=args.num_parts * processes,
         batch_size=args.batch_size,
     )
-    print(f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable")
+    say(f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

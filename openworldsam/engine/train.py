@@ -24,7 +24,7 @@ from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_png, save_text
-from openworldsam.utils.launch import launch_command, log_to
+from openworldsam.utils.launch import launch_command, log_to, say
 from openworldsam.utils.locking import lock
 
 
@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> None:
     check_training(cfg)
     if args.dry_run:
         if comm.is_main_process():
-            print(describe_training(cfg))
+            say(*describe_training(cfg).splitlines())
         return
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     folder = Path(cfg.OUTPUT_DIR)

@@ -26,7 +26,7 @@ FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif
 class Clip(NamedTuple):
     """A clip whose frames are read on demand.
 
-    frames: uint8 [H, W, 3], RGB, upright. What cannot be decoded is passed over.
+    frames: uint8 [H, W, 3], RGB, upright; a damaged one is passed over.
     fps: frames per second, on average.
     length: number of frames as the header says, 0 if it does not.
     times: seconds from the start of the clip of each frame read so far; they need not be evenly spaced.

@@ -106,7 +106,7 @@ def _run(task, seconds):
 
 
 def _written(task):
-    """What a task has written, which is removed."""
+    """Return and remove the texts that a task has written."""
     files = [task.folder / name for name in (".stdout", ".stderr")]
     texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files]
     for file in files:

@@ -102,7 +102,7 @@ USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 
 @pytest.fixture(scope="module")
 def names(world):
-    """What the calls may use."""
+    """Objects that the calls may use."""
     cfg = load_config(world / "tiny.yaml")
     predictor, bare = OpenWorldSAMPredictor(cfg), OpenWorldSAMPredictor(cfg)
     predictor.set_image(PIXELS)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from openworldsam.data.datasets.coco import CATEGORIES
 from openworldsam.data.prepare import coco
+from openworldsam.data.prepare.plan import Plan, require_count
 from openworldsam.data.records.panoptic import load_panoptic
 
 FILTERED = "coco/annotations/panoptic_train2017_filtrefgumdval_filtvlp.json"
@@ -265,3 +266,11 @@ def test_a_killed_worker_is_an_error(root, command, monkeypatch, capsys):
     monkeypatch.setattr(coco, "write_semantic", crash)
     assert command(root, "--splits", "val", "--workers", "2") == 2
     assert "a worker process was killed" in capsys.readouterr().err
+
+
+def test_counts_of_a_root_with_a_line_break_are_one_line(tmp_path, capsys):
+    plan = Plan(tmp_path / "a\nb", check_counts=False)
+    require_count(3, 4, plan, "images")
+    assert capsys.readouterr().err == f"warning: 3 images under {tmp_path}/a\\nb, published are 4\n"
+    with pytest.raises(ValueError, match="or give --no-check"):
+        require_count(0, 4, plan, "images")

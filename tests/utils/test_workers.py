@@ -8,7 +8,7 @@ from openworldsam.utils.workers import image_loader
 
 
 class Signals:
-    """What a worker does on Ctrl-C, and the number asked for."""
+    """Reaction of a worker to Ctrl-C, and the number asked for."""
 
     def __len__(self):
         return 3

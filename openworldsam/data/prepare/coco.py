@@ -17,6 +17,7 @@ from openworldsam.data.records.coco_json import lack
 from openworldsam.data.records.panoptic import PanopticRecord, load_panoptic
 from openworldsam.data.records.record import semantic_map
 from openworldsam.utils.files import find_missing, read_json, save_json, save_png
+from openworldsam.utils.launch import say
 from openworldsam.utils.workers import for_each
 
 EXPECTED_IMAGES = {"train": 118_287, "val": 5_000}
@@ -59,7 +60,7 @@ def make_coco(
     for split in splits:
         records = load_split(plan.root, split)
         found = make_semantic_pngs(records, plan.workers, f"semantic PNGs of {split}")
-        print(f"{plan.root / str(SPLITS[split].semseg_root)}: {len(records) - len(found)} of {len(records)}")
+        say(f"{plan.root / str(SPLITS[split].semseg_root)}: {len(records) - len(found)} of {len(records)}")
         problems += found
     return problems
 
@@ -67,7 +68,7 @@ def make_coco(
 def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, karpathy_splits: Sequence[str]) -> None:
     """Write the list of training images, unless there is one."""
     if (target := root / FILTERED).exists():
-        print(f"{target}: already there, left as it is; remove it to make it again")
+        say(f"{target}: already there, left as it is; remove it to make it again")
         return
     references = read_refs(refs or root / REFERRING["refcocog"].references)
     removed = {ref["image_id"] for ref in references if ref["split"] == "val"}
@@ -79,7 +80,7 @@ def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, ka
     content = read_json(root / SPLITS["train"].json, _README)
     filtered = filter_panoptic(content, removed, note)
     save_json(target, filtered)
-    print(f"{target}: {len(filtered['annotations'])} of {len(content['annotations'])} images; {note}")
+    say(f"{target}: {len(filtered['annotations'])} of {len(content['annotations'])} images; {note}")
 
 
 def karpathy_images(json_file: str | Path, splits: Collection[str]) -> set[int]:
@@ -166,7 +167,7 @@ def check_coco(plan: Plan, splits: Collection[str]) -> list[str]:
 
 def _check_split(records: Sequence[PanopticRecord], split: str, workers: int) -> Iterator[str]:
     """Yield the problems with a split's number of images, its files, and its panoptic PNGs."""
-    print(f"{split}: {len(records)} images, {sum(len(r['segments_info']) for r in records)} segments")
+    say(f"{split}: {len(records)} images, {sum(len(r['segments_info']) for r in records)} segments")
     if len(records) != (expected := EXPECTED_IMAGES[split]):
         yield f"{split}: {len(records)} images are listed, COCO has {expected}"
     kinds = {
@@ -175,13 +176,13 @@ def _check_split(records: Sequence[PanopticRecord], split: str, workers: int) ->
         "semantic PNGs": find_missing(record["sem_seg_file_name"] for record in records),
     }
     for kind, missing in kinds.items():
-        print(f"{split}: {len(records) - len(missing)} of {len(records)} {kind}")
+        say(f"{split}: {len(records) - len(missing)} of {len(records)} {kind}")
         if missing:
             yield f"{split}: {len(missing)} {kind} missing, such as {', '.join(missing[:EXAMPLES])}"
     absent = set(kinds["panoptic PNGs"])
     there = [record for record in records if record["pan_seg_file_name"] not in absent]
     wrong = [problem for problem in for_each(check_panoptic, there, workers, f"checking {split}") if problem]
-    print(f"{split}: {len(there) - len(wrong)} of {len(there)} panoptic PNGs agree with their json")
+    say(f"{split}: {len(there) - len(wrong)} of {len(there)} panoptic PNGs agree with their json")
     yield from (f"{split}: {problem}" for problem in wrong)
 
 
@@ -207,14 +208,14 @@ def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
     records = load_panoptic(path, root / files.image_root, root / files.panoptic_root, categories=CATEGORIES, hint=hint)
     listed = {record["image_id"] for record in records}
     origin = read_json(path).get("info", {}).get("openworldsam", "the public list, or of unknown origin")
-    print(f"filtered list: {len(listed)} of {len(full)} images; {origin}")
+    say(f"filtered list: {len(listed)} of {len(full)} images; {origin}")
     if strangers := listed.difference(full):
         yield f"filtered list: {len(strangers)} images are not in train2017, such as {min(strangers)}"
     if len(listed) == len(full):
         yield "filtered list: nothing is removed; RefCOCOg's validation images should be"
     referring = root / REFERRING["refcocog"].json_file("val")
     if not referring.exists():
-        print("filtered list: not compared with RefCOCOg; `python datasets/prepare.py refcocog` has not been run")
+        say("filtered list: not compared with RefCOCOg; `python datasets/prepare.py refcocog` has not been run")
     elif leaked := listed & {image["id"] for image in read_json(referring)["images"]}:
         yield f"filtered list: {len(leaked)} images are in RefCOCOg val, such as {min(leaked)}"
 

@@ -160,6 +160,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in problems[:MAX_PROBLEMS]:
         say(f"problem: {problem}", file=sys.stderr)
     if len(problems) > MAX_PROBLEMS:
-        print(f"and {len(problems) - MAX_PROBLEMS} more problems", file=sys.stderr)
+        say(f"and {len(problems) - MAX_PROBLEMS} more problems", file=sys.stderr)
     if problems:
         sys.exit(1)

@@ -20,6 +20,7 @@ from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import MAX_LABEL, read_labels
 from openworldsam.utils.files import find_files, regular_file, save_atomically
+from openworldsam.utils.launch import say
 
 
 def save_labels(labels: np.ndarray, path: Path) -> None:
@@ -48,7 +49,7 @@ def make_ade20k_847(plan: Plan, *, short_side: int) -> None:
         for image in images
     ]
     work_through(partial(_convert_ade20k, short_side=short_side), jobs, plan, "images of ADE20K-847")
-    print(f"{len(jobs)} images of ADE20K-847")
+    say(f"{len(jobs)} images of ADE20K-847")
 
 
 def ade20k_classes(colours: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ def make_pascal_context(plan: Plan) -> None:
     folder = plan.root / "VOCdevkit/VOC2010/trainval"
     jobs = [(folder / f"{f.stem}.mat", f, m) for f, m in zip(*lists, strict=True)]
     work_through(_convert_context, jobs, plan, "LabelMaps of PASCAL Context")
-    print(f"{len(jobs)} LabelMaps of PASCAL Context")
+    say(f"{len(jobs)} LabelMaps of PASCAL Context")
 
 
 def _convert_context(job: tuple[Path, Path, Path]) -> str | None:
@@ -146,7 +147,7 @@ def make_scannet_labels(plan: Plan, table: Path) -> None:
     require_count(len(pairs), benchmark.expected, plan, "frames of ScanNet's validation scenes")
     convert = partial(_convert_scannet, classes=read_scannet_table(table))
     work_through(convert, [labels for _, labels in pairs], plan, "label images of ScanNet")
-    print(f"{len(pairs)} label and instance images of ScanNet")
+    say(f"{len(pairs)} label and instance images of ScanNet")
 
 
 def read_scannet_table(path: Path) -> dict[int, int]:

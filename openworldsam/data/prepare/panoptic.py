@@ -23,6 +23,7 @@ from openworldsam.data.preprocessing import open_image, read_image, upright, upr
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.utils.files import save_json, save_png
+from openworldsam.utils.launch import say
 
 _STEP = 1000  # an object's value in Cityscapes and ScanNet is 1000 * class + number
 
@@ -221,13 +222,13 @@ def _make_panoptic(plan: Plan, name: str, jobs: Sequence[Job], read: Reader) -> 
     benchmark = PANOPTIC[name]
     require_count(len(jobs), benchmark.expected, plan, f"images of {name}")
     if (target := plan.root / benchmark.files.json).exists():
-        print(f"{target}: already there, left as it is; remove it to make it again")
+        say(f"{target}: already there, left as it is; remove it to make it again")
         return
     work = partial(write_panoptic, read=read, folder=plan.root / benchmark.files.panoptic_root)
     entries = work_through(work, jobs, plan, f"images of {name}")
     annotations = [{"image_id": index, **entry} for index, entry in enumerate(entries)]
     _save(target, jobs, annotations, benchmark.classes)
-    print(f"{target}: {len(jobs)} images, {sum(len(a['segments_info']) for a in annotations)} segments")
+    say(f"{target}: {len(jobs)} images, {sum(len(a['segments_info']) for a in annotations)} segments")
 
 
 def make_ade20k(plan: Plan) -> None:
@@ -240,14 +241,14 @@ def make_ade20k(plan: Plan) -> None:
         jobs.append(Job(image, image.name, png, sources))
     _make_panoptic(plan, "ade20k_150_panoptic_val", jobs, read_ade20k)
     if (target := root / "ade20k_instance_val.json").exists():
-        print(f"{target}: already there, left as it is; remove it to make it again")
+        say(f"{target}: already there, left as it is; remove it to make it again")
         return
     work = partial(encode_instances, read=read_ade20k_instances)
     found = work_through(work, jobs, plan, f"images of {ADE20K_INSTANCE}")
     objects = [{"image_id": index, **each} for index, listed in enumerate(found) for each in listed]
     annotations = [{"id": number, **each} for number, each in enumerate(objects, start=1)]
     _save(target, jobs, annotations, "ade20k_instance_100")
-    print(f"{target}: {len(jobs)} images, {len(annotations)} objects")
+    say(f"{target}: {len(jobs)} images, {len(annotations)} objects")
 
 
 def make_cityscapes(plan: Plan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openworldsam.utils.launch import say
 from openworldsam.utils.workers import for_each
 
 EXAMPLES = 3  # shown of each kind of problem
@@ -25,9 +26,16 @@ def require_count(found: int, expected: int, plan: Plan, what: str) -> None:
     if found == expected:
         return
     message = f"{found} {what} under {plan.root}, published are {expected}"
-    if plan.check_counts or not found:
-        raise ValueError(f"{message}; get them again (datasets/README.md), or give --no-check to go on without")
-    print(f"warning: {message}", file=sys.stderr)
+    if not found:
+        plan = plan._replace(check_counts=True)
+    refuse_or_warn(message, "; get them again (datasets/README.md)", plan)
+
+
+def refuse_or_warn(message: str, advice: str, plan: Plan) -> None:
+    """Raise ValueError about counts that are not the published ones; only warn if the plan does not check counts."""
+    if plan.check_counts:
+        raise ValueError(f"{message}{advice}, or give --no-check to go on without")
+    say(f"warning: {message}", file=sys.stderr)
 
 
 def work_through(work: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan, title: str) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from openworldsam.data.datasets.referring import REFERRING, Counts
-from openworldsam.data.prepare.plan import Plan
+from openworldsam.data.prepare.plan import Plan, refuse_or_warn
 from openworldsam.data.records.coco_json import by_id, flag, lack
 from openworldsam.data.records.referring import image_name, plain_sentences
 from openworldsam.data.records.rle import Segmentation, encode_mask, union_mask
 from openworldsam.utils.files import read_json, regular_file, save_json
+from openworldsam.utils.launch import say
 
 NO_TARGET = -1
 """gRefCOCO's only ann_id of an expression without a target."""
@@ -41,9 +41,7 @@ def make_referring(name: str, plan: Plan, *, refs: Path | None, instances: Path 
         found = count(references, split)
         if any(wanted is not None and wanted != got for wanted, got in zip(expected, found, strict=True)):
             message = f"{refs}, {split}: {found}; published is {expected}"
-            if plan.check_counts:
-                raise ValueError(f"{message}. {_advice(refs)}; fetch them again, or give --no-check to go on")
-            print(f"warning: {message}", file=sys.stderr)
+            refuse_or_warn(message, f". {_advice(refs)}; fetch them again", plan)
     objects = read_json(instances or refs.parent / "instances.json", _advice(refs))
     generalized = benchmark.generalized
     contents = {split: convert(references, objects, split, generalized=generalized) for split in benchmark.splits}
@@ -53,7 +51,7 @@ def make_referring(name: str, plan: Plan, *, refs: Path | None, instances: Path 
         sentences = sum(len(annotation["sentences"]) for annotation in content["annotations"])
         kind = "expressions" if generalized else "objects"
         sizes = f"{len(content['images'])} images, {len(content['annotations'])} {kind}, {sentences} sentences"
-        print(f"{target}: {sizes}")
+        say(f"{target}: {sizes}")
 
 
 def _advice(refs: Path) -> str:

@@ -17,6 +17,7 @@ from openworldsam.data.datasets.benchmarks import LABELS, matching, read_classes
 from openworldsam.data.prepare.labels import save_labels
 from openworldsam.data.prepare.plan import Plan, require_count, work_through
 from openworldsam.utils.files import find_missing, save_atomically
+from openworldsam.utils.launch import say
 
 
 class _TestImage(NamedTuple):
@@ -48,7 +49,7 @@ def make_sun_rgbd(plan: Plan) -> None:
         jobs.append(_TestImage(plan.root / "sun_rgbd" / folder, cell, image, labels))
     convert = partial(_convert_sun, metadata=toolbox / "Metadata/SUNRGBD2Dseg.mat")
     work_through(convert, jobs, plan, "images of SUN RGB-D")
-    print(f"{len(jobs)} images of SUN RGB-D")
+    say(f"{len(jobs)} images of SUN RGB-D")
 
 
 def _sun_test_numbers(toolbox: Path) -> list[tuple[str, int]]:
