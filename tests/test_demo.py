@@ -167,6 +167,14 @@ def test_a_scene_is_asked_for_everything_in_it(command, tmp_path, capsys):
     assert sentences and {sentence["name"] for sentence in sentences} <= set(chain(*expressions(scene).values()))
 
 
+def test_weights_of_the_shapes_world_warn_once_of_photographs(tmp_path, photograph, shapes_opts, capsys):
+    shutil.copy(photograph, tmp_path / "cat.png")
+    words = ["--config-file", str(ROOT / "configs/shapes/openworldsam.yaml"), "--prompts", "cat", "--output"]
+    for images, times in ((["--input", photograph, tmp_path / "cat.png"], 1), (["--scene", 3], 0)):
+        main([*words, str(tmp_path / "out"), *map(str, images), "--opts", *shapes_opts])
+        assert capsys.readouterr().err.count("on a photograph their masks mean nothing") == times
+
+
 def test_a_bad_scene_is_an_error(command, capsys, exit_status):
     assert exit_status(main, *command("--scene", -1)) == 2
     assert "--scene is 0 or more, got -1" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from openworldsam.annotate.images import FolderImages, LoadedImage, file_version
 from openworldsam.annotate.label_studio import write_label_studio
 from openworldsam.annotate.prompts import Prompts, read_prompts
 from openworldsam.annotate.results import FolderResults
-from openworldsam.checkpoint import load_weights, provenance
+from openworldsam.checkpoint import load_weights, photograph_warning, provenance
 from openworldsam.config import load_config
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.engine.evaluate import identity
@@ -85,6 +85,8 @@ def annotate_folder(args: argparse.Namespace) -> None:
         sources = load_weights(model, cfg)
         question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
         claim_folder(args.output, {**question, **identity(cfg, sources)})
+        if warning := photograph_warning(sources):
+            logger.warning(warning)
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():
             share = names[comm.get_rank() :: comm.get_world_size()]
             failed = predict_images(cfg, model, results, args.input, share)

@@ -18,7 +18,7 @@ import gradio as gr
 from openworldsam.app.examples import ExampleQuestion, example_questions
 from openworldsam.app.session import Session, number
 from openworldsam.app.uploads import Uploads
-from openworldsam.checkpoint import provenance
+from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.text import brief, printable
 
@@ -43,7 +43,7 @@ def view(session: Session | None, message: str = "") -> View:
     if session is None:
         return [None, None, [], message]
     if not message and session.shown is not None:
-        message = session.shown.summary
+        message = "\n".join(filter(None, (session.shown.summary, session.warning)))
         if session.selected is not None:
             number, prompt, score, _ = session.table()[session.selected]
             message = f"mask {number}: {prompt}, score {score}"
@@ -95,13 +95,18 @@ class Actions:
 
     def __init__(self, predictor: OpenWorldSAMPredictor, uploads: Uploads, max_work: int) -> None:
         self.predictor, self.uploads, self.max_work = predictor, uploads, max_work
+        self.warning = photograph_warning(predictor.sources)
         self.examples = list(example_questions(predictor.cfg))
 
     def open(self, upload: object, session: Session | None) -> View:
         """Begin a session with an uploaded image, and delete the file; keep the old session if it is no image."""
         if upload is None:
             return [None, *view(session)]
-        new, message = attempt(lambda: Session(self.predictor, *self.uploads.take(upload), self.max_work))
+
+        def begin() -> Session:
+            return Session(self.predictor, *self.uploads.take(upload), self.max_work, self.warning)
+
+        new, message = attempt(begin)
         return [None, *view(new or session, message or "now type what to look for")]
 
     def open_example(self, event: gr.EventData, session: Session | None) -> View:

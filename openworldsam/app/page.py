@@ -14,6 +14,7 @@ from gradio.data_classes import ImageData
 from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
 from openworldsam.app.session import TASK_THRESHOLDS
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS, Uploads
+from openworldsam.checkpoint import knowledge
 from openworldsam.inference import TASKS
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
@@ -57,12 +58,12 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
     actions = Actions(predictor, uploads, max_work)
     sources = predictor.sources.values()
     files = ", ".join(dict.fromkeys(source.file for source in sources))
-    heading = f"Preset {predictor.cfg.PRESET}; weights: {files}."
+    heading = [f"Preset {predictor.cfg.PRESET}; weights: {files}.", knowledge(predictor.sources)]
     if any(source.note.startswith(NOTE) for source in sources):
-        heading += f" These weights are {NOTE}: the masks mean nothing."
+        heading.append(f"These weights are {NOTE}: the masks mean nothing.")
     with Page(title="OpenWorldSAM", analytics_enabled=False) as page:
         session = gr.State(None)
-        gr.HTML(f"<h1>OpenWorldSAM</h1><p>{html.escape(printable(heading))}</p>")
+        gr.HTML(f"<h1>OpenWorldSAM</h1><p>{html.escape(printable(' '.join(heading)))}</p>")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 limits = f"Image, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
@@ -81,7 +82,7 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=320):
                 canvas = _canvas()
-                message = gr.Textbox(show_label=False, interactive=False, max_lines=3, elem_id="message")
+                message = gr.Textbox(show_label=False, interactive=False, max_lines=6, elem_id="message")
                 mode = gr.Radio([SELECT, ADD, REMOVE], value=SELECT, label="Click on the image", elem_id="mode")
                 with gr.Row():
                     everything = gr.Button("Show all masks", elem_id="everything")

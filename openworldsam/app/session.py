@@ -57,6 +57,7 @@ class Session:
 
     Args:
         max_work: pixels of all masks that the model may make for a question, before the best are chosen.
+        warning: about the image, for the page to show beside answers.
 
     Attributes:
         found: answer to the last question, without clicks.
@@ -64,8 +65,10 @@ class Session:
         selected: index of the selected mask in `shown`, or None.
     """
 
-    def __init__(self, predictor: OpenWorldSAMPredictor, image: np.ndarray, name: str, max_work: int) -> None:
-        self.image, self.name, self.max_work = image, name, max_work
+    def __init__(
+        self, predictor: OpenWorldSAMPredictor, image: np.ndarray, name: str, max_work: int, warning: str = ""
+    ) -> None:
+        self.image, self.name, self.max_work, self.warning = image, name, max_work, warning
         self.found: Prediction | None = None
         self.shown: Prediction | None = None
         self.selected: int | None = None

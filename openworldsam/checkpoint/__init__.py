@@ -1,5 +1,6 @@
 """Reads and writes the public weight layouts: strict, with advice when something does not fit."""
 
+from openworldsam.checkpoint.knowledge import knowledge, photograph_warning
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
 from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
 from openworldsam.checkpoint.released import convert_released, convert_to_released
@@ -13,8 +14,10 @@ __all__ = [
     "convert_to_released",
     "find_source",
     "fingerprint",
+    "knowledge",
     "load_component",
     "load_weights",
+    "photograph_warning",
     "provenance",
     "read_weights",
     "save_adapter",

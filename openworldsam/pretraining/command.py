@@ -13,6 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from openworldsam.checkpoint import load_component, read_weights, save_component
+from openworldsam.checkpoint.knowledge import SHAPES_NOTE
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
 from openworldsam.data.shapes import render
@@ -117,7 +118,7 @@ def _seed(cfg: CfgNode, purpose: str) -> int:
 
 
 def _note(schedule: Schedule) -> str:
-    return f"trained on the Shapes world, {schedule.steps} steps of {schedule.batch_size} scenes"
+    return f"{SHAPES_NOTE}, {schedule.steps} steps of {schedule.batch_size} scenes"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from openworldsam.checkpoint import provenance
+from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.launch import item_error, say, user_errors
@@ -54,6 +54,8 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     clip = open_clip(args.input)
     writer = ResultWriter(args.output, clip.fps, clip.sound)
     predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
+    if warning := photograph_warning(predictor.sources):
+        say(warning, file=sys.stderr)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, args.prompts, **options)
 

@@ -93,6 +93,8 @@ def test_a_folder(folder, scenes, command, capsys):
     assert command(**{"overlays": True, "label-studio": True, "cvat": True}) == 1
     printed = capsys.readouterr().out
     assert f"{SCENES} images: " in printed and "1 failed" in printed
+    for told in (printed, (folder / "out/log.txt").read_text()):
+        assert told.count("on a photograph their masks mean nothing") == 1
     out = folder / "out"
     name, reason = (out / "unreadable.txt").read_text().rstrip("\n").split("\t")
     assert name == "broken.jpg" and "not a readable image" in reason and reason in printed

@@ -9,11 +9,12 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
-from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions  # noqa: E402
+from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions, view  # noqa: E402
 from openworldsam.app.command import main, parse_args  # noqa: E402
 from openworldsam.app.page import build_page  # noqa: E402
 from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
 from openworldsam.app.uploads import Uploads  # noqa: E402
+from openworldsam.checkpoint import knowledge, photograph_warning  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 USUAL = (0.7, 0.5, 0.5)
@@ -77,7 +78,7 @@ def test_a_wrong_file_is_deleted_and_the_old_image_stays(actions, session, place
 def test_a_question_and_clicks(actions, upload, scenes):
     session = actions.open({"path": str(upload)}, None)[1]
     _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
-    assert len(table) == 3 and message == session.shown.summary
+    assert len(table) == 3 and message == f"{session.shown.summary}\n{photograph_warning(actions.predictor.sources)}"
     shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
     assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, score {table[2][2]}"
     assert np.array_equal(actions.show_all(session)[1], drawn)
@@ -96,7 +97,7 @@ def test_examples_are_opened_with_their_question(actions):
         assert np.array_equal(session.image, example.image)
         assert (prompts, task) == (example.prompts, example.task)
         session.ask(prompts, task, dict(zip(SLIDERS, USUAL, strict=True)))
-        assert len(session.shown.masks)
+        assert len(session.shown.masks) and view(session)[3] == session.shown.summary  # no warning, as it is no upload
     assert {example.task for example in actions.examples} == TASK_THRESHOLDS.keys()
 
 
@@ -114,9 +115,18 @@ def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog)
     assert "AttributeError" in caplog.text
 
 
-def test_sliders_start_at_the_values_of_the_config(shapes, tmp_path, monkeypatch):
+@pytest.fixture
+def page(shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    page = build_page(shapes, Uploads(tmp_path), queue=1, max_work=1)
+    return build_page(shapes, Uploads(tmp_path), queue=1, max_work=1)
+
+
+def test_the_heading_says_what_the_weights_know(page, shapes):
+    (heading,) = (block.value for block in page.blocks.values() if isinstance(block, gradio.HTML))
+    assert "only the synthetic Shapes world" in heading and knowledge(shapes.sources) in heading
+
+
+def test_sliders_start_at_the_values_of_the_config(shapes, page):
     sliders = {block.elem_id: block for block in page.blocks.values() if isinstance(block, gradio.Slider)}
     assert sliders.keys() == SLIDERS.keys()
     assert all(slider.value == getattr(shapes.model.inference, name) for name, slider in sliders.items())
