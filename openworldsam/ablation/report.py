@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
 from openworldsam.engine.evaluate import RESULTS
+from openworldsam.evaluation.exposure import exposure
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
 from openworldsam.utils.files import read_any_json, read_json, save_atomically, save_text
 
@@ -148,7 +149,9 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     save_figure(_bar_plot(runs, benchmarks), plot)
     lines = [*_introduction(finished, command), f"![Scores of every variant]({plot.name})", ""]
     for benchmark in benchmarks:
-        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *_verdicts(runs, benchmark), ""]
+        seen = dict.fromkeys(line for run in finished for line in exposure(run.results["weights"], [benchmark]))
+        notes = [*(f"* {line}" for line in seen), ""] if seen else []
+        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *notes, *_verdicts(runs, benchmark), ""]
     if (folder / FIGURES).exists():
         lines += ["## Figures", ""]
         for figure in read_any_json(folder / FIGURES):

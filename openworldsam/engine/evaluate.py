@@ -22,6 +22,7 @@ from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.comparison import comparison
+from openworldsam.evaluation.exposure import exposure
 from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.saved import Saving
 from openworldsam.evaluation.summary import remarks, table
@@ -97,7 +98,8 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         "seconds": round(time.monotonic() - start, 1),
     }
     save_json(path, content, indent=1)
-    say(*table(results, paper).splitlines(), *remarks(results, paper), path)
+    notes = exposure(content["weights"], results) + remarks(results, paper)
+    say(*table(results, paper).splitlines(), *notes, path)
     if missing:
         raise FileNotFoundError(lack)
 

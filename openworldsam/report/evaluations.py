@@ -88,7 +88,9 @@ def _read_results(path: Path) -> dict[str, Any]:
     content = read_json(path, f"tools/eval_net.py --output {path.parent} writes it")
     try:
         texts = [content["preset"], content["protocol"], content["command"], *content.get("missing", {}).values()]
-        texts += [source[key] for source in content["weights"].values() for key in ("layout", "fingerprint")]
+        for source in content["weights"].values():
+            texts += [source["layout"], source["fingerprint"]]
+            texts += [source.get(key, "") for key in ("file", "note", "trained_on")]
         if "paper" in content:
             texts += [each or "" for each in Comparison(**content["paper"])]
         for benchmark in content["benchmarks"].values():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from openworldsam.engine.evaluate import ASKED
+from openworldsam.evaluation.exposure import exposure
 from openworldsam.evaluation.paper_tables import Number
 from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, image_count, incomparable, number
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
@@ -88,7 +89,7 @@ def _source(name: str, source: dict[str, Any]) -> Html:
 
 def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
     """Tabulate the number of images and the headline metrics of every run, with the paper's number and the difference,
-    or why there is none."""
+    or why there is none; below it, what the weights have seen of the benchmarks."""
     found = [headlines(run.benchmarks, run.paper) for run in runs]
     rows: list[tuple[object, ...]] = []
     for name in benchmarks:
@@ -99,7 +100,12 @@ def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
                 cells = (_score(*values[column]) if column in values else "" for values in found)
                 rows.append((name, f"{column[1]} {column[2]}", *cells))
     table = html_table(("benchmark", "metric", *(run.name for run in runs)), rows, len(runs))
-    return join((table, *(note(f"{run.name}: {x}") for run in runs for x in incomparable(run.benchmarks, run.paper))))
+    lines = []
+    for run in runs:
+        measured = [name for name in benchmarks if name in run.benchmarks]
+        said = exposure(run.content["weights"], measured) + incomparable(run.benchmarks, run.paper)
+        lines += [note(f"{run.name}: {line}") for line in said]
+    return join((table, *lines))
 
 
 def _score(value: float | None, paper: Number | None) -> Html:

@@ -50,6 +50,7 @@ def test_report_of_known_numbers(tmp_path):
     make_run(out, "text_only", 0, (5, 6, 7))
     write_report(out, path, "python tools/ablate.py")
     report = path.read_text()
+    assert "exposure" not in report
     assert "10,000 iterations of 8 images from shapes_train" in report and "Seeds: 0, 1, 2." in report
     rows = {line.split("**")[1]: [*map(str.strip, line.split("|"))] for line in report.splitlines() if "| **" in line}
     assert rows["E1"][2:7] == ["51,200", "3", "12.0 ± 2.0", "2.0 ± 1.0", "22.0 ± 2.0"]
@@ -104,6 +105,18 @@ def test_several_benchmarks_and_metrics_that_are_not_available(tmp_path):
     assert f"| 1.5 ± {statistics.stdev([1, 2]):.1f} | not run | 4.0 ± 1.4 |" in " ".join(report.split())
     assert "## shapes_val" in report and "## shapes_novel_val" in report
     assert "shapes_val (500 images, protocol oracle), shapes_novel_val (7 images, protocol oracle)" in report
+
+
+def test_what_the_weights_have_seen_is_said_once_below_the_table(tmp_path):
+    make_runs(tmp_path, "E5", (1, 2, 3), (2, 3, 4), benchmark="ade20k_150_panoptic_val")
+    path = tmp_path / "E5/seed0/results.json"
+    results = json.loads(path.read_text())
+    results["weights"]["adapter"] = {"fingerprint": "3", "trained_on": "ade20k_150_train"}
+    path.write_text(json.dumps(results))
+    write_report(tmp_path, tmp_path / "report.md", "")
+    unknown = "exposure to ADE20K is unknown: training data not known (sam2); training data not known (beit3)"
+    lines = f"\n\n* the adapter has seen ADE20K images and labels: not zero-shot\n* {unknown}\n\n"
+    assert (tmp_path / "report.md").read_text().count(lines) == 1
 
 
 def test_figures_are_linked_relative_to_the_report(tmp_path):

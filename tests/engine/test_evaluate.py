@@ -73,6 +73,7 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
         for task, metric in tasks[name].items():
             assert 0 <= content[task][metric] <= 100
             assert f"{task} {metric}" in printed
+    assert f"\nexposure to {coco_sample} is unknown: not a public benchmark\n" in printed
     assert not list(tmp_path.glob(".*.part"))
 
 

@@ -188,6 +188,8 @@ def test_the_page_is_self_contained_and_complete(runs):
     for text in ('45.80 <span class="note">paper 60.4, -14.60</span>', "33.30", "tiny &amp; new", "0123456789ab"):
         assert text in html
     assert "other: ade20k_150_val: not compared with the paper: 1999 of 2000 images were scored" in html
+    for name in ("one", "other"):
+        assert f"{name}: exposure to ADE20K is unknown: training data not known (adapter, a, tiny &amp; new)" in html
     assert "b&lt;.jpg" in html and "it is damaged &amp; cut" in html and "sun_rgbd_37_val" in html
     assert "cat &lt;small&gt;" in html and "<small>" not in html and "<x>" not in html
     assert "No pictures" not in html
@@ -282,6 +284,7 @@ def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
         (["--runs", "uncounted"], "uncounted/results.json is not what tools/eval_net.py writes"),
         (["--runs", "huge"], "huge/results.json is not what tools/eval_net.py writes"),
         (["--runs", "endless"], "endless/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "seen"], "seen/results.json is not what tools/eval_net.py writes"),
         (["--runs", "half"], "half/results.json is not what tools/eval_net.py writes"),
         (["--runs", "one", "--others", "one=other"], "--others needs names that no run and no other method has"),
     ],
@@ -297,6 +300,8 @@ def test_user_errors_are_one_line(runs, tmp_path, monkeypatch, capsys, arguments
     Path("cut/predictions/a_val/images/000000000000.json").write_text("{}")
     save(write(Path("lost"), {"a_val": semantic()}) / "predictions/a_val")
     write(Path("papered"), {"a_val": semantic()}, paper={"row": 3, "more": ""})
+    weights = {"adapter": {"layout": "adapter", "fingerprint": "0", "trained_on": ["coco"]}}
+    write(Path("seen"), {"a_val": semantic()}, weights=weights)
     write(Path("huge"), {"a_val": semantic(10**400)})
     write(Path("endless"), {"a_val": semantic(sky=float("inf"))})
     write(Path("half"), {"a_val": semantic(**{"half a pair \ud800": 1.0})})
