@@ -156,6 +156,8 @@ def _add_adapter_config(cfg: CfgNode) -> None:
     cfg.MODEL.ADAPTER.INTERACTION = "prompt"
     # Add SAM2's positional encoding to the keys of the cross-attention.
     cfg.MODEL.ADAPTER.KEY_POSITIONS = False
+    # False: train the score head alone.
+    cfg.MODEL.ADAPTER.TRAINABLE = True
 
     cfg.MODEL.MASK_DECODER = CfgNode()
     # In inference, replace SAM2's single mask by the best of its three others where it is unstable.
@@ -164,10 +166,20 @@ def _add_adapter_config(cfg: CfgNode) -> None:
     # differs. Fewer go together where `broadcast` gives a query more than 512 tokens.
     cfg.MODEL.MASK_DECODER.CHUNK = 16
 
+    cfg.MODEL.SCORE_HEAD = CfgNode()
+    # Width of the two hidden layers of the head that gives the match score (docs/score.md); 0: no head.
+    cfg.MODEL.SCORE_HEAD.HIDDEN = 0
+    cfg.MODEL.SCORE_HEAD.DROPOUT = 0.1
+    # File of its weights, if MODEL.WEIGHTS does not hold them.
+    cfg.MODEL.SCORE_HEAD.WEIGHTS = ""
+
     cfg.MODEL.CRITERION = CfgNode()
     # Weights of the losses and of the matching costs. A loss of weight 0 is not computed.
     cfg.MODEL.CRITERION.MASK_WEIGHT = 20.0
     cfg.MODEL.CRITERION.DICE_WEIGHT = 0.0
+    # Weight of the score head's loss: binary cross-entropy of the match score of all queries against their largest IoU
+    # with a mask of their prompt.
+    cfg.MODEL.CRITERION.SCORE_WEIGHT = 0.0
     cfg.MODEL.CRITERION.FOCAL_ALPHA = 0.25
     cfg.MODEL.CRITERION.FOCAL_GAMMA = 2.0
     # A prompt's loss is the sum over its matched pairs, divided by the number of its ground-truth masks (targets) or
@@ -180,8 +192,13 @@ def _add_inference_config(cfg: CfgNode) -> None:
     cfg.MODEL.INFERENCE = CfgNode()
     # Tasks of the forward pass: semantic, instance, panoptic, referring.
     cfg.MODEL.INFERENCE.TASKS = ["semantic", "instance", "panoptic"]
+    # Score of a query: SAM2's predicted IoU, which knows no name (iou, paper), the match score of MODEL.SCORE_HEAD
+    # (match), or their product.
+    cfg.MODEL.INFERENCE.SCORE = "iou"
     # Smallest predicted IoU: at least this for instances and two-stage inference, above it for panoptic.
     cfg.MODEL.INFERENCE.SCORE_THRESHOLD = 0.7
+    # The same for the other scores; 0: the threshold stored with the weights (tools/calibrate.py), or 0.5.
+    cfg.MODEL.INFERENCE.MATCH_THRESHOLD = 0.0
     # Remove a mask whose IoU with a better one exceeds this.
     cfg.MODEL.INFERENCE.NMS_THRESHOLD = 0.5
     # Instances: compare masks within a class (mask), or boxes across all classes (box, released code).
@@ -190,7 +207,7 @@ def _add_inference_config(cfg: CfgNode) -> None:
     cfg.MODEL.INFERENCE.TOP_K = 0
     # Panoptic: drop a segment of which less than this fraction remains visible.
     cfg.MODEL.INFERENCE.OVERLAP_THRESHOLD = 0.5
-    # Weight of a query in the semantic sum: score (its predicted IoU) or softmax (released code).
+    # Weight of a query in the semantic sum: score or softmax (released code).
     cfg.MODEL.INFERENCE.SEMANTIC_WEIGHT = "score"
     # Feed the masks back as mask prompts and decode again.
     cfg.MODEL.INFERENCE.TWO_STAGE = False
@@ -205,6 +222,9 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.SEED = 42
     # Most classes per image and visit; 0: all.
     cfg.INPUT.MAX_PROMPTS = 6
+    # Absent prompts per image and visit, which only the match score learns from (MODEL.CRITERION.SCORE_WEIGHT): classes
+    # that the image does not have, or expressions without a target. They are chosen by what the model confuses.
+    cfg.INPUT.NEGATIVES = 0
     # Augmentations; the paper trains without.
     cfg.INPUT.FLIP = False
     cfg.INPUT.LARGE_SCALE_JITTER = False

@@ -270,12 +270,13 @@ def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[P
             if slot in answers:
                 taken |= mask
     scores = np.stack([source.scores[n] for source, n in sources])
+    evidence = np.stack([(source.predicted_iou[n], source.match[n]) for source, n in sources])
     labels = np.array([found.prompt_index[slot] if slot < len(found.masks) else len(found.prompts) for slot in slots])
     left = masks.any(axis=(1, 2))
     thing = dict(zip(found.prompt_index.tolist(), found.is_thing.tolist(), strict=True))
     prompts = [*found.prompts, *dict.fromkeys(answers[slot].prompts[0] for slot in slots[len(found.masks) :])]
     prediction = Prediction.of(
-        Found(*(torch.from_numpy(column[left]) for column in (masks, scores, labels))),
+        Found(*(torch.from_numpy(column[left]) for column in (masks, scores, labels, evidence))),
         found.task,
         prompts,
         is_thing=[thing.get(index, True) for index in range(len(prompts))],

@@ -4,7 +4,7 @@ from openworldsam.checkpoint.knowledge import knowledge, photograph_warning
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
 from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
 from openworldsam.checkpoint.released import convert_released, convert_to_released
-from openworldsam.checkpoint.writing import save_adapter, save_component, save_components
+from openworldsam.checkpoint.writing import save_component, save_components, save_trained, store_thresholds
 
 __all__ = [
     "Source",
@@ -20,7 +20,8 @@ __all__ = [
     "photograph_warning",
     "provenance",
     "read_weights",
-    "save_adapter",
     "save_component",
     "save_components",
+    "save_trained",
+    "store_thresholds",
 ]

@@ -5,6 +5,7 @@ A weight file holds one or more components, kept under their public names until 
     sam2      Meta's names: image_encoder.*, sam_mask_decoder.*, sam_prompt_encoder.*, no_mem_embed, video modules
     beit3     Microsoft's names: beit3.*; other prompt encoders: as their `Component` declares
     adapter   our names: adapter.projector.*, adapter.tie_breakers, adapter.soft_prompt.*
+    score_head  our names: score_head.*
 
 | file                             | components           | recognised by                                     |
 |----------------------------------|----------------------|---------------------------------------------------|
@@ -13,7 +14,8 @@ A weight file holds one or more components, kept under their public names until 
 | SAM2 2.0 or 2.1                  | sam2                 | image_encoder.trunk.*                             |
 | BEiT-3                           | beit3                | beit3.*                                           |
 | another prompt encoder           | its own              | as it declares                                    |
-| adapter file                     | adapter              | adapter.*                                         |
+| adapter file                     | adapter, score_head  | adapter.*                                         |
+| score head                       | score_head           | score_head.*                                      |
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 from torch import Tensor
 
 from openworldsam.checkpoint.reading import check_tensor, read_tensors
-from openworldsam.modeling.components import ADAPTER, SAM2, StateDict, rename, renamed
+from openworldsam.modeling.components import ADAPTER, SAM2, SCORE_HEAD, StateDict, rename, renamed
 from openworldsam.modeling.prompt_encoders import PROMPT_ENCODER_REGISTRY
 from openworldsam.utils.text import shortened
 
@@ -52,6 +54,8 @@ RELEASED_TRAINING = {
     "PROMPT_ENCODER.USE_IMAGE": "True",
 }
 """Training settings of the released code, which its checkpoints do not record."""
+THRESHOLDS = "thresholds"
+"""Entry of a file's metadata with the thresholds of its score head."""
 DUPLICATES = "evf_sam2."
 """Prefix of the second copy of both encoders in the released checkpoint."""
 
@@ -64,7 +68,7 @@ class Source:
     layout: from the table above.
     fingerprint: of names, shapes and sampled values.
     note: the file's own note about its origin.
-    trained_on: training sets of an adapter in their order, joined by ", "; empty if unknown.
+    trained_on: training sets of an adapter or score head in their order, joined by ", "; empty if unknown.
     """
 
     file: str
@@ -96,9 +100,23 @@ class WeightFile:
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path}: the record of its {component} weights is damaged ({error})") from None
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Thresholds of the score head by rule, as `tools/calibrate.py` stored them.
+
+        Raises:
+            ValueError: the record is damaged.
+        """
+        try:
+            found = json.loads(self.metadata.get(THRESHOLDS, "{}"))
+            return {rule: float(found[rule]) for rule in found if 0 < float(found[rule]) < 1}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: the record of its thresholds is damaged ({error})") from None
+
     def source(self, component: str) -> Source:
         """Return the origin of one component."""
-        trained_on = self.metadata.get("trained_on", "") if component == ADAPTER.name else ""
+        trained = component in (ADAPTER.name, SCORE_HEAD.name)
+        trained_on = self.metadata.get("trained_on", "") if trained else ""
         found = fingerprint(self.components[component])
         return Source(self.path.name, self.layout, found, self.metadata.get("note", ""), trained_on)
 
@@ -151,7 +169,11 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     if has("image_encoder.backbone."):
         return "the model's internal", {}
     if has(ADAPTER.recognised_by):
-        return ADAPTER.layout, {ADAPTER.name: state}
+        head = {name: tensor for name, tensor in state.items() if name.startswith(SCORE_HEAD.recognised_by)}
+        rest = {name: tensor for name, tensor in state.items() if name not in head}
+        return ADAPTER.layout, {ADAPTER.name: rest} | ({SCORE_HEAD.name: head} if head else {})
+    if has(SCORE_HEAD.recognised_by):
+        return SCORE_HEAD.layout, {SCORE_HEAD.name: state}
     if has(SAM2.recognised_by):
         version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
         return f"{SAM2.layout} {version}", {SAM2.name: state}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, read_weights
 from openworldsam.config import config_value
-from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, Component, StateDict, components_with, renamed
+from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, SCORE_HEAD, Component, StateDict, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.device import keep_freed_memory
 from openworldsam.utils.text import shortened
@@ -35,9 +35,12 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
 
     If MODEL.WEIGHTS is a full checkpoint, the other files are not read. An error leaves the frozen modules empty.
 
+    A model whose files hold no score head loses it, unless its scores come from it. The thresholds that a head's file
+    stores become the model's.
+
     Args:
-        need_adapter: False (at the start of a training) keeps the initial adapter if no file holds one, and accepts an
-            adapter with more tie-breakers than the model, which takes the first ones.
+        need_adapter: False (at the start of a training) keeps the initial adapter and score head if no file holds them,
+            and accepts an adapter with more tie-breakers than the model, which takes the first ones.
 
     Returns:
         the source of each component, by name.
@@ -47,7 +50,7 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         ValueError: no file holds a component, or it does not fit the model.
     """
     device = next(model.adapter.parameters()).device
-    components = components_with(model.prompt_encoder)
+    components = model.components
     for component in components.values():
         for module in map(model.get_submodule, component.modules):
             if _is_frozen(module):
@@ -57,6 +60,10 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         load_component(model, name, file, fewer_tie_breakers=not need_adapter)
         logger.info("%s weights from %s (%s)", name, file.path, file.layout)
     sources = {name: file.source(name) for name, file in files.items()}
+    if SCORE_HEAD.name in files:
+        _set_thresholds(model, cfg, files[SCORE_HEAD.name].thresholds)
+    elif model.score_head and need_adapter:
+        _drop_score_head(model, cfg)
     model.store_frozen_weights()
     model.to(device)
     if device.type == "cpu":
@@ -64,6 +71,25 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     if ADAPTER.name in files:
         _warn_of_other_training(files[ADAPTER.name], sources, cfg)
     return sources
+
+
+def _set_thresholds(model: OpenWorldSAM, cfg: CfgNode, stored: dict[str, float]) -> None:
+    """Use the thresholds of a score head's file, unless the config says another."""
+    model.match_thresholds, options = stored, model.inference
+    if options.score in stored and not cfg.MODEL.INFERENCE.MATCH_THRESHOLD:
+        model.inference = replace(options, score_threshold=stored[options.score])
+
+
+def _drop_score_head(model: OpenWorldSAM, cfg: CfgNode) -> None:
+    """Do without the score head that no file holds."""
+    advice = "train one on this adapter (docs/score.md), or set MODEL.SCORE_HEAD.WEIGHTS"
+    if model.inference.score != "iou":
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} has no score head, so MODEL.INFERENCE.SCORE {model.inference.score} is not to be "
+            f"had: set it to iou; or {advice}"
+        )
+    model.score_head = None
+    logger.warning("%s has no score head, so there is no match score: %s", cfg.MODEL.WEIGHTS, advice)
 
 
 def component_files(
@@ -97,7 +123,8 @@ def component_files(
         for name in names:
             if name in file.components:
                 found.setdefault(name, file)
-    missing = [c for c in components.values() if c.name not in found and (c != ADAPTER or need_adapter)]
+    needed = [c for c in components.values() if c != SCORE_HEAD and (c != ADAPTER or need_adapter)]
+    missing = [c for c in needed if c.name not in found]
     if missing and not found:
         raise ValueError(
             "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
@@ -132,7 +159,7 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
     Raises:
         ValueError: a missing, unexpected or wrongly shaped tensor; says which and what to do.
     """
-    component = components_with(model.prompt_encoder)[name]
+    component = model.components[name]
     public = {n: t for n, t in file.components[name].items() if not n.startswith(SAM2_VIDEO)}
     state = {
         renamed(n, component.prefixes) or n: tensor.float() if tensor.is_floating_point() else tensor

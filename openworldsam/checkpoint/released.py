@@ -8,7 +8,7 @@ import torch
 
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_ADAPTER, RELEASED_PREFIX, read_weights
 from openworldsam.checkpoint.writing import carried_over, public_state, save_components
-from openworldsam.modeling.components import ADAPTER, StateDict, components_with, renamed
+from openworldsam.modeling.components import ADAPTER, StateDict, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
 
@@ -57,7 +57,7 @@ def released_state(model: OpenWorldSAM) -> StateDict:
         ValueError: the model has another prompt encoder than the released checkpoint.
     """
     state: StateDict = {}
-    for name, component in components_with(model.prompt_encoder).items():
+    for name, component in model.components.items():
         if component != ADAPTER and name not in RELEASED_PREFIX:
             raise ValueError(f"the released layout has no place for {name}: it holds {', '.join(RELEASED_PREFIX)}")
         prefix = RELEASED_PREFIX.get(name, "")

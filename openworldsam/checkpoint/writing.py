@@ -12,23 +12,37 @@ from detectron2.config import CfgNode
 from safetensors.torch import save_file
 
 import openworldsam
-from openworldsam.checkpoint.layouts import Source, WeightFile
+from openworldsam.checkpoint.layouts import THRESHOLDS, Source, WeightFile
 from openworldsam.checkpoint.loading import TRAINED_WITH, training_record
-from openworldsam.modeling.components import ADAPTER, Component, StateDict, components_with, rename
+from openworldsam.modeling.components import ADAPTER, SCORE_HEAD, Component, StateDict, rename
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
 
 
-def save_adapter(model: OpenWorldSAM, path: str | Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
-    """Write the adapter's tensors (59 in the full model, 18 MB) with a record of how they were trained.
+def save_trained(model: OpenWorldSAM, folder: Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
+    """Write what a training has made, with a record of how.
+
+    adapter.safetensors has the adapter's tensors (59 in the full model, 18 MB) and those of the score head, if there is
+    one. A head that was trained alone goes to score_head.safetensors.
 
     Args:
         sources: of the model's components, from `load_weights`.
     """
-    before = sources[ADAPTER.name].trained_on.split(", ") if ADAPTER.name in sources else []
+    name = ADAPTER.name if model.train_adapter else SCORE_HEAD.name
+    before = sources[name].trained_on.split(", ") if name in sources else []
     trained_on = ", ".join(dict.fromkeys([*filter(None, before), *cfg.DATASETS.TRAIN]))
     metadata = {**training_record(cfg), "trained_on": trained_on}
-    _save_adapter_state(public_state(model, ADAPTER), Path(path), metadata, sources)
+    parts = [ADAPTER] if model.train_adapter else []
+    state: StateDict = {}
+    for component in [*parts, SCORE_HEAD] if model.score_head else parts:
+        state |= public_state(model, component)
+    _save_adapter_state(state, folder / f"{name}.safetensors", metadata, sources)
+
+
+def store_thresholds(path: str | Path, file: WeightFile, thresholds: Mapping[str, float]) -> None:
+    """Write a file with a score head again, with thresholds by rule (tools/calibrate.py)."""
+    state = {name: tensor for component in file.components.values() for name, tensor in component.items()}
+    _save_tensors(state, Path(path), {**file.metadata, THRESHOLDS: json.dumps(dict(thresholds))})
 
 
 def save_component(
@@ -47,7 +61,7 @@ def save_component(
         dtype: number format of the file.
         video: tensors of SAM2's video modules, under their public names.
     """
-    state = {**public_state(model, components_with(model.prompt_encoder)[name]), **(video or {})}
+    state = {**public_state(model, model.components[name]), **(video or {})}
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     _save_tensors(state, Path(path), {"openworldsam": openworldsam.__version__, "note": note})
 
@@ -61,7 +75,10 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
     """
     written = {name: folder / f"{name}.safetensors" for name in files}
     trained = files[ADAPTER.name]
-    encoders = {name: file for name, file in files.items() if name != ADAPTER.name}
+    encoders = {name: file for name, file in files.items() if name not in (ADAPTER.name, SCORE_HEAD.name)}
+    if SCORE_HEAD.name in files:
+        head = files[SCORE_HEAD.name]
+        _save_tensors(head.components[SCORE_HEAD.name], written[SCORE_HEAD.name], carried_over(head))
     for name, file in encoders.items():
         # its own file no longer shows that an encoder was fine-tuned
         note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
@@ -81,13 +98,15 @@ def public_state(model: OpenWorldSAM, component: Component) -> StateDict:
 
 def carried_over(file: WeightFile) -> dict[str, str]:
     """Metadata of an adapter file that survive a change of layout."""
-    return {key: file.metadata[key] for key in ("note", "preset", "trained_on", *TRAINED_WITH) if key in file.metadata}
+    kept = ("note", "preset", "trained_on", THRESHOLDS, *TRAINED_WITH)
+    return {key: file.metadata[key] for key in kept if key in file.metadata}
 
 
 def _save_adapter_state(
     state: StateDict, path: Path, metadata: Mapping[str, str], sources: Mapping[str, Source]
 ) -> None:
-    recorded = {name: json.dumps(asdict(source)) for name, source in sources.items() if name != ADAPTER.name}
+    trained = (ADAPTER.name, SCORE_HEAD.name)
+    recorded = {name: json.dumps(asdict(source)) for name, source in sources.items() if name not in trained}
     _save_tensors(state, path, {"openworldsam": openworldsam.__version__, **metadata, **recorded})
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.data.mapper import DatasetMapper
+from openworldsam.data.negatives import Negatives
 from openworldsam.data.records import Record
 from openworldsam.utils.workers import image_loader
 
@@ -148,8 +149,12 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
     vocabulary = vocabularies.pop()
     if not vocabulary and not all(record.is_referring for record in records):
         raise ValueError(f"{list(cfg.DATASETS.TRAIN)} has no vocabulary: its metadata need vocabulary and is_thing")
-    is_thing = tuple(getattr(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), "is_thing", ()))
-    mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     # serialised: of Python objects, every worker would end up with a copy
     records = DatasetFromList(records, copy=False)
+    negatives = None
+    if cfg.INPUT.NEGATIVES:
+        negatives = Negatives(cfg.INPUT.NEGATIVES, vocabulary, getattr(metadata, "groups", ()), records)
+    is_thing = tuple(getattr(metadata, "is_thing", ()))
+    mapper = DatasetMapper(cfg, class_names=vocabulary, is_thing=is_thing, negatives=negatives)
     return TrainingDataset(records, mapper, cfg.SEED, num_empty=len(listed) - len(records))

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from openworldsam.data.augmentation import flip, large_scale_jitter
+from openworldsam.data.negatives import Negatives
 from openworldsam.data.preprocessing import to_tensor
 from openworldsam.data.records import IMAGE_KEYS, Record
 
@@ -36,7 +37,7 @@ class DatasetMapper:
 
     The prompts of a record with segments are classes: the ground truth of a class is all its masks but crowds, and
     `max_prompts` classes are drawn if there are more. A referring record has one prompt for each object, drawn from
-    its sentences.
+    its sentences. Candidates for absent prompts, which have no mask, follow; a training chooses some of them.
 
     Args:
         class_names: texts of the contiguous class ids; empty for referring datasets.
@@ -45,6 +46,7 @@ class DatasetMapper:
         flip: mirror every other image, except with expressions, which mention left and right.
         large_scale_jitter: rescale by 0.1 to 2 and crop or pad to `image_size`.
         image_size: side of the jittered image in pixels.
+        negatives: lists the absent prompts of an image; None for no absent prompts.
     """
 
     @configurable
@@ -57,6 +59,7 @@ class DatasetMapper:
         flip: bool = False,
         large_scale_jitter: bool = False,
         image_size: int = 1024,
+        negatives: Negatives | None = None,
     ) -> None:
         self.class_names = tuple(class_names)
         self.is_thing = tuple(is_thing)
@@ -64,12 +67,18 @@ class DatasetMapper:
         self.flip = flip
         self.large_scale_jitter = large_scale_jitter
         self.image_size = image_size
+        self.negatives = negatives
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, class_names: tuple[str, ...] = (), is_thing: tuple[bool, ...] = ()
+        cls,
+        cfg: CfgNode,
+        class_names: tuple[str, ...] = (),
+        is_thing: tuple[bool, ...] = (),
+        negatives: Negatives | None = None,
     ) -> dict[str, Any]:
         return {
+            "negatives": negatives,
             "class_names": class_names,
             "is_thing": is_thing,
             "max_prompts": cfg.INPUT.MAX_PROMPTS,
@@ -90,7 +99,8 @@ class DatasetMapper:
 
         Returns:
             an input of `OpenWorldSAM.forward` in training mode, with file_name and image_id; None if the image has no
-            usable ground truth.
+            usable ground truth. negative_draws has a uniform random number for each absent prompt, the last of the
+            prompts, by which `engine.confusions` chooses.
 
         Raises:
             FileNotFoundError, ValueError: an image or annotation is missing, damaged or of another size.
@@ -105,9 +115,13 @@ class DatasetMapper:
         kept = [(prompt, mask) for prompt, mask in zip(prompts, masks, strict=True) if len(mask)]
         if not kept and need_ground_truth:
             return None
+        texts = [prompt.texts[generator.integers(len(prompt.texts))] for prompt, _ in kept]
+        absent = self._absent(record, len(prompts))
+        kept += [(prompt, torch.zeros(0, *pixels.shape[1:], dtype=torch.bool)) for prompt in absent]
         return {
             "image": pixels,
-            "prompts": [prompt.texts[generator.integers(len(prompt.texts))] for prompt, _ in kept],
+            "prompts": texts + [prompt.texts[0] for prompt in absent],
+            "negative_draws": generator.random(len(absent)).tolist(),
             "class_ids": [prompt.class_id for prompt, _ in kept],
             "is_thing": [prompt.is_thing for prompt, _ in kept],
             "targets": [mask for _, mask in kept],
@@ -116,14 +130,15 @@ class DatasetMapper:
         }
 
     def texts(self, record: Record) -> list[str]:
-        """List every prompt that a visit of a record may draw: all classes, or all sentences.
+        """List every prompt that a visit of a record may draw: all classes, or all sentences, and absent prompts.
 
         Classes are those of `Record.segments`, so they include classes whose segments have no pixel.
         """
+        absent = [prompt.texts[0] for prompt in self._absent(record, 0)]
         if record.is_referring:
-            return list(dict.fromkeys(text for texts in record.sentences() for text in texts))
+            return list(dict.fromkeys([text for texts in record.sentences() for text in texts] + absent))
         classes = {segment["category_id"] for segment in record.segments() if not segment["iscrowd"]}
-        return [self.class_names[c] for c in sorted(classes)]
+        return [self.class_names[c] for c in sorted(classes)] + absent
 
     def _classes(self, record: Record, generator: np.random.Generator) -> list[PromptTarget]:
         """Return the classes of a record in ascending order, at most `max_prompts` of them."""
@@ -144,6 +159,17 @@ class DatasetMapper:
             PromptTarget(referent.sentences, index, True, referent.mask[None][: int(referent.mask.any())])
             for index, referent in enumerate(record.read_referring())
         ]
+
+    def _absent(self, record: Record, first: int) -> list[PromptTarget]:
+        """List candidates for absent prompts; `first` is the class id of the first absent expression."""
+        none = np.zeros((0, 1, 1), dtype=bool)
+        if self.negatives is None:
+            return []
+        if record.is_referring:
+            texts = self.negatives.sentences(record)
+            return [PromptTarget((text,), first + nth, True, none) for nth, text in enumerate(texts)]
+        classes = self.negatives.classes(record)
+        return [PromptTarget((self.class_names[c],), c, self.is_thing[c], none) for c in classes]
 
     def _augmented(
         self, image: np.ndarray, masks: list[np.ndarray], may_flip: bool, generator: np.random.Generator

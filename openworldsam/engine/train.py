@@ -13,7 +13,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
-from openworldsam.checkpoint import read_weights, save_adapter, save_component
+from openworldsam.checkpoint import read_weights, save_component, save_trained
 from openworldsam.config import load_config
 from openworldsam.engine.checks import check_training
 from openworldsam.engine.dry_run import describe_training
@@ -70,8 +70,8 @@ def train(args: argparse.Namespace) -> None:
 def run_training(trainer: Trainer) -> None:
     """Train from the start iteration to SOLVER.MAX_ITER; every process calls it.
 
-    OUTPUT_DIR gets states, logs and pictures as the config says, and in the end adapter.safetensors; with
-    MODEL.PROMPT_ENCODER.TRAINABLE also the prompt encoder's weights.
+    OUTPUT_DIR gets states, logs and pictures as the config says, and in the end adapter.safetensors, or the score head
+    if that alone is trained; with MODEL.PROMPT_ENCODER.TRAINABLE also the prompt encoder's weights.
     """
     trainer.folder.mkdir(parents=True, exist_ok=True)
     if comm.is_main_process():
@@ -84,7 +84,7 @@ def run_training(trainer: Trainer) -> None:
         path = trainer.folder / f"{component.name}.safetensors"
         save_component(trainer.model, component.name, path, note="trained together with the adapter")
         trainer.sources[component.name] = read_weights(path).source(component.name)
-    save_adapter(trainer.model, trainer.folder / "adapter.safetensors", trainer.cfg, trainer.sources)
+    save_trained(trainer.model, trainer.folder, trainer.cfg, trainer.sources)
 
 
 def _hooks(trainer: Trainer) -> list[HookBase]:

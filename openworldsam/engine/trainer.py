@@ -26,7 +26,9 @@ from openworldsam.checkpoint import Source, find_source, load_weights
 from openworldsam.config import starting_config
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_batches, training_dataset
+from openworldsam.engine.confusions import Confusions
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.criterion import num_present
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.device import upload
 
@@ -57,6 +59,7 @@ class Trainer(TrainerBase):
         sources: the weight file of each component.
         last_image: an input of the last step, as `OpenWorldSAM.forward` takes it.
         skipped, all_skipped: unreadable images so far, of this process and of all.
+        confusions: how often absent prompts were found, on all processes.
 
     Raises:
         FileNotFoundError, ValueError: weights or data are missing or do not fit.
@@ -88,6 +91,7 @@ class Trainer(TrainerBase):
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=cfg.MODEL.PRECISION == "fp16")
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped = self.all_skipped = 0
+        self.confusions = Confusions(cfg.INPUT.NEGATIVES)
         self.last_image: dict[str, Any] = {}
         self.batches: Iterator[list[dict[str, Any]]] = iter(())
         seed_all_rng(cfg.SEED + comm.get_rank())  # but its own dropout
@@ -137,7 +141,7 @@ class Trainer(TrainerBase):
             FloatingPointError: the loss or a gradient is not finite; names the images.
             ValueError: too many images could not be read.
         """
-        batches = [next(self.batches) for _ in range(self.cfg.SOLVER.ACCUMULATE)]
+        batches = [list(map(self.confusions.choose, next(self.batches))) for _ in range(self.cfg.SOLVER.ACCUMULATE)]
         self.last_image = batches[-1][0]
         shares = self._backward(batches)
         self.scaler.unscale_(self.optimizer)
@@ -158,15 +162,16 @@ class Trainer(TrainerBase):
         self.scheduler.step()
 
     def _backward(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
-        """Backpropagate the mean loss over the prompts of all micro-batches and processes.
+        """Backpropagate the loss of all micro-batches and processes, each of which divides by its present prompts.
 
         Returns this process's share of each loss.
         """
-        counts = torch.tensor([sum(len(x["prompts"]) for x in batch) for batch in batches], dtype=torch.float32)
+        counts = torch.tensor([num_present([t for x in batch for t in x["targets"]]) for batch in batches]).float()
         total = upload(counts.sum(), self.model.device)
         if comm.get_world_size() > 1:
             dist.all_reduce(total)
         shares: dict[str, Tensor] = {}
+        best_scores: list[Tensor] = []
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             wait = isinstance(self.step_model, DistributedDataParallel) and not last
@@ -176,9 +181,29 @@ class Trainer(TrainerBase):
                 loss = torch.stack(list(losses.values())).sum() * share
                 # DDP averages over processes, but the loss of a step is their sum
                 self.scaler.scale(loss * comm.get_world_size()).backward()
+            if self.cfg.INPUT.NEGATIVES:
+                best_scores.append(self.model.best_scores)
             for name, value in losses.items():
                 shares[name] = shares.get(name, 0) + value.detach() * share
+        if best_scores:
+            self._note_confusions(batches, torch.cat(best_scores).tolist())
         return shares
+
+    def _note_confusions(self, batches: list[list[dict[str, Any]]], best_scores: list[float]) -> None:
+        """Count how well absent prompts scored, with the images of all processes in the order of their positions."""
+        scores = iter(best_scores)
+        of_images = [
+            [
+                (prompt, score)
+                for prompt, target in zip(x["prompts"], x["targets"], strict=True)
+                if (score := next(scores)) and not len(target)
+            ]
+            for batch in batches
+            for x in batch
+        ]
+        for images in zip(*comm.all_gather(of_images), strict=True):
+            for found in images:
+                self.confusions.update(found)
 
     def _check_step(
         self, shares: dict[str, Tensor], norm: Tensor, batches: list[list[dict[str, Any]]]

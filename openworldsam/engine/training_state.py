@@ -47,6 +47,7 @@ def save_state(trainer: Trainer) -> None:
             "scheduler": trainer.scheduler.state_dict(),
             "scaler": trainer.scaler.state_dict(),
             "skipped": trainer.all_skipped,
+            "confusions": trainer.confusions.scores,
             "record": _recipe(trainer),
             "weights": _fingerprints(trainer),
         }
@@ -89,6 +90,7 @@ def resume(trainer: Trainer) -> None:
             "the state was written by %d processes, but %d are running: dropout will draw differently",
             *(len(state["generators"]), comm.get_world_size()),
         )
+    trainer.confusions.scores = dict(state.get("confusions", {}))  # an earlier version had none
     trainer.skipped = state["skipped"] if comm.is_main_process() else 0
     trainer.start_iter = trainer.iter = state["iteration"]
     logger.info("resumed at iteration %d", trainer.start_iter)
@@ -131,8 +133,9 @@ def _recipe(trainer: Trainer) -> dict[str, str]:
     keys = ["SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "DATASETS.TRAIN"]
     keys += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "MODEL.PRECISION", "MODEL.SAM2.IMAGE_SIZE"]
     keys += ["INPUT.ANTIALIAS", *prompt_encoder_class(cfg).settings]
-    keys += ["INPUT.MAX_PROMPTS", "INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER"]
+    keys += ["INPUT.MAX_PROMPTS", "INPUT.NEGATIVES", "INPUT.FLIP", "INPUT.LARGE_SCALE_JITTER"]
     keys += [f"MODEL.{node}.{key}" for node in ("ADAPTER", "CRITERION") for key in cfg.MODEL[node]]
+    keys += ["MODEL.SCORE_HEAD.HIDDEN", "MODEL.SCORE_HEAD.DROPOUT"]
     settings = {key: str(config_value(cfg, key)) for key in keys}
     return {**training_record(cfg), **settings, "list of images": images.hexdigest()[:16]}
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from openworldsam.inference.instance import InstanceInference, InstanceResult
-from openworldsam.inference.options import InferenceOptions, prompt_chunk
+from openworldsam.inference.options import MATCH_THRESHOLD, InferenceOptions, prompt_chunk
 from openworldsam.inference.panoptic import PanopticInference, PanopticResult, PanopticSegment
 from openworldsam.inference.queries import Found, Queries, Question
 from openworldsam.inference.referring import ReferringResult, referring_inference
@@ -44,7 +44,8 @@ def infer(
     """
     inferences = {task: TASKS[task](question, options) for task in tasks}
     best_scores = torch.zeros(len(question.class_ids))
-    for queries in chunks:
+    for chunk in chunks:
+        queries = chunk.by_rule(options.score)
         best_scores = best_scores.scatter_reduce(0, queries.labels, queries.scores, "amax")
         for inference in inferences.values():
             inference.add(queries)
@@ -52,6 +53,7 @@ def infer(
 
 
 __all__ = [
+    "MATCH_THRESHOLD",
     "TASKS",
     "Found",
     "InferenceOptions",

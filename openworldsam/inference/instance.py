@@ -17,17 +17,18 @@ class InstanceResult(NamedTuple):
     """N instances in descending order of score; scores and labels on the CPU.
 
     masks: bool [N, H, W]; scores: [N]; labels: int64 [N]; boxes: [N, 4], x0 y0 x1 y1, right and bottom exclusive;
-    logits: [N, h, w].
+    evidence: [N, 2], see `Queries.evidence`; logits: [N, h, w].
     """
 
     masks: Tensor
     scores: Tensor
     labels: Tensor
     boxes: Tensor
+    evidence: Tensor
     logits: Tensor
 
     def found(self) -> Found:
-        return Found(self.masks.cpu(), self.scores, self.labels, self.logits)
+        return Found(self.masks.cpu(), self.scores, self.labels, self.evidence, self.logits)
 
 
 class InstanceInference:
@@ -58,7 +59,8 @@ class InstanceInference:
             queries = self._distinct(queries)
         queries = queries.select(queries.scores.argsort(descending=True, stable=True))
         masks = binary_masks(queries.logits, self.question.size, positive)
-        return InstanceResult(masks, queries.scores, queries.labels, mask_boxes(masks), queries.logits)
+        boxes = mask_boxes(masks)
+        return InstanceResult(masks, queries.scores, queries.labels, boxes, queries.evidence, queries.logits)
 
     def _distinct(self, queries: Queries) -> Queries:
         """Remove duplicates and masks without a pixel; best first."""

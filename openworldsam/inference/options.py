@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from detectron2.config import CfgNode
 
 from openworldsam.config import arguments
+from openworldsam.inference.queries import SCORES
 from openworldsam.utils.text import brief
 
 _CHOICES = {
+    "score": SCORES,
     "instance_nms": ("mask", "box"),
     "semantic_weight": ("softmax", "score"),
     "two_stage_keep": ("confident", "all_expressions", "all"),
 }
+MATCH_THRESHOLD = 0.5
+"""Threshold of match scores that nobody has calibrated."""
 _THRESHOLDS = ("score_threshold", "nms_threshold", "overlap_threshold")
 
 
@@ -22,10 +26,13 @@ _THRESHOLDS = ("score_threshold", "nms_threshold", "overlap_threshold")
 class InferenceOptions:
     """The keys of MODEL.INFERENCE except TASKS, which `config.py` explains.
 
+    score_threshold is that of the rule `score`: SCORE_THRESHOLD for "iou", MATCH_THRESHOLD for the others.
+
     Raises:
         ValueError: a rule of an unknown name, a threshold outside 0..1, or a negative top k.
     """
 
+    score: str = "iou"
     score_threshold: float = 0.7
     nms_threshold: float = 0.5
     instance_nms: str = "mask"
@@ -50,8 +57,11 @@ class InferenceOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceOptions:
-        """Read MODEL.INFERENCE."""
-        return cls(**arguments(cfg.MODEL.INFERENCE, "TASKS"))
+        """Read MODEL.INFERENCE; weights may say another MATCH_THRESHOLD where it is 0 (`checkpoint.loading`)."""
+        keys = arguments(cfg.MODEL.INFERENCE, "TASKS", "MATCH_THRESHOLD")
+        if keys["score"] != "iou":
+            keys["score_threshold"] = cfg.MODEL.INFERENCE.MATCH_THRESHOLD or MATCH_THRESHOLD
+        return cls(**keys)
 
     def for_task(self, task: str) -> InferenceOptions:
         """Return the options with the rule of two-stage inference for a task, which is the same for most."""

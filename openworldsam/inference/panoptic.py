@@ -14,12 +14,13 @@ from openworldsam.utils.device import upload
 
 
 class PanopticSegment(NamedTuple):
-    """A segment of a panoptic map: its id there (from 1), class, thing or stuff, and score."""
+    """A segment of a panoptic map: its id there (from 1), class, thing or stuff, score, and `Queries.evidence`."""
 
     id: int
     label: int
     is_thing: bool
     score: float
+    evidence: tuple[float, float]
 
 
 class PanopticResult(NamedTuple):
@@ -33,7 +34,9 @@ class PanopticResult(NamedTuple):
         ids, labels = (
             torch.tensor([getattr(s, key) for s in self.segments], dtype=torch.long) for key in ("id", "label")
         )
-        return Found(self.map.cpu() == ids[:, None, None], torch.tensor([s.score for s in self.segments]), labels)
+        scores = torch.tensor([s.score for s in self.segments])
+        evidence = torch.tensor([s.evidence for s in self.segments]).view(-1, 2)
+        return Found(self.map.cpu() == ids[:, None, None], scores, labels, evidence)
 
 
 class PanopticInference:
@@ -71,11 +74,12 @@ class PanopticInference:
         segments: list[PanopticSegment] = []
         segment_of = [0] * len(won)
         stuff: dict[int, int] = {}
-        for i, (label, score) in enumerate(zip(queries.labels.tolist(), queries.scores.tolist(), strict=True), start=1):
+        columns = zip(queries.labels.tolist(), queries.scores.tolist(), queries.evidence.tolist(), strict=True)
+        for i, (label, score, evidence) in enumerate(columns, start=1):
             if not visible[i] or won[i] / self.claimed[i - 1] < self.options.overlap_threshold:
                 continue
             if label not in stuff:
-                segments.append(PanopticSegment(len(segments) + 1, label, is_thing[label], score))
+                segments.append(PanopticSegment(len(segments) + 1, label, is_thing[label], score, tuple(evidence)))
             segment_of[i] = stuff.get(label, len(segments))
             if not is_thing[label]:
                 stuff[label] = segment_of[i]

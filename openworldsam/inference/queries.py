@@ -21,37 +21,67 @@ Claims = Callable[[Tensor], Tensor]
 """Rule for the pixels that a query claims: logits to bool, element by element."""
 
 
+SCORES = ("iou", "match", "product")
+"""Rules for the score of a query (MODEL.INFERENCE.SCORE)."""
+
+
 class Queries(NamedTuple):
     """Queries of one image. Only the logits are on the model's device: all choices are made on the CPU.
 
     logits: [R, h, w] mask logits.
     predicted_iou: [R] on the CPU, in 0..1.
     labels: int64 [R] on the CPU, the prompt of each query, or its class id.
+    match: [R] on the CPU, match score in 0..1; None without a score head.
+    rule: of `SCORES`, which makes the scores.
     """
 
     logits: Tensor
     predicted_iou: Tensor
     labels: Tensor
+    match: Tensor | None = None
+    rule: str = "iou"
 
     @classmethod
-    def decoded(cls, logits: Tensor, predicted_iou: Tensor, labels: Tensor) -> Queries:
+    def decoded(cls, logits: Tensor, predicted_iou: Tensor, labels: Tensor, match: Tensor | None = None) -> Queries:
         """Make queries of the decoder's output; the copy to the host is the one wait, and tells whether all is finite.
 
         Raises:
-            ValueError: a logit or predicted IoU is NaN or infinite.
+            ValueError: a logit or score is NaN or infinite.
         """
-        host = torch.cat([predicted_iou.float(), logits.sum(dtype=torch.float32)[None]]).cpu()
+        scores = [predicted_iou.float()] if match is None else [predicted_iou.float(), match.float()]
+        host = torch.cat([*scores, logits.sum(dtype=torch.float32)[None]]).cpu()
         if not host.isfinite().all():
             raise ValueError(
                 "the masks are not finite numbers: damaged weights, or values beyond the range of MODEL.PRECISION; "
                 "fp32 and bf16 have the widest"
             )
-        return cls(logits, host[:-1].to(predicted_iou.dtype), labels)
+        iou, *matched = host[:-1].split(len(labels)) if len(labels) else [host[:0]] * len(scores)
+        return cls(logits, iou.to(predicted_iou.dtype), labels, *matched)
 
     @property
     def scores(self) -> Tensor:
-        """Confidence [R] in 0..1 of every task: SAM2's predicted IoU (paper Sec. 3 "Inference")."""
-        return self.predicted_iou
+        """Confidence [R] in 0..1 of every task, by the rule: SAM2's predicted IoU (paper Sec. 3 "Inference"), the match
+        score, or their product."""
+        if self.rule == "iou":
+            return self.predicted_iou
+        assert self.match is not None  # `by_rule`
+        return self.match if self.rule == "match" else self.match * self.predicted_iou
+
+    @property
+    def evidence(self) -> Tensor:
+        """Predicted IoU and match score of each query [R, 2], NaN without a score head."""
+        match = torch.full_like(self.predicted_iou, torch.nan) if self.match is None else self.match
+        return torch.stack([self.predicted_iou, match], dim=1)
+
+    def by_rule(self, rule: str) -> Queries:
+        """Return queries whose scores follow another rule.
+
+        Raises:
+            ValueError: it needs a match score, and there is none.
+        """
+        if rule != "iou" and self.match is None:
+            raise ValueError(f"MODEL.INFERENCE.SCORE {rule} needs a score head (MODEL.SCORE_HEAD.HIDDEN), or set iou")
+        return self._replace(rule=rule)
 
     def by_label(self) -> list[Tensor]:
         """Indices int64 [n] of each label's queries, labels ascending."""
@@ -63,12 +93,18 @@ class Queries(NamedTuple):
             if index.all():
                 return self
             index = index.nonzero()[:, 0]
-        return Queries(self.logits[upload(index, self.logits.device)], self.predicted_iou[index], self.labels[index])
+        match = None if self.match is None else self.match[index]
+        logits = self.logits[upload(index, self.logits.device)]
+        return Queries(logits, self.predicted_iou[index], self.labels[index], match, self.rule)
 
 
 def join(parts: Sequence[Queries]) -> Queries:
-    """Concatenate queries; at least one part."""
-    return parts[0] if len(parts) == 1 else Queries(*map(torch.cat, zip(*parts, strict=True)))
+    """Concatenate queries of one model and rule; at least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    logits, iou, labels, match, (rule, *_) = zip(*parts, strict=True)
+    matched = None if match[0] is None else torch.cat(match)
+    return Queries(torch.cat(logits), torch.cat(iou), torch.cat(labels), matched, rule)
 
 
 class Question(NamedTuple):
@@ -120,19 +156,21 @@ class Found(NamedTuple):
     masks: bool [N, H, W].
     scores: [N].
     labels: int64 [N], class ids, or prompts where there are no classes.
+    evidence: [N, 2], see `Queries.evidence`; of the best query where a mask is not a single one's.
     logits: [N, h, w]; None where a mask is not a single query's.
     """
 
     masks: Tensor
     scores: Tensor
     labels: Tensor
+    evidence: Tensor
     logits: Tensor | None = None
 
     def at_least(self, score: float) -> Found:
         """Select the masks of at least a score."""
         kept = (self.scores >= score).nonzero()[:, 0]
         logits = None if self.logits is None else self.logits[upload(kept, self.logits.device)]
-        return Found(self.masks[kept], self.scores[kept], self.labels[kept], logits)
+        return Found(self.masks[kept], self.scores[kept], self.labels[kept], self.evidence[kept], logits)
 
 
 def upsampled(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:

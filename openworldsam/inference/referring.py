@@ -15,7 +15,9 @@ from openworldsam.utils.device import upload
 
 
 class ReferringResult(NamedTuple):
-    """masks: bool [P, H, W]; scores: [P] on the CPU; logits: [P, h, w]; in the order of the prompts.
+    """masks: bool [P, H, W]; scores: [P] on the CPU; evidence: [P, 2], see `Queries.evidence`; logits: [P, h, w].
+
+    All are in the order of the prompts.
 
     A prompt without a target, or without a query after two-stage inference, has an empty mask and score 0. There are
     no logits where a mask is not a single query's.
@@ -23,6 +25,7 @@ class ReferringResult(NamedTuple):
 
     masks: Tensor
     scores: Tensor
+    evidence: Tensor
     logits: Tensor | None
 
     def found(self) -> Found:
@@ -30,7 +33,7 @@ class ReferringResult(NamedTuple):
         masks = self.masks.cpu()
         labels = masks.flatten(1).any(dim=1).nonzero()[:, 0]
         logits = None if self.logits is None else self.logits[upload(labels, self.logits.device)]
-        return Found(masks[labels], self.scores[labels], labels, logits)
+        return Found(masks[labels], self.scores[labels], labels, self.evidence[labels], logits)
 
 
 class ReferringInference:
@@ -47,9 +50,10 @@ class ReferringInference:
     def result(self) -> ReferringResult:
         best, count = join(self.parts), len(self.question.class_ids)
         scores = torch.zeros(count).index_put((best.labels,), best.scores)
+        evidence = torch.zeros(count, 2).index_put((best.labels,), best.evidence)
         logits = best.logits.new_zeros(count, *best.logits.shape[1:])
         logits[upload(best.labels, logits.device)] = best.logits
-        return ReferringResult(binary_masks(logits, self.question.size, positive), scores, logits)
+        return ReferringResult(binary_masks(logits, self.question.size, positive), scores, evidence, logits)
 
 
 class GeneralizedReferringInference:
@@ -73,7 +77,9 @@ class GeneralizedReferringInference:
         for prompt, mask in zip(found.labels.tolist(), found.masks, strict=True):
             masks[prompt] |= mask
         scores = torch.zeros(count).scatter_reduce(0, found.labels, found.scores, "amax")
-        return ReferringResult(masks, scores, None)
+        evidence = torch.zeros(count, 2)
+        evidence[found.labels.flip(0)] = found.evidence.flip(0)  # the best comes first, so it is written last
+        return ReferringResult(masks, scores, evidence, None)
 
 
 def referring_inference(

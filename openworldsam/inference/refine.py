@@ -11,7 +11,7 @@ from openworldsam.inference.queries import Queries
 
 
 def refine(queries: Queries, options: InferenceOptions, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Queries:
-    """Replace masks and predicted IoU by those of a second pass.
+    """Replace masks and predicted IoU by those of a second pass; the match score, which knows the prompt, stays.
 
     Args:
         queries: of one image.
@@ -19,10 +19,11 @@ def refine(queries: Queries, options: InferenceOptions, decode: Callable[[Tensor
             and the others vanish; where there is none, nothing is refined.
         decode: mask logits [n, h, w] as prompts to new logits [n, h, w] and predicted IoU [n].
     """
+    queries = queries.by_rule(options.score)
     if options.two_stage_keep != "all":
         confident = queries.scores >= options.score_threshold
         if not confident.any():
             return queries
         queries = queries.select(confident)
     logits, predicted_iou = decode(queries.logits)
-    return Queries.decoded(logits, predicted_iou, queries.labels)
+    return Queries.decoded(logits, predicted_iou, queries.labels)._replace(match=queries.match, rule=queries.rule)

@@ -17,18 +17,19 @@ from openworldsam.utils.device import upload
 
 
 class SemanticResult(NamedTuple):
-    """map: int64 [H, W], the class of every pixel, -1 without any query; scores: of the best query of each class."""
+    """map: int64 [H, W], the class of every pixel, -1 without any query; best: score and `Queries.evidence` of the best
+    query of each class, [3]."""
 
     map: Tensor
-    scores: dict[int, float]
+    best: dict[int, Tensor]
 
     def found(self) -> Found:
         """A mask for each class in the map."""
         label_map = self.map.cpu()
         labels = label_map.unique()
         labels = labels[labels >= 0]
-        scores = torch.tensor([self.scores[label] for label in labels.tolist()])
-        return Found(label_map == labels[:, None, None], scores, labels)
+        best = torch.stack([*(self.best[label] for label in labels.tolist()), torch.zeros(3)])[:-1]
+        return Found(label_map == labels[:, None, None], best[:, 0], labels, best[:, 1:])
 
 
 class SemanticInference:
@@ -42,19 +43,20 @@ class SemanticInference:
         self.question, self.options = question, options
         self.best = torch.full(question.size, -torch.inf)
         self.labels = torch.full(question.size, -1)
-        self.scores: dict[int, float] = {}
+        self.best_query: dict[int, Tensor] = {}
 
     def add(self, queries: Queries) -> None:
         queries = self.question.by_class(queries)
         self.best, self.labels = (upload(part, queries.logits.device) for part in (self.best, self.labels))
         for label, of_class, score in _class_scores(queries, self.question, self.options):
-            self.scores[label] = float(of_class.scores.max())
+            best = of_class.scores.argmax()
+            self.best_query[label] = torch.cat([of_class.scores[best, None], of_class.evidence[best]])
             better = (score > self.best) | ((score == self.best) & (label < self.labels))
             self.best = torch.where(better, score, self.best)
             self.labels = torch.where(better, label, self.labels)
 
     def result(self) -> SemanticResult:
-        return SemanticResult(self.labels, self.scores)
+        return SemanticResult(self.labels, self.best_query)
 
 
 def semantic_scores(queries: Queries, question: Question, options: InferenceOptions) -> tuple[Tensor, Tensor]:

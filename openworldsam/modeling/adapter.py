@@ -26,12 +26,14 @@ class DecoderTokens(NamedTuple):
     Query i has one token, queries[i]. With `shared` it has T tokens, queries[i] + shared[j] for all queries j of its
     group; `gather` makes these chunk by chunk, because all at once they would take T times the memory.
 
+    prompts: [P, C], projected prompts.
     queries: [R, C].
     image_index: [R] on the CPU, image of each query.
     group: [R] on the CPU, ascending; the queries of a group belong to one image, and interact if `shared` is given.
     shared: [R, C] or None.
     """
 
+    prompts: Tensor
     queries: Tensor
     image_index: Tensor
     group: Tensor
@@ -211,19 +213,20 @@ class Adapter(nn.Module):
         Returns:
             the tokens of R queries.
         """
-        queries = self.projector(prompt_embeddings)[:, None]
+        prompts = self.projector(prompt_embeddings)
+        queries = prompts[:, None]
         if self.tie_breakers is not None:
             queries = queries + self.tie_breakers  # Eq. 1
         query_image = image_index.repeat_interleave(self.num_queries)
         if self.soft_prompt is None:
-            return DecoderTokens(queries.flatten(0, 1), query_image, query_image)
+            return DecoderTokens(prompts, queries.flatten(0, 1), query_image, query_image)
         values = embed.flatten(2).transpose(1, 2)
         keys = values + positions.flatten(2).transpose(1, 2) if self.key_positions else values
         refined = self.soft_prompt(queries, keys, values, image_index).flatten(0, 1)
         queries = queries.flatten(0, 1)
         if self.fusion != "broadcast":
             tokens = refined if self.fusion == "replace" else queries + refined
-            return DecoderTokens(tokens, query_image, query_image)
+            return DecoderTokens(prompts, tokens, query_image, query_image)
         query_prompt = torch.arange(len(image_index)).repeat_interleave(self.num_queries)
         group = query_image if self.soft_prompt.interaction == "image" else query_prompt
-        return DecoderTokens(queries, query_image, group, shared=refined)
+        return DecoderTokens(prompts, queries, query_image, group, shared=refined)

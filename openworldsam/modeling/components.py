@@ -103,10 +103,23 @@ ADAPTER = Component(
 )
 
 
-def components_with(encoder: PromptEncoder | type[PromptEncoder]) -> dict[str, Component]:
-    """Return the components of a model with this prompt encoder, by name."""
+SCORE_HEAD = Component(
+    name="score_head",
+    prefixes=(("score_head.", "score_head."),),
+    recognised_by="score_head.",
+    layout="score head",
+    hint="to a file that configs/coco/score_released.yaml, say, makes",
+    advice=lambda public: f"It wants MODEL.SCORE_HEAD.HIDDEN {len(public.get('score_head.mlp.0.bias', ()))}.",
+    key="MODEL.SCORE_HEAD.WEIGHTS",
+    modules=("score_head",),
+)
+
+
+def components_with(encoder: PromptEncoder | type[PromptEncoder], *, score_head: bool = False) -> dict[str, Component]:
+    """Return the components of a model with this prompt encoder, and a score head or none, by name."""
     declared = [encoder.component] if encoder.component else []
-    return {component.name: component for component in (SAM2, *declared, ADAPTER)}
+    head = [SCORE_HEAD] if score_head else []
+    return {component.name: component for component in (SAM2, *declared, ADAPTER, *head)}
 
 
 def renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str | None:

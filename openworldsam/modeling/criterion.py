@@ -72,11 +72,11 @@ class DiceLoss:
 
 
 class Criterion(nn.Module):
-    """Matches queries to ground truth and scores the matched ones; unmatched queries get no loss.
+    """Matches queries to ground truth and rates the masks of matched ones, and the match scores of all.
 
-    The loss is the mean over all prompts of the batch. A prompt's loss is the sum over its pairs divided by
-    `divisor`: the number of its masks ("targets") or of its pairs ("matched"); a prompt without ground truth
-    counts as 0. The arguments are the keys of MODEL.CRITERION, which `config.py` explains.
+    The mask loss is the mean over all prompts of the batch that have ground truth. A prompt's loss is the sum over its
+    pairs divided by `divisor`: the number of its masks ("targets") or of its pairs ("matched"). The arguments are the
+    keys of MODEL.CRITERION, which `config.py` explains.
 
     Raises:
         ValueError: an unknown divisor, or no weight at all.
@@ -91,15 +91,19 @@ class Criterion(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         divisor: str = "targets",
+        score_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if divisor not in DIVISORS:
             raise ValueError(f"MODEL.CRITERION.DIVISOR is one of {DIVISORS}, got {divisor!r}")
         losses = (FocalLoss(mask_weight, focal_alpha, focal_gamma), DiceLoss(dice_weight))
         self.losses = [loss for loss in losses if loss.weight]
-        if not self.losses:
-            raise ValueError("MODEL.CRITERION.MASK_WEIGHT and DICE_WEIGHT are both 0: there is nothing to learn")
+        if not self.losses and not score_weight:
+            raise ValueError(
+                "MODEL.CRITERION.MASK_WEIGHT, DICE_WEIGHT and SCORE_WEIGHT are 0: there is nothing to learn"
+            )
         self.divisor = divisor
+        self.score_weight = score_weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class Criterion(nn.Module):
         masks = [targets[p][t] for p, t in zip(matches.prompt.tolist(), matches.target.tolist(), strict=True)]
         matched = torch.bincount(matches.prompt, minlength=len(targets))
         counts = torch.tensor([len(t) for t in targets]) if self.divisor == "targets" else matched
-        shares = 1 / (counts[matches.prompt] * len(targets))
+        shares = 1 / (counts[matches.prompt] * num_present(targets))
         total = logits.new_zeros(len(self.losses), dtype=torch.float32)
         total = total + logits.float().sum() * 0  # keeps the graph where nothing is matched
         for pairs in _chunks(masks):
@@ -143,11 +147,47 @@ class Criterion(nn.Module):
             )
         return {loss.name: value for loss, value in zip(self.losses, total, strict=True)}
 
+    def score_loss(self, scores: Tensor, logits: Tensor, targets: list[Tensor]) -> dict[str, Tensor]:
+        """Binary cross-entropy of match scores against the quality of the masks.
+
+        A query's target is its largest IoU with a mask of its prompt at the decoder's resolution, so 0 if the prompt
+        is absent. The loss is summed over the prompts' means, and divided by the number of prompts with ground truth
+        as the mask loss is: micro-batches and processes add up whatever absent prompts they have.
+
+        Args:
+            scores: logits of the match scores [P, K].
+            logits: [P, K, h, w].
+            targets: P times bool [N_p, H, W].
+
+        Returns:
+            the weighted "loss_score".
+        """
+        loss = F.binary_cross_entropy_with_logits(scores.float(), best_ious(logits, targets), reduction="none")
+        return {"loss_score": self.score_weight * loss.mean(dim=1).sum() / num_present(targets)}
+
     def _losses(self, logits: Tensor, masks: list[Tensor], shares: Tensor) -> Tensor:
         """Weighted losses [losses] of n pairs: logits [n, h, w], n masks bool [H, W], their shares [n] in the batch."""
         target = torch.stack(masks)
         full = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
         return torch.stack([loss.weight * (shares * loss.loss(full, target)).sum() for loss in self.losses])
+
+
+def num_present(targets: list[Tensor]) -> int:
+    """Number of prompts with ground truth, at least 1, from P times [N_p, H, W]."""
+    return max(1, sum(len(target) > 0 for target in targets))
+
+
+def best_ious(logits: Tensor, targets: list[Tensor]) -> Tensor:
+    """Largest IoU of each query with a mask of its prompt, 0 without one: logits [P, K, h, w] -> [P, K]."""
+    pairs = matching_costs(logits, targets, [_paired_iou])
+    return torch.stack([ious.amax(dim=1) if ious.shape[1] else ious.new_zeros(len(ious)) for ious in pairs])
+
+
+def _paired_iou(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU of every pair: logits [r, pixels], 0/1 targets [m, pixels] -> [r, m]; 0 if both are empty."""
+    masks = (logits > 0).float()
+    shared = masks @ targets.T
+    return shared / (masks.sum(1)[:, None] + targets.sum(1) - shared).clamp(min=1)
 
 
 def _chunks(masks: list[Tensor]) -> list[Tensor]:

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from openworldsam.inference import TASKS, InferenceOptions, Queries, Question, infer, refine
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
+from openworldsam.modeling.components import Component, components_with
 from openworldsam.modeling.criterion import Criterion
 from openworldsam.modeling.image_encoder import ImageFeatures, SAM2ImageEncoder, resize_for_sam2
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.prompt_encoders import PromptEncoder, build_prompt_encoder
+from openworldsam.modeling.score_head import ScoreHead
 from openworldsam.utils.device import DTYPES, upload
 
 
@@ -33,7 +35,12 @@ class OpenWorldSAM(nn.Module):
     Args:
         image_encoder, prompt_encoder, adapter, mask_decoder: the four components that an image passes through.
         criterion: the training loss.
+        score_head: gives queries a match score; None for none.
         others: config keys, which `config.py` explains.
+
+    Attributes:
+        match_thresholds: of the score head by rule, if its file stores them.
+        best_scores: [P] on the device, the best match score of each prompt of the last training batch.
 
     Raises:
         ValueError: an unknown task or precision.
@@ -51,11 +58,13 @@ class OpenWorldSAM(nn.Module):
         adapter: Adapter,
         mask_decoder: SAM2MaskDecoder,
         criterion: Criterion,
+        score_head: ScoreHead | None = None,
         pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375),
         antialias: bool = False,
         precision: str = "fp32",
         train_prompt_encoder: bool = False,
+        train_adapter: bool = True,
         tasks: tuple[str, ...] = ("semantic", "instance", "panoptic"),
         inference: InferenceOptions | None = None,
     ) -> None:
@@ -74,13 +83,16 @@ class OpenWorldSAM(nn.Module):
         self.adapter = adapter
         self.mask_decoder = mask_decoder
         self.criterion = criterion
+        self.score_head = score_head
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], persistent=False)
         self.antialias = antialias
         self.precision = precision
         self.tasks = tuple(tasks)
         self.inference = inference or InferenceOptions()
-        self.train_prompt_encoder = train_prompt_encoder
+        self.match_thresholds: dict[str, float] = {}
+        self.train_prompt_encoder, self.train_adapter = train_prompt_encoder, train_adapter
+        self.best_scores = torch.zeros(0)
         for module in self.frozen_modules:
             module.requires_grad_(False)
         self.train(self.training)
@@ -94,17 +106,19 @@ class OpenWorldSAM(nn.Module):
             "adapter": Adapter(cfg, embed_dim=prompt_encoder.embed_dim),
             "mask_decoder": SAM2MaskDecoder(cfg),
             "criterion": Criterion(cfg),
+            "score_head": ScoreHead(cfg) if cfg.MODEL.SCORE_HEAD.HIDDEN else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "antialias": cfg.INPUT.ANTIALIAS,
             "precision": cfg.MODEL.PRECISION,
             "train_prompt_encoder": cfg.MODEL.PROMPT_ENCODER.TRAINABLE,
+            "train_adapter": cfg.MODEL.ADAPTER.TRAINABLE,
             "tasks": cfg.MODEL.INFERENCE.TASKS,
             "inference": InferenceOptions.from_config(cfg),
         }
 
     def train(self, mode: bool = True) -> OpenWorldSAM:
-        """Switch the adapter to training; frozen modules stay in eval mode."""
+        """Switch what is trained to training mode; frozen modules stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules:
             module.eval()
@@ -113,8 +127,8 @@ class OpenWorldSAM(nn.Module):
     @property
     def frozen_modules(self) -> list[nn.Module]:
         """The modules without gradient, always in eval mode."""
-        frozen: list[nn.Module] = [self.image_encoder, self.mask_decoder]
-        return frozen if self.train_prompt_encoder else [*frozen, self.prompt_encoder]
+        trained = {self.prompt_encoder: self.train_prompt_encoder, self.adapter: self.train_adapter}
+        return [self.image_encoder, self.mask_decoder, *(module for module, yes in trained.items() if not yes)]
 
     def store_frozen_weights(self) -> None:
         """Keep the matrices of the frozen networks in the number format of MODEL.PRECISION.
@@ -125,6 +139,11 @@ class OpenWorldSAM(nn.Module):
             for layer in network.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                     layer.to(DTYPES[self.precision])
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The components that weight files fill, by name."""
+        return components_with(self.prompt_encoder, score_head=self.score_head is not None)
 
     @property
     def device(self) -> torch.device:
@@ -254,7 +273,8 @@ class OpenWorldSAM(nn.Module):
     ) -> dict[str, Tensor]:
         """Match all queries to the ground truth without gradient, then decode the matched ones with it.
 
-        This is exact, as the decoder treats every query alone, and only matched queries keep a graph.
+        This is exact, as the decoder treats every query alone, and only matched queries keep a graph. The score head
+        learns from all queries; through its inputs from the adapter, its gradient reaches that too.
 
         Args:
             features: of B images.
@@ -267,25 +287,35 @@ class OpenWorldSAM(nn.Module):
         """
         tokens = self.decoder_tokens(features, embeddings, image_index)
         with torch.no_grad(), self.autocast():
-            logits, _ = self.mask_decoder(features, tokens, single_mask=True)
-        with torch.autocast(self.device.type, enabled=False):
-            matches = self.criterion.match(logits.unflatten(0, (len(embeddings), -1)), targets)
-        selected = matches.prompt * self.adapter.num_queries + matches.query
-        if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
-            selected = selected.new_zeros(1)
-        with self.autocast():
-            matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)
-        with torch.autocast(self.device.type, enabled=False):
-            return self.criterion(matched, targets, matches)
+            decoded = self.mask_decoder(features, tokens, single_mask=True)
+        logits = decoded.logits.unflatten(0, (len(embeddings), -1))
+        losses: dict[str, Tensor] = {}
+        if self.criterion.losses:
+            with torch.autocast(self.device.type, enabled=False):
+                matches = self.criterion.match(logits, targets)
+            selected = matches.prompt * self.adapter.num_queries + matches.query
+            if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
+                selected = selected.new_zeros(1)
+            with self.autocast():
+                matched = self.mask_decoder(features, tokens, selected, single_mask=True).logits
+            with torch.autocast(self.device.type, enabled=False):
+                losses = self.criterion(matched, targets, matches)
+        if self.score_head and self.criterion.score_weight:
+            scores = self.score_head(tokens, decoded).unflatten(0, logits.shape[:2])
+            self.best_scores = scores.detach().amax(dim=1).sigmoid()
+            with torch.autocast(self.device.type, enabled=False):
+                losses |= self.criterion.score_loss(scores, logits, targets)
+        return losses
 
     @torch.no_grad()
     def queries(self, features: ImageFeatures, embeddings: Tensor) -> Queries:
         """Decode P prompts [P, D] about one image, B = 1, in one pass: R queries, labelled 0, 1, ... by prompt."""
         tokens = self.decoder_tokens(features, embeddings, torch.zeros(len(embeddings), dtype=torch.long))
         with self.autocast():
-            logits, predicted_iou = self.mask_decoder(features, tokens)
+            decoded = self.mask_decoder(features, tokens)
+        match = self.score_head(tokens, decoded).sigmoid() if self.score_head else None
         labels = torch.arange(len(embeddings)).repeat_interleave(self.adapter.num_queries)
-        return Queries.decoded(logits, predicted_iou, labels)
+        return Queries.decoded(decoded.logits, decoded.predicted_iou, labels, match)
 
     @torch.no_grad()
     def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:
@@ -296,7 +326,9 @@ class OpenWorldSAM(nn.Module):
     def no_queries(self) -> Queries:
         """Zero queries, for an image without prompts."""
         side = 4 * self.image_encoder.feature_side
-        return Queries(self.pixel_mean.new_zeros(0, side, side), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        match = torch.zeros(0) if self.score_head else None
+        logits = self.pixel_mean.new_zeros(0, side, side)
+        return Queries(logits, torch.zeros(0), torch.zeros(0, dtype=torch.long), match)
 
     def _query_chunks(
         self, features: ImageFeatures | None, embeddings: Tensor, chunk: int, options: InferenceOptions
@@ -336,7 +368,7 @@ def _as_detectron2(answer: dict[str, Any]) -> dict[str, Any]:
     if "semantic" in answer:
         results["semantic"] = answer["semantic"].map
     if "instance" in answer:
-        masks, scores, labels, boxes, _ = answer["instance"]
+        masks, scores, labels, boxes, *_ = answer["instance"]
         found = {"pred_masks": masks, "pred_boxes": Boxes(boxes), "scores": upload(scores, masks.device)}
         results["instances"] = Instances(masks.shape[1:], **found, pred_classes=upload(labels, masks.device))
     if "panoptic" in answer:

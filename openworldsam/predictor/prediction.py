@@ -26,13 +26,15 @@ class Prediction:
     task: "semantic", "instance", "panoptic", "referring", or "interactive" (clicks).
     prompts: the P texts, trimmed and each once; ("object",) for clicks that no text goes with.
     masks: bool [N, H, W]; disjoint for semantic and panoptic.
-    scores: float32 [N], predicted IoU in 0..1 (semantic: of the prompt's best query).
+    scores: float32 [N] in 0..1 by MODEL.INFERENCE.SCORE (semantic: of the prompt's best query); predicted IoU of clicks.
+    predicted_iou: float32 [N], SAM2's own score, which knows no name.
+    match: float32 [N], the score head's: how well the mask fits its prompt; NaN without one.
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
     prompt_index: int64 [N], index of the prompt of each mask.
     is_thing: bool [N]; False where the prompt names stuff.
     label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
     threshold: smallest score of a mask; 0 without one.
-    best_score: highest predicted IoU of any query, found or not; 0 without prompts.
+    best_score: highest score of any query, found or not; 0 without prompts.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
         semantic and panoptic, where a mask is not a single query's, and where they were not kept.
     """
@@ -41,6 +43,8 @@ class Prediction:
     prompts: tuple[str, ...]
     masks: np.ndarray
     scores: np.ndarray
+    predicted_iou: np.ndarray
+    match: np.ndarray
     boxes: np.ndarray
     prompt_index: np.ndarray
     is_thing: np.ndarray
@@ -61,7 +65,7 @@ class Prediction:
         best_score: float,
     ) -> Prediction:
         """Convert what a task found, labelled by prompt, to NumPy; is_thing is that of the P prompts."""
-        masks, scores, labels = (part.numpy() for part in found[:3])
+        masks, scores, labels, evidence = (part.numpy() for part in found[:4])
         label_map = np.zeros(masks.shape[1:], dtype=np.int32)
         for index in np.argsort(scores, kind="stable"):
             label_map[masks[index]] = index + 1
@@ -70,6 +74,8 @@ class Prediction:
             prompts=tuple(prompts),
             masks=masks,
             scores=scores,
+            predicted_iou=evidence[:, 0],
+            match=evidence[:, 1],
             boxes=mask_boxes(found.masks).numpy(),
             prompt_index=labels,
             is_thing=np.array(is_thing, dtype=bool)[labels],

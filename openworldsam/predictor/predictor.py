@@ -21,7 +21,7 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
-from openworldsam.inference import TASKS, InferenceOptions, Question, infer
+from openworldsam.inference import MATCH_THRESHOLD, TASKS, InferenceOptions, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
@@ -138,7 +138,8 @@ class OpenWorldSAMPredictor:
             image: as in `encode`, or what that returned; by default the current image of this thread.
             stuff: the prompts that name regions rather than objects (case does not matter); by default those that
                 are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.
-            **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5.
+            **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5; another
+                score comes with the threshold that belongs to it, unless one is given.
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
         Returns:
@@ -153,6 +154,11 @@ class OpenWorldSAMPredictor:
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
         prompts, session = _as_list(prompts), self._session_of(image)
+        if (rule := options.get("score")) and rule != self.model.inference.score:
+            iou = self.cfg.MODEL.INFERENCE.SCORE_THRESHOLD
+            options.setdefault(
+                "score_threshold", {"iou": iou, **self.model.match_thresholds}.get(rule, MATCH_THRESHOLD)
+            )
         inference = replace(self.model.inference, **options)
         stuff_names = COCO_STUFF if stuff is None else {name.lower() for name in _as_list(stuff, "stuff")}
         is_thing = [prompt.lower() not in stuff_names for prompt in prompts]
@@ -210,7 +216,8 @@ class OpenWorldSAMPredictor:
         question = Question.of(session.size, 1)
         with self._lock:
             queries = clicks.decode(self.model, session.features, mask)
-            result = infer([queries], ("referring",), question, self.model.inference)["referring"]
+            options = replace(self.model.inference, score="iou")  # clicks have no prompt that a mask could match
+            result = infer([queries], ("referring",), question, options)["referring"]
             found, best = result.found(), float(queries.scores)
         return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
 

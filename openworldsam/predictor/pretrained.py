@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 import openworldsam
 from openworldsam.checkpoint import Source, component_files, save_components
 from openworldsam.config import add_openworldsam_config, config_value, merge_options
-from openworldsam.modeling.components import components_with
+from openworldsam.modeling.components import SCORE_HEAD, Component, components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.files import checksum, output_file, read_json, save_atomically, save_json
 from openworldsam.utils.text import brief, shortened
@@ -32,6 +32,7 @@ MODEL_KEYS = (
     "SAM2",
     "PROMPT_ENCODER",
     "ADAPTER",
+    "SCORE_HEAD",
     "MASK_DECODER",
     "INFERENCE",
 )
@@ -41,7 +42,7 @@ MODEL_KEYS = (
 def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> None:
     """Write the folder of a model whose components came from `sources`; see `OpenWorldSAMPredictor.save_pretrained`."""
     encoder, names = prompt_encoder_class(cfg), _file_names(cfg)
-    files = component_files(cfg, components_with(encoder))
+    files = component_files(cfg, _components(cfg))
     for component, file in files.items():
         if file.source(component).fingerprint != sources[component].fingerprint:
             raise ValueError(f"{file.path} has changed since its {component} weights were loaded")
@@ -55,6 +56,9 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
         save_atomically(path, partial(Path.write_bytes, data=content))
     kept = cfg.clone()
     kept.defrost()
+    if SCORE_HEAD.name not in files:
+        kept.MODEL.SCORE_HEAD.HIDDEN = 0
+        names.pop(SCORE_HEAD.key, None)
     merge_options(kept, [word for pair in names.items() for word in pair])
     model, inputs = {key: kept.MODEL[key] for key in MODEL_KEYS}, {"ANTIALIAS": kept.INPUT.ANTIALIAS}
     saved = {
@@ -90,8 +94,12 @@ def folder_config(folder: Path) -> CfgNode:
     return cfg
 
 
+def _components(cfg: CfgNode) -> dict[str, Component]:
+    return components_with(prompt_encoder_class(cfg), score_head=cfg.MODEL.SCORE_HEAD.HIDDEN > 0)
+
+
 def _file_names(cfg: CfgNode) -> dict[str, str]:
     """The name in a folder of each config key's file; empty if the prompt encoder reads no such file."""
     encoder = prompt_encoder_class(cfg)
-    weights = {component.key: f"{name}.safetensors" for name, component in components_with(encoder).items()}
+    weights = {component.key: f"{name}.safetensors" for name, component in _components(cfg).items()}
     return {"MODEL.PROMPT_ENCODER.WEIGHTS": "", **weights, TOKENIZER: encoder.tokenizer_name}

@@ -1,8 +1,8 @@
 """Register datasets in Detectron2's catalogs, and load their records.
 
 A function in the DatasetCatalog returns records; one that a user registers may return Detectron2's plain dicts. The
-MetadataCatalog has vocabulary, is_thing and category_ids (those of the dataset's own files), an entry per contiguous
-class id each, and tasks, on which a dataset is scored.
+MetadataCatalog has vocabulary, is_thing, groups (such as COCO's supercategories) and category_ids (those of the
+dataset's own files), an entry per contiguous class id each, and tasks, on which a dataset is scored.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def register_dataset(
         MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, load)
     classes = {"vocabulary": [c.name for c in categories], "is_thing": [c.is_thing for c in categories]}
-    set_metadata(name, **classes, category_ids=[c.id for c in categories], tasks=tuple(tasks))
+    classes |= {"category_ids": [c.id for c in categories], "groups": [c.group for c in categories]}
+    set_metadata(name, **classes, tasks=tuple(tasks))
 
 
 def set_metadata(name: str, **entries: object) -> None:

@@ -52,9 +52,17 @@ def register(cfg: CfgNode) -> None:
             classes = category_names(world, split.kinds, split.level)
         except ValueError:  # a small world may have no novel thing; loading the split says so
             classes = {}
-        categories = [Category(index, *item) for index, item in enumerate(classes.items())]
+        categories = [
+            Category(index, name, thing, group=_group(name, thing))
+            for index, (name, thing) in enumerate(classes.items())
+        ]
         register_dataset(name, partial(load_split, name, world, cfg.DATASETS.SHAPES_SEED), categories, split.tasks)
         set_metadata(name, protocol=split.protocol)
+
+
+def _group(name: str, is_thing: bool) -> str:
+    """Names without a colour, and textures, are alike; "red circle" is like names with one of its words."""
+    return "texture" if not is_thing else "" if " " in name else "shape"
 
 
 def configured_world(cfg: CfgNode) -> World:

@@ -22,12 +22,14 @@ ImageId = int | str
 
 
 class Category(NamedTuple):
-    """A class: its id in the dataset's own files, its name, which is its prompt, and a colour (RGB, 0..255)."""
+    """A class: its id in the dataset's own files, its name, which is its prompt, a colour (RGB, 0..255), and its group,
+    such as COCO's supercategory; "" for none."""
 
     id: int
     name: str
     is_thing: bool
     color: tuple[int, int, int] = (128, 128, 128)
+    group: str = ""
 
 
 def read_categories(
@@ -52,6 +54,7 @@ def read_categories(
                 id_ := whole(c["id"], "a category id"),
                 _name(names.get(id_, c["name"])),
                 all_things or bool(flag({"isthing": c["isthing"]}, "isthing")),
+                group=str(c.get("supercategory", "")),
             )
             for c in listed_categories(content, names)
         )
