@@ -26,7 +26,7 @@ class Prediction:
     task: "semantic", "instance", "panoptic", "referring", or "interactive" (clicks).
     prompts: the P texts, trimmed and each once; ("object",) for clicks that no text goes with.
     masks: bool [N, H, W]; disjoint for semantic and panoptic.
-    scores: float32 [N] in 0..1 by MODEL.INFERENCE.SCORE (semantic: of the prompt's best query); predicted IoU of clicks.
+    scores: float32 [N] in 0..1 by MODEL.INFERENCE.SCORE (semantic: of the best query; clicks: predicted IoU).
     predicted_iou: float32 [N], SAM2's own score, which knows no name.
     match: float32 [N], the score head's: how well the mask fits its prompt; NaN without one.
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
