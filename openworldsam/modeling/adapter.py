@@ -187,7 +187,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, embed_dim: int) -> dict[str, Any]:
-        return {"embed_dim": embed_dim, "width": cfg.MODEL.SAM2.WIDTH, **arguments(cfg.MODEL.ADAPTER)}
+        return {"embed_dim": embed_dim, "width": cfg.MODEL.SAM2.WIDTH, **arguments(cfg.MODEL.ADAPTER, "TRAINABLE")}
 
     @property
     def num_queries(self) -> int:
