@@ -231,6 +231,8 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Folder that tools/cache_features.py has filled for DATASETS.TRAIN; replaces the prompt encoder.
     cfg.DATASETS.FEATURE_CACHE = ""
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
+    # Images of each training set to use, from the first; 0: all. Fewer fit a small feature cache.
+    cfg.DATASETS.TRAIN_IMAGES = 0
     # YAML or JSON files, each of which describes a custom dataset (datasets/README.md, "Custom datasets").
     cfg.DATASETS.OWN = []
     # Largest share of unreadable images, beyond the first 20, before training stops.

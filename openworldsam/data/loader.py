@@ -138,7 +138,8 @@ def training_dataset(cfg: CfgNode) -> TrainingDataset:
     vocabularies = {tuple(getattr(MetadataCatalog.get(n), "vocabulary", ())) for n in cfg.DATASETS.TRAIN}
     if len(vocabularies) != 1:
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} must name datasets of one vocabulary")
-    listed = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
+    most = cfg.DATASETS.TRAIN_IMAGES or None
+    listed = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)[:most]]
     if not listed:
         raise ValueError(f"the training set {list(cfg.DATASETS.TRAIN)} has no image")
     records = [record for record in listed if not record.is_empty]

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from openworldsam.data.datasets import register_datasets
 from openworldsam.data.loader import TrainingDataset, training_batches, training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records import as_record
@@ -21,6 +22,7 @@ from openworldsam.data.records import as_record
 LOADING = """
 import json
 from itertools import islice
+from openworldsam.data.datasets import register_datasets
 from openworldsam.data.loader import TrainingDataset, training_batches
 
 def draw(record, generator):
@@ -273,6 +275,15 @@ def test_images_known_to_have_no_object_are_left_out_from_the_start(tiny_cfg, ca
         finally:
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name)
+
+
+def test_train_images_limits_every_training_set(tiny_cfg):
+    register_datasets(tiny_cfg)
+    tiny_cfg.merge_from_list(["DATASETS.TRAIN", ["shapes_train"], "DATASETS.TRAIN_IMAGES", 3])
+    dataset = training_dataset(tiny_cfg)
+    assert [dataset.records[i]["file_name"] for i in range(len(dataset.records))] == [
+        f"shapes_train/00000{i}" for i in range(3)
+    ]
 
 
 def test_too_many_unreadable_records_in_a_row_stop_it():
