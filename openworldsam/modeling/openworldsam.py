@@ -374,7 +374,7 @@ def _as_detectron2(answer: dict[str, Any]) -> dict[str, Any]:
     if "panoptic" in answer:
         panoptic_map, segments = answer["panoptic"]
         keys = ("id", "category_id", "isthing", "score")
-        results["panoptic_seg"] = (panoptic_map, [dict(zip(keys, s, strict=True)) for s in segments])
+        results["panoptic_seg"] = (panoptic_map, [dict(zip(keys, s[:4], strict=True)) for s in segments])
     if "referring" in answer:
         results["referring"] = answer["referring"][:2]
     return results
