@@ -147,7 +147,9 @@ def predicted():
         count = len(masks)
         scores = np.ones(count) if scores is None else scores
         labels = np.zeros(count) if labels is None else labels
-        found = Found(torch.as_tensor(masks).bool(), torch.as_tensor(scores).float(), torch.as_tensor(labels).long())
+        masks, scores = torch.as_tensor(masks).bool(), torch.as_tensor(scores).float()
+        evidence = torch.stack([scores, torch.full_like(scores, torch.nan)], dim=1)
+        found = Found(masks, scores, torch.as_tensor(labels).long(), evidence)
         about = {"is_thing": is_thing or [True] * len(prompts), "threshold": 0.0, "best_score": 1.0, **about}
         return Prediction.of(found, task, list(prompts), **about)
 

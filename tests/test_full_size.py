@@ -26,7 +26,8 @@ maps = [torch.randn(num_images, c, s, s) for c, s in ((256, 64), (32, 256), (64,
 features = ImageFeatures(maps[0], (maps[1], maps[2]))
 image_index = torch.arange(num_images).repeat_interleave(num_tokens // num_images)
 shared = torch.randn(num_tokens, 256) if num_images == 1 else None
-tokens = DecoderTokens(torch.randn(num_tokens, 256), image_index, image_index, shared)
+queries = torch.randn(num_tokens, 256)
+tokens = DecoderTokens(queries, queries, image_index, image_index, shared)
 before = peak()
 with torch.no_grad():
     decoder(features, tokens, torch.linspace(0, num_tokens - 1, num_rows).long())
@@ -49,6 +50,7 @@ STREAM = """
 import resource, sys, torch
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.mask_decoder import Decoded
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -64,7 +66,8 @@ def decode_last(features, tokens):
     queries_of_chunks.append(len(tokens.image_index))
     if sum(queries_of_chunks) == 847 * 20:
         return decode(features, tokens)
-    return torch.randn(queries_of_chunks[-1], 256, 256), torch.rand(queries_of_chunks[-1])
+    count = queries_of_chunks[-1]
+    return Decoded(torch.randn(count, 256, 256), torch.rand(count), torch.zeros(count, 4, 256))
 
 model.mask_decoder.forward = decode_last
 picture = torch.randint(0, 256, (3, 1024, 2048), dtype=torch.uint8)

@@ -67,7 +67,7 @@ def decode_queries(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tu
     features = model.encode_images(pixels)
     image_index = torch.zeros(len(prompts), dtype=torch.long)
     embeddings = model.encode_prompts(model.prompt_inputs(pixels), prompts, image_index)
-    return features, model.queries(features, embeddings)
+    return features, model.queries(features, embeddings).by_rule(model.inference.score)
 
 
 def distinct(model: OpenWorldSAM, queries: Queries, size: tuple[int, int]) -> Tensor:

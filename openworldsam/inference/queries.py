@@ -87,6 +87,12 @@ class Queries(NamedTuple):
         """Indices int64 [n] of each label's queries, labels ascending."""
         return [(self.labels == label).nonzero()[:, 0] for label in self.labels.unique()]
 
+    def split(self, size: int) -> list[Queries]:
+        """Split into parts of `size` queries, which share memory with the whole."""
+        logits, iou, labels = (column.split(size) for column in (self.logits, self.predicted_iou, self.labels))
+        match = [None] * len(labels) if self.match is None else self.match.split(size)
+        return [Queries(*part)._replace(rule=self.rule) for part in zip(logits, iou, labels, match, strict=True)]
+
     def select(self, index: Tensor) -> Queries:
         """Select queries by an index on the CPU, bool [R] or int64 [n]."""
         if index.dtype == torch.bool:

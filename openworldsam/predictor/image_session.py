@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openworldsam.inference import InferenceOptions, Queries
+from openworldsam.inference.queries import join
 from openworldsam.modeling import OpenWorldSAM
 
 LOGIT_BYTES = 512 * 2**20
@@ -32,8 +33,8 @@ class ImageSession:
         self.features = model.encode_images([image])
         self._prompt_inputs = model.prompt_inputs([image])
         self._embeddings: dict[str, Tensor] = {}
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-        """Mask logits [K, h, w] and predicted IoU [K] by prompt, the oldest first."""
+        self._kept: dict[str, Queries] = {}
+        """K queries by prompt, the oldest first."""
         self._last: tuple[tuple[tuple[str, ...], InferenceOptions | None], Queries] | None = None
 
     def queries(self, prompts: Sequence[str], options: InferenceOptions) -> Queries:
@@ -64,17 +65,14 @@ class ImageSession:
         parts = dict(self._kept)
         if new:
             queries = self._decode(new)
-            parts.update(
-                zip(new, zip(queries.logits.split(k), queries.predicted_iou.split(k), strict=True), strict=True)
-            )
+            parts |= zip(new, queries.split(k), strict=True)
         if len(new) < len(prompts):
-            logits, predicted_iou = (torch.cat(column) for column in zip(*(parts[p] for p in prompts), strict=True))
-            queries = Queries(logits, predicted_iou, torch.arange(len(predicted_iou)) // k)
+            queries = join([parts[prompt] for prompt in prompts])
+            queries = queries._replace(labels=torch.arange(len(queries.labels)) // k)
         most = LOGIT_BYTES // queries.logits[:k].nbytes
         for prompt in dict.fromkeys(prompts[-most:] if most else ()):
-            logits, predicted_iou = parts[prompt]
             known = self._kept.pop(prompt, None)  # goes to the end: the oldest are forgotten first
-            self._kept[prompt] = known or (logits.clone(), predicted_iou.clone())
+            self._kept[prompt] = known or parts[prompt]._replace(logits=parts[prompt].logits.clone())
         for prompt in list(self._kept)[: max(0, len(self._kept) - most)]:
             del self._kept[prompt]
         return queries

@@ -107,6 +107,8 @@ class Pipeline:
         """Rebuild the model with this MODEL.PRECISION and MODEL.COMPILE."""
         cfg, device = self.cfg.clone(), self.model.device
         cfg.MODEL.PRECISION, cfg.MODEL.COMPILE = precision, compiled
+        if self.model.score_head is None:  # the weights may have none, whatever the config says
+            cfg.MODEL.SCORE_HEAD.HIDDEN = 0
         self.model = OpenWorldSAM(cfg)
         self.model.load_state_dict(self._weights, assign=True)
         self.model.store_frozen_weights()
@@ -150,17 +152,19 @@ class Pipeline:
 
     def decode(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            self.set_queries(s, *self.model.mask_decoder(s.features, s.tokens))
+            decoded = self.model.mask_decoder(s.features, s.tokens)
+            match = self.model.score_head(s.tokens, decoded).sigmoid() if self.model.score_head else None
+        self.set_queries(s, decoded.logits, decoded.predicted_iou, match)
 
-    def set_queries(self, s: State, logits: Tensor, scores: Tensor) -> None:
-        """Label the decoded queries, logits [R, h, w] and scores [R], by prompt."""
-        per_prompt = len(scores) // len(self.prompts)
-        scores = scores.cpu()
+    def set_queries(self, s: State, logits: Tensor, predicted_iou: Tensor, match: Tensor | None = None) -> None:
+        """Label the decoded queries, logits [R, h, w] and both scores [R], by prompt."""
+        per_prompt = len(logits) // len(self.prompts)
+        predicted_iou, match = predicted_iou.cpu(), None if match is None else match.cpu()
         if self.random:
-            scores = scores.new_zeros(len(self.prompts), per_prompt)
-            scores[:, 0] = 1
+            predicted_iou = (torch.arange(len(logits)) % per_prompt == 0).float()
+            match = None if match is None else predicted_iou
         labels = torch.arange(len(self.prompts)).repeat_interleave(per_prompt)
-        s.queries = Queries(logits, scores.flatten(), labels)
+        s.queries = Queries(logits, predicted_iou, labels, match)
 
     @torch.no_grad()
     def post_process(self, s: State) -> None:

@@ -45,6 +45,7 @@ class PlainPipeline(Pipeline):
         cfg = cfg.clone()
         cfg.MODEL.ADAPTER.FUSION, cfg.MODEL.ADAPTER.INTERACTION = "broadcast", "image"
         cfg.MODEL.INFERENCE.INSTANCE_NMS, cfg.MODEL.INFERENCE.SEMANTIC_WEIGHT = "box", "softmax"
+        cfg.MODEL.INFERENCE.SCORE = "iou"
         cfg.MODEL.CRITERION.DIVISOR = "targets"
         adapter = Adapter(cfg, embed_dim=model.prompt_encoder.embed_dim)
         adapter.load_state_dict(model.adapter.state_dict())

@@ -11,7 +11,7 @@ from published import beit3_state
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from openworldsam.checkpoint import convert_released, load_weights, read_weights, save_adapter
+from openworldsam.checkpoint import convert_released, load_weights, read_weights, save_trained
 from openworldsam.modeling import OpenWorldSAM
 
 
@@ -27,7 +27,8 @@ def save(encoders, make_cfg):
     def save_new(path, **keys):
         cfg = make_cfg(**encoders, **keys)
         model = OpenWorldSAM(cfg)
-        save_adapter(model, path, cfg, load_weights(model, cfg, need_adapter=False))
+        save_trained(model, path.parent, cfg, load_weights(model, cfg, need_adapter=False))
+        path.with_name("adapter.safetensors").rename(path)
         return model
 
     return save_new
@@ -120,12 +121,12 @@ def test_a_failing_writer_leaves_the_old_file_and_no_other(save, tmp_path, monke
 
 
 def test_an_adapter_remembers_all_that_it_was_trained_on(save, encoders, make_cfg, tmp_path):
-    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    first, second = tmp_path / "first.safetensors", tmp_path / "adapter.safetensors"
     save(first)
     cfg = make_cfg(WEIGHTS=first, **encoders)
     cfg.DATASETS.TRAIN = ["refcocog_umd_train"]
     model = OpenWorldSAM(cfg)
-    save_adapter(model, second, cfg, load_weights(model, cfg))
+    save_trained(model, tmp_path, cfg, load_weights(model, cfg))
     coco = "coco_2017_train_panoptic_openworldsam"
     assert read_weights(first).source("adapter").trained_on == coco
     assert read_weights(second).source("adapter").trained_on == f"{coco}, refcocog_umd_train"

@@ -18,7 +18,7 @@ from openworldsam.checkpoint import (
     convert_to_released,
     load_weights,
     read_weights,
-    save_adapter,
+    save_trained,
 )
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
@@ -174,12 +174,12 @@ def test_the_origin_of_rule_made_weights_survives_split_and_join(tmp_path):
         assert joined.source(component).note == note
 
 
-def trained_adapter(parts, path, *opts):
+def trained_adapter(parts, folder, *opts):
     """An adapter as training writes it: fusion replace, interaction prompt."""
     cfg = make_cfg(*opts)
     sources = {c: read_weights(parts[c]).source(c) for c in ("sam2", "beit3")}
-    save_adapter(OpenWorldSAM(cfg), path, cfg, sources)
-    return cfg
+    save_trained(OpenWorldSAM(cfg), folder, cfg, sources)
+    return folder / "adapter.safetensors"
 
 
 def test_a_full_checkpoint_used_otherwise_than_the_released_code_is_told(released, caplog):
@@ -191,8 +191,7 @@ def test_a_full_checkpoint_used_otherwise_than_the_released_code_is_told(release
 
 
 def test_how_an_adapter_was_trained_survives_join_and_split(parts, tmp_path):
-    ours = tmp_path / "adapter.safetensors"
-    trained_adapter(parts, ours)
+    ours = trained_adapter(parts, tmp_path)
     again = convert_released(join({**parts, "adapter": ours}, tmp_path / "joined.pth"), tmp_path / "again")
     for key in ("ADAPTER.FUSION", "ADAPTER.INTERACTION", "ADAPTER.KEY_POSITIONS"):
         assert metadata_of(again["adapter"])[key] == metadata_of(ours)[key]
@@ -200,9 +199,8 @@ def test_how_an_adapter_was_trained_survives_join_and_split(parts, tmp_path):
 
 @pytest.mark.parametrize("layers", [0, 3])
 def test_an_adapter_without_tie_breakers_survives_join(layers, parts, tmp_path):
-    ours = tmp_path / "adapter.safetensors"
     sizes = ("MODEL.ADAPTER.NUM_TIE_BREAKERS", 0, "MODEL.ADAPTER.NUM_LAYERS", layers)
-    trained_adapter(parts, ours, *sizes)
+    ours = trained_adapter(parts, tmp_path, *sizes)
     joined = read_weights(join({**parts, "adapter": ours}, tmp_path / "joined.pth"))
     assert joined.components.keys() == set(COMPONENTS)
     assert joined.source("adapter").fingerprint == read_weights(ours).source("adapter").fingerprint

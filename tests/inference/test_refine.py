@@ -16,7 +16,7 @@ def test_confident_queries_are_refined_and_the_others_vanish():
 
 
 def test_without_a_confident_query_nothing_is_refined():
-    assert refine(ROWS, InferenceOptions(score_threshold=0.95), second_pass) is ROWS
+    assert refine(ROWS, InferenceOptions(score_threshold=0.95), second_pass) == ROWS
 
 
 def test_all_queries_can_be_kept():

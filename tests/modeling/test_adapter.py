@@ -90,15 +90,15 @@ def test_chunks_cover_every_query_once_and_separate_groups():
     queries = torch.zeros(11, C)
     selected = torch.tensor([0, 1, 2, 3, 4, 6, 7, 10])
     for shared in (None, queries):
-        chunks = DecoderTokens(queries, group, group, shared=shared).chunks(selected, 3)
+        chunks = DecoderTokens(queries, queries, group, group, shared=shared).chunks(selected, 3)
         assert [c.tolist() for c in chunks] == [[0, 1, 2], [3, 4], [6], [7, 10]]
-    assert DecoderTokens(queries, group, group).chunks(selected[:0], 3) == []
+    assert DecoderTokens(queries, queries, group, group).chunks(selected[:0], 3) == []
 
 
 def test_chunks_of_many_tokens_are_smaller():
     group = torch.zeros(4000, dtype=torch.long)
     queries = torch.zeros(4000, 1)
-    tokens = DecoderTokens(queries, group, group, shared=queries)
+    tokens = DecoderTokens(queries, queries, group, group, shared=queries)
     sizes = {len(chunk) for chunk in tokens.chunks(torch.arange(4000), 32)}
     assert sizes == {32 * 512 // 4000}
 

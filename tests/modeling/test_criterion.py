@@ -85,7 +85,7 @@ def test_dice_loss_by_hand():
 
 @pytest.mark.parametrize("divisor", ["targets", "matched"])
 @pytest.mark.parametrize("dice_weight", [0.0, 3.0])
-def test_the_loss_is_the_mean_over_all_prompts(divisor, dice_weight):
+def test_the_loss_is_the_mean_over_the_prompts_with_ground_truth(divisor, dice_weight):
     targets = [random_masks(2, 8, 6), random_masks(0, 5, 5), random_masks(5, 3, 9, seed=1), random_masks(1, 16, 4)]
     matches = matches_of((0, 0, 1), (0, 2, 0), (2, 0, 4), (2, 1, 0), (2, 2, 2), (3, 1, 0))
     logits = random_logits(6, 4, 4)
@@ -94,7 +94,7 @@ def test_the_loss_is_the_mean_over_all_prompts(divisor, dice_weight):
     third = {"targets": 5, "matched": 3}[divisor]
 
     def mean(terms):
-        return (sum(terms[:2]) / 2 + 0 + sum(terms[2:5]) / third + terms[5]) / 4
+        return (sum(terms[:2]) / 2 + sum(terms[2:5]) / third + terms[5]) / 3
 
     losses = Criterion(mask_weight=20.0, dice_weight=dice_weight, divisor=divisor)(logits, targets, matches)
     assert losses["loss_mask"].item() == pytest.approx(20 * float(mean(focal)), rel=1e-5)
@@ -224,7 +224,7 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch, chunk):
     ours, plain = random_logits(6, 4, 4).requires_grad_(), random_logits(6, 4, 4).requires_grad_()
     losses = Criterion(dice_weight=3.0)(ours, targets, matches)
     expected = sum(
-        (20 * one_focal(x, targets[p][t]) + 3 * one_dice(x, targets[p][t])) / (len(targets[p]) * 4)
+        (20 * one_focal(x, targets[p][t]) + 3 * one_dice(x, targets[p][t])) / (len(targets[p]) * 3)
         for x, p, t in zip(plain, matches.prompt, matches.target, strict=True)
     )
     total = losses["loss_mask"] + losses["loss_dice"]

@@ -150,13 +150,12 @@ def naive_loss(model, batch):
     features = model.encode_images(images)
     embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, index)
     tokens = model.decoder_tokens(features, embeddings, index)
-    logits, _ = model.mask_decoder(features, tokens, single_mask=True)
-    logits = logits.unflatten(0, (len(prompts), -1))
+    logits = model.mask_decoder(features, tokens, single_mask=True).logits.unflatten(0, (len(prompts), -1))
     total = 0
     for p, target in enumerate(targets):
         matches = model.criterion.match(logits[p : p + 1], [target])
         loss = model.criterion(logits[p, matches.query], [target], matches)["loss_mask"]
-        total = total + loss / len(targets)
+        total = total + loss / sum(len(t) > 0 for t in targets)
     return total
 
 

@@ -152,7 +152,7 @@ def strips(*columns, scores, size=(4, 12)):
     for mask, (start, stop) in zip(masks, columns, strict=True):
         mask[:, start:stop] = True
     logits = torch.arange(len(masks)).view(-1, 1, 1).expand(-1, 32, 32)  # the number of the mask
-    found = Found(masks, torch.tensor(scores), torch.arange(len(masks)), logits)
+    found = Found(masks, torch.tensor(scores), torch.arange(len(masks)), torch.zeros(len(masks), 2), logits)
     names = [f"mask {i}" for i in range(len(masks))]
     is_thing = [i != 1 for i in range(len(masks))]
     return Prediction.of(found, "instance", names, is_thing=is_thing, threshold=0.5, best_score=max(scores))

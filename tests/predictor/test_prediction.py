@@ -10,7 +10,8 @@ from openworldsam.predictor.prediction import Prediction
 def prediction(task, labels=(), prompts=("zebra", "grass"), threshold=0.7, best=0.0):
     masks = torch.zeros(len(labels), 2, 4, dtype=torch.bool)
     masks[:, 0] = True
-    found = Found(masks, torch.full((len(labels),), 0.9), torch.tensor(labels, dtype=torch.long))
+    scores, evidence = torch.full((len(labels),), 0.9), torch.zeros(len(labels), 2)
+    found = Found(masks, scores, torch.tensor(labels, dtype=torch.long), evidence)
     is_thing = [True] * len(prompts)
     return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
 
