@@ -14,6 +14,7 @@ import skimage
 import torch
 
 from openworldsam import OpenWorldSAMPredictor, Prediction
+from openworldsam.checkpoint import save_component
 from openworldsam.config import load_config
 from openworldsam.inference import Found
 from openworldsam.modeling import OpenWorldSAM
@@ -88,6 +89,19 @@ def tiny_opts(tiny_weights):
     return ["MODEL.WEIGHTS", weights, "MODEL.PROMPT_ENCODER.TOKENIZER", tokenizer]
 
 
+@pytest.fixture(scope="session")
+def matching_opts(tiny_opts, tmp_path_factory):
+    """Config overrides that give the tiny model a random score head, whose match score counts."""
+    torch.manual_seed(0)
+    model = OpenWorldSAM(load_config(ROOT / "configs/tiny.yaml", [*tiny_opts, "MODEL.SCORE_HEAD.HIDDEN", "8"]))
+    path = tmp_path_factory.mktemp("score_head") / "score_head.safetensors"
+    with torch.no_grad():
+        model.score_head.mlp[-1].weight.mul_(10)  # so that prompts differ
+    save_component(model, "score_head", path, "random")
+    head = ["MODEL.SCORE_HEAD.HIDDEN", "8", "MODEL.SCORE_HEAD.WEIGHTS", str(path), "MODEL.INFERENCE.SCORE", "match"]
+    return [*tiny_opts, *head]
+
+
 @pytest.fixture
 def tiny_cfg(tiny_opts):
     """The tiny model's config; fp32, preset paper."""
@@ -141,16 +155,22 @@ def predictor(tiny_cfg):
 
 @pytest.fixture(scope="session")
 def predicted():
-    """Make a Prediction from N masks, by default with scores 1 and all of the first prompt."""
+    """Make a Prediction from N masks, by default with scores 1 and all of the first prompt.
 
-    def make(masks, scores=None, labels=None, *, prompts=("cat",), is_thing=None, task="instance", **about):
+    The scores are the predicted IoU, unless there is a match score, which then makes them.
+    """
+
+    def make(masks, scores=None, labels=None, *, match=None, prompts=("cat",), is_thing=None, task="instance", **about):
         count = len(masks)
         scores = np.ones(count) if scores is None else scores
         labels = np.zeros(count) if labels is None else labels
         masks, scores = torch.as_tensor(masks).bool(), torch.as_tensor(scores).float()
-        evidence = torch.stack([scores, torch.full_like(scores, torch.nan)], dim=1)
-        found = Found(masks, scores, torch.as_tensor(labels).long(), evidence)
-        about = {"is_thing": is_thing or [True] * len(prompts), "threshold": 0.0, "best_score": 1.0, **about}
+        matched = torch.full_like(scores, torch.nan) if match is None else torch.as_tensor(match).float()
+        evidence = torch.stack([scores, matched], dim=1)
+        found = Found(masks, scores if match is None else matched, torch.as_tensor(labels).long(), evidence)
+        rule = "iou" if match is None else "match"
+        about = {"rule": rule, "threshold": 0.0, "best_scores": np.ones(len(prompts)), **about}
+        about["is_thing"] = is_thing or [True] * len(prompts)
         return Prediction.of(found, task, list(prompts), **about)
 
     return make

@@ -110,7 +110,25 @@ def test_nothing_done_has_its_own_exit_status(command, capsys, exit_status):
 
 def test_nothing_found_says_why(command, photograph, capsys):
     main([*command("--input", photograph), "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"])
-    assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
+    assert "no mask passed the threshold 0.99 (best predicted IoU 0." in capsys.readouterr().out
+
+
+def test_prompts_that_are_not_found_are_named(command, matching_opts, photograph, tmp_path, capsys):
+    """The threshold lies between the match scores of the two prompts."""
+    words = command("--input", photograph, opts=matching_opts)
+    main([*words, "MODEL.INFERENCE.MATCH_THRESHOLD", "0.01"])
+    both = json.loads((tmp_path / "out/chelsea_instance.json").read_text())
+    assert both["images"][0]["not_found"] == {} and both["info"]["score"] == "match"
+    best = [max(a["match"] for a in both["annotations"] if a["category_id"] == n) for n in (1, 2)]
+    (low, missing), (high, found) = sorted(zip(best, ("cat", "grass"), strict=True))
+    capsys.readouterr()
+    main([*words, "MODEL.INFERENCE.MATCH_THRESHOLD", str((low + high) / 2)])
+    content = json.loads((tmp_path / "out/chelsea_instance.json").read_text())
+    assert content["images"][0]["not_found"] == {missing: pytest.approx(low)}
+    assert content["info"]["threshold"] == pytest.approx((low + high) / 2)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    assert {names[annotation["category_id"]] for annotation in content["annotations"]} == {found}
+    assert f"{missing} not found (best 0.{int(100 * low)})" in capsys.readouterr().out
 
 
 def test_images_of_one_name_are_refused(command, photograph, tmp_path, capsys, exit_status):

@@ -19,7 +19,8 @@ def write_coco(results: FolderResults, info: Mapping[str, Any]) -> list[Path]:
     """Write instances.json, for panoptic segmentation panoptic.json, for tasks with semantic PNGs classes.txt.
 
     Category ids are the positions of the prompts, from 1. The instances are the masks of any task, stuff too (see
-    isthing); the segments have the ids in panoptic/*.png. `info` is the JSONs' "info". Returns the files.
+    isthing); the segments have the ids in panoptic/*.png. Images also have `not_found`, the best score of each prompt
+    without a mask. `info` is the JSONs' "info". Returns the files.
     """
     texts, is_thing = results.prompts
     categories = [
@@ -48,7 +49,7 @@ def json_list(elements: Iterable[object]) -> Iterator[str]:
 
 def _json(head: Mapping[str, object], results: FolderResults, annotations: Iterable[object]) -> Iterator[str]:
     """Yield the pieces of a JSON object that has `head`, the images of the results, and annotations of them."""
-    keys = ("file_name", "width", "height")
+    keys = ("file_name", "width", "height", "not_found")
     images = ({"id": image_id, **{key: record[key] for key in keys}} for image_id, record in results.records())
     yield json.dumps(head)[:-1] + ', "images": '
     yield from json_list(images)
@@ -65,11 +66,10 @@ def _instances(results: FolderResults) -> Iterator[dict[str, Any]]:
 
 
 def _segments(results: FolderResults) -> Iterator[dict[str, Any]]:
-    keys = ("category_id", "area", "bbox", "iscrowd", "score", "isthing")
     for image_id, record in results.records():
         png = Path(record["file_name"]).with_suffix(".png").as_posix()
         segments = [
-            {"id": segment_id, **{key: annotation[key] for key in keys}}
+            {"id": segment_id, **{key: value for key, value in annotation.items() if key != "segmentation"}}
             for segment_id, annotation in enumerate(record["annotations"], start=1)
         ]
         yield {"image_id": image_id, "file_name": png, "segments_info": segments}

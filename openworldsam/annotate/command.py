@@ -36,7 +36,7 @@ from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import item_error, launch_command, log_to, say
 from openworldsam.utils.locking import lock
 from openworldsam.utils.progress import Progress
-from openworldsam.utils.text import printable, shortened
+from openworldsam.utils.text import not_found, printable, shortened
 from openworldsam.utils.workers import image_loader
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,10 @@ def annotate_folder(args: argparse.Namespace) -> None:
         log_to(args.output)
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg)
-        question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
-        claim_folder(args.output, {**question, **identity(cfg, sources)})
+        rule, threshold = model.inference.score, model.inference.threshold_of(args.task)
+        about = {"task": args.task, "score": rule, "threshold": threshold}
+        question = {"prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
+        claim_folder(args.output, {**about, **question, **identity(cfg, sources)})
         if warning := photograph_warning(sources):
             logger.warning(warning)
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():
@@ -94,12 +96,11 @@ def annotate_folder(args: argparse.Namespace) -> None:
         if not first:
             return
         failed = dict(sorted(item for part in gathered for item in part.items()))
-        files = write_coco(results, {"task": args.task, **provenance(cfg, sources)})
+        files = write_coco(results, {**about, **provenance(cfg, sources)})
         files += write_label_studio(results, args.input) if args.label_studio else []
         files += write_cvat(results) if args.cvat else []
         save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in failed.items()))
-        threshold = model.inference.threshold_of(args.task)
-        say(*files, *summary(results, failed, threshold))
+        say(*files, *summary(results, failed, threshold, rule))
         if failed:
             raise SystemExit(2 if len(failed) == len(names) else 1)
 
@@ -162,25 +163,33 @@ def predict_batch(
     # as in the predictor, only panoptic segmentation knows stuff
     question = {"prompts": list(texts), "is_thing": list(is_thing) if task == "panoptic" else [True] * len(texts)}
     batch = [{"image": to_tensor(image), **question} for image in images]
-    threshold = model.inference.threshold_of(task)
+    options = {"rule": model.inference.score, "threshold": model.inference.threshold_of(task)}
     for answer in model.answer(batch, (task,), prompt_chunk=chunk):
-        found, best_score = answer[task].found(), float(answer["best_scores"].max())
-        yield Prediction.of(found, task, texts, is_thing=is_thing, threshold=threshold, best_score=best_score)
+        about = {**options, "best_scores": answer["best_scores"]}
+        yield Prediction.of(answer[task].found(), task, texts, is_thing=is_thing, **about)
 
 
-def summary(results: FolderResults, failed: Mapping[str, str], threshold: float) -> list[str]:
-    """Lines that count images and masks, explain images without a mask, and list failed images."""
-    found, images, empty, best = Counter[int](), 0, 0, 0.0
+def summary(results: FolderResults, failed: Mapping[str, str], threshold: float, rule: str) -> list[str]:
+    """Lines that count images and masks, explain images without a mask, and list failed images.
+
+    A prompt that is found in no image is named with its best score.
+    """
+    found, images, empty, best_empty = Counter[int](), 0, 0, 0.0
+    best: dict[str, float] = {}
     for _, record in results.records():
         images += 1
         found.update(annotation["category_id"] for annotation in record["annotations"])
+        best |= {text: max(score, best.get(text, 0.0)) for text, score in record["not_found"].items()}
         if not record["annotations"]:
-            empty, best = empty + 1, max(best, record["best_score"])
+            empty, best_empty = empty + 1, max([best_empty, *record["not_found"].values()])
     texts = results.prompts.texts
-    counts = [f"{shortened(text, 100)} {found[i]}" for i, text in enumerate(texts[:MAX_LISTED], start=1)]
+    counts = [
+        f"{shortened(text, 100)} {found[i] or (not_found(best[text], threshold) if text in best else 0)}"
+        for i, text in enumerate(texts[:MAX_LISTED], start=1)
+    ]
     lines = [f"{images:,} images: {', '.join(counts)}{', ...' if len(texts) > MAX_LISTED else ''}"]
     if empty:
-        lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best)}")
+        lines.append(f"{empty:,} of them have none: {why_nothing(results.task, threshold, best_empty, rule)}")
     if failed:
         lines.append(f"{len(failed):,} failed ({results.folder / UNREADABLE}); the same command tries them again:")
         lines += [f"  {name}: {reason}" for name, reason in list(failed.items())[:MAX_LISTED]]

@@ -69,7 +69,7 @@ class FolderResults(NamedTuple):
             "width": width,
             "height": height,
             "stamp": image.version,
-            "best_score": prediction.best_score,
+            "not_found": prediction.not_found,
             "annotations": coco_annotations(prediction),
         }
         save_json(self.record_path(image.name), record)
@@ -95,9 +95,10 @@ class FolderResults(NamedTuple):
 
     def _check(self, record: Mapping[str, Any], name: str) -> None:
         """Raise KeyError or TypeError if this is not the record of an image."""
-        numbers = [record["width"], record["height"], record["best_score"]]
+        numbers = [record["width"], record["height"], *record["not_found"].values()]
         for annotation in record["annotations"]:
-            numbers += [annotation[key] for key in ("area", "iscrowd", "score", "isthing")] + annotation["bbox"]
+            keys = ("area", "iscrowd", "score", "predicted_iou", "isthing")
+            numbers += [annotation[key] for key in keys] + annotation["bbox"] + [annotation.get("match", 0.0)]
             if annotation["category_id"] not in range(1, len(self.prompts.texts) + 1):
                 raise TypeError(f"it has the prompt {annotation['category_id']!r:.80}")
             if len(annotation["bbox"]) != 4 or not isinstance(annotation["segmentation"], dict):

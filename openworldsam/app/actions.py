@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 SELECT, ADD, REMOVE = "Select", "Add", "Remove"
 LABELS = {ADD: 1, REMOVE: 0}
 SLIDERS = {
-    "score_threshold": "Minimum score",
+    "score_threshold": "Minimum {score}",
     "nms_threshold": "Maximum overlap of two masks of a prompt",
     "overlap_threshold": "Minimum visible part of a mask",
 }
-"""Label of the slider for each threshold."""
+"""Label of the slider for each threshold; {score} is that of the model."""
 
 View = list[Any]
 """Values of the components that show a session: the session itself, image, table and message."""
@@ -42,12 +42,7 @@ def view(session: Session | None, message: str = "") -> View:
     """Show a session; the default message says what was found or which mask is selected."""
     if session is None:
         return [None, None, [], message]
-    if not message and session.shown is not None:
-        message = "\n".join(filter(None, (session.shown.summary, session.warning)))
-        if session.selected is not None:
-            number, prompt, score, _ = session.table()[session.selected]
-            message = f"mask {number}: {prompt}, score {score}"
-    return [session, session.drawn(), session.table(), message]
+    return [session, session.drawn(), session.table(), message or session.message]
 
 
 def attempt(action: Callable[[], T]) -> tuple[T | None, str]:

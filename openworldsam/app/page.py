@@ -12,10 +12,10 @@ import numpy as np
 from gradio.data_classes import ImageData
 
 from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
-from openworldsam.app.session import TASK_THRESHOLDS
+from openworldsam.app.session import SCORE_NAMES, TASK_THRESHOLDS, score_columns
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS, Uploads
 from openworldsam.checkpoint import knowledge
-from openworldsam.inference import TASKS
+from openworldsam.inference import SCORES, TASKS
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import png_bytes
@@ -56,6 +56,7 @@ class Page(gr.Blocks):
 def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int, max_work: int) -> Page:
     """Build the page for a model; at most `queue` requests wait for it, and `max_work` is as in `Session`."""
     actions = Actions(predictor, uploads, max_work)
+    scores = [SCORE_NAMES[name] for name in score_columns(predictor)]
     sources = predictor.sources.values()
     files = ", ".join(dict.fromkeys(source.file for source in sources))
     heading = [f"Preset {predictor.cfg.PRESET}; weights: {files}.", knowledge(predictor.sources)]
@@ -89,7 +90,7 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
                     undo = gr.Button("Undo click", elem_id="undo")
                     save = gr.Button("Download results", elem_id="save")
                 table = gr.Dataframe(
-                    headers=["#", "prompt", "score", "% of image"], interactive=False,
+                    headers=["#", "prompt", *scores, "% of image"], interactive=False,
                     max_height=300, label="Masks (click to select)", elem_id="table",
                 )  # fmt: skip
                 file = gr.JSON(visible=False)
@@ -118,10 +119,11 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
 
 
 def _sliders(predictor: OpenWorldSAMPredictor) -> list[gr.Slider]:
-    """Make a slider for each threshold, at the value of the config."""
+    """Make a slider for each threshold, at the value of the model."""
+    options = predictor.model.inference
     return [
         gr.Slider(
-            0, 1, getattr(predictor.model.inference, name), step=0.01, label=label, elem_id=name,
+            0, 1, getattr(options, name), step=0.01, label=label.format(score=SCORES[options.score]), elem_id=name,
             visible=name in TASK_THRESHOLDS["instance"],
         )
         for name, label in SLIDERS.items()

@@ -21,7 +21,7 @@ import torch
 
 from openworldsam.annotate.prompts import add_prompt
 from openworldsam.data.datasets.coco import COCO_STUFF
-from openworldsam.inference import TASKS, Found
+from openworldsam.inference import SCORES, TASKS, Found
 from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction, coco_dataset
 from openworldsam.utils.files import png_bytes
@@ -34,6 +34,8 @@ TASK_THRESHOLDS: dict[str, tuple[str, ...]] = {
     "semantic": (),
     "referring": (),
 }
+SCORE_NAMES = {"match": SCORES["match"], "predicted_iou": SCORES["iou"]}
+"""Scores of a mask in words, by their names in `Prediction.evidence`."""
 DISJOINT = ("panoptic", "semantic")
 """Tasks in which masks do not overlap."""
 MAX_PROMPTS = 100
@@ -73,6 +75,7 @@ class Session:
         self.shown: Prediction | None = None
         self.selected: int | None = None
         self._predictor, self._encoded = predictor, predictor.encode(image)
+        self._columns = score_columns(predictor)
         self._clicks: list[Click] = []
         self._answers: dict[int, Prediction] = {}  # to clicks, by slot
         self._slots: list[int] = []  # of the shown masks
@@ -208,15 +211,30 @@ class Session:
         return draw_masks(image, LabelledMasks(shown.task, shown.prompts, *columns), alpha=0.25, scores=True)
 
     def table(self) -> list[list[str | float]]:
-        """List number from 1, prompt, score and percentage of the image for each shown mask."""
+        """List each shown mask: number from 1, prompt, `score_columns` ("" for none), percentage of the image."""
         shown = self.shown
         if shown is None:
             return []
-        columns = zip(shown.prompt_index.tolist(), shown.scores.tolist(), shown.masks, strict=True)
-        return [
-            [number, shown.prompts[prompt], round(score, 3), round(100 * mask.mean(), 2)]
-            for number, (prompt, score, mask) in enumerate(columns, start=1)
-        ]
+        rows: list[list[str | float]] = []
+        for n, (prompt, mask) in enumerate(zip(shown.prompt_index.tolist(), shown.masks, strict=True)):
+            scores = {name: round(score, 3) for name, score in shown.evidence(n).items()}
+            row = [scores.get(name, "") for name in self._columns]
+            rows.append([n + 1, shown.prompts[prompt], *row, round(100 * mask.mean(), 2)])
+        return rows
+
+    @property
+    def message(self) -> str:
+        """Say what was found, or the scores of the selected mask; empty before the first question."""
+        shown, n = self.shown, self.selected
+        if shown is None:
+            return ""
+        if n is None:
+            return "\n".join(filter(None, (shown.summary, self.warning)))
+        scores = shown.evidence(n)
+        words = [f"{SCORE_NAMES[name]} {scores[name]:.3f}" for name in SCORE_NAMES if name in scores]
+        if len(scores) < len(self._columns):
+            words.append("no match score, as clicks have no name")
+        return f"mask {n + 1}: {shown.prompts[shown.prompt_index[n]]}, {', '.join(words)}"
 
     def archive(self, info: Mapping[str, Any]) -> bytes:
         """Pack the shown masks, and `info` about them, into a zip.
@@ -235,6 +253,11 @@ class Session:
             file.writestr(f"{stem}_ids.png", png_bytes(shown.label_map.astype(np.uint16)))
             file.writestr(f"{stem}_overlay.png", png_bytes(draw_prediction(self.image, shown)))
         return archive.getvalue()
+
+
+def score_columns(predictor: OpenWorldSAMPredictor) -> list[str]:
+    """Return which of `SCORE_NAMES` the masks of a model have."""
+    return [name for name in SCORE_NAMES if name != "match" or predictor.model.score_head]
 
 
 def number(value: Any, end: int, what: str, first: int = 0) -> int:
@@ -274,13 +297,15 @@ def with_clicks(found: Prediction, answers: Mapping[int, Prediction]) -> tuple[P
     labels = np.array([found.prompt_index[slot] if slot < len(found.masks) else len(found.prompts) for slot in slots])
     left = masks.any(axis=(1, 2))
     thing = dict(zip(found.prompt_index.tolist(), found.is_thing.tolist(), strict=True))
-    prompts = [*found.prompts, *dict.fromkeys(answers[slot].prompts[0] for slot in slots[len(found.masks) :])]
+    added = {answers[slot].prompts[0]: answers[slot].best_scores[0] for slot in slots[len(found.masks) :]}
+    prompts = [*found.prompts, *added]
     prediction = Prediction.of(
         Found(*(torch.from_numpy(column[left]) for column in (masks, scores, labels, evidence))),
         found.task,
         prompts,
         is_thing=[thing.get(index, True) for index in range(len(prompts))],
+        rule=found.rule,
         threshold=found.threshold,
-        best_score=found.best_score,
+        best_scores=[*found.best_scores, *added.values()],
     )
     return prediction, np.array(slots)[left].tolist()

@@ -56,11 +56,12 @@ def training_picture(model: OpenWorldSAM, x: dict[str, Any]) -> np.ndarray:
     names = ("image", "prompts", "prompt_embeddings", "image_embed", "high_res")
     asked = {name: x[name] for name in names if name in x}
     model.eval()
-    found = model.answer([asked], ("instance",))[0]["instance"].found()
+    (answer,) = model.answer([asked], ("instance",))
+    masks, scores, labels = (part.numpy() for part in answer["instance"].found()[:3])
     model.train()
-    image, prompts, masks = x["image"].permute(1, 2, 0).numpy(), tuple(x["prompts"]), torch.cat(x["targets"]).numpy()
+    image, prompts, true = x["image"].permute(1, 2, 0).numpy(), tuple(x["prompts"]), torch.cat(x["targets"]).numpy()
     prompt_index = np.repeat(np.arange(len(prompts)), [len(target) for target in x["targets"]])
-    truth = LabelledMasks("instance", prompts, masks, np.ones(len(masks), np.float32), prompt_index)
-    predicted = LabelledMasks("instance", prompts, *(part.numpy() for part in found[:3]))
+    truth = LabelledMasks("instance", prompts, true, np.ones(len(true), np.float32), prompt_index)
+    predicted = LabelledMasks("instance", prompts, masks, scores, labels, answer["best_scores"].numpy())
     panels = [("ground truth", draw_prediction(image, truth)), ("prediction", draw_prediction(image, predicted))]
     return contact_sheet(panels, columns=2)

@@ -14,7 +14,7 @@ import torch
 from openworldsam.inference.instance import InstanceInference, InstanceResult
 from openworldsam.inference.options import MATCH_THRESHOLD, InferenceOptions, prompt_chunk
 from openworldsam.inference.panoptic import PanopticInference, PanopticResult, PanopticSegment
-from openworldsam.inference.queries import Found, Queries, Question
+from openworldsam.inference.queries import SCORES, Found, Queries, Question
 from openworldsam.inference.referring import ReferringResult, referring_inference
 from openworldsam.inference.refine import refine
 from openworldsam.inference.semantic import SemanticInference, SemanticResult, semantic_scores
@@ -54,6 +54,7 @@ def infer(
 
 __all__ = [
     "MATCH_THRESHOLD",
+    "SCORES",
     "TASKS",
     "Found",
     "InferenceOptions",

@@ -12,7 +12,7 @@ from openworldsam.inference.queries import SCORES
 from openworldsam.utils.text import brief
 
 _CHOICES = {
-    "score": SCORES,
+    "score": tuple(SCORES),
     "instance_nms": ("mask", "box"),
     "semantic_weight": ("softmax", "score"),
     "two_stage_keep": ("confident", "all_expressions", "all"),

@@ -20,9 +20,8 @@ CHUNK_BYTES = 256 * 2**20
 Claims = Callable[[Tensor], Tensor]
 """Rule for the pixels that a query claims: logits to bool, element by element."""
 
-
-SCORES = ("iou", "match", "product")
-"""Rules for the score of a query (MODEL.INFERENCE.SCORE)."""
+SCORES = {"iou": "predicted IoU", "match": "match score", "product": "match score x predicted IoU"}
+"""Rules for the score of a query (MODEL.INFERENCE.SCORE), and its name in words."""
 
 
 class Queries(NamedTuple):

@@ -35,7 +35,8 @@ NUDGE = 1e-6
 def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
     """List the masks as COCO annotations; the prompts are the categories, numbered from 1.
 
-    Each annotation also has `score` and `isthing`; the caller adds `id` and `image_id`.
+    Each annotation also has `score`, `predicted_iou`, `match` if the model has a score head, and `isthing`; the caller
+    adds `id` and `image_id`.
     """
     columns = (prediction.boxes, prediction.prompt_index, prediction.scores, prediction.is_thing)
     return [
@@ -46,10 +47,11 @@ def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "iscrowd": 0,
             "score": score,
+            **prediction.evidence(n),
             "isthing": thing,
         }
-        for mask, (x0, y0, x1, y1), index, score, thing in zip(
-            prediction.masks, *(column.tolist() for column in columns), strict=True
+        for n, (mask, (x0, y0, x1, y1), index, score, thing) in enumerate(
+            zip(prediction.masks, *(column.tolist() for column in columns), strict=True)
         )
     ]
 
@@ -57,33 +59,37 @@ def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
 def coco_dataset(prediction: Prediction, file_name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     """Make a COCO dataset of one image: the prompts are its categories, the masks its annotations (RLE).
 
-    info: extends the dataset's "info", for example with `checkpoint.provenance`.
+    The image also has `not_found`, the best score of each prompt without a mask. `info` extends the dataset's "info",
+    for example with `checkpoint.provenance`.
     """
     height, width = prediction.label_map.shape
+    size = {"file_name": file_name, "width": width, "height": height}
     annotations = enumerate(coco_annotations(prediction), start=1)
     return {
-        "info": {"task": prediction.task, "best_score": prediction.best_score, **info},
-        "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+        "info": {"task": prediction.task, "score": prediction.rule, "threshold": prediction.threshold, **info},
+        "images": [{"id": 1, **size, "not_found": prediction.not_found}],
         "categories": [{"id": id_, "name": prompt} for id_, prompt in enumerate(prediction.prompts, start=1)],
         "annotations": [{"id": id_, "image_id": 1, **annotation} for id_, annotation in annotations],
     }
 
 
 def to_detectron2(prediction: Prediction) -> Instances:
-    """Convert to Detectron2 `Instances`: pred_masks bool [N, H, W], pred_boxes, scores [N], pred_classes [N] (prompt
-    indices)."""
+    """Convert to Detectron2 `Instances`: pred_masks bool [N, H, W], pred_boxes, scores [N], predicted_iou [N], match
+    [N] (NaN without a score head), pred_classes [N] (prompt indices)."""
     return Instances(
         prediction.label_map.shape,
         pred_masks=torch.from_numpy(prediction.masks),
         pred_boxes=Boxes(torch.from_numpy(prediction.boxes)),
         scores=torch.from_numpy(prediction.scores),
+        predicted_iou=torch.from_numpy(prediction.predicted_iou),
+        match=torch.from_numpy(prediction.match),
         pred_classes=torch.from_numpy(prediction.prompt_index),
     )
 
 
 def to_supervision(prediction: Prediction) -> supervision.Detections:
     """Convert to supervision `Detections`: xyxy [N, 4], mask bool [N, H, W], confidence [N], class_id [N] (prompt
-    indices) and data["class_name"] (prompts).
+    indices), and data["class_name"] (prompts), data["predicted_iou"] and data["match"] (NaN without a score head).
 
     Raises:
         ImportError: supervision is not installed.
@@ -93,14 +99,19 @@ def to_supervision(prediction: Prediction) -> supervision.Detections:
         mask=prediction.masks,
         confidence=prediction.scores,
         class_id=prediction.prompt_index,
-        data={"class_name": np.array([prediction.prompts[i] for i in prediction.prompt_index], dtype=str)},
+        data={
+            "class_name": np.array([prediction.prompts[i] for i in prediction.prompt_index], dtype=str),
+            "predicted_iou": prediction.predicted_iou,
+            "match": prediction.match,
+        },
     )
 
 
 def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predictions") -> fiftyone.Sample:
     """Make a FiftyOne sample that holds the masks as `Detections`.
 
-    Boxes are x, y, width, height as fractions of the image, and masks are cropped to their boxes
+    Each has the attributes predicted_iou and, if the model has a score head, match. Boxes are x, y, width, height as
+    fractions of the image, and masks are cropped to their boxes
     (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations). `field` names their field.
 
     Raises:
@@ -114,6 +125,7 @@ def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predicti
             bounding_box=[(x0 + NUDGE) / width, (y0 + NUDGE) / height, (x1 - x0) / width, (y1 - y0) / height],
             mask=prediction.masks[n, y0:y1, x0:x1],
             confidence=float(prediction.scores[n]),
+            **prediction.evidence(n),
         )
         for n, (x0, y0, x1, y1) in enumerate(prediction.boxes.astype(int).tolist())
     ]

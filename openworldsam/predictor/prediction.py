@@ -5,15 +5,16 @@ Shapes: P prompts, N masks found, H, W size of the image, h = w = 4S side of the
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from openworldsam.inference import Found
+from openworldsam.inference import SCORES, Found
 from openworldsam.inference.nms import mask_boxes
+from openworldsam.utils.text import not_found, rounded_down
 
 LISTED = 20
 """Up to this many prompts, a summary lists those without a mask too."""
@@ -26,7 +27,8 @@ class Prediction:
     task: "semantic", "instance", "panoptic", "referring", or "interactive" (clicks).
     prompts: the P texts, trimmed and each once; ("object",) for clicks that no text goes with.
     masks: bool [N, H, W]; disjoint for semantic and panoptic.
-    scores: float32 [N] in 0..1 by MODEL.INFERENCE.SCORE (semantic: of the best query; clicks: predicted IoU).
+    rule: of `SCORES`, makes the scores (MODEL.INFERENCE.SCORE); "iou" for clicks, which have no name to match.
+    scores: float32 [N] in 0..1, of the best query for semantic.
     predicted_iou: float32 [N], SAM2's own score, which knows no name.
     match: float32 [N], the score head's: how well the mask fits its prompt; NaN without one.
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
@@ -34,13 +36,14 @@ class Prediction:
     is_thing: bool [N]; False where the prompt names stuff.
     label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
     threshold: smallest score of a mask; 0 without one.
-    best_score: highest score of any query, found or not; 0 without prompts.
+    best_scores: float32 [P], highest score of any query of a prompt, found or not.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
         semantic and panoptic, where a mask is not a single query's, and where they were not kept.
     """
 
     task: str
     prompts: tuple[str, ...]
+    rule: str
     masks: np.ndarray
     scores: np.ndarray
     predicted_iou: np.ndarray
@@ -50,7 +53,7 @@ class Prediction:
     is_thing: np.ndarray
     label_map: np.ndarray
     threshold: float
-    best_score: float
+    best_scores: np.ndarray
     logits: np.ndarray | None
 
     @classmethod
@@ -61,8 +64,9 @@ class Prediction:
         prompts: Sequence[str],
         *,
         is_thing: Sequence[bool],
+        rule: str,
         threshold: float,
-        best_score: float,
+        best_scores: ArrayLike,
     ) -> Prediction:
         """Convert what a task found, labelled by prompt, to NumPy; is_thing is that of the P prompts."""
         masks, scores, labels, evidence = (part.numpy() for part in found[:4])
@@ -72,6 +76,7 @@ class Prediction:
         return cls(
             task=task,
             prompts=tuple(prompts),
+            rule=rule,
             masks=masks,
             scores=scores,
             predicted_iou=evidence[:, 0],
@@ -81,7 +86,7 @@ class Prediction:
             is_thing=np.array(is_thing, dtype=bool)[labels],
             label_map=label_map,
             threshold=threshold,
-            best_score=best_score,
+            best_scores=np.array(best_scores, dtype=np.float32),
             logits=None if found.logits is None else found.logits.float().clamp(-32, 32).cpu().numpy(),
         )
 
@@ -89,24 +94,42 @@ class Prediction:
         """Return mask n as an argument of `click`: its logits if they were kept, otherwise its pixels."""
         return self.masks[n] if self.logits is None else self.logits[n]
 
+    def evidence(self, n: int) -> dict[str, float]:
+        """Return predicted IoU and match score of mask n by name; without a match score it is left out."""
+        found = {"predicted_iou": float(self.predicted_iou[n]), "match": float(self.match[n])}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+    @property
+    def best_score(self) -> float:
+        """Highest score of any query, found or not; 0 without prompts."""
+        return float(self.best_scores.max(initial=0.0))
+
+    @property
+    def not_found(self) -> dict[str, float]:
+        """Best score of each prompt without a mask; above the threshold if other masks cover it."""
+        found, best = set(self.prompt_index.tolist()), self.best_scores.tolist()
+        return {self.prompts[i]: best[i] for i in range(len(self.prompts)) if i not in found}
+
     @property
     def summary(self) -> str:
-        """Counts in a line, such as "zebra 3, grass 0", or why nothing was found.
+        """Counts in a line, such as "zebra 3, grass not found (best 0.12)", or why nothing was found.
 
-        More than `LISTED` prompts: only those with a mask.
+        More than `LISTED` prompts: only those with a mask are named.
         """
-        if len(self.masks):
-            counts = Counter(self.prompt_index.tolist())
-            listed = [i for i in range(len(self.prompts)) if counts[i] or len(self.prompts) <= LISTED]
-            return ", ".join(f"{self.prompts[i]} {counts[i]}" for i in listed)
         if not self.prompts:
             return "nothing was asked for"
-        return why_nothing(self.task, self.threshold, self.best_score)
+        if not len(self.masks):
+            return why_nothing(self.task, self.threshold, self.best_score, self.rule)
+        counts, best = Counter(self.prompt_index.tolist()), self.best_scores.tolist()
+        listed = [i for i in range(len(self.prompts)) if counts[i] or len(self.prompts) <= LISTED]
+        words = [f"{self.prompts[i]} {counts[i] or not_found(best[i], self.threshold)}" for i in listed]
+        more = len(self.prompts) - len(listed)
+        return ", ".join([*words, *([f"{more} not found"] if more else [])])
 
 
-def why_nothing(task: str, threshold: float, best_score: float) -> str:
-    """Explain in words why a prediction, or the best of several, has no mask."""
-    best = math.floor(100 * best_score) / 100  # down, or a best of 0.699 would seem to reach 0.7
+def why_nothing(task: str, threshold: float, best_score: float, rule: str) -> str:
+    """Explain in words why a prediction, or the best of several, has no mask; `rule` is of `SCORES`."""
+    best = f"best {SCORES[rule]} {rounded_down(best_score)}"
     if best_score > threshold if task == "panoptic" else best_score >= threshold:
-        return f"no mask has a pixel (best score {best:.2f})"
-    return f"no mask passed the threshold {threshold:g} (best {best:.2f})"
+        return f"no mask has a pixel ({best})"
+    return f"no mask passed the threshold {threshold:g} ({best})"

@@ -154,6 +154,7 @@ class OpenWorldSAMPredictor:
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
         prompts, session = _as_list(prompts), self._session_of(image)
+        asked = options.get("score_threshold", 0.0)
         if (rule := options.get("score")) and rule != self.model.inference.score:
             iou = self.cfg.MODEL.INFERENCE.SCORE_THRESHOLD
             options.setdefault(
@@ -162,7 +163,6 @@ class OpenWorldSAMPredictor:
         inference = replace(self.model.inference, **options)
         stuff_names = COCO_STUFF if stuff is None else {name.lower() for name in _as_list(stuff, "stuff")}
         is_thing = [prompt.lower() not in stuff_names for prompt in prompts]
-        asked = options.get("score_threshold", 0.0)
         threshold = asked if task == "referring" else inference.threshold_of(task)
         # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
@@ -171,8 +171,8 @@ class OpenWorldSAMPredictor:
             found = results[task].found()
         if task == "referring":
             found = found.at_least(threshold)
-        best = float(results["best_scores"].max()) if prompts else 0.0
-        return Prediction.of(found, task, prompts, is_thing=is_thing, threshold=threshold, best_score=best)
+        about = {"rule": inference.score, "threshold": threshold, "best_scores": results["best_scores"]}
+        return Prediction.of(found, task, prompts, is_thing=is_thing, **about)
 
     @torch.no_grad()
     def click(
@@ -218,8 +218,9 @@ class OpenWorldSAMPredictor:
             queries = clicks.decode(self.model, session.features, mask)
             options = replace(self.model.inference, score="iou")  # clicks have no prompt that a mask could match
             result = infer([queries], ("referring",), question, options)["referring"]
-            found, best = result.found(), float(queries.scores)
-        return Prediction.of(found, "interactive", [name], is_thing=[is_thing], threshold=0.0, best_score=best)
+            found, best = result.found(), queries.predicted_iou
+        about = {"rule": options.score, "threshold": 0.0, "best_scores": best}
+        return Prediction.of(found, "interactive", [name], is_thing=[is_thing], **about)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` loads on any machine: config, weights, tokenizer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import logging
+import math
 import re
 import reprlib
 import unicodedata
@@ -58,6 +59,17 @@ def brief(value: object) -> str:
         return shortened(_REPR.repr(value), 100)
     except ValueError:  # Python prints no number of more than 4,300 digits
         return f"a {type(value).__name__} with thousands of digits"
+
+
+def rounded_down(score: float) -> str:
+    """Write a score with two digits; 0.699 becomes 0.69, as 0.70 would seem to reach a threshold of 0.7."""
+    return f"{math.floor(100 * score) / 100:.2f}"
+
+
+def not_found(best_score: float, threshold: float) -> str:
+    """Say of a prompt without a mask what its best query scored, and whether it passed a threshold; 0 for none."""
+    reason = "covered by others" if 0 < threshold < best_score else "not found"
+    return f"{reason} (best {rounded_down(best_score)})"
 
 
 def shortened(text: str, width: int = 500) -> str:

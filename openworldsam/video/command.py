@@ -15,6 +15,7 @@ from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.launch import item_error, say, user_errors
+from openworldsam.utils.text import not_found
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import OBJECT_TASKS, TRACKERS, VideoPredictor
 from openworldsam.video.results import ResultWriter
@@ -58,11 +59,13 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
         say(warning, file=sys.stderr)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, args.prompts, **options)
+    rule, threshold = predictor.model.inference.score, predictor.model.inference.threshold_of(args.task)
 
     def save_tracks() -> None:
         about = {
             **{"file_name": args.input.name, "frames": writer.written, "fps": clip.fps, "lost": clip.lost},
-            **{"prompts": video.prompts, **options},
+            **{"prompts": video.prompts, **options, "score": rule, "threshold": threshold},
+            "not_found": video.not_found,
             **provenance(predictor.cfg, predictor.sources),
         }
         writer.write_tracks(video.tracks, about)
@@ -82,10 +85,10 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     if not writer.written:
         raise ValueError(f"no frame of {args.input} has a result; {clip.lost[0]}")
     if not video.tracks:
-        threshold = predictor.model.inference.threshold_of(args.task)
-        return f"{args.output}: {why_nothing(args.task, threshold, video.best_score)}", clip.lost
-    counts = Counter(track.prompt for track in video.tracks)
-    objects = ", ".join(f"{prompt} {counts[prompt]}" for prompt in video.prompts)
+        return f"{args.output}: {why_nothing(args.task, threshold, max(video.not_found.values()), rule)}", clip.lost
+    counts: dict[str, int | str] = {**Counter(track.prompt for track in video.tracks)}
+    counts |= {prompt: not_found(best, threshold) for prompt, best in video.not_found.items()}
+    objects = ", ".join(f"{prompt} {counts.get(prompt, 0)}" for prompt in video.prompts)
     return f"{args.output}/overlay.mp4  {writer.written} frames, {objects}", clip.lost
 
 

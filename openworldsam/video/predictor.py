@@ -22,11 +22,16 @@ TRACKERS = ("memory", "detection")
 
 @dataclass
 class Track:
-    """An object of a clip: id from 1, the prompt and predicted IoU of its first mask, first and last visible frame."""
+    """An object of a clip: id from 1, the prompt and scores of its first mask, first and last visible frame.
+
+    match is None without a score head.
+    """
 
     id: int
     prompt: str
     score: float
+    predicted_iou: float
+    match: float | None
     first_frame: int
     last_frame: int
 
@@ -75,8 +80,8 @@ class VideoPredictor:
         self.predictor, self.prompts, self.task = predictor, clean_prompts(prompts), task
         self.every, self.forget = every, forget
         self.tracks: list[Track] = []
-        self.best_score = 0.0
-        """Highest predicted IoU of any query so far, whether it passed the threshold or not."""
+        self.not_found = dict.fromkeys(self.prompts, 0.0)
+        """Best score so far of each prompt that has found nothing, when new objects were looked for."""
         self._known: set[int] = set()
         self._num_frames = 0
         self._size: tuple[int, int] | None = None
@@ -105,10 +110,10 @@ class VideoPredictor:
             if frame - self.tracks[object_id - 1].last_frame >= self.forget:
                 self._tracker.forget(object_id)
                 self._known.remove(object_id)
-        if found is not None:
-            self.best_score = max(self.best_score, found.best_score)
-            if looks:
-                self._begin(found, located, features)
+        if found is not None and looks:
+            missed = found.not_found
+            self.not_found = {text: max(best, missed[text]) for text, best in self.not_found.items() if text in missed}
+            self._begin(found, located, features)
         self._num_frames, self._size = frame + 1, size
         return located
 
@@ -125,9 +130,12 @@ class VideoPredictor:
         first, frame = len(self.tracks) + 1, len(self)
         for object_id, index in enumerate(new, start=first):
             prompt, score, mask = int(found.prompt_index[index]), float(found.scores[index]), found.masks[index]
-            self.tracks.append(Track(object_id, found.prompts[prompt], score, frame, frame))
+            evidence = found.evidence(index)
+            both = evidence["predicted_iou"], evidence.get("match")
+            self.tracks.append(Track(object_id, found.prompts[prompt], score, *both, frame, frame))
             self._tracker.begin(object_id, prompt, frame, features, mask)
             self._known.add(object_id)
             located.masks[object_id], located.scores[object_id] = mask, score
+            located.evidence[object_id] = evidence
         for object_id, index in reversed(list(enumerate(new, start=first))):  # the best one on top
             located.id_map[found.masks[index]] = object_id

@@ -3,7 +3,8 @@
 overlay.mp4            the masks drawn over the clip, with its times and sound; VP9, which browsers play
 masks/000000.png       16-bit object id per pixel of each frame, 0 = background
 frames.jsonl           one line per frame: its time in seconds; ids, scores and areas of the visible objects
-tracks.json            all objects: id, prompt, score, first and last frame; provenance of the weights; what was lost
+tracks.json            all objects: id, prompt, scores, first and last frame; what was not found, and the best score of
+                       its prompt; provenance of the weights; what was lost
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ class ResultWriter:
         save_png(self.folder / file, frame.id_map)
         areas = np.bincount(frame.id_map.ravel(), minlength=len(tracks) + 1).tolist()
         ids = sorted(frame.scores)
-        objects = [{"id": id_, "score": round(frame.scores[id_], 4), "area": areas[id_]} for id_ in ids]
+        scores = [{"score": frame.scores[id_], **frame.evidence.get(id_, {})} for id_ in ids]
+        objects = [
+            {"id": id_, **{name: round(score, 4) for name, score in of_id.items()}, "area": areas[id_]}
+            for id_, of_id in zip(ids, scores, strict=True)
+        ]
         line = {"frame": number, "time": round(seconds, 6), "file": file, "objects": objects}
         drawn = LabelledMasks(
             task="semantic",

@@ -31,13 +31,16 @@ class TrackedFrame(NamedTuple):
     """Objects visible in a frame.
 
     masks: bool [H, W] by id; may overlap.
-    scores: 0..1 by id; predicted IoU if a prompt found the mask, SAM2's probability of presence if memory carried it.
+    scores: 0..1 by id; by MODEL.INFERENCE.SCORE if a prompt found the mask, SAM2's probability of presence if memory
+        carried it.
     id_map: uint16 [H, W], object id per pixel, 0 = background.
+    evidence: `Prediction.evidence` by id, of the masks that a prompt found.
     """
 
     masks: dict[int, np.ndarray]
     scores: dict[int, float]
     id_map: np.ndarray
+    evidence: dict[int, dict[str, float]]
 
 
 class Tracker(ABC):
@@ -90,6 +93,7 @@ class MemoryTracker(Tracker):
             {object_id: mask for object_id, (mask, _) in seen.items()},
             {object_id: score for object_id, (_, score) in seen.items()},
             id_map.cpu().numpy().astype(np.uint16),
+            {},
         )
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
@@ -133,7 +137,7 @@ class DetectionTracker(Tracker):
         id_map = np.zeros(size, np.uint16)
         for object_id in sorted(masks, key=scores.__getitem__):
             id_map[masks[object_id]] = object_id
-        return TrackedFrame(masks, scores, id_map)
+        return TrackedFrame(masks, scores, id_map, {ids[row]: found.evidence(column) for row, column in pairs})
 
     def begin(self, object_id: int, prompt: int, frame: int, features: ImageFeatures, mask: np.ndarray) -> None:
         self.prompts[object_id], self.last[object_id] = prompt, mask

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from openworldsam.utils.text import not_found
 from openworldsam.visualization.text import display_names, draw_text, text_width
 
 if TYPE_CHECKING:
@@ -31,13 +32,16 @@ PAPER, INK, GREY, DARK = (250, 250, 250), (30, 30, 30), (140, 140, 140), (16, 16
 
 
 class LabelledMasks(NamedTuple):
-    """N masks of P prompts: the part of a `Prediction` that is drawn."""
+    """N masks of P prompts: the part of a `Prediction` that is drawn; best_scores is None where nobody looked for the
+    prompts, as in ground truth."""
 
     task: str
     prompts: tuple[str, ...]
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
     prompt_index: NDArray[np.int64]
+    best_scores: NDArray[np.float32] | None = None
+    threshold: float = 0.0
 
 
 Drawable: TypeAlias = "LabelledMasks | Prediction"
@@ -45,19 +49,12 @@ Drawable: TypeAlias = "LabelledMasks | Prediction"
 
 @dataclass(frozen=True)
 class LegendRow:
-    """One prompt in the legend; `best` is its highest score, None without masks."""
+    """One prompt in the legend: the number of its masks, and its best score in words."""
 
     prompt: str
     shades: tuple[Color, ...]
     count: int
-    best: float | None
-
-    @property
-    def summary(self) -> str:
-        """Number of masks and best score, as printed in the legend."""
-        if self.best is None:
-            return "no mask"
-        return f"1 mask, {self.best:.2f}" if self.count == 1 else f"{self.count} masks, best {self.best:.2f}"
+    summary: str
 
 
 def prompt_colors(count: int) -> list[Color]:
@@ -100,10 +97,16 @@ def legend_rows(prediction: Drawable) -> list[LegendRow]:
     colors, bases = mask_colors(prediction), prompt_colors(len(prediction.prompts))
     rows = []
     for index, (prompt, base) in enumerate(zip(prediction.prompts, bases, strict=True)):
-        masks = np.flatnonzero(prediction.prompt_index == index)
-        shades = tuple(dict.fromkeys(colors[n] for n in masks[:4].tolist())) or (base,)
-        best = float(prediction.scores[masks].max()) if masks.size else None
-        rows.append(LegendRow(prompt, shades, masks.size, best))
+        masks = np.flatnonzero(prediction.prompt_index == index).tolist()
+        shades = tuple(dict.fromkeys(colors[n] for n in masks[:4])) or (base,)
+        if masks:
+            best = prediction.scores[masks].max()
+            summary = f"1 mask, {best:.2f}" if len(masks) == 1 else f"{len(masks)} masks, best {best:.2f}"
+        elif prediction.best_scores is None:
+            summary = "no mask"
+        else:
+            summary = not_found(float(prediction.best_scores[index]), prediction.threshold)
+        rows.append(LegendRow(prompt, shades, len(masks), summary))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The command, end to end with the Shapes weights."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -248,12 +249,34 @@ def test_no_image_done_has_its_own_exit_status(folder, command):
 def test_no_mask_passes_and_another_question_is_refused(folder, words, command, capsys):
     (folder / "images/broken.jpg").unlink()
     main([*words(task="instance"), "MODEL.INFERENCE.SCORE_THRESHOLD", "1.0"])
-    assert "4 of them have none: no mask passed the threshold 1 (best 0." in capsys.readouterr().out
+    assert "4 of them have none: no mask passed the threshold 1 (best predicted IoU 0." in capsys.readouterr().out
     assert (folder / "out/unreadable.txt").read_text() == ""
     (folder / "prompts.txt").write_text("cat")
     assert command(task="semantic") == 2
-    expected = "has predictions made with other task, prompts, things, MODEL; use another --output"
+    expected = "has predictions made with other task, threshold, prompts, things, MODEL; use another --output"
     assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_found_nowhere_is_named_with_its_best_score(folder, matching_opts, exit_status, capsys):
+    (folder / "images/broken.jpg").unlink()
+    (folder / "prompts.txt").write_text("cat\ngrass\n")
+
+    def run(output, threshold):
+        words = ["--config-file", ROOT / "configs/tiny.yaml", "--input", folder / "images", "--task", "instance"]
+        words += ["--prompts", folder / "prompts.txt", "--output", folder / output, "--num-processes", 1]
+        opts = [*matching_opts, "MODEL.INFERENCE.MATCH_THRESHOLD", threshold, "DATALOADER.NUM_WORKERS", 0]
+        assert exit_status(main, *words, "--opts", *opts) == 0
+        return json.loads((folder / output / "instances.json").read_text()), capsys.readouterr().out
+
+    content, printed = run("none", 0.99)
+    assert f"{SCENES} of them have none: no mask passed the threshold 0.99 (best match score 0." in printed
+    best = {text: max(image["not_found"][text] for image in content["images"]) for text in ("cat", "grass")}
+    (low, missing), (high, _) = sorted((score, prompt) for prompt, score in best.items())
+    content, printed = run("one", (low + high) / 2)
+    assert f"{missing} not found (best 0.{int(100 * low)})" in printed
+    assert all(missing in image["not_found"] for image in content["images"]) and content["annotations"]
+    assert content["info"]["score"] == "match" and content["info"]["threshold"] == pytest.approx((low + high) / 2)
+    assert all(a["match"] == a["score"] != a["predicted_iou"] for a in content["annotations"])
 
 
 def test_a_long_prompt_is_cut_in_the_summary(folder, command, capsys):

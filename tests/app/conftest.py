@@ -16,6 +16,12 @@ def shapes(shapes_opts):
 
 
 @pytest.fixture(scope="session")
+def matching(matching_opts):
+    """A tiny predictor with a random score head."""
+    return OpenWorldSAMPredictor(ROOT / "configs/tiny.yaml", opts=matching_opts)
+
+
+@pytest.fixture(scope="session")
 def scenes(shapes):
     """The examples by task."""
     return {example.task: example for example in example_questions(shapes.cfg)}

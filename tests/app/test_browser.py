@@ -180,7 +180,7 @@ def test_upload_prompt_result_refine_download(visit, answered, scenes, images, f
 
     page.locator("#score_threshold input[type=number]").fill("1")
     page.locator("#score_threshold input[type=number]").press("Enter")
-    says(page, r"no mask passed the threshold 1 \(best 0\.")
+    says(page, r"no mask passed the threshold 1 \(best predicted IoU 0\.")
     page.screenshot(path=tmp_path / "6_nothing.png", full_page=True)
     assert files(folder) == before
 

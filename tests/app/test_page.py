@@ -80,7 +80,7 @@ def test_a_question_and_clicks(actions, upload, scenes):
     _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
     assert len(table) == 3 and message == f"{session.shown.summary}\n{photograph_warning(actions.predictor.sources)}"
     shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
-    assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, score {table[2][2]}"
+    assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, predicted IoU {table[2][2]:.3f}"
     assert np.array_equal(actions.show_all(session)[1], drawn)
     y, x = (place.mean() for place in session.shown.masks[0].nonzero())
     actions.image_click(select([448 * x / 192, 448 * y / 192]), session, SELECT)
@@ -113,6 +113,22 @@ def test_an_unforeseen_error_is_a_message(actions, session, monkeypatch, caplog)
     with pytest.warns(UserWarning, match="went wrong on the server"):
         assert "went wrong on the server" in actions.ask(session, ["cat"], "instance", *USUAL)[3]
     assert "AttributeError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "threshold", "columns"),
+    [
+        ("shapes", "Minimum predicted IoU", 0.7, ["predicted IoU"]),
+        ("matching", "Minimum match score", 0.5, ["match score", "predicted IoU"]),
+    ],
+)
+def test_the_page_says_which_score_counts(name, label, threshold, columns, tmp_path, monkeypatch, request):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = build_page(request.getfixturevalue(name), Uploads(tmp_path), queue=1, max_work=1)
+    controls = {control.elem_id: control for control in page.blocks.values() if hasattr(control, "elem_id")}
+    slider = controls["score_threshold"]
+    assert (slider.label, slider.value) == (label, threshold)
+    assert controls["table"].headers == ["#", "prompt", *columns, "% of image"]
 
 
 @pytest.fixture

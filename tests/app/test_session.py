@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, with_clicks
+from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
@@ -82,6 +82,30 @@ def test_the_table_lists_the_masks(asked):
     assert table[0][3] == pytest.approx(100 * shown.masks[0].sum() / 192**2, abs=0.005)
 
 
+def test_masks_of_texts_have_both_scores_and_those_of_clicks_one(matching):
+    session = Session(matching, np.zeros((60, 90, 3), np.uint8), "black.png", max_work=10**9)
+    best = matching.predict(["cat", "grass"], image=session._encoded).best_scores
+    thresholds = {**USUAL, "score_threshold": float(best.mean())}
+    session.ask(["cat", "grass"], "instance", thresholds)
+    (missing,) = session.found.not_found
+    assert f"{missing} not found (best 0.{int(100 * min(best))})" in session.message
+    session.click(3, 4, 1)
+    table, shown = session.table(), session.shown
+    assert [row[2:4] for row in table[:-1]] == [
+        [pytest.approx(match, abs=6e-4), pytest.approx(iou, abs=6e-4)]
+        for match, iou in zip(shown.match[:-1].tolist(), shown.predicted_iou[:-1].tolist(), strict=True)
+    ]
+    assert table[-1][1:4] == ["object", "", pytest.approx(shown.scores[-1], abs=6e-4)]
+    iou = f"predicted IoU {shown.scores[-1]:.3f}"
+    assert session.message == f"mask {len(table)}: object, {iou}, no match score, as clicks have no name"
+    session.selected = 0
+    assert session.message.startswith(f"mask 1: {table[0][1]}, match score {shown.match[0]:.3f}, predicted IoU ")
+    with zipfile.ZipFile(io.BytesIO(session.archive({}))) as archive:
+        content = json.loads(archive.read("black.json"))
+    assert content["images"][0]["not_found"] == {missing: pytest.approx(min(best))}
+    assert ["match" in annotation for annotation in content["annotations"]] == [True] * (len(table) - 1) + [False]
+
+
 def test_a_click_corrects_the_selected_mask(asked):
     before, inside = asked.shown, middle(asked.shown.masks[1])
     asked.selected = 1
@@ -107,7 +131,7 @@ def test_a_click_without_a_mask_makes_one(asked):
 
 def test_a_mask_where_texts_found_none(session):
     session.ask(["circle"], "instance", {**USUAL, "score_threshold": 1.0})
-    assert session.shown.summary.startswith("no mask passed the threshold 1 (best 0.")
+    assert session.shown.summary.startswith("no mask passed the threshold 1 (best predicted IoU 0.")
     session.click(3, 4, 1)
     assert session.table()[0][1] == "object"
     session.undo()

@@ -155,7 +155,7 @@ def strips(*columns, scores, size=(4, 12)):
     found = Found(masks, torch.tensor(scores), torch.arange(len(masks)), torch.zeros(len(masks), 2), logits)
     names = [f"mask {i}" for i in range(len(masks))]
     is_thing = [i != 1 for i in range(len(masks))]
-    return Prediction.of(found, "instance", names, is_thing=is_thing, threshold=0.5, best_score=max(scores))
+    return Prediction.of(found, "instance", names, is_thing=is_thing, rule="iou", threshold=0.5, best_scores=scores)
 
 
 @pytest.mark.parametrize(

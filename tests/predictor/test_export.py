@@ -4,7 +4,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from openworldsam.predictor.export import coco_annotations, to_detectron2, to_fiftyone, to_supervision
+from openworldsam.predictor.export import coco_annotations, coco_dataset, to_detectron2, to_fiftyone, to_supervision
 
 
 @pytest.fixture
@@ -18,6 +18,12 @@ def prediction(predicted):
 
 
 @pytest.fixture
+def matched(predicted):
+    """Masks with predicted IoU 0.75, one of a click, which has no match score."""
+    return predicted(np.ones((2, 4, 8)), [0.75, 0.75], match=[0.25, np.nan])
+
+
+@pytest.fixture
 def nothing(predicted):
     return predicted(np.zeros((0, 4, 8)))
 
@@ -26,9 +32,27 @@ def test_coco(prediction):
     first, second = coco_annotations(prediction)
     assert first["bbox"] == [2, 1, 4, 2] and first["area"] == 7 and first["category_id"] == 2
     assert second["bbox"] == [7, 3, 1, 1] and second["area"] == 1 and second["score"] == 0.75
+    assert second["predicted_iou"] == 0.75 and "match" not in second
 
 
-def test_detectron2(prediction, nothing):
+def test_coco_has_both_scores_and_what_is_not_found(predicted):
+    masks = np.ones((1, 4, 8))
+    made = predicted(masks, [0.75], [1], match=[0.5], prompts=("cat", "dog"), threshold=0.25, best_scores=[0.125, 0.5])
+    content = coco_dataset(made, "a.png", {"preset": "paper"})
+    assert content["info"] == {"task": "instance", "score": "match", "threshold": 0.25, "preset": "paper"}
+    (image,), (annotation,) = content["images"], content["annotations"]
+    assert image["not_found"] == {"cat": 0.125}
+    assert [annotation[name] for name in ("score", "predicted_iou", "match")] == [0.5, 0.75, 0.5]
+
+
+def test_a_mask_without_a_match_score_has_no_such_key(matched):
+    first, second = coco_annotations(matched)
+    assert first["match"] == 0.25 and "match" not in second
+
+
+def test_detectron2(prediction, matched, nothing):
+    assert to_detectron2(matched).predicted_iou.tolist() == [0.75, 0.75]
+    assert to_detectron2(matched).match[0] == 0.25 and to_detectron2(matched).match[1].isnan()
     instances = to_detectron2(prediction)
     assert instances.image_size == (4, 8)
     assert np.array_equal(instances.pred_masks.numpy(), prediction.masks)
@@ -37,14 +61,16 @@ def test_detectron2(prediction, nothing):
     assert len(to_detectron2(nothing)) == 0
 
 
-def test_supervision(prediction, nothing):
+def test_supervision(prediction, matched, nothing):
     sv = pytest.importorskip("supervision")
     detections = to_supervision(prediction)
     assert isinstance(detections, sv.Detections) and len(detections) == 2
     assert np.array_equal(detections.mask, prediction.masks)
     assert detections.xyxy.tolist() == [[2, 1, 6, 3], [7, 3, 8, 4]]
     assert detections["class_name"].tolist() == ["dog", "cat"]
+    np.testing.assert_array_equal(to_supervision(matched)["match"], matched.match)
     best = detections[detections.confidence > 0.6]
+    assert best["predicted_iou"].tolist() == [0.75]
     assert best.class_id.tolist() == [0] and best.area.tolist() == [1]
     picture = sv.MaskAnnotator().annotate(np.zeros((4, 8, 3), dtype=np.uint8), detections)
     assert np.array_equal(picture.any(axis=-1), prediction.masks.any(axis=0))
@@ -60,7 +86,7 @@ def stand_in(monkeypatch):
     monkeypatch.setitem(sys.modules, "fiftyone", fo)
 
 
-def test_fiftyone(prediction, stand_in):
+def test_fiftyone(prediction, matched, stand_in):
     sample = to_fiftyone(prediction, "a.jpg", "ours")
     assert sample["filepath"] == "a.jpg"
     first, second = sample["ours"].detections
@@ -69,6 +95,8 @@ def test_fiftyone(prediction, stand_in):
     assert first.mask.tolist() == [[False, True, True, True], [True] * 4]
     assert second.bounding_box == pytest.approx([0.875, 0.75, 0.125, 0.25], abs=1e-6)
     assert second.label == "cat" and second.mask.shape == (1, 1)
+    assert second.predicted_iou == 0.75 and not hasattr(second, "match")
+    assert to_fiftyone(matched, "a.jpg")["predictions"].detections[0].match == 0.25
 
 
 def test_fiftyone_boxes_end_at_their_pixel(predicted, stand_in):

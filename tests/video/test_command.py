@@ -95,8 +95,32 @@ def test_a_video_by_memory_and_results_are_not_mixed(tiny, write_video, tmp_path
 def test_nothing_found_says_why(tiny, tmp_path, capsys):
     write_clip(tmp_path / "clip", CROSSING, 2)
     main(tiny("clip", "MODEL.INFERENCE.SCORE_THRESHOLD", "0.99"))
-    assert "no mask passed the threshold 0.99 (best 0." in capsys.readouterr().out
-    assert json.loads((tmp_path / "out/tracks.json").read_text())["tracks"] == []
+    assert "no mask passed the threshold 0.99 (best predicted IoU 0." in capsys.readouterr().out
+    about = json.loads((tmp_path / "out/tracks.json").read_text())
+    assert about["tracks"] == [] and about["not_found"].keys() == {"cat"}
+    assert (about["score"], about["threshold"]) == ("iou", 0.99)
+
+
+def test_both_scores_are_in_the_files_and_what_is_not_found_is_named(matching_opts, tmp_path, capsys):
+    write_clip(tmp_path / "clip", CROSSING, 2)
+    words = ["--config-file", ROOT / "configs/tiny.yaml", "--input", tmp_path / "clip", "--prompts", "cat", "grass"]
+    words += ["--tracker", "detection", "--every", "1", "--output"]
+
+    def run(output, threshold):
+        opts = [*matching_opts, "MODEL.INFERENCE.MATCH_THRESHOLD", threshold]
+        main([*map(str, [*words, tmp_path / output]), "--opts", *opts])
+        return json.loads((tmp_path / output / "tracks.json").read_text())
+
+    assert run("none", "0.99")["score"] == "match"
+    assert "no mask passed the threshold 0.99 (best match score 0." in capsys.readouterr().out
+    best = json.loads((tmp_path / "none/tracks.json").read_text())["not_found"]
+    (low, missing), (high, found) = sorted((score, prompt) for prompt, score in best.items())
+    about = run("one", str((low + high) / 2))
+    assert about["not_found"] == {missing: pytest.approx(low)} and {t["prompt"] for t in about["tracks"]} == {found}
+    assert f"{missing} not found (best 0.{int(100 * low)})" in capsys.readouterr().out
+    assert all(track["match"] == track["score"] != track["predicted_iou"] for track in about["tracks"])
+    objects = [seen for line in lines_of(tmp_path / "one") for seen in line["objects"]]
+    assert objects and all(seen["match"] == seen["score"] != seen["predicted_iou"] for seen in objects)
 
 
 def lines_of(folder):

@@ -15,8 +15,8 @@ COLOURS = {"red": 200, "green": 100, "grey or green": 100}
 class ColourPredictor:
     """Finds all pixels of a colour."""
 
-    def __init__(self, predicted):
-        self.predicted = predicted
+    def __init__(self, predicted, head):
+        self.predicted, self.head = predicted, head
 
     def set_image(self, image):
         self.image, self.features = image, object()
@@ -24,8 +24,10 @@ class ColourPredictor:
     def predict(self, prompts, task):
         masks = np.stack([self.image[..., 0] == COLOURS[prompt] for prompt in prompts])
         kept = np.flatnonzero(masks.any(axis=(1, 2)))
-        about = {"prompts": prompts, "task": task, "best_score": 0.95}
-        return self.predicted(masks[kept], 0.9 - 0.1 * kept, kept, **about)
+        scores = 0.9 - 0.1 * kept
+        about = {"best_scores": np.full(len(prompts), self.image.max() / 400), "match": scores if self.head else None}
+        iou = np.full(len(kept), 0.25) if self.head else scores
+        return self.predicted(masks[kept], iou, kept, prompts=prompts, task=task, **about)
 
 
 def frame_of(**places):
@@ -39,8 +41,11 @@ def frame_of(**places):
 @pytest.fixture
 def video(predicted):
     """Make a video predictor that follows colours."""
-    model = ColourPredictor(predicted)
-    return lambda *prompts, **options: VideoPredictor(model, prompts, tracker="detection", **options)
+
+    def make(*prompts, head=False, **options):
+        return VideoPredictor(ColourPredictor(predicted, head), prompts, tracker="detection", **options)
+
+    return make
 
 
 def test_newcomers_are_looked_for_every_so_many_frames(video):
@@ -51,7 +56,30 @@ def test_newcomers_are_looked_for_every_so_many_frames(video):
         (1, "red", 0, 4),
         (2, "green", 3, 4),
     ]
-    assert clip.tracks[1].score == pytest.approx(0.8) and clip.best_score == 0.95
+    assert clip.tracks[1].score == clip.tracks[1].predicted_iou == pytest.approx(0.8)
+    assert clip.tracks[1].match is None and clip.not_found == {}
+
+
+def test_what_is_not_found_has_its_best_score(video):
+    """It is looked for in every second frame; "grey or green" finds an object that has its name already."""
+    clip = video("green", "grey or green", "red", every=2)
+    for places in ({"green": 10}, {"green": 10, "red": 60}, {}):
+        clip.step(frame_of(**places))
+        assert [track.prompt for track in clip.tracks] == ["green"] and clip.not_found == {"red": 0.25}
+    for _ in range(2):
+        clip.step(frame_of(green=10, red=60))
+    assert clip.not_found == {} and [track.prompt for track in clip.tracks] == ["green", "red"]
+
+
+def test_both_scores_of_what_a_prompt_found_are_kept(video):
+    clip = video("red", "green", every=1, head=True)
+    frame = clip.step(frame_of(red=10, green=60))
+    assert [(track.score, track.predicted_iou, track.match) for track in clip.tracks] == [
+        (pytest.approx(score), 0.25, pytest.approx(score)) for score in (0.9, 0.8)
+    ]
+    known = clip.step(frame_of(red=12, green=62))
+    for each in (frame, known):
+        assert {object_id: scores["match"] for object_id, scores in each.evidence.items()} == each.scores
 
 
 def test_equal_prompts_are_one(video):
@@ -116,6 +144,7 @@ def test_the_memory_carries_on_between_the_questions(video_predictor):
     for _ in range(4):
         frame = clip.step(image)
         assert set(np.unique(frame.id_map)) - {0} <= frame.scores.keys()
+        assert len(frame.evidence) == len(clip.tracks) - sum(counts[-1:]), "only of new ones"
         counts.append(len(clip.tracks))
     assert counts[0] > 0 and counts[0] == counts[1] and counts[2] == counts[3]
     assert [track.id for track in clip.tracks] == list(range(1, counts[-1] + 1))

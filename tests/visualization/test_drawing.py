@@ -150,6 +150,14 @@ def test_legend_counts_masks_and_keeps_prompts_without_any():
     assert [(row.prompt, row.count) for row in rows] == [("a", 1), ("b", 0), ("c", 2)]
     assert [row.summary for row in rows] == ["1 mask, 0.69", "no mask", "2 masks, best 0.99"]
     assert [len(row.shades) for row in rows] == [1, 1, 2]
+    sought = prediction._replace(best_scores=np.array([0.69, 0.125, 0.99]))
+    assert [row.summary for row in legend_rows(sought)] == [
+        "1 mask, 0.69",
+        "not found (best 0.12)",
+        "2 masks, best 0.99",
+    ]
+    hidden = legend_rows(sought._replace(threshold=0.1))[1]
+    assert hidden.summary == "covered by others (best 0.12)" and hidden.count == 0
 
 
 def test_legend_goes_below_wide_images_and_beside_others():
