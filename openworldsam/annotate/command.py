@@ -86,7 +86,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
         rule, threshold = model.inference.score, model.inference.threshold_of(args.task)
         about = {"task": args.task, "score": rule, "threshold": threshold}
         question = {"prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
-        claim_folder(args.output, {**about, **question, **identity(cfg, sources)})
+        claim_folder(args.output, {**about, **question, **identity(cfg, model, sources)})
         if warning := photograph_warning(sources):
             logger.warning(warning)
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():

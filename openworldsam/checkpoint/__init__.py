@@ -2,7 +2,14 @@
 
 from openworldsam.checkpoint.knowledge import knowledge, photograph_warning
 from openworldsam.checkpoint.layouts import Source, WeightFile, fingerprint, read_weights
-from openworldsam.checkpoint.loading import component_files, find_source, load_component, load_weights, provenance
+from openworldsam.checkpoint.loading import (
+    component_files,
+    find_source,
+    load_component,
+    load_weights,
+    provenance,
+    score_rule,
+)
 from openworldsam.checkpoint.released import convert_released, convert_to_released
 from openworldsam.checkpoint.writing import save_component, save_components, save_trained, store_thresholds
 
@@ -23,5 +30,6 @@ __all__ = [
     "save_component",
     "save_components",
     "save_trained",
+    "score_rule",
     "store_thresholds",
 ]

@@ -80,6 +80,15 @@ def _set_thresholds(model: OpenWorldSAM, cfg: CfgNode, stored: dict[str, float])
         model.inference = replace(options, score_threshold=stored[options.score])
 
 
+def score_rule(model: OpenWorldSAM, cfg: CfgNode) -> dict[str, Any]:
+    """The rule of a model's scores, their threshold, and where that comes from, as results say it."""
+    rule, threshold = model.inference.score, model.inference.score_threshold
+    origin = "stored with the weights" if rule in model.match_thresholds else "not calibrated"
+    if rule == "iou" or cfg.MODEL.INFERENCE.MATCH_THRESHOLD:
+        origin = "config"
+    return {"rule": rule, "threshold": threshold, "origin": origin}
+
+
 def _drop_score_head(model: OpenWorldSAM, cfg: CfgNode) -> None:
     """Do without the score head that no file holds."""
     advice = "train one on this adapter (docs/score.md), or set MODEL.SCORE_HEAD.WEIGHTS"

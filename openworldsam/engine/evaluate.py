@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from openworldsam.checkpoint import load_weights, provenance
+from openworldsam.checkpoint import load_weights, provenance, score_rule
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.config import add_openworldsam_config, load_config
 from openworldsam.engine.checks import check_evaluation
@@ -25,7 +25,7 @@ from openworldsam.evaluation.comparison import comparison
 from openworldsam.evaluation.exposure import exposure
 from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.saved import Saving
-from openworldsam.evaluation.summary import remarks, table
+from openworldsam.evaluation.summary import remarks, score_line, table
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import output_file, save_json
@@ -81,7 +81,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         raise FileNotFoundError(lack)
     model = OpenWorldSAM(cfg)
     sources = load_weights(model, cfg)
-    saving = Saving(args.output / PREDICTIONS, identity(cfg, sources)) if args.save_predictions else None
+    saving = Saving(args.output / PREDICTIONS, identity(cfg, model, sources)) if args.save_predictions else None
     results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval(), saving)
     if not comm.is_main_process():
         return
@@ -92,13 +92,14 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         "missing": missing,
         "protocol": cfg.TEST.PROTOCOL,
         **{key.lower(): cfg.TEST[key] for key in ASKED},
+        "score": score_rule(model, cfg),
         "paper": paper._asdict(),
         "versions": versions(),
         "command": command,
         "seconds": round(time.monotonic() - start, 1),
     }
     save_json(path, content, indent=1)
-    notes = exposure(content["weights"], results) + remarks(results, paper)
+    notes = [score_line(content["score"]), *exposure(content["weights"], results), *remarks(results, paper)]
     say(*table(results, paper).splitlines(), *notes, path)
     if missing:
         raise FileNotFoundError(lack)
@@ -116,15 +117,17 @@ def missing_benchmarks(names: Sequence[str]) -> dict[str, str]:
     return missing
 
 
-def identity(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Everything that predictions depend on, as JSON: the weights, and the config without `IRRELEVANT` keys."""
+def identity(cfg: CfgNode, model: OpenWorldSAM, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Everything that predictions depend on, as JSON: the weights, the threshold, which may come from them, and the
+    config without `IRRELEVANT` keys."""
     config = {key: yaml.safe_load(cfg[key].dump()) for key in ("MODEL", "INPUT")}
-    model = config["MODEL"]
-    for part in (model, *(value for value in model.values() if isinstance(value, dict))):
+    keys = config["MODEL"]
+    for part in (keys, *(value for value in keys.values() if isinstance(value, dict))):
         for key in IRRELEVANT:
             part.pop(key, None)
     weights = {component: source.fingerprint for component, source in sources.items()}
-    return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config}
+    threshold = model.inference.score_threshold
+    return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config, "threshold": threshold}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ Shapes: H, W size of the image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 
 from openworldsam.data.datasets.benchmarks import PROMPT_CAPS, SOFTMAX_CLASSES
 from openworldsam.data.datasets.catalog import load_records
+from openworldsam.data.records import Record
 from openworldsam.data.records.instances import LVIS_KEYS
 from openworldsam.evaluation.answer import NO_CLASS, Answer, predicted_answer, true_answer
 from openworldsam.evaluation.examples import PROTOCOLS, EvaluationDataset, Example, remark
@@ -197,19 +198,16 @@ def evaluate(cfg: CfgNode, model: nn.Module, saving: Saving | None = None) -> Re
     return results
 
 
-def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | None = None) -> Benchmark:
-    """Score this process's share of a dataset."""
+def evaluation_dataset(cfg: CfgNode, name: str, records: Sequence[Record]) -> EvaluationDataset:
+    """Make the examples of some records of a registered dataset, by its own protocol or TEST.PROTOCOL."""
     metadata = MetadataCatalog.get(name)
     generalized = "generalized_referring" in metadata.tasks
     referring = generalized or "referring" in metadata.tasks
-    protocol = PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL
-    classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
-    everything = load_records(name)
-    records = everything[: cfg.TEST.MAX_IMAGES or None]
-    dataset = EvaluationDataset(
+    return EvaluationDataset(
         records,
-        **classes,
-        protocol=protocol,
+        class_names=metadata.vocabulary,
+        is_thing=metadata.is_thing,
+        protocol=PROTOCOLS[0] if referring else getattr(metadata, "protocol", "") or cfg.TEST.PROTOCOL,
         num_absent=cfg.TEST.NUM_ABSENT,
         cap=PROMPT_CAPS.get(name, 0) if cfg.TEST.PROMPT_CAPS else 0,
         softmax_classes=SOFTMAX_CLASSES.get(name, 0),
@@ -217,7 +215,15 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
         sentences=cfg.TEST.SENTENCES,
         generalized=generalized,
     )
-    benchmark = Benchmark(tasks_with_negatives(metadata.tasks, protocol), **classes, protocol=protocol)
+
+
+def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | None = None) -> Benchmark:
+    """Score this process's share of a dataset."""
+    metadata, everything = MetadataCatalog.get(name), load_records(name)
+    dataset = evaluation_dataset(cfg, name, everything[: cfg.TEST.MAX_IMAGES or None])
+    classes = {"class_names": metadata.vocabulary, "is_thing": metadata.is_thing}
+    tasks = tasks_with_negatives(metadata.tasks, dataset.protocol)
+    benchmark = Benchmark(tasks, **classes, protocol=dataset.protocol)
     benchmark.dataset_images = len(everything)
     saved = None
     if saving:
@@ -229,7 +235,7 @@ def run_benchmark(cfg: CfgNode, model: nn.Module, name: str, saving: Saving | No
     if saved:
         comm.synchronize()
         if comm.is_main_process():
-            saved.finish(record["image_id"] for record in records)
+            saved.finish(record["image_id"] for record in dataset.records)
     return benchmark
 
 
@@ -237,21 +243,8 @@ def _score_images(
     cfg: CfgNode, model: nn.Module, dataset: EvaluationDataset, benchmark: Benchmark, saved: SavedPredictions | None
 ) -> None:
     """Predict and score this process's share of the images."""
-    sampler = InferenceSampler(len(dataset))
-    loader = image_loader(
-        dataset,
-        batch_size=cfg.TEST.IMS_PER_BATCH,
-        sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        pin_memory=torch.cuda.is_available(),
-    )
-    progress = Progress(len(sampler))
     chunk = prompt_chunk(cfg, "referring" in benchmark.model_tasks)
-    for batch in loader:
-        examples = [example for example in batch if isinstance(example, Example)]
-        for unreadable in (example for example in batch if not isinstance(example, Example)):
-            logger.warning("skipped %s: %s", *unreadable)
-            benchmark.skipped[unreadable.file_name] = unreadable.reason
+    for examples in read_examples(cfg, dataset, benchmark.skipped):
         answers = [saved.load(e.inputs) if saved else None for e in examples]
         todo = [e for e, answer in zip(examples, answers, strict=True) if answer is None]
         predicted = iter(model([e.inputs for e in todo], tasks=benchmark.model_tasks, prompt_chunk=chunk))
@@ -261,4 +254,23 @@ def _score_images(
             if saved:
                 asked = {key: list(getattr(example.truth, key)) for key in LVIS_KEYS}
                 saved.save(example.inputs, answer, benchmark.truth(example), asked=asked, loaded=done is not None)
+
+
+def read_examples(cfg: CfgNode, dataset: EvaluationDataset, skipped: dict[str, str]) -> Iterator[list[Example]]:
+    """Read this process's share of a dataset in batches; files that cannot be read go to `skipped` with the reason."""
+    sampler = InferenceSampler(len(dataset))
+    loader = image_loader(
+        dataset,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=torch.cuda.is_available(),
+    )
+    progress = Progress(len(sampler))
+    for batch in loader:
+        examples = [example for example in batch if isinstance(example, Example)]
+        for unreadable in (example for example in batch if not isinstance(example, Example)):
+            logger.warning("skipped %s: %s", *unreadable)
+            skipped[unreadable.file_name] = unreadable.reason
+        yield examples
         progress.update(len(batch), sum(len(example.inputs["prompts"]) for example in examples))

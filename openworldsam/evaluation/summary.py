@@ -86,6 +86,11 @@ def remarks(results: Results, paper: Comparison = NOT_COMPARED) -> list[str]:
     return lines + incomparable(results, paper)
 
 
+def score_line(score: Mapping[str, Any]) -> str:
+    """Say by which rule and threshold masks were found; see `checkpoint.score_rule`."""
+    return f"score: {score['rule']}, threshold {score['threshold']:g} ({score['origin']})"
+
+
 def incomparable(results: Results, paper: Comparison) -> list[str]:
     """Say of each benchmark of the paper why its numbers cannot be compared; once if the reason is always the same."""
     reasons = {}

@@ -189,7 +189,12 @@ class OpenWorldSAM(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, batched_inputs: list[dict[str, Any]], tasks: Sequence[str] | None = None, *, prompt_chunk: int = 0
+        self,
+        batched_inputs: list[dict[str, Any]],
+        tasks: Sequence[str] | None = None,
+        *,
+        prompt_chunk: int = 0,
+        options: InferenceOptions | None = None,
     ) -> list[dict[str, Any]]:
         """Return what `inference.infer` gives for each image of a batch.
 
@@ -197,6 +202,7 @@ class OpenWorldSAM(nn.Module):
             batched_inputs, tasks: as for `forward`.
             prompt_chunk: most prompts of an image to decode together, see `inference.prompt_chunk`; 0 for all. It
                 bounds memory, and changes no result where prompts are independent.
+            options: in place of MODEL.INFERENCE.
         """
         if not batched_inputs:
             return []
@@ -207,7 +213,7 @@ class OpenWorldSAM(nn.Module):
             features, embeddings, _ = self._encode(batched_inputs)
         rules: dict[InferenceOptions, list[str]] = {}
         for task in tasks or self.tasks:
-            rules.setdefault(self.inference.for_task(task), []).append(task)
+            rules.setdefault((options or self.inference).for_task(task), []).append(task)
         answers = []
         for image, (x, of_image) in enumerate(zip(batched_inputs, embeddings.split(counts), strict=True)):
             size = (x.get("height", x["image"].shape[-2]), x.get("width", x["image"].shape[-1]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
+from openworldsam.inference import SCORES
 from openworldsam.report.evaluations import CLASS_METRICS, OVERVIEW, ClassMetrics, Confusion
 
 MOST_BARS = 60
@@ -97,6 +99,33 @@ def confusion_map(found: Confusion) -> Figure:
     axis.set_xticks(range(columns), [_short(c) for c in found.columns], rotation=60, ha="right", fontsize=8)
     axis.set_yticks(range(rows), [_short(c) for c in found.rows], fontsize=8)
     axis.set(xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def reliability(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw a reliability diagram and the numbers of right and wrong queries for each score; see `read_calibration`."""
+    figure = Figure(figsize=(4.2 * len(scores), 6.4), layout="constrained")
+    for column, (rule, found) in zip(figure.subplots(2, len(scores), squeeze=False).T, scores.items(), strict=True):
+        bins = found["bins"]
+        known = [each for each in bins if each["queries"]]
+        columns = {key: [each[key] for each in known] for key in ("score", "iou")}
+        column[0].plot([0, 1], [0, 1], color="#999999", linewidth=1)
+        column[0].plot(columns["score"], columns["iou"], "o-", color=RUN_COLOURS[0], label="mean IoU")
+        shares = [each["right"] / each["queries"] for each in known]
+        column[0].plot(columns["score"], shares, "s--", color=RUN_COLOURS[1], label="share of right masks")
+        column[0].set(title=f"{SCORES[rule]}: ECE {found['ece']:.3f}", xlim=(0, 1), ylim=(0, 1))
+        column[0].legend(frameon=False)
+        places = [(place + 0.5) / len(bins) for place in range(len(bins))]
+        right = [each["right"] for each in bins]
+        wrong = [each["queries"] - each["right"] for each in bins]
+        column[1].bar(places, right, 1 / len(bins), color=RUN_COLOURS[2], label="right")
+        column[1].bar(places, wrong, 1 / len(bins), bottom=right, color=RUN_COLOURS[5], label="wrong")
+        column[1].set(xlabel=SCORES[rule], ylabel="queries", xlim=(0, 1))
+        if found["threshold"] is not None:
+            column[1].axvline(
+                found["threshold"], color="black", linestyle=":", label=f"threshold {found['threshold']:g}"
+            )
+        column[1].legend()
     return figure
 
 

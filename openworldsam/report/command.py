@@ -1,9 +1,9 @@
 """HTML page about one evaluation or several side by side, from the output folders of tools/eval_net.py.
 
-It shows: the scores beside the paper's; images and benchmarks that were not scored, and why; IoU, AP and PQ of every
-class, sorted; confusions of the worst classes; and pictures of image, ground truth and the prediction of every run, and
-of other methods. Confusions and pictures need evaluations with --save-predictions, and the images at their original
-paths.
+It shows: the scores beside the paper's; how reliable the models' own scores are, where tools/calibrate.py has written
+into the same folders; images and benchmarks that were not scored, and why; IoU, AP and PQ of every class, sorted;
+confusions of the worst classes; and pictures of image, ground truth and the prediction of every run, and of other
+methods. Confusions and pictures need evaluations with --save-predictions, and the images at their original paths.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from openworldsam.evaluation.answer import Answer
 from openworldsam.report import page
+from openworldsam.report.calibration import calibration_html, read_calibration
 from openworldsam.report.charts import class_bars, confusion_map, overview_bars, sorted_classes
 from openworldsam.report.evaluations import (
     Evaluation,
@@ -60,6 +61,7 @@ def build_report(
     sections = [
         ("Runs", page.about_runs(runs)),
         ("Scores", join((page.scores(runs, shown), _overview(runs)))),
+        *_calibrations(runs),
         ("Not scored, or to be noted", page.notes(runs, shown)),
     ]
     for family, members in families(shown).items():
@@ -75,6 +77,12 @@ def _overview(runs: Sequence[Evaluation]) -> Html:
         return Html()
     title = "Fig. 2: six benchmarks, measured and in the paper"
     return join((tag("h3", title), page.figure_html(overview_bars(found), title)))
+
+
+def _calibrations(runs: Sequence[Evaluation]) -> list[tuple[str, Html]]:
+    """Show what tools/calibrate.py wrote into the folders of runs; no section if it wrote nothing."""
+    found = [(run.name, content) for run in runs if (content := read_calibration(run.folder))]
+    return [("Calibration", join(calibration_html(content, name) for name, content in found))] if found else []
 
 
 def _classes(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:

@@ -21,7 +21,7 @@ from openworldsam.evaluation.answer import NO_CLASS
 from openworldsam.evaluation.comparison import Comparison
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.evaluation.summary import HEADLINES, Results, headlines
+from openworldsam.evaluation.summary import HEADLINES, Results, headlines, score_line
 from openworldsam.utils.files import read_json
 
 CLASS_METRICS = {"IoU": "semantic", "AP": "instance", "PQ": "panoptic"}
@@ -91,6 +91,8 @@ def _read_results(path: Path) -> dict[str, Any]:
         for source in content["weights"].values():
             texts += [source["layout"], source["fingerprint"]]
             texts += [source.get(key, "") for key in ("file", "note", "trained_on")]
+        if "score" in content:
+            texts.append(score_line(content["score"]))
         if "paper" in content:
             texts += [each or "" for each in Comparison(**content["paper"])]
         for benchmark in content["benchmarks"].values():

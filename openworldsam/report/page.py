@@ -13,7 +13,7 @@ from PIL import Image
 from openworldsam.engine.evaluate import ASKED
 from openworldsam.evaluation.exposure import exposure
 from openworldsam.evaluation.paper_tables import Number
-from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, image_count, incomparable, number
+from openworldsam.evaluation.summary import HEADLINES, NOTES, headlines, image_count, incomparable, number, score_line
 from openworldsam.report.evaluations import CLASS_METRICS, ClassMetrics, Evaluation
 from openworldsam.report.html import Html, join, note, tag
 from openworldsam.report.pictures import PictureRow
@@ -70,16 +70,17 @@ def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> Html:
 
 
 def about_runs(runs: Sequence[Evaluation]) -> Html:
-    """Tabulate preset, protocol, prompt options, weights and command of each run."""
+    """Tabulate preset, protocol, prompt options, score, weights and command of each run."""
     rows = []
     for run in runs:
         content = run.content
         options = {key: content.get(key) for key in map(str.lower, ASKED)}
         prompts = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+        score = score_line(content["score"]) if "score" in content else ""
         weights = join((_source(name, source) for name, source in content["weights"].items()), "<br>")
         command = join((tag("code", content["command"]), f"{content.get('seconds')} s"), "<br>")
-        rows.append((run.name, content["preset"], content["protocol"], prompts, weights, command))
-    return html_table(("run", "preset", "protocol", "prompts", "weights", "command and time"), rows)
+        rows.append((run.name, content["preset"], content["protocol"], prompts, score, weights, command))
+    return html_table(("run", "preset", "protocol", "prompts", "score", "weights", "command and time"), rows)
 
 
 def _source(name: str, source: dict[str, Any]) -> Html:

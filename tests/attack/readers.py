@@ -194,6 +194,12 @@ READERS = {
         text=True,
         share=0.2,
     ),
+    "calibration.json": Reader(
+        lambda path: build_report(read_evaluations([path.parent]), images=0),
+        "evaluated/calibration.json",
+        text=True,
+        share=0.2,
+    ),
     "saved prediction": Reader(read_saved, f"{SAVED}/images/{FIRST}.json", text=True),
     "saved labels": Reader(read_saved, f"{SAVED}/prediction/semantic/{FIRST}.png"),
     "identity of predictions": Reader(

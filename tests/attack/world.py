@@ -23,6 +23,7 @@ from openworldsam.engine.evaluate import main as evaluate
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import save_state
 from openworldsam.predictor import OpenWorldSAMPredictor
+from openworldsam.report.calibration import main as calibrate
 
 SIZE = (16, 20)
 """Height and width of the dataset's images, in pixels."""
@@ -162,6 +163,7 @@ def make_world(folder, root, weights):
         OpenWorldSAMPredictor(folder / "tiny.yaml").save_pretrained(folder / "pretrained")
         cache_features([*tiny, str(folder / "cache"), "--image-features", "all"])
         evaluate([*tiny, str(folder / "evaluated"), "--save-predictions"])
+        calibrate([*tiny, str(folder / "evaluated"), "DATASETS.HELD_OUT", "['reef']"])
         check_training(cfg := load_config(folder / "tiny.yaml"))
         trainer = Trainer(cfg)  # a step would need a process that has never had one
         trainer.iter = 0

@@ -17,6 +17,7 @@ from openworldsam.data.prepare.plan import Plan, require_count
 from openworldsam.data.records.panoptic import load_panoptic
 
 FILTERED = "coco/annotations/panoptic_train2017_filtrefgumdval_filtvlp.json"
+HELD_OUT = "coco/annotations/panoptic_train2017_held_out.json"
 CAT, SKY = 15, 119  # contiguous ids; 17 and 187 in COCO's own files
 
 
@@ -64,15 +65,15 @@ def semantic_files(root, split="train"):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def listed(root):
-    content = json.loads((root / FILTERED).read_text())
+def listed(root, list_name=FILTERED):
+    content = json.loads((root / list_name).read_text())
     assert [image["id"] for image in content["images"]] == [a["image_id"] for a in content["annotations"]]
     return [image["id"] for image in content["images"]]
 
 
 def test_makes_everything_and_finds_it_in_order(root, command, capsys):
     assert command(root) == 0
-    assert listed(root) == [1, 3, 4]
+    assert listed(root) == [1, 3, 4] and listed(root, HELD_OUT) == [2]
     for split, image in (("train", 3), ("val", 12)):
         labels = Image.open(root / f"coco/panoptic_semseg_{split}2017/{image:012d}.png")
         assert labels.mode == "L" and np.asarray(labels).tolist() == [[255, 255, CAT, CAT, SKY, SKY]] * 4
@@ -113,9 +114,10 @@ def test_karpathy_images_are_left_out_too(root, command):
     karpathy = [{"cocoid": 3, "split": "test"}, {"cocoid": 4, "split": "val"}, {"cocoid": 1, "split": "restval"}]
     (root / "dataset_coco.json").write_text(json.dumps({"images": karpathy}))
     args = ["--karpathy", str(root / "dataset_coco.json")]
-    assert command(root, *args) == 0 and listed(root) == [1, 4]
+    assert command(root, *args) == 0 and listed(root) == [1, 4] and listed(root, HELD_OUT) == [2, 3]
     (root / FILTERED).unlink()
     assert command(root, *args, "--karpathy-splits", "val", "test") == 0 and listed(root) == [1]
+    assert listed(root, HELD_OUT) == [2, 3, 4]  # that of the new list
     assert "8" not in (note := json.loads((root / FILTERED).read_text())["info"])["openworldsam"]
     assert "without 2 images of COCO-Karpathy val and test" in note["openworldsam"] and note["year"] == 2018
 

@@ -50,7 +50,7 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
     results = results_of(tmp_path)
     told = {"preset": "paper", "protocol": "oracle", "sentences": "first", "num_absent": 0, "prompt_caps": False}
     told |= {"template": "{name}", "first_synonym": False, "readable_names": False}
-    told["missing"] = {}
+    told |= {"missing": {}, "score": {"rule": "iou", "threshold": 0.3, "origin": "config"}}
     assert results["paper"] == {"row": None, "tuned_on": "", "reason": "MODEL.SAM2.IMAGE_SIZE is 128, the paper's 1024"}
     assert results.keys() == {"benchmarks", "paper", *told, "weights", "versions", "command", "seconds"}
     assert {key: results[key] for key in told} == told and results["seconds"] > 0
@@ -73,6 +73,7 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
         for task, metric in tasks[name].items():
             assert 0 <= content[task][metric] <= 100
             assert f"{task} {metric}" in printed
+    assert "\nscore: iou, threshold 0.3 (config)\n" in printed
     assert f"\nexposure to {coco_sample} is unknown: not a public benchmark\n" in printed
     assert not list(tmp_path.glob(".*.part"))
 
@@ -86,7 +87,7 @@ def test_overrides_may_follow_the_names_of_benchmarks():
     assert parse_args(plain).benchmarks == parse_args([*plain, "--benchmarks", *names]).opts == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "datasets/README.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("page", ["README.md", "datasets/README.md", "docs/evaluation.md", "docs/score.md"])
 def test_the_commands_of_the_pages_are_understood(page):
     text = (ROOT / page).read_text().replace("\\\n", " ")
     commands = re.findall(r"^python tools/eval_net\.py (.*)$", text, re.MULTILINE)

@@ -74,11 +74,13 @@ DATASETS: dict[str, PanopticFiles] = {
     # the images of the paper, about 104,000: none of RefCOCOg's validation images
     "coco_2017_train_panoptic_openworldsam": _split("train", "panoptic_train2017_filtrefgumdval_filtvlp"),
     "coco_2017_train_panoptic_full": _split("train", "panoptic_train2017"),
+    # the other images of the full list, to calibrate on
+    "coco_2017_train_panoptic_held_out": _split("train", "panoptic_train2017_held_out"),
     "coco_2017_val_panoptic_openworldsam": _split("val", "panoptic_val2017"),
 }
 
 
 def register() -> None:
-    """Register COCO's three datasets; may be called again."""
+    """Register COCO's datasets; may be called again."""
     for name, files in DATASETS.items():
         register_panoptic(name, files, CATEGORIES, hint=HINT)

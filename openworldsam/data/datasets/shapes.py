@@ -35,6 +35,7 @@ SPLITS: dict[str, Split] = {
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
     "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
+    "shapes_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),  # chooses thresholds
 }
 
 

@@ -1,4 +1,4 @@
-"""COCO: makes the filtered list of training images and the semantic PNGs, and checks everything."""
+"""COCO: makes the filtered list of training images, that of the others and the semantic PNGs; checks everything."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from openworldsam.utils.workers import for_each
 EXPECTED_IMAGES = {"train": 118_287, "val": 5_000}
 SPLITS = {"train": DATASETS["coco_2017_train_panoptic_full"], "val": DATASETS["coco_2017_val_panoptic_openworldsam"]}
 FILTERED = DATASETS["coco_2017_train_panoptic_openworldsam"].json
+HELD_OUT = DATASETS["coco_2017_train_panoptic_held_out"].json
 
 _README = "datasets/README.md says how to get COCO"
 
@@ -36,7 +37,7 @@ def make_coco(
     karpathy_splits: Sequence[str],
     check: bool,
 ) -> list[str]:
-    """Make or check COCO's filtered list and semantic PNGs.
+    """Make or check COCO's filtered list and semantic PNGs, and list the images that the former leaves out.
 
     Args:
         plan: has the folder of all datasets and the number of processes.
@@ -56,6 +57,7 @@ def make_coco(
         return check_coco(plan, splits)
     if "train" in splits:
         _make_filtered_list(plan.root, refs, karpathy, karpathy_splits)
+        _make_held_out_list(plan.root)
     problems = []
     for split in splits:
         records = load_split(plan.root, split)
@@ -81,6 +83,15 @@ def _make_filtered_list(root: Path, refs: Path | None, karpathy: Path | None, ka
     filtered = filter_panoptic(content, removed, note)
     save_json(target, filtered)
     say(f"{target}: {len(filtered['annotations'])} of {len(content['annotations'])} images; {note}")
+
+
+def _make_held_out_list(root: Path) -> None:
+    """Write the list of the images that are not in the filtered list, in place of one for another list."""
+    content = read_json(root / SPLITS["train"].json, _README)
+    used = {image["id"] for image in read_json(root / FILTERED)["images"]}
+    held_out = filter_panoptic(content, used, f"made by prepare.py coco: the images that are not in {FILTERED}")
+    save_json(root / HELD_OUT, held_out)
+    say(f"{root / HELD_OUT}: {len(held_out['annotations'])} images, to calibrate on")
 
 
 def karpathy_images(json_file: str | Path, splits: Collection[str]) -> set[int]:
