@@ -22,6 +22,7 @@ from openworldsam.inference import Queries, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import resize_for_sam2
+from openworldsam.modeling.mask_decoder import Decoded
 
 
 class State:
@@ -35,6 +36,7 @@ class State:
     features: ImageFeatures
     embeddings: Tensor
     tokens: DecoderTokens
+    decoded: Decoded
     queries: Queries
     results: dict[str, Any]
 
@@ -53,9 +55,11 @@ STAGES = {
     "image encoder": Stage("encode_image", "image_encoder", ("sam2_input",), ("features",)),
     "prompt encoder": Stage("encode_prompts", "prompt_encoder", ("prompt_input",), ("embeddings",)),
     "adapter": Stage("adapt", "adapter", ("features", "embeddings"), ("tokens",)),
-    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("queries",)),
+    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("decoded",)),
+    "score head": Stage("rate", "score_head", ("tokens", "decoded"), ()),
     "post-processing": Stage("post_process", None, ("queries",), ()),
 }
+"""The score head is a stage only of models that have one."""
 PER_IMAGE = ("decode and resize", "image encoder")
 """Stages that do not depend on the prompts."""
 
@@ -105,7 +109,7 @@ class Pipeline:
 
     def use(self, precision: str, compiled: bool) -> None:
         """Rebuild the model with this MODEL.PRECISION and MODEL.COMPILE."""
-        cfg, device = self.cfg.clone(), self.model.device
+        cfg, device, inference = self.cfg.clone(), self.model.device, self.model.inference
         cfg.MODEL.PRECISION, cfg.MODEL.COMPILE = precision, compiled
         if self.model.score_head is None:  # the weights may have none, whatever the config says
             cfg.MODEL.SCORE_HEAD.HIDDEN = 0
@@ -113,6 +117,12 @@ class Pipeline:
         self.model.load_state_dict(self._weights, assign=True)
         self.model.store_frozen_weights()
         self.model.to(device).eval()
+        self.model.inference = inference  # the threshold may come with the weights
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The `STAGES` of this model."""
+        return {name: stage for name, stage in STAGES.items() if stage.method != "rate" or self.model.score_head}
 
     def ask(self, count: int) -> None:
         """Set the prompts of later calls.
@@ -152,19 +162,25 @@ class Pipeline:
 
     def decode(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            decoded = self.model.mask_decoder(s.features, s.tokens)
-            match = self.model.score_head(s.tokens, decoded).sigmoid() if self.model.score_head else None
-        self.set_queries(s, decoded.logits, decoded.predicted_iou, match)
+            s.decoded = self.model.mask_decoder(s.features, s.tokens)
+        if not self.model.score_head:
+            self.set_queries(s, s.decoded.predicted_iou)
 
-    def set_queries(self, s: State, logits: Tensor, predicted_iou: Tensor, match: Tensor | None = None) -> None:
-        """Label the decoded queries, logits [R, h, w] and both scores [R], by prompt."""
-        per_prompt = len(logits) // len(self.prompts)
-        predicted_iou, match = predicted_iou.cpu(), None if match is None else match.cpu()
+    @torch.no_grad()
+    def rate(self, s: State) -> None:
+        assert self.model.score_head
+        match = self.model.score_head(s.tokens, s.decoded).sigmoid()
+        self.set_queries(s, s.decoded.predicted_iou, match)
+
+    def set_queries(self, s: State, *scores: Tensor) -> None:
+        """Label the decoded queries by prompt, given their predicted IoU [R] and the match score [R], if any."""
+        per_prompt = len(s.decoded.logits) // len(self.prompts)
+        predicted_iou, *match = torch.stack(scores).cpu()
         if self.random:
-            predicted_iou = (torch.arange(len(logits)) % per_prompt == 0).float()
-            match = None if match is None else predicted_iou
+            predicted_iou = (torch.arange(len(predicted_iou)) % per_prompt == 0).float()
+            match = [predicted_iou for _ in match]
         labels = torch.arange(len(self.prompts)).repeat_interleave(per_prompt)
-        s.queries = Queries(logits, predicted_iou, labels, match)
+        s.queries = Queries(s.decoded.logits, predicted_iou, labels, *match)
 
     @torch.no_grad()
     def post_process(self, s: State) -> None:
@@ -174,7 +190,7 @@ class Pipeline:
     def whole(self) -> State:
         """All stages, from the bytes of the image to the results."""
         state = State()
-        for stage in STAGES.values():
+        for stage in self.stages.values():
             getattr(self, stage.method)(state)
         return state
 

@@ -85,15 +85,16 @@ class Run:
         for count in sorted(set(counts)):
             asked = self._asked(asked, count, "whole")
             for work, stage in STAGES.items():
-                if work in PER_IMAGE and count != min(counts):
+                having = {name: p for name, p in asked.items() if work in p.stages}
+                if not having or (work in PER_IMAGE and count != min(counts)):
                     continue
-                calls = {name: partial(getattr(p, stage.method), states[name]) for name, p in asked.items()}
+                calls = {name: partial(getattr(p, stage.method), states[name]) for name, p in having.items()}
                 prompts = 0 if work in PER_IMAGE else count
                 costs = self._costs(work, calls, prompts)
                 for name, cost in costs.items():
                     moved = None if cost.error else asked[name].bytes_moved(stage, states[name])
                     self._record(name, work, cost, prompts=prompts, moved=moved)
-                asked = {name: p for name, p in asked.items() if not costs[name].error}
+                asked = {name: p for name, p in asked.items() if name not in costs or not costs[name].error}
             for name, cost in self._measured({name: p.whole for name, p in asked.items()}).items():
                 self._record(name, "whole", cost, prompts=count)
 

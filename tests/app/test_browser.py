@@ -144,7 +144,7 @@ def test_upload_prompt_result_refine_download(visit, answered, scenes, images, f
     prompts = scenes["instance"].prompts
     ask(page, prompts)
     expected = answered("instance", prompts)
-    says(page, expected.shown.summary)
+    says(page, re.escape(expected.shown.summary))
     assert np.array_equal(canvas(page), expected.drawn())
     page.screenshot(path=tmp_path / "3_result.png", full_page=True)
 
@@ -152,7 +152,7 @@ def test_upload_prompt_result_refine_download(visit, answered, scenes, images, f
     says(page, "^mask 2: ")
     page.screenshot(path=tmp_path / "4_single.png", full_page=True)
     page.locator("#everything").click()
-    says(page, expected.shown.summary)
+    says(page, re.escape(expected.shown.summary))
     x, y = (int(place.mean()) for place in expected.shown.masks[0].nonzero()[::-1])
     click(page, x, y)
     says(page, f"^mask {expected.mask_at(x, y) + 1}: ")
@@ -223,6 +223,6 @@ def test_two_visitors_at_once_see_their_own(visit, answered, images, folder, tmp
 def test_an_example(visit, answered, scenes, tmp_path):
     page, expected = visit(), answered("panoptic", scenes["panoptic"].prompts, "panoptic")
     page.locator("#examples button").nth(0).click()
-    says(page, expected.shown.summary)
+    says(page, re.escape(expected.shown.summary))
     page.locator("#overlap_threshold").wait_for()
     page.screenshot(path=tmp_path / "example.png", full_page=True)

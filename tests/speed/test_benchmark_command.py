@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openworldsam import OpenWorldSAMPredictor
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.speed.command import main
@@ -97,6 +99,18 @@ def test_a_config_against_itself_takes_the_same_operations(tmp_path):
         assert (a["operations"], a["bytes"]) == (b["operations"], b["bytes"])
 
 
+def test_a_score_head_is_a_stage_of_models_that_have_one(tmp_path):
+    with_head = tmp_path / "head.yaml"
+    with_head.write_text(f"VERSION: 2\n_BASE_: {TINY}\nMODEL: {{SCORE_HEAD: {{HIDDEN: 8}}}}\n")
+    content = command(tmp_path, "--against", str(with_head), "--parts", "stages", "--prompts", "2", "3")
+    rated = [r for r in content["records"] if r["work"] == "score head"]
+    assert [(r["configuration"], r["prompts"]) for r in rated] == [("head", 2), ("head", 3)]
+    assert all(r["operations"] > 0 and r["bytes"] > 0 and r["median_s"] > 0 for r in rated)
+    for prompts in (2, 3):
+        whole, without = (of(content, "whole", name, prompts=prompts)["operations"] for name in ("head", "tiny"))
+        assert whole - without == of(content, "score head", "head", prompts=prompts)["operations"]
+
+
 def test_half_precision_and_compilation_are_runs_of_their_own(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f.__name__) or f)
@@ -124,8 +138,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, message):
     assert exited.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_the_stages_are_the_forward_pass(build, photograph):
+@pytest.mark.parametrize("head", [False, True])
+def test_the_stages_are_the_forward_pass(build, photograph, matching_opts, head):
     ours, _ = pipelines(build, "paper", image=str(photograph))
+    if head:
+        predictor = OpenWorldSAMPredictor(TINY, opts=matching_opts)
+        ours = Pipeline("head", predictor.cfg, predictor.model, encoded_image(str(photograph)), random=False)
+        ours.model.inference = inference = replace(ours.model.inference, score_threshold=0.4)
+        ours.use("fp32", False)
+        assert ours.model.inference is inference  # its threshold may come with the weights
     ours.ask(3)
     results = ours.whole().results
     x = {"image": ours.pixels(), "prompts": ours.prompts, "is_thing": ours.is_thing}
