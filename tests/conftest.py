@@ -90,16 +90,21 @@ def tiny_opts(tiny_weights):
 
 
 @pytest.fixture(scope="session")
-def matching_opts(tiny_opts, tmp_path_factory):
-    """Config overrides that give the tiny model a random score head, whose match score counts."""
+def head_opts(tiny_opts, tmp_path_factory):
+    """Config overrides that give the tiny model a random score head."""
     torch.manual_seed(0)
     model = OpenWorldSAM(load_config(ROOT / "configs/tiny.yaml", [*tiny_opts, "MODEL.SCORE_HEAD.HIDDEN", "8"]))
     path = tmp_path_factory.mktemp("score_head") / "score_head.safetensors"
     with torch.no_grad():
         model.score_head.mlp[-1].weight.mul_(10)  # so that prompts differ
     save_component(model, "score_head", path, "random")
-    head = ["MODEL.SCORE_HEAD.HIDDEN", "8", "MODEL.SCORE_HEAD.WEIGHTS", str(path), "MODEL.INFERENCE.SCORE", "match"]
-    return [*tiny_opts, *head]
+    return ["MODEL.SCORE_HEAD.HIDDEN", "8", "MODEL.SCORE_HEAD.WEIGHTS", str(path)]
+
+
+@pytest.fixture(scope="session")
+def matching_opts(tiny_opts, head_opts):
+    """Config overrides of the tiny model with a random score head, whose match score counts."""
+    return [*tiny_opts, *head_opts, "MODEL.INFERENCE.SCORE", "match"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from openworldsam.checkpoint.layouts import Source, WeightFile, read_weights
 from openworldsam.config import config_value
+from openworldsam.inference import InferenceOptions
 from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, SCORE_HEAD, Component, StateDict, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.device import keep_freed_memory
@@ -51,17 +52,20 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     """
     device = next(model.adapter.parameters()).device
     components = model.components
+    if cfg.MODEL.SCORE_HEAD.WEIGHTS and not cfg.MODEL.SCORE_HEAD.HIDDEN:
+        raise ValueError("MODEL.SCORE_HEAD.WEIGHTS needs MODEL.SCORE_HEAD.HIDDEN, the width of the head in that file")
     for component in components.values():
         for module in map(model.get_submodule, component.modules):
             if _is_frozen(module):
                 _release(module)
-    files = component_files(cfg, components, need_adapter=need_adapter)
+    files = component_files(cfg, components, need_adapter=need_adapter or not model.train_adapter)
     for name, file in files.items():
         load_component(model, name, file, fewer_tie_breakers=not need_adapter)
         logger.info("%s weights from %s (%s)", name, file.path, file.layout)
     sources = {name: file.source(name) for name, file in files.items()}
     if SCORE_HEAD.name in files:
-        _set_thresholds(model, cfg, files[SCORE_HEAD.name].thresholds)
+        model.match_thresholds = files[SCORE_HEAD.name].thresholds
+        model.inference = InferenceOptions.from_config(cfg, stored=model.match_thresholds)
     elif model.score_head and need_adapter:
         _drop_score_head(model, cfg)
     model.store_frozen_weights()
@@ -71,13 +75,6 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     if ADAPTER.name in files:
         _warn_of_other_training(files[ADAPTER.name], sources, cfg)
     return sources
-
-
-def _set_thresholds(model: OpenWorldSAM, cfg: CfgNode, stored: dict[str, float]) -> None:
-    """Use the thresholds of a score head's file, unless the config says another."""
-    model.match_thresholds, options = stored, model.inference
-    if options.score in stored and not cfg.MODEL.INFERENCE.MATCH_THRESHOLD:
-        model.inference = replace(options, score_threshold=stored[options.score])
 
 
 def score_rule(model: OpenWorldSAM, cfg: CfgNode) -> dict[str, Any]:

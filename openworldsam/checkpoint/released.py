@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
 from openworldsam.checkpoint.layouts import DUPLICATES, RELEASED_ADAPTER, RELEASED_PREFIX, read_weights
 from openworldsam.checkpoint.writing import carried_over, public_state, save_components
-from openworldsam.modeling.components import ADAPTER, StateDict, renamed
+from openworldsam.modeling.components import ADAPTER, SCORE_HEAD, StateDict, renamed
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.files import save_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def convert_released(path: str | Path, folder: str | Path) -> dict[str, Path]:
@@ -31,7 +34,7 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
     """Join an adapter file and both encoders into a full checkpoint of the released layout.
 
     It has all 1,930 tensors that are read, and the released code's duplicates of the encoders in shared memory, but not
-    the four `evf_sam2.text_hidden_fcs` tensors, which nothing reads.
+    the four `evf_sam2.text_hidden_fcs` tensors, which nothing reads, nor a score head.
 
     Raises:
         ValueError: one of the files does not hold its component.
@@ -41,6 +44,8 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
         if component not in file.components:
             raise ValueError(f"{file.path} ({file.layout}) holds no {component} weights")
     trained = files.pop("adapter")
+    if SCORE_HEAD.name in trained.components:
+        logger.warning("%s has no place for the score head; %s %s adds it", path, SCORE_HEAD.key, trained.path)
     state = {released_name(name): tensor for name, tensor in trained.components["adapter"].items()}
     for component, file in files.items():
         for name, tensor in file.components[component].items():

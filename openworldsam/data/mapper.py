@@ -134,11 +134,13 @@ class DatasetMapper:
 
         Classes are those of `Record.segments`, so they include classes whose segments have no pixel.
         """
-        absent = [prompt.texts[0] for prompt in self._absent(record, 0)]
         if record.is_referring:
-            return list(dict.fromkeys([text for texts in record.sentences() for text in texts] + absent))
-        classes = {segment["category_id"] for segment in record.segments() if not segment["iscrowd"]}
-        return [self.class_names[c] for c in sorted(classes)] + absent
+            own = list(dict.fromkeys(text for texts in record.sentences() for text in texts))
+        else:
+            classes = {segment["category_id"] for segment in record.segments() if not segment["iscrowd"]}
+            own = [self.class_names[c] for c in sorted(classes)]
+        absent = [prompt.texts[0] for prompt in self._absent(record, 0)] if own else []
+        return own + absent
 
     def _classes(self, record: Record, generator: np.random.Generator) -> list[PromptTarget]:
         """Return the classes of a record in ascending order, at most `max_prompts` of them."""

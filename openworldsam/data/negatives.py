@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 from detectron2.data import DatasetFromList
@@ -17,8 +18,11 @@ from openworldsam.data.records import Record
 
 CANDIDATES = 2
 """Candidates of an image for each negative of a visit."""
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey")
-"""Words that are exchanged in expressions."""
+POOL = 200
+"""Images whose sentences are negatives of the others."""
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+"""Words that are exchanged in expressions; "grey" counts as "gray"."""
+_COLOUR = re.compile(rf"\b({'|'.join(COLOURS).replace('gray', 'gr[ae]y')})\b", re.IGNORECASE)
 FUNCTION_WORDS = frozenset(
     (
         *("a", "an", "and", "are", "as", "at", "behind", "by", "for", "from", "front", "has", "her", "his", "in", "is"),
@@ -52,16 +56,20 @@ class Negatives:
         self.groups = tuple(groups) or ("",) * len(self.class_names)
 
     def classes(self, record: Record) -> list[int]:
-        """Class ids that no segment of a record has, crowds included: half of them similar to one that it has."""
+        """Class ids that no segment of a record has, crowds included: half of them similar to one that it has.
+
+        Where a dataset lists the classes that are known to be absent, as LVIS does, they are among these.
+        """
         present = {segment["category_id"] for segment in record.segments()}
-        absent = [c for c in range(len(self.class_names)) if c not in present]
+        known = record.get("absent")
+        absent = [c for c in (range(len(self.class_names)) if known is None else known) if c not in present]
         words = frozenset[str]().union(*(self.words[c] for c in present))
         groups = {self.groups[c] for c in present} - {""}
         similar = [c for c in absent if self.groups[c] in groups or self.words[c] & words]
         return self._mixed(similar, absent, _generator(record))
 
     def sentences(self, record: Record) -> list[str]:
-        """Sentences that hold for no object of a referring record.
+        """Sentences that hold for no object that a referring record describes, as far as words tell.
 
         Half are its own with another colour, one that none of its sentences mentions; the others are of other images
         and share no word with its own that tells what they are about.
@@ -72,15 +80,17 @@ class Negatives:
         colours = [colour for colour in COLOURS if colour not in known]
         swapped: dict[str, None] = {}
         for text in own if colours else ():
-            other = re.sub(rf"\b({'|'.join(COLOURS)})\b", str(generator.choice(colours)), text, flags=re.IGNORECASE)
+            other = _COLOUR.sub(str(generator.choice(colours)), text)
             swapped |= {} if other == text else {other: None}
-        foreign: dict[str, None] = {}
-        for index in generator.integers(len(self.records), size=4 * CANDIDATES * self.num).tolist():
-            texts = [text for texts in self.records[index].sentences() for text in texts]
-            text = texts[generator.integers(len(texts))] if texts else ""
-            if (words := _content(text)) and not words & known:
-                foreign[text] = None
-        return self._mixed(list(swapped), [*swapped, *foreign], generator)
+        foreign = [text for text, words in self._pool.items() if words and not words & known]
+        return self._mixed(list(swapped), list(dict.fromkeys([*swapped, *foreign])), generator)
+
+    @cached_property
+    def _pool(self) -> dict[str, frozenset[str]]:
+        """Sentences of at most `POOL` images, spread over the dataset, with their words: of all it would take long."""
+        step = -(-len(self.records) // POOL)
+        of_images = (self.records[index].sentences() for index in range(0, len(self.records), step))
+        return {text: _content(text) for objects in of_images for texts in objects for text in texts}
 
     def _mixed(self, similar: Sequence, absent: Sequence, generator: np.random.Generator) -> list:
         """Draw candidates: half of them similar ones, if there are as many, the others from all that are left."""
@@ -106,7 +116,7 @@ def choose(draws: Sequence[float], weights: Iterable[float], num: int) -> list[i
 
 def _content(text: str) -> frozenset[str]:
     """Words of a text that tell what it is about, in lower case."""
-    return frozenset(re.findall(r"[^\W\d_]+", text.lower())) - FUNCTION_WORDS
+    return frozenset(re.findall(r"[^\W\d_]+", text.lower().replace("grey", "gray"))) - FUNCTION_WORDS
 
 
 def _generator(record: Record) -> np.random.Generator:

@@ -35,6 +35,7 @@ SMALLEST = {
         *("DATALOADER.MAX_SKIPPED", "INPUT.MAX_PROMPTS", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM"),
         "DATASETS.TRAIN_IMAGES",
         *("SOLVER.GAMMA", "MODEL.CRITERION.MASK_WEIGHT", "MODEL.CRITERION.DICE_WEIGHT"),
+        *("MODEL.CRITERION.SCORE_WEIGHT", "MODEL.SCORE_HEAD.HIDDEN", "INPUT.NEGATIVES"),
     ),
 }
 """Keys of a training by their smallest value."""
@@ -83,6 +84,7 @@ def check_training(cfg: CfgNode) -> None:
             f"MODEL.PROMPT_ENCODER.TRAINABLE must be False: {cfg.MODEL.PROMPT_ENCODER.NAME} declares no weight file "
             "(component) for its trained weights"
         )
+    _check_trained(cfg)
     if len(set(cfg.DATASETS.TRAIN)) < len(cfg.DATASETS.TRAIN):
         raise ValueError(f"DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} names a dataset twice")
     register_datasets(cfg)
@@ -94,6 +96,32 @@ def check_training(cfg: CfgNode) -> None:
                 "TEST.EVAL_PERIOD needs the prompt encoder, which a training with DATASETS.FEATURE_CACHE does not "
                 "load; set it to 0 and evaluate the adapter afterwards"
             )
+
+
+def _check_trained(cfg: CfgNode) -> None:
+    """Raise ValueError unless adapter and score head each have a loss exactly if they are trained."""
+    model, weights, hidden = cfg.MODEL, cfg.MODEL.CRITERION, cfg.MODEL.SCORE_HEAD.HIDDEN
+    of_masks = weights.MASK_WEIGHT or weights.DICE_WEIGHT
+    if bool(hidden) != bool(weights.SCORE_WEIGHT):
+        raise ValueError(
+            f"MODEL.SCORE_HEAD.HIDDEN is {hidden} and MODEL.CRITERION.SCORE_WEIGHT {weights.SCORE_WEIGHT:g}: a "
+            "training needs both, or neither"
+        )
+    if cfg.INPUT.NEGATIVES and not hidden:
+        raise ValueError(
+            f"INPUT.NEGATIVES {cfg.INPUT.NEGATIVES} needs a score head, which alone learns from absent prompts: set "
+            "MODEL.SCORE_HEAD.HIDDEN and MODEL.CRITERION.SCORE_WEIGHT"
+        )
+    if not model.ADAPTER.TRAINABLE and (of_masks or not hidden or model.PROMPT_ENCODER.TRAINABLE):
+        raise ValueError(
+            "MODEL.ADAPTER.TRAINABLE False trains a score head alone: set MODEL.SCORE_HEAD.HIDDEN, "
+            "MODEL.CRITERION.SCORE_WEIGHT, MASK_WEIGHT 0 and DICE_WEIGHT 0, and no MODEL.PROMPT_ENCODER.TRAINABLE"
+        )
+    if model.ADAPTER.TRAINABLE and not of_masks:
+        raise ValueError(
+            "MODEL.CRITERION.MASK_WEIGHT and DICE_WEIGHT are 0, so masks would get worse: set one, or "
+            "MODEL.ADAPTER.TRAINABLE False to train the score head alone"
+        )
 
 
 def check_evaluation(cfg: CfgNode) -> None:

@@ -99,7 +99,7 @@ def _cache(cfg: CfgNode) -> str:
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
     """Name the weight files, or those that are missing."""
-    paths = (cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.PROMPT_ENCODER.WEIGHTS)
+    paths = [cfg.MODEL.WEIGHTS, *(cfg.MODEL[part].WEIGHTS for part in ("SAM2", "PROMPT_ENCODER", "SCORE_HEAD"))]
     if missing := [path for path in paths if path and not Path(path).exists()]:
         return f"not there: {', '.join(missing)} (weights/README.md)"
     # checks that every tensor fits; a model on meta takes no memory

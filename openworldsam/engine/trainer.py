@@ -6,6 +6,7 @@ The loss of a step is the mean over all prompts of all its images, however proce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -191,16 +192,10 @@ class Trainer(TrainerBase):
 
     def _note_confusions(self, batches: list[list[dict[str, Any]]], best_scores: list[float]) -> None:
         """Count how well absent prompts scored, with the images of all processes in the order of their positions."""
-        scores = iter(best_scores)
-        of_images = [
-            [
-                (prompt, score)
-                for prompt, target in zip(x["prompts"], x["targets"], strict=True)
-                if (score := next(scores)) and not len(target)
-            ]
-            for batch in batches
-            for x in batch
-        ]
+        scores, of_images = iter(best_scores), []
+        for x in itertools.chain(*batches):
+            prompts = zip(x["prompts"], x["targets"], itertools.islice(scores, len(x["prompts"])), strict=True)
+            of_images.append([(prompt, score) for prompt, target, score in prompts if not len(target)])
         for images in zip(*comm.all_gather(of_images), strict=True):
             for found in images:
                 self.confusions.update(found)

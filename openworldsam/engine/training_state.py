@@ -141,8 +141,9 @@ def _recipe(trainer: Trainer) -> dict[str, str]:
 
 
 def _fingerprints(trainer: Trainer) -> dict[str, str]:
-    """Fingerprints of the encoders' weights; the adapter's change as it is trained."""
-    return {name: source.fingerprint for name, source in trainer.sources.items() if name != "adapter"}
+    """Fingerprints of the weights that the training does not change, or only together with the adapter."""
+    trained = ("adapter", "score_head") if trainer.model.train_adapter else ("score_head",)
+    return {name: source.fingerprint for name, source in trainer.sources.items() if name not in trained}
 
 
 def _generators() -> dict[str, Any]:

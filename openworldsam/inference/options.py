@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
@@ -56,11 +57,21 @@ class InferenceOptions:
                 raise ValueError(f"MODEL.INFERENCE.{name.upper()} is one of {choices}, got {value!r}")
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> InferenceOptions:
-        """Read MODEL.INFERENCE; weights may say another MATCH_THRESHOLD where it is 0 (`checkpoint.loading`)."""
-        keys = arguments(cfg.MODEL.INFERENCE, "TASKS", "MATCH_THRESHOLD")
+    def from_config(
+        cls, cfg: CfgNode, score: str | None = None, stored: Mapping[str, float] | None = None
+    ) -> InferenceOptions:
+        """Read MODEL.INFERENCE.
+
+        Args:
+            score: in the place of SCORE.
+            stored: thresholds by `score`, as they lie with the weights; they count where MATCH_THRESHOLD is 0.
+        """
+        keys = arguments(cfg.MODEL.INFERENCE, "TASKS")
+        match_threshold, keys["score"] = keys.pop("match_threshold"), score or keys["score"]
+        if not 0 <= match_threshold <= 1:
+            raise ValueError(f"MODEL.INFERENCE.MATCH_THRESHOLD is a number from 0 to 1, got {match_threshold}")
         if keys["score"] != "iou":
-            keys["score_threshold"] = cfg.MODEL.INFERENCE.MATCH_THRESHOLD or MATCH_THRESHOLD
+            keys["score_threshold"] = match_threshold or (stored or {}).get(keys["score"], MATCH_THRESHOLD)
         return cls(**keys)
 
     def for_task(self, task: str) -> InferenceOptions:

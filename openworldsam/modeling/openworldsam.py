@@ -93,6 +93,7 @@ class OpenWorldSAM(nn.Module):
         self.match_thresholds: dict[str, float] = {}
         self.train_prompt_encoder, self.train_adapter = train_prompt_encoder, train_adapter
         self.best_scores = torch.zeros(0)
+        self.no_queries().by_rule(self.inference.score)  # refuses a score that this model does not have
         for module in self.frozen_modules:
             module.requires_grad_(False)
         self.train(self.training)

@@ -21,7 +21,7 @@ from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
-from openworldsam.inference import MATCH_THRESHOLD, TASKS, InferenceOptions, Question, infer
+from openworldsam.inference import TASKS, InferenceOptions, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
@@ -154,15 +154,14 @@ class OpenWorldSAMPredictor:
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
         prompts, session = _as_list(prompts), self._session_of(image)
-        asked = options.get("score_threshold", 0.0)
-        if (rule := options.get("score")) and rule != self.model.inference.score:
-            iou = self.cfg.MODEL.INFERENCE.SCORE_THRESHOLD
-            options.setdefault(
-                "score_threshold", {"iou": iou, **self.model.match_thresholds}.get(rule, MATCH_THRESHOLD)
-            )
-        inference = replace(self.model.inference, **options)
+        inference = self.model.inference
+        if options.get("score", inference.score) != inference.score:
+            other = InferenceOptions.from_config(self.cfg, options["score"], self.model.match_thresholds)
+            inference = replace(inference, score_threshold=other.score_threshold)
+        inference = replace(inference, **options)
         stuff_names = COCO_STUFF if stuff is None else {name.lower() for name in _as_list(stuff, "stuff")}
         is_thing = [prompt.lower() not in stuff_names for prompt in prompts]
+        asked = options.get("score_threshold", 0.0)
         threshold = asked if task == "referring" else inference.threshold_of(task)
         # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)

@@ -300,6 +300,10 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
         run(make_cfg())
 
 
+HEAD = ["MODEL.SCORE_HEAD.HIDDEN", 8, "MODEL.CRITERION.SCORE_WEIGHT", 1.0]
+ALONE = [*HEAD, "MODEL.ADAPTER.TRAINABLE", False, "MODEL.CRITERION.MASK_WEIGHT", 0.0]
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
@@ -332,6 +336,27 @@ def test_too_many_unreadable_images_stop_the_training(make_cfg, data):
         (["DATASETS.TRAIN", ["nothing"]], "unknown datasets"),
         (["TEST.EVAL_PERIOD", 3], "DATASETS.TEST is empty"),
         (["MODEL.WEIGHTS", ""], "no weights"),
+        (["INPUT.NEGATIVES", -1], "INPUT.NEGATIVES must be at least 0"),
+        (["INPUT.NEGATIVES", 2], "INPUT.NEGATIVES 2 needs a score head"),
+        (["MODEL.SCORE_HEAD.HIDDEN", -8, "MODEL.CRITERION.SCORE_WEIGHT", 1.0], "HIDDEN must be at least 0, got -8"),
+        (["MODEL.SCORE_HEAD.HIDDEN", 8], "HIDDEN is 8 and MODEL.CRITERION.SCORE_WEIGHT 0: a training needs both"),
+        (
+            ["MODEL.CRITERION.SCORE_WEIGHT", 1.0],
+            "HIDDEN is 0 and MODEL.CRITERION.SCORE_WEIGHT 1: a training",
+        ),
+        (["MODEL.CRITERION.SCORE_WEIGHT", -1.0, "MODEL.SCORE_HEAD.HIDDEN", 8], "SCORE_WEIGHT must be at least 0"),
+        (["MODEL.ADAPTER.TRAINABLE", False], "ADAPTER.TRAINABLE False trains a score head alone: set"),
+        ([*HEAD, "MODEL.ADAPTER.TRAINABLE", False], "score head alone: set .* MASK_WEIGHT 0"),
+        (
+            [*ALONE, "MODEL.PROMPT_ENCODER.TRAINABLE", True],
+            "no MODEL.PROMPT_ENCODER.TRAINABLE",
+        ),
+        ([*HEAD, "MODEL.CRITERION.MASK_WEIGHT", 0.0], "masks would get worse: set one, or MODEL.ADAPTER.TRAINABLE"),
+        (["MODEL.CRITERION.MASK_WEIGHT", 0.0], "masks would get worse"),
+        (["MODEL.INFERENCE.SCORE", "match"], "SCORE match needs a score head"),
+        (["MODEL.INFERENCE.MATCH_THRESHOLD", 1.5], "MATCH_THRESHOLD is a number from 0 to 1, got 1.5"),
+        ([*HEAD, "MODEL.SCORE_HEAD.DROPOUT", 2.0], "DROPOUT from 0 to 1, got 8 and 2.0"),
+        (["MODEL.SCORE_HEAD.WEIGHTS", "head.safetensors"], "SCORE_HEAD.WEIGHTS needs MODEL.SCORE_HEAD.HIDDEN"),
     ],
 )
 def test_settings_that_cannot_be_trained_are_named(make_cfg, opts, message):
