@@ -118,14 +118,14 @@ def test_prompts_that_are_not_found_are_named(command, matching_opts, photograph
     words = command("--input", photograph, opts=matching_opts)
     main([*words, "MODEL.INFERENCE.MATCH_THRESHOLD", "0.01"])
     both = json.loads((tmp_path / "out/chelsea_instance.json").read_text())
-    assert both["images"][0]["not_found"] == {} and both["info"]["score"] == "match"
+    assert both["images"][0]["not_found"] == {} and both["info"]["score"]["rule"] == "match"
     best = [max(a["match"] for a in both["annotations"] if a["category_id"] == n) for n in (1, 2)]
     (low, missing), (high, found) = sorted(zip(best, ("cat", "grass"), strict=True))
     capsys.readouterr()
     main([*words, "MODEL.INFERENCE.MATCH_THRESHOLD", str((low + high) / 2)])
     content = json.loads((tmp_path / "out/chelsea_instance.json").read_text())
     assert content["images"][0]["not_found"] == {missing: pytest.approx(low)}
-    assert content["info"]["threshold"] == pytest.approx((low + high) / 2)
+    assert content["info"]["score"]["threshold"] == pytest.approx((low + high) / 2)
     names = {category["id"]: category["name"] for category in content["categories"]}
     assert {names[annotation["category_id"]] for annotation in content["annotations"]} == {found}
     assert f"{missing} not found (best 0.{int(100 * low)})" in capsys.readouterr().out

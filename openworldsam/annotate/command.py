@@ -84,9 +84,8 @@ def annotate_folder(args: argparse.Namespace) -> None:
         model = OpenWorldSAM(cfg)
         sources = load_weights(model, cfg)
         rule, threshold = model.inference.score, model.inference.threshold_of(args.task)
-        about = {"task": args.task, "score": rule, "threshold": threshold}
-        question = {"prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
-        claim_folder(args.output, {**about, **question, **identity(cfg, model, sources)})
+        question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}
+        claim_folder(args.output, {**question, **identity(cfg, model, sources)})
         if warning := photograph_warning(sources):
             logger.warning(warning)
         with inference_context(model.to(cfg.MODEL.DEVICE)), torch.no_grad():
@@ -96,7 +95,8 @@ def annotate_folder(args: argparse.Namespace) -> None:
         if not first:
             return
         failed = dict(sorted(item for part in gathered for item in part.items()))
-        files = write_coco(results, {**about, **provenance(cfg, sources)})
+        score = {"rule": rule, "threshold": threshold}
+        files = write_coco(results, {"task": args.task, "score": score, **provenance(cfg, sources)})
         files += write_label_studio(results, args.input) if args.label_studio else []
         files += write_cvat(results) if args.cvat else []
         save_text(args.output / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in failed.items()))

@@ -64,9 +64,10 @@ def coco_dataset(prediction: Prediction, file_name: str, info: Mapping[str, Any]
     """
     height, width = prediction.label_map.shape
     size = {"file_name": file_name, "width": width, "height": height}
+    score = {"rule": prediction.rule, "threshold": prediction.threshold}
     annotations = enumerate(coco_annotations(prediction), start=1)
     return {
-        "info": {"task": prediction.task, "score": prediction.rule, "threshold": prediction.threshold, **info},
+        "info": {"task": prediction.task, "score": score, **info},
         "images": [{"id": 1, **size, "not_found": prediction.not_found}],
         "categories": [{"id": id_, "name": prompt} for id_, prompt in enumerate(prediction.prompts, start=1)],
         "annotations": [{"id": id_, "image_id": 1, **annotation} for id_, annotation in annotations],

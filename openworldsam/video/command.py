@@ -64,7 +64,7 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     def save_tracks() -> None:
         about = {
             **{"file_name": args.input.name, "frames": writer.written, "fps": clip.fps, "lost": clip.lost},
-            **{"prompts": video.prompts, **options, "score": rule, "threshold": threshold},
+            **{"prompts": video.prompts, **options, "score": {"rule": rule, "threshold": threshold}},
             "not_found": video.not_found,
             **provenance(predictor.cfg, predictor.sources),
         }

@@ -253,7 +253,7 @@ def test_no_mask_passes_and_another_question_is_refused(folder, words, command, 
     assert (folder / "out/unreadable.txt").read_text() == ""
     (folder / "prompts.txt").write_text("cat")
     assert command(task="semantic") == 2
-    expected = "has predictions made with other task, threshold, prompts, things, MODEL; use another --output"
+    expected = "has predictions made with other task, prompts, things, MODEL, threshold; use another --output"
     assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -275,7 +275,7 @@ def test_what_is_found_nowhere_is_named_with_its_best_score(folder, matching_opt
     content, printed = run("one", (low + high) / 2)
     assert f"{missing} not found (best 0.{int(100 * low)})" in printed
     assert all(missing in image["not_found"] for image in content["images"]) and content["annotations"]
-    assert content["info"]["score"] == "match" and content["info"]["threshold"] == pytest.approx((low + high) / 2)
+    assert content["info"]["score"] == {"rule": "match", "threshold": pytest.approx((low + high) / 2)}
     assert all(a["match"] == a["score"] != a["predicted_iou"] for a in content["annotations"])
 
 

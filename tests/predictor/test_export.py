@@ -39,7 +39,7 @@ def test_coco_has_both_scores_and_what_is_not_found(predicted):
     masks = np.ones((1, 4, 8))
     made = predicted(masks, [0.75], [1], match=[0.5], prompts=("cat", "dog"), threshold=0.25, best_scores=[0.125, 0.5])
     content = coco_dataset(made, "a.png", {"preset": "paper"})
-    assert content["info"] == {"task": "instance", "score": "match", "threshold": 0.25, "preset": "paper"}
+    assert content["info"] == {"task": "instance", "score": {"rule": "match", "threshold": 0.25}, "preset": "paper"}
     (image,), (annotation,) = content["images"], content["annotations"]
     assert image["not_found"] == {"cat": 0.125}
     assert [annotation[name] for name in ("score", "predicted_iou", "match")] == [0.5, 0.75, 0.5]

@@ -98,7 +98,7 @@ def test_nothing_found_says_why(tiny, tmp_path, capsys):
     assert "no mask passed the threshold 0.99 (best predicted IoU 0." in capsys.readouterr().out
     about = json.loads((tmp_path / "out/tracks.json").read_text())
     assert about["tracks"] == [] and about["not_found"].keys() == {"cat"}
-    assert (about["score"], about["threshold"]) == ("iou", 0.99)
+    assert about["score"] == {"rule": "iou", "threshold": 0.99}
 
 
 def test_both_scores_are_in_the_files_and_what_is_not_found_is_named(matching_opts, tmp_path, capsys):
@@ -111,7 +111,7 @@ def test_both_scores_are_in_the_files_and_what_is_not_found_is_named(matching_op
         main([*map(str, [*words, tmp_path / output]), "--opts", *opts])
         return json.loads((tmp_path / output / "tracks.json").read_text())
 
-    assert run("none", "0.99")["score"] == "match"
+    assert run("none", "0.99")["score"] == {"rule": "match", "threshold": 0.99}
     assert "no mask passed the threshold 0.99 (best match score 0." in capsys.readouterr().out
     best = json.loads((tmp_path / "none/tracks.json").read_text())["not_found"]
     (low, missing), (high, found) = sorted((score, prompt) for prompt, score in best.items())
