@@ -164,7 +164,7 @@ def encode(model: OpenWorldSAM, batch: Sequence[tuple[ImageEntry, Tensor]], head
     images = [pixels.to(model.device) for _, pixels in batch]
     prompts = [prompt for entry, _ in batch for prompt in entry.prompts]
     counts = [len(entry.prompts) for entry, _ in batch]
-    embeddings = torch.zeros(0, model.prompt_encoder.embed_dim)
+    embeddings = torch.zeros(0, model.prompt_encoder.embed_dim * (1 + (model.score_head is not None)))
     if prompts:
         image_index = torch.arange(len(batch)).repeat_interleave(torch.tensor(counts))
         embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, image_index)

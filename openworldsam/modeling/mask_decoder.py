@@ -7,7 +7,7 @@ mask logits have the size 4S x 4S.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -21,22 +21,8 @@ from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures
 from openworldsam.modeling.two_way import SharedImage, decode_masks, shared_image
 
-NUM_TOKENS = 4
-"""Output tokens of a query that `Decoded` has."""
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
-
-
-class Decoded(NamedTuple):
-    """Output for n queries.
-
-    logits: [n, 4S, 4S]; predicted_iou: [n] in 0..1; tokens: [n, 4, C], the decoder's output tokens for the object
-    score, the IoU and the single mask, and the mean of the prompt's.
-    """
-
-    logits: Tensor
-    predicted_iou: Tensor
-    tokens: Tensor
 
 
 def select_mask(logits: Tensor, iou: Tensor, dynamic_multimask: bool) -> tuple[Tensor, Tensor]:
@@ -126,7 +112,7 @@ class SAM2MaskDecoder(nn.Module):
         selected: Tensor | None = None,
         *,
         single_mask: bool = False,
-    ) -> Decoded:
+    ) -> tuple[Tensor, Tensor]:
         """Decode queries.
 
         Args:
@@ -134,13 +120,16 @@ class SAM2MaskDecoder(nn.Module):
             tokens: tokens of R queries.
             selected: [n] on the CPU, indices of the queries to decode, ascending; None for all R.
             single_mask: keep unstable single masks, as in training.
+
+        Returns:
+            mask logits [n, 4S, 4S] and predicted IoU [n] in 0..1.
         """
         if selected is None:
             selected = torch.arange(len(tokens.queries))
         no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         dynamic = self.dynamic_multimask and not single_mask
 
-        def chunks() -> Iterator[Decoded]:
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
             image, shared = -1, None
             for chunk in tokens.chunks(selected, self.chunk):
                 if shared is None or tokens.image_index[chunk[0]] != image:
@@ -162,13 +151,13 @@ class SAM2MaskDecoder(nn.Module):
         """
         shared = self._shared(features, 0, None)
 
-        def chunks() -> Iterator[Decoded]:
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
             for logits in mask_logits.split(self.chunk) if len(mask_logits) else ():
                 dense = self.prompt_encoder.mask_downscaling(logits[:, None])
                 no_tokens = logits.new_zeros(len(logits), 0, features.embed.shape[1])
                 yield self._decode(shared, no_tokens, dense, self.dynamic_multimask)
 
-        return self._join(len(mask_logits), chunks())[:2]
+        return self._join(len(mask_logits), chunks())
 
     def decode_clicks(
         self, features: ImageFeatures, points: Tensor, labels: Tensor, mask_logits: Tensor | None
@@ -190,7 +179,7 @@ class SAM2MaskDecoder(nn.Module):
             tokens, dense = self.prompt_encoder(points=clicks, boxes=None, masks=None)
         if mask_logits is not None:
             dense = self.prompt_encoder.mask_downscaling(mask_logits[None, None])
-        logits, iou, _ = self._decode_masks(self.decoder, self._shared(features, 0, dense), tokens, 4)
+        logits, iou = self._decode_masks(self.decoder, self._shared(features, 0, dense), tokens, 4)
         if len(points) == 1 and mask_logits is None:
             best = iou[0, 1:].argmax() + 1
             return logits[:, best].float(), iou[:, best].float()
@@ -201,22 +190,21 @@ class SAM2MaskDecoder(nn.Module):
         """Prepare one image for its queries; see `shared_image`."""
         return shared_image(self.decoder, features.of_image(image), self.positions(), dense)
 
-    def _decode(self, image: SharedImage, tokens: Tensor, dense: Tensor | None, dynamic_multimask: bool) -> Decoded:
-        """Decode tokens [r, t, C] and dense prompts [r, C, S, S] of one image; the tokens of Decoded need t > 0."""
-        logits, iou, out = self._decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
-        of_prompt = out[:, 6:].mean(dim=1, keepdim=True)
-        return Decoded(*select_mask(logits, iou, dynamic_multimask), torch.cat([out[:, :3], of_prompt], dim=1))
+    def _decode(
+        self, image: SharedImage, tokens: Tensor, dense: Tensor | None, dynamic_multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Decode tokens [r, T, C] and dense prompts [r, C, S, S] of one image to logits [r, 4S, 4S] and IoU [r]."""
+        logits, iou = self._decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
+        return select_mask(logits, iou, dynamic_multimask)
 
-    def _join(self, num_queries: int, chunks: Iterable[Decoded]) -> Decoded:
+    def _join(self, num_queries: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Copy chunks into one fp32 result as they are decoded, so that memory holds no mask twice."""
-        side, width = 4 * self.prompt_encoder.image_embedding_size[0], self.prompt_encoder.embed_dim
+        side = 4 * self.prompt_encoder.image_embedding_size[0]
         device = self.prompt_encoder.no_mask_embed.weight.device
-        shapes = ((side, side), (), (NUM_TOKENS, width))
-        whole = Decoded(*(torch.empty(num_queries, *shape, device=device) for shape in shapes))
+        logits, iou = torch.empty(num_queries, side, side, device=device), torch.empty(num_queries, device=device)
         start = 0
-        for chunk in chunks:
-            stop = start + len(chunk.predicted_iou)
-            for out, part in zip(whole, chunk, strict=True):
-                out[start:stop] = part
+        for chunk_logits, chunk_iou in chunks:
+            stop = start + len(chunk_iou)
+            logits[start:stop], iou[start:stop] = chunk_logits, chunk_iou
             start = stop
-        return whole
+        return logits, iou

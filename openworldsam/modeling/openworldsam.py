@@ -165,7 +165,8 @@ class OpenWorldSAM(nn.Module):
                 is_thing: (optional) whether each prompt is a thing; all are by default.
                 num_classes: (optional) size of the vocabulary; the number of prompts by default.
                 generalized: (optional) whether a referring expression may have several targets, or none.
-                prompt_embeddings: (optional, for all images or none) float [P, D], in place of encoding the prompts.
+                prompt_embeddings: (optional, for all images or none) float [P, D or 2D], see `encode_prompts`, in place
+                    of encoding the prompts.
                 image_embed, high_res: (optional, likewise) its `ImageFeatures`, without the batch dimension.
             tasks: (eval mode) what to answer; MODEL.INFERENCE.TASKS by default.
             prompt_chunk: (eval mode) see `answer`.
@@ -266,14 +267,30 @@ class OpenWorldSAM(nn.Module):
         return torch.stack([self.prompt_encoder.preprocess(image) for image in images])
 
     def encode_prompts(self, inputs: Tensor, prompts: list[str], image_index: Tensor) -> Tensor:
-        """Embeddings [P, D] of P texts about B images, given as `prompt_inputs`; image_index [P] on the CPU."""
+        """Embed P texts about B images, given as `prompt_inputs`; image_index [P] on the CPU.
+
+        Returns [P, D]; with a score head [P, 2D], the prompt encoder's output and the text's word embeddings.
+        """
         with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
-            return self.prompt_encoder(inputs, prompts, image_index)
+            embeddings = self.prompt_encoder(inputs, prompts, image_index)
+            if self.score_head is None:
+                return embeddings
+            return torch.cat([embeddings.float(), self.prompt_encoder.word_embeddings(prompts)], dim=1)
 
     def decoder_tokens(self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor) -> DecoderTokens:
-        """Turn P prompt embeddings [P, D] into the adapter's tokens; image_index [P] on the CPU, ascending."""
+        """Turn P prompt embeddings [P, D or 2D] into the adapter's tokens; image_index [P] on the CPU, ascending."""
         with self.autocast():
-            return self.adapter(embeddings, features.embed, image_index, self.mask_decoder.positions())
+            fused = embeddings[:, : self.prompt_encoder.embed_dim]
+            return self.adapter(fused, features.embed, image_index, self.mask_decoder.positions())
+
+    def match_logits(
+        self, features: ImageFeatures, embeddings: Tensor, tokens: DecoderTokens, logits: Tensor, predicted_iou: Tensor
+    ) -> Tensor | None:
+        """Return logits [R] of the match scores of decoded queries, see `ScoreHead`; None without a head."""
+        if self.score_head is None:
+            return None
+        words = embeddings[:, self.prompt_encoder.embed_dim :]
+        return self.score_head(features, words, tokens, logits, predicted_iou)
 
     def losses(
         self, features: ImageFeatures, embeddings: Tensor, image_index: Tensor, targets: list[Tensor]
@@ -285,7 +302,7 @@ class OpenWorldSAM(nn.Module):
 
         Args:
             features: of B images.
-            embeddings: [P, D].
+            embeddings: [P, D or 2D].
             image_index: [P] on the CPU, ascending.
             targets: P times bool [N_p, H, W].
 
@@ -294,8 +311,8 @@ class OpenWorldSAM(nn.Module):
         """
         tokens = self.decoder_tokens(features, embeddings, image_index)
         with torch.no_grad(), self.autocast():
-            decoded = self.mask_decoder(features, tokens, single_mask=True)
-        logits = decoded.logits.unflatten(0, (len(embeddings), -1))
+            all_logits, predicted_iou = self.mask_decoder(features, tokens, single_mask=True)
+        logits = all_logits.unflatten(0, (len(embeddings), -1))
         losses: dict[str, Tensor] = {}
         if self.criterion.losses:
             with torch.autocast(self.device.type, enabled=False):
@@ -304,11 +321,13 @@ class OpenWorldSAM(nn.Module):
             if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
                 selected = selected.new_zeros(1)
             with self.autocast():
-                matched = self.mask_decoder(features, tokens, selected, single_mask=True).logits
+                matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)
             with torch.autocast(self.device.type, enabled=False):
                 losses = self.criterion(matched, targets, matches)
-        if self.score_head and self.criterion.score_weight:
-            scores = self.score_head(tokens, decoded).unflatten(0, logits.shape[:2])
+        if self.criterion.score_weight:
+            match = self.match_logits(features, embeddings, tokens, all_logits, predicted_iou)
+            assert match is not None  # `check_training`
+            scores = match.unflatten(0, logits.shape[:2])
             self.best_scores = scores.detach().amax(dim=1).sigmoid()
             with torch.autocast(self.device.type, enabled=False):
                 losses |= self.criterion.score_loss(scores, logits, targets)
@@ -316,13 +335,13 @@ class OpenWorldSAM(nn.Module):
 
     @torch.no_grad()
     def queries(self, features: ImageFeatures, embeddings: Tensor) -> Queries:
-        """Decode P prompts [P, D] about one image, B = 1, in one pass: R queries, labelled 0, 1, ... by prompt."""
+        """Decode P prompts [P, D or 2D] about one image, B = 1, in one pass: R queries, labelled by prompt from 0."""
         tokens = self.decoder_tokens(features, embeddings, torch.zeros(len(embeddings), dtype=torch.long))
         with self.autocast():
-            decoded = self.mask_decoder(features, tokens)
-        match = self.score_head(tokens, decoded).sigmoid() if self.score_head else None
+            logits, predicted_iou = self.mask_decoder(features, tokens)
+        match = self.match_logits(features, embeddings, tokens, logits, predicted_iou)
         labels = torch.arange(len(embeddings)).repeat_interleave(self.adapter.num_queries)
-        return Queries.decoded(decoded.logits, decoded.predicted_iou, labels, match)
+        return Queries.decoded(logits, predicted_iou, labels, None if match is None else match.sigmoid())
 
     @torch.no_grad()
     def refine(self, features: ImageFeatures, queries: Queries, options: InferenceOptions) -> Queries:
@@ -340,7 +359,7 @@ class OpenWorldSAM(nn.Module):
     def _query_chunks(
         self, features: ImageFeatures | None, embeddings: Tensor, chunk: int, options: InferenceOptions
     ) -> Iterator[Queries]:
-        """Yield the queries of P prompts [P, D] about one image, `chunk` prompts at a time; at least one chunk."""
+        """Yield the queries of P prompts [P, D or 2D] about an image, `chunk` prompts at a time; at least one chunk."""
         if features is None or not len(embeddings):
             yield self.no_queries()
             return

@@ -75,7 +75,7 @@ def shared_image(decoder: MaskDecoder, features: ImageFeatures, positions: Tenso
 
 def decode_masks(
     decoder: MaskDecoder, image: SharedImage, tokens: Tensor, num_masks: int, dense: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Decode r queries of one image.
 
     Args:
@@ -86,8 +86,7 @@ def decode_masks(
         dense: dense prompts [r, C, S, S], if `image` was prepared without.
 
     Returns:
-        mask logits [r, m, 4S, 4S], the predicted IoU [r, 4] of all four masks, and the output tokens [r, T, C]: of the
-        object score, the IoU, the four masks, and the prompt's t.
+        mask logits [r, m, 4S, 4S] and the predicted IoU [r, 4] of all four masks.
     """
     output_tokens = (decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)
     tokens = torch.cat([torch.cat(output_tokens).expand(len(tokens), -1, -1), tokens], dim=1)
@@ -95,7 +94,7 @@ def decode_masks(
     mlps = decoder.output_hypernetworks_mlps[:num_masks]
     kernels = torch.stack([mlp(queries[:, 2 + i]) for i, mlp in enumerate(mlps)], dim=1)
     masks = _upscaled_masks(decoder.output_upscaling, keys, image.high_res, kernels)
-    return masks, decoder.iou_prediction_head(queries[:, 1]), queries
+    return masks, decoder.iou_prediction_head(queries[:, 1])
 
 
 def _two_way(

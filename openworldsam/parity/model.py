@@ -183,7 +183,7 @@ def _check_training(
     targets = disc_targets(golden["gt_discs"], len(index), size)
     with torch.no_grad():
         tokens = model.decoder_tokens(features, embeddings, index)
-        logits = model.mask_decoder(features, tokens, single_mask=True).logits.unflatten(0, (len(targets), -1))
+        logits = model.mask_decoder(features, tokens, single_mask=True)[0].unflatten(0, (len(targets), -1))
         costs, matches = model.criterion.costs(logits, targets), model.criterion.match(logits, targets)
         loss = model.losses(features, embeddings, index, targets)["loss_mask"]
     gradients = _exact_gradients(model, features, targets, golden)

@@ -22,7 +22,6 @@ from openworldsam.inference import Queries, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import resize_for_sam2
-from openworldsam.modeling.mask_decoder import Decoded
 
 
 class State:
@@ -36,7 +35,8 @@ class State:
     features: ImageFeatures
     embeddings: Tensor
     tokens: DecoderTokens
-    decoded: Decoded
+    logits: Tensor
+    predicted_iou: Tensor
     queries: Queries
     results: dict[str, Any]
 
@@ -55,8 +55,8 @@ STAGES = {
     "image encoder": Stage("encode_image", "image_encoder", ("sam2_input",), ("features",)),
     "prompt encoder": Stage("encode_prompts", "prompt_encoder", ("prompt_input",), ("embeddings",)),
     "adapter": Stage("adapt", "adapter", ("features", "embeddings"), ("tokens",)),
-    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("decoded",)),
-    "score head": Stage("rate", "score_head", ("tokens", "decoded"), ()),
+    "decoder": Stage("decode", "mask_decoder", ("features", "tokens"), ("logits", "predicted_iou")),
+    "score head": Stage("rate", "score_head", ("features", "embeddings", "tokens", "logits", "predicted_iou"), ()),
     "post-processing": Stage("post_process", None, ("queries",), ()),
 }
 """The score head is a stage only of models that have one."""
@@ -151,36 +151,35 @@ class Pipeline:
         with torch.no_grad(), self.model.autocast():
             s.features = self.model.image_encoder(s.sam2_input)
 
+    @torch.no_grad()
     def encode_prompts(self, s: State) -> None:
-        with torch.no_grad(), self.model.autocast():
-            s.embeddings = self.model.prompt_encoder(s.prompt_input, self.prompts, self.image_index)
+        s.embeddings = self.model.encode_prompts(s.prompt_input, self.prompts, self.image_index)
 
+    @torch.no_grad()
     def adapt(self, s: State) -> None:
-        with torch.no_grad(), self.model.autocast():
-            positions = self.model.mask_decoder.positions()
-            s.tokens = self.model.adapter(s.embeddings, s.features.embed, self.image_index, positions)
+        s.tokens = self.model.decoder_tokens(s.features, s.embeddings, self.image_index)
 
     def decode(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
-            s.decoded = self.model.mask_decoder(s.features, s.tokens)
+            s.logits, s.predicted_iou = self.model.mask_decoder(s.features, s.tokens)
         if not self.model.score_head:
-            self.set_queries(s, s.decoded.predicted_iou)
+            self.set_queries(s)
 
     @torch.no_grad()
     def rate(self, s: State) -> None:
-        assert self.model.score_head
-        match = self.model.score_head(s.tokens, s.decoded).sigmoid()
-        self.set_queries(s, s.decoded.predicted_iou, match)
+        match = self.model.match_logits(s.features, s.embeddings, s.tokens, s.logits, s.predicted_iou)
+        assert match is not None
+        self.set_queries(s, match.sigmoid())
 
-    def set_queries(self, s: State, *scores: Tensor) -> None:
-        """Label the decoded queries by prompt, given their predicted IoU [R] and the match score [R], if any."""
-        per_prompt = len(s.decoded.logits) // len(self.prompts)
-        predicted_iou, *match = torch.stack(scores).cpu()
+    def set_queries(self, s: State, *match: Tensor) -> None:
+        """Label the decoded queries by prompt; with the match scores [R], if there are any."""
+        per_prompt = len(s.logits) // len(self.prompts)
+        predicted_iou, *scores = torch.stack([s.predicted_iou, *match]).cpu()
         if self.random:
             predicted_iou = (torch.arange(len(predicted_iou)) % per_prompt == 0).float()
-            match = [predicted_iou for _ in match]
+            scores = [predicted_iou for _ in match]
         labels = torch.arange(len(self.prompts)).repeat_interleave(per_prompt)
-        s.queries = Queries(s.decoded.logits, predicted_iou, labels, *match)
+        s.queries = Queries(s.logits, predicted_iou, labels, scores[0] if scores else None)
 
     @torch.no_grad()
     def post_process(self, s: State) -> None:

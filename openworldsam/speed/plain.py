@@ -20,7 +20,6 @@ from openworldsam.inference import InferenceOptions
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.adapter import Adapter, DecoderTokens
 from openworldsam.modeling.criterion import Criterion
-from openworldsam.modeling.mask_decoder import Decoded
 from openworldsam.modeling.prompt_encoders import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID
 from openworldsam.speed.machine import available_memory
@@ -82,9 +81,8 @@ class PlainPipeline(Pipeline):
 
     @torch.no_grad()
     def decode(self, s: State) -> None:
-        logits, predicted_iou = self._decode(s.features, s.tokens, dynamic_multimask=True)
-        s.decoded = Decoded(logits, predicted_iou, logits.new_zeros(0))  # only a score head reads the tokens
-        self.set_queries(s, predicted_iou)
+        s.logits, s.predicted_iou = self._decode(s.features, s.tokens, dynamic_multimask=True)
+        self.set_queries(s)
 
     def _embed(self, image: Tensor, prompts: Sequence[str]) -> Tensor:
         """[1, 3, s, s] and P texts -> [P, D]: the image once for each text, all padded to the longest."""

@@ -150,7 +150,8 @@ def naive_loss(model, batch):
     features = model.encode_images(images)
     embeddings = model.encode_prompts(model.prompt_inputs(images), prompts, index)
     tokens = model.decoder_tokens(features, embeddings, index)
-    logits = model.mask_decoder(features, tokens, single_mask=True).logits.unflatten(0, (len(prompts), -1))
+    logits, _ = model.mask_decoder(features, tokens, single_mask=True)
+    logits = logits.unflatten(0, (len(prompts), -1))
     total = 0
     for p, target in enumerate(targets):
         matches = model.criterion.match(logits[p : p + 1], [target])

@@ -18,6 +18,8 @@ VERSION = 3
 IMAGE_FEATURES = {"none": (), "all": ("image_embed", "high_res_0", "high_res_1")}
 """Tensors of an image that a cache holds beside its prompt embeddings."""
 ENCODER = "MODEL.PROMPT_ENCODER.NAME"
+WORDS = "word embeddings"
+"""Setting of a cache whose prompt embeddings end with those of the words alone, which a score head reads."""
 IMAGE_SETTINGS = ("MODEL.SAM2.IMAGE_SIZE", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 """Config keys that change SAM2's output without changing its weights."""
 
@@ -63,6 +65,8 @@ class CacheHeader:
             settings += IMAGE_SETTINGS
             made_by.append("sam2")
         values = {key: config_value(cfg, key) for key in settings}
+        if cfg.MODEL.SCORE_HEAD.HIDDEN:
+            values[WORDS] = True
         return cls(
             {name: fingerprints[name] for name in sorted(made_by) if name in fingerprints},
             {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, read_header
+from openworldsam.data.feature_cache.header import IMAGE_FEATURES, WORDS, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, ImageId, ImageStamp, Index, damage, read_index
 from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import checksum
@@ -85,6 +85,8 @@ class FeatureCache:
         wanted = CacheHeader.from_config(cfg, fingerprints, self.header.image_features, self.header.dtype)
         if self.header.precision == "fp32":  # exact features serve any training
             wanted = replace(wanted, precision="fp32")
+        if WORDS in self.header.settings:  # a training without a score head leaves them
+            wanted = replace(wanted, settings=wanted.settings | {WORDS: self.header.settings[WORDS]})
         if differences := self.header.differences(wanted):
             raise ValueError(
                 f"{self.folder} does not fit this training: its {'; its '.join(differences)}. "
@@ -130,8 +132,9 @@ class FeatureCache:
             mapped: with image_id, file_name, image (uint8 [3, H, W]) and P prompts.
 
         Returns:
-            a copy with prompt_embeddings, float32 [P, D]. A cache with image features also adds, in its own number
-            format, image_embed [C, S, S] and high_res ([C/8, 4S, 4S], [C/4, 2S, 2S]). All tensors own their memory.
+            a copy with prompt_embeddings, float32 [P, D or 2D]. A cache with image features also adds, in its own
+            number format, image_embed [C, S, S] and high_res ([C/8, 4S, 4S], [C/4, 2S, 2S]). All tensors own their
+            memory.
 
         Raises:
             KeyError: the cache lacks the image or one of its prompts; says which and how to add it.

@@ -60,6 +60,14 @@ class PromptEncoder(nn.Module, ABC):
             FileNotFoundError, ValueError: one is missing or damaged.
         """
 
+    def word_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """Embed P texts without image for the score head: the mean of each text's word embeddings, [P, D].
+
+        Raises:
+            ValueError: the encoder has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no word embeddings, which MODEL.SCORE_HEAD needs")
+
     @abstractmethod
     def preprocess(self, image: Tensor) -> Tensor:
         """Bring an image, uint8 [3, H, W], to this encoder's input [3, S, S]."""

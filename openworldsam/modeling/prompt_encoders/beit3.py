@@ -29,7 +29,7 @@ from torchscale.model.BEiT3 import BEiT3
 
 from openworldsam.modeling.components import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
-from openworldsam.modeling.prompt_encoders.beit3_tokenizer import PAD_ID, BEiT3Tokenizer
+from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID, BEiT3Tokenizer
 from openworldsam.utils.device import upload
 
 logger = logging.getLogger(__name__)
@@ -187,6 +187,12 @@ class BEiT3PromptEncoder(PromptEncoder):
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         return self.encode_tokens(images, self.tokenizer(prompts), image_index)
+
+    def word_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        ids = self.tokenizer(prompts)
+        table = self.beit3.text_embed
+        words = upload(ids > EOS_ID, table.weight.device).float()[..., None]
+        return (table(upload(ids, table.weight.device)) * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)
 
     def encode_tokens(self, images: Tensor, ids: Tensor, image_index: Tensor) -> Tensor:
         """Embed P prompts given as token ids.
