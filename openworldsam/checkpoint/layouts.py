@@ -88,7 +88,7 @@ class WeightFile:
     metadata: dict[str, str]
 
     def recorded(self, component: str) -> Source | None:
-        """Return the origin of the encoder that an adapter was trained with, if its file says so.
+        """Return the origin of an encoder or adapter that these weights were trained with, if the file says so.
 
         Raises:
             ValueError: the record is damaged.
@@ -109,8 +109,8 @@ class WeightFile:
         """
         try:
             found = json.loads(self.metadata.get(THRESHOLDS, "{}"))
-            return {rule: float(found[rule]) for rule in found if 0 < float(found[rule]) < 1}
-        except (ValueError, TypeError, RecursionError) as error:
+            return {rule: float(value) for rule, value in found.items() if 0 < float(value) < 1}
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: the record of its thresholds is damaged ({error})") from None
 
     def source(self, component: str) -> Source:

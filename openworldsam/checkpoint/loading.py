@@ -72,8 +72,9 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     model.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-    if ADAPTER.name in files:
-        _warn_of_other_training(files[ADAPTER.name], sources, cfg)
+    trained = [files[name] for name in (ADAPTER.name, SCORE_HEAD.name) if name in files]
+    for file in {file.path: file for file in trained}.values():
+        _warn_of_other_training(file, sources, cfg)
     return sources
 
 
@@ -238,7 +239,7 @@ def provenance(cfg: CfgNode, sources: Mapping[str, Source]) -> dict[str, Any]:
 
 
 def _warn_of_other_training(file: WeightFile, sources: dict[str, Source], cfg: CfgNode) -> None:
-    """Warn if an adapter is used in another way than it was trained: an experiment, or a mistake."""
+    """Warn if an adapter or score head is used in another way than it was trained: an experiment, or a mistake."""
     configured = training_record(cfg)
     for key in TRAINED_WITH:
         recorded = file.metadata.get(key, configured[key])

@@ -32,11 +32,12 @@ def save_trained(model: OpenWorldSAM, folder: Path, cfg: CfgNode, sources: Mappi
     before = sources[name].trained_on.split(", ") if name in sources else []
     trained_on = ", ".join(dict.fromkeys([*filter(None, before), *cfg.DATASETS.TRAIN]))
     metadata = {**training_record(cfg), "trained_on": trained_on}
-    parts = [ADAPTER] if model.train_adapter else []
+    parts = ([ADAPTER] if model.train_adapter else []) + ([SCORE_HEAD] if model.score_head else [])
     state: StateDict = {}
-    for component in [*parts, SCORE_HEAD] if model.score_head else parts:
+    for component in parts:
         state |= public_state(model, component)
-    _save_adapter_state(state, folder / f"{name}.safetensors", metadata, sources)
+    others = {component: source for component, source in sources.items() if component not in [c.name for c in parts]}
+    _save_trained_state(state, folder / f"{name}.safetensors", metadata, others)
 
 
 def store_thresholds(path: str | Path, file: WeightFile, thresholds: Mapping[str, float]) -> None:
@@ -74,18 +75,16 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
         folder: for the new files; encoders keep their public names, video modules included.
     """
     written = {name: folder / f"{name}.safetensors" for name in files}
-    trained = files[ADAPTER.name]
-    encoders = {name: file for name, file in files.items() if name not in (ADAPTER.name, SCORE_HEAD.name)}
-    if SCORE_HEAD.name in files:
-        head = files[SCORE_HEAD.name]
-        _save_tensors(head.components[SCORE_HEAD.name], written[SCORE_HEAD.name], carried_over(head))
-    for name, file in encoders.items():
+    encoders = [name for name in files if name not in (ADAPTER.name, SCORE_HEAD.name)]
+    for name in encoders:
         # its own file no longer shows that an encoder was fine-tuned
-        note = {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
-        _save_tensors(file.components[name], written[name], note)
-    sources = {name: trained.recorded(name) or file.source(name) for name, file in encoders.items()}
-    state = trained.components[ADAPTER.name]
-    _save_adapter_state(state, written[ADAPTER.name], carried_over(trained), sources)
+        note = {"note": files[name].metadata.get("note", f"from {files[name].path.name} ({files[name].layout})")}
+        _save_tensors(files[name].components[name], written[name], note)
+    for name, others in ((ADAPTER.name, encoders), (SCORE_HEAD.name, [*encoders, ADAPTER.name])):
+        if name in files:
+            sources = {other: files[name].recorded(other) or files[other].source(other) for other in others}
+            metadata = carried_over(files[name])
+            _save_trained_state(files[name].components[name], written[name], metadata, sources)
     return written
 
 
@@ -102,11 +101,11 @@ def carried_over(file: WeightFile) -> dict[str, str]:
     return {key: file.metadata[key] for key in kept if key in file.metadata}
 
 
-def _save_adapter_state(
+def _save_trained_state(
     state: StateDict, path: Path, metadata: Mapping[str, str], sources: Mapping[str, Source]
 ) -> None:
-    trained = (ADAPTER.name, SCORE_HEAD.name)
-    recorded = {name: json.dumps(asdict(source)) for name, source in sources.items() if name not in trained}
+    """Write trained weights with the sources of those that they were trained with."""
+    recorded = {name: json.dumps(asdict(source)) for name, source in sources.items()}
     _save_tensors(state, path, {"openworldsam": openworldsam.__version__, **metadata, **recorded})
 
 
