@@ -31,7 +31,16 @@ SETTINGS = {
     "two-stage, all": ["MODEL.INFERENCE.TWO_STAGE", True, "MODEL.INFERENCE.TWO_STAGE_KEEP", "all"],
     "top k": ["MODEL.INFERENCE.TOP_K", 5],
     "bf16": ["MODEL.PRECISION", "bf16"],
+    "match": ["MODEL.INFERENCE.SCORE", "match"],
+    "product, two-stage": ["MODEL.INFERENCE.SCORE", "product", "MODEL.INFERENCE.TWO_STAGE", True],
 }
+
+
+@pytest.fixture
+def opts_of(head_opts):
+    """The options of a setting; where it needs a score head, a random one, whose scores are low."""
+    head = [*head_opts, "MODEL.INFERENCE.MATCH_THRESHOLD", 0.1]
+    return lambda setting: [*SETTINGS[setting], *(head if "MODEL.INFERENCE.SCORE" in SETTINGS[setting] else [])]
 
 
 @pytest.fixture
@@ -39,9 +48,9 @@ def picture(pictures):
     return pictures[0].permute(1, 2, 0).numpy()
 
 
-@pytest.mark.parametrize("setting", ["paper", "released", "improved", "two-stage", "bf16"])
-def test_a_question_about_an_image(predictors, picture, setting):
-    cpu, device = predictors(*SETTINGS[setting])
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting not in ("top k", "two-stage, all")])
+def test_a_question_about_an_image(predictors, picture, opts_of, setting):
+    cpu, device = predictors(*opts_of(setting))
     for count in (3, 20):
         for task in TASKS:
             cpu.set_image(picture)
@@ -56,8 +65,8 @@ def test_a_question_about_an_image(predictors, picture, setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_the_forward_pass(predictors, pictures, setting):
-    cpu, device = predictors(*SETTINGS[setting])
+def test_the_forward_pass(predictors, pictures, opts_of, setting):
+    cpu, device = predictors(*opts_of(setting))
     batch = [
         {"image": pictures[0], "prompts": PROMPTS[:4], "is_thing": [True, False, True, False]},
         {"image": pictures[1], "prompts": []},

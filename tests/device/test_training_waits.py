@@ -15,6 +15,7 @@ from openworldsam.engine.trainer import Trainer
 ROOT = Path(__file__).parents[2]
 MOST = 10
 """Waits of a step."""
+HEAD = ["MODEL.SCORE_HEAD.HIDDEN", 8, "MODEL.CRITERION.SCORE_WEIGHT", 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,20 @@ def test_training_in_half_precision(train, precision):
     assert device.losses[1] == pytest.approx(cpu.losses[1], rel=1e-2)  # gradients are rounded in another order
 
 
-def test_the_waits_do_not_depend_on_the_number_of_prompts(train):
-    opts = ["INPUT.MAX_PROMPTS", 3, "SOLVER.MAX_ITER", 1]  # on each image
+@pytest.mark.parametrize("adapter", [True, False], ids=["together", "head alone"])
+def test_a_score_head_and_absent_prompts(train, adapter):
+    """The CPU's losses, weights and confusions; at most one more wait."""
+    opts = [*HEAD, "INPUT.NEGATIVES", 3, "MODEL.ADAPTER.TRAINABLE", adapter]
+    opts += [] if adapter else ["MODEL.CRITERION.MASK_WEIGHT", 0.0]
+    device, cpu = train("gpu", *opts), train("cpu", *opts)
+    assert_same(device.losses, cpu.losses)
+    assert_same(device.model.score_head.state_dict(), cpu.model.score_head.state_dict())
+    assert device.confusions.scores == cpu.confusions.scores and len(cpu.confusions.scores) > 3
+    assert max(device.waits) <= max(train("gpu").waits) + 1
+
+
+@pytest.mark.parametrize("opts", [[], [*HEAD, "INPUT.NEGATIVES", 3]], ids=["masks", "score head"])
+def test_the_waits_do_not_depend_on_the_number_of_prompts(train, opts):
+    opts = [*opts, "INPUT.MAX_PROMPTS", 3, "SOLVER.MAX_ITER", 1]  # on each image
     few, many = (train("gpu", *opts, "SOLVER.IMS_PER_BATCH", images) for images in (1, 7))
     assert few.waits == many.waits

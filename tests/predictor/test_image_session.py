@@ -69,10 +69,11 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("keep", ["confident", "all"])
 @pytest.mark.parametrize("two_stage", [False, True])
-def test_asked_bit_by_bit_equals_asked_at_once(make, interaction, two_stage, keep):
-    opts = ("MODEL.ADAPTER.INTERACTION", interaction)
+@pytest.mark.parametrize("score", ["iou", "match"])
+def test_asked_bit_by_bit_equals_asked_at_once(make, head_opts, interaction, two_stage, keep, score):
+    opts = ("MODEL.ADAPTER.INTERACTION", interaction, *(head_opts if score == "match" else ()))
     bit_by_bit = make(*opts)
-    options = {"two_stage": two_stage, "two_stage_keep": keep}
+    options = {"two_stage": two_stage, "two_stage_keep": keep, "score": score}
     for prompts in (["cat"], ["grass", "cat"], ["grass"], PROMPTS, ["cat", "cat", "a dog"]):
         ours = queries_of(bit_by_bit, prompts, **options)
         fresh = make(*opts)

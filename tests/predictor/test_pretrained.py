@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from openworldsam import OpenWorldSAMPredictor
-from openworldsam.checkpoint import read_weights
+from openworldsam.checkpoint import read_weights, store_thresholds
 from openworldsam.predictor import pretrained
 
 PROMPTS = ["cat", "grass", "a blue ball"]
@@ -64,6 +64,35 @@ def test_the_folder_alone_is_enough(movable_cfg, tmp_path, photograph, monkeypat
     )
     for component, source in predictor.sources.items():
         assert loaded.sources[component].fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("score", ["match", "iou"])
+def test_a_score_head_is_saved_with_its_thresholds(tiny_cfg, head_opts, tmp_path, photograph, score):
+    head = tmp_path / "calibrated.safetensors"
+    store_thresholds(head, read_weights(head_opts[3]), {"match": 0.41})
+    opts = [*head_opts[:3], str(head), "MODEL.INFERENCE.SCORE", score]
+    predictor = OpenWorldSAMPredictor(tiny_cfg, opts=opts)
+    predictor.save_pretrained(tmp_path / "saved")
+    head.unlink()
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == FILES | {"score_head.safetensors"}
+    loaded = OpenWorldSAMPredictor.from_pretrained(tmp_path / "saved", device="cpu")
+    assert_same_answers(predictor, loaded, photograph)
+    assert np.array_equal(*(p.predict(PROMPTS, "referring").match for p in (predictor, loaded)))
+    assert [p.predict(PROMPTS, score="match").threshold for p in (predictor, loaded)] == [0.41, 0.41]
+    saved = read_weights(tmp_path / "saved/score_head.safetensors")
+    assert saved.recorded("adapter").fingerprint == predictor.sources["adapter"].fingerprint
+    loaded.save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "saved").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_model_whose_files_have_no_head_is_saved_without(tiny_cfg, tmp_path, photograph):
+    predictor = OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.SCORE_HEAD.HIDDEN", "8"])
+    predictor.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == FILES
+    loaded = OpenWorldSAMPredictor.from_pretrained(tmp_path / "saved", device="cpu")
+    assert loaded.cfg.MODEL.SCORE_HEAD.HIDDEN == 0 and loaded.model.score_head is None
+    assert_same_answers(predictor, loaded, photograph)
 
 
 def test_every_tensor_is_saved_as_it_was(predictor, saved, tiny_weights):
