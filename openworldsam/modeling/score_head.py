@@ -107,7 +107,9 @@ def masked_means(features: ImageFeatures, image_index: Tensor, logits: Tensor) -
             probability = part.sigmoid()
             columns = []
             for level in levels:
-                weights = F.adaptive_avg_pool2d(probability, (level.shape[1], level.shape[2])).flatten(1)
+                size = (level.shape[1], level.shape[2])
+                same = size == part.shape[1:]  # pooling to the same size would take longer than all the rest
+                weights = (probability if same else F.adaptive_avg_pool2d(probability, size)).flatten(1)
                 total = weights.sum(dim=1, keepdim=True).clamp(min=1e-4)
                 columns.append(weights @ level.flatten(1).T / total)
             means.append(torch.cat(columns, dim=1))
