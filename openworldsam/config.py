@@ -170,7 +170,7 @@ def _add_adapter_config(cfg: CfgNode) -> None:
     # Width of the two hidden layers of the head that gives the match score (docs/score.md); 0: no head.
     cfg.MODEL.SCORE_HEAD.HIDDEN = 0
     cfg.MODEL.SCORE_HEAD.DROPOUT = 0.1
-    # File of its weights, if MODEL.WEIGHTS does not hold them.
+    # File of its weights, in place of those that MODEL.WEIGHTS may hold.
     cfg.MODEL.SCORE_HEAD.WEIGHTS = ""
 
     cfg.MODEL.CRITERION = CfgNode()

@@ -104,6 +104,8 @@ def component_files(
 ) -> dict[str, WeightFile]:
     """Read the configured weight files: MODEL.WEIGHTS may hold every component, the other keys one each.
 
+    MODEL.WEIGHTS comes first, except for a score head, of which an adapter may get another one.
+
     Args:
         components: to look for, by name, from `components_with`.
         need_adapter: False if there may be no adapter yet.
@@ -118,7 +120,8 @@ def component_files(
     found: dict[str, WeightFile] = {}
     read: dict[str, WeightFile] = {}
     single = {component.key: [name] for name, component in components.items() if component != ADAPTER}
-    for key, names in {ADAPTER.key: list(components), **single}.items():
+    together = [name for name in components if name != SCORE_HEAD.name or not config_value(cfg, SCORE_HEAD.key)]
+    for key, names in {ADAPTER.key: together, **single}.items():
         path = config_value(cfg, key)
         if not path or found.keys() >= set(names):
             continue

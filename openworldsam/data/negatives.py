@@ -61,8 +61,9 @@ class Negatives:
         Where a dataset lists the classes that are known to be absent, as LVIS does, they are among these.
         """
         present = {segment["category_id"] for segment in record.segments()}
-        known = record.get("absent")
-        absent = [c for c in (range(len(self.class_names)) if known is None else known) if c not in present]
+        names, known = {self.class_names[c] for c in present}, record.get("absent")  # two classes may share a name
+        everything = range(len(self.class_names)) if known is None else known
+        absent = [c for c in everything if self.class_names[c] not in names]
         words = frozenset[str]().union(*(self.words[c] for c in present))
         groups = {self.groups[c] for c in present} - {""}
         similar = [c for c in absent if self.groups[c] in groups or self.words[c] & words]

@@ -1,6 +1,7 @@
 """The training loop (paper Sec. 4 "Implementation", A.1, A.3).
 
-The loss of a step is the mean over all prompts of all its images, however processes and micro-batches divide them.
+The loss of a step is the mean over the prompts with ground truth of all its images, however processes and micro-batches
+divide them.
 """
 
 from __future__ import annotations

@@ -88,6 +88,15 @@ def test_a_head_beside_the_released_checkpoint(beside, train, cfg_of, files):
     assert_same_tensors(model.score_head, trained.score_head)
 
 
+def test_a_head_of_its_own_file_replaces_the_adapters(train, cfg_of, log):
+    _, together = train()
+    trained, path = train(seed=1, **ALONE, WEIGHTS=without_head(together))
+    log.clear()
+    model, sources = loaded(cfg_of(WEIGHTS=together, SCORE_HEAD__WEIGHTS=path))
+    assert sources["score_head"].file == "score_head.safetensors" and not log.records
+    assert_same_tensors(model, trained)
+
+
 def test_a_head_beside_another_adapter_than_its_own_is_told(train, cfg_of, tmp_path, log):
     other = train()[1].rename(tmp_path / "other.safetensors")
     own = train(seed=1)[1]

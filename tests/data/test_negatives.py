@@ -73,6 +73,7 @@ def test_classes_that_nobody_looked_for_are_not_called_absent():
 def test_where_everything_is_there_nothing_is_absent():
     assert Negatives(3, NAMES, GROUPS_OF).classes(image(0, *range(8))) == []
     assert Negatives(3, ("cat",)).classes(image(0, 0)) == []
+    assert Negatives(3, ("cat", "dog", "cat")).classes(image(0, 0)) == [1]  # the third is there by its name
     record = referring(0, ["the cat"])
     assert Negatives(3, records=[record]).sentences(record) == []
 
