@@ -102,13 +102,13 @@ def test_a_threshold_between_the_match_scores_finds_some_prompts(matching):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
 def test_both_scores_are_in_the_result_whichever_counts(matching, predictor, photograph, task):
-    by_match = matching.predict(PROMPTS, task, score="match")
+    by_match = matching.predict(PROMPTS, task, score="match", score_threshold=0.0)
     assert len(by_match.masks) and np.array_equal(by_match.scores, by_match.match)
-    by_iou = matching.predict(PROMPTS, task, score="iou")
+    by_iou = matching.predict(PROMPTS, task, score="iou", score_threshold=0.0)
     assert len(by_iou.masks) and np.array_equal(by_iou.scores, by_iou.predicted_iou)
     assert by_iou.evidence(0).keys() == by_match.evidence(0).keys() == {"predicted_iou", "match"}
     predictor.set_image(photograph)
-    plain = predictor.predict(PROMPTS, task)
+    plain = predictor.predict(PROMPTS, task, score_threshold=0.0)
     assert plain.evidence(0) == {"predicted_iou": plain.scores[0]} and np.isnan(plain.match).all()
     np.testing.assert_allclose(plain.scores, by_iou.scores)
 
