@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", type=Path, metavar="IMG", help="images")
     source.add_argument("--scene", type=int, metavar="N", help="a scene of the Shapes world instead")
-    prompts = "what to segment (default with --scene: everything in the scene)"
+    prompts = "what to segment (default with --scene: everything in the scene, and a shape that is not there)"
     add("--prompts", nargs="+", metavar="TEXT", help=prompts)
     add("--task", default="instance", choices=[*TASKS, "all"], help="default: instance")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
@@ -49,12 +49,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def use_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Save the requested scene as `args.input`; without prompts, set prompts, stuff and sentences to all of it."""
+    """Save the requested scene as `args.input`; without prompts, set prompts, stuff and sentences.
+
+    The prompts are all that the scene has, and a shape that it does not have.
+    """
     scene = demo_scene(cfg, args.scene)
     args.input = [args.output / f"scene{args.scene}.png"]
     save_png(args.input[0], scene.image)
     if args.prompts is None:
-        args.prompts = list(dict.fromkeys(segment.name for segment in scene.segments))
+        present = list(dict.fromkeys(segment.name for segment in scene.segments))
+        args.prompts = present + [shape for shape in cfg.DATASETS.SHAPES.SHAPES if shape not in present][:1]
         args.stuff = [segment.name for segment in scene.segments if not segment.is_thing]
         args.sentences = [texts[-1] for texts in expressions(scene).values()]
 

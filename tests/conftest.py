@@ -120,7 +120,9 @@ def shapes_opts():
     files = {"MODEL.WEIGHTS": cfg.MODEL.WEIGHTS, "MODEL.SAM2.WEIGHTS": cfg.MODEL.SAM2.WEIGHTS}
     for key in ("WEIGHTS", "TOKENIZER"):
         files[f"MODEL.PROMPT_ENCODER.{key}"] = cfg.MODEL.PROMPT_ENCODER[key]
-    return [word for key, path in files.items() for word in (key, str(ROOT / path))]
+    files["MODEL.SCORE_HEAD.WEIGHTS"] = cfg.MODEL.SCORE_HEAD.WEIGHTS
+    paths = [word for key, path in files.items() for word in (key, str(ROOT / path))]
+    return [*paths, "MODEL.SCORE_HEAD.HIDDEN", str(cfg.MODEL.SCORE_HEAD.HIDDEN)]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from openworldsam.utils.launch import say, user_errors
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train and score the paper's ablations, and write a report.")
-    parser.add_argument("--config-file", default="configs/shapes/openworldsam.yaml", help="of the full model, E5")
+    parser.add_argument("--config-file", default="configs/shapes/paper.yaml", help="of the full model, E5")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of all runs")
     names = ", ".join(VARIANTS)
     parser.add_argument("--runs", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=names)

@@ -1,6 +1,6 @@
 """Score head: how well a query's mask fits what its prompt names (not in the paper; docs/score.md).
 
-SAM2's predicted IoU rates a mask as a mask of something. This head compares the look of the masked region with the
+SAM2's predicted IoU rates a mask as a mask of something. This head compares look and form of the masked region with the
 prompt. It reads what is computed anyway, so all K queries of every prompt train it at no extra decoding, and no
 gradient passes the frozen decoder.
 
@@ -10,32 +10,49 @@ B images, S side of the image features.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
+from openworldsam.inference.nms import mask_boxes
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import ImageFeatures
 
 CHUNK = 64
 """Masks of an image whose probabilities exist at a time."""
-WORDS = 64
-"""Width to which the word embeddings are reduced."""
+WORDS = FORM = 64
+"""Widths to which the word embeddings and the form are reduced."""
+CROP = 16
+"""Side of the picture of a mask's form."""
+
+
+class MaskedRegion(NamedTuple):
+    """What R masks show.
+
+    appearance: [R, C + C/8 + C/4], mean of SAM2's features, of three levels, over the mask.
+    form: [R, 1, CROP, CROP], the mask's probabilities in the square around it.
+    size: [R, 2], area of the mask and side of that square, as shares of the image's.
+    """
+
+    appearance: Tensor
+    form: Tensor
+    size: Tensor
 
 
 class ScoreHead(nn.Module):
     """MLP over prompt and mask of a query.
 
     Its inputs are the projected prompt, which has seen the image; the mean word embedding of the text, which says what
-    was asked for; the mean of SAM2's features over the mask; the mask's area; and the predicted IoU.
+    was asked for; appearance, form and size of the masked region (`MaskedRegion`); and the predicted IoU.
 
     Args:
         embed_dim: D, width of a prompt's word embedding.
         width: C, width of SAM2's features.
-        hidden: width of the two hidden layers; the head has 0.3 M parameters where it and C are 256.
+        hidden: width of the two hidden layers; the head has 0.36 M parameters where it and C are 256.
         dropout: after each hidden layer.
 
     Raises:
@@ -52,8 +69,16 @@ class ScoreHead(nn.Module):
         appearance = appearance_width(width)
         self.words = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, WORDS))
         self.prompt_norm, self.appearance_norm = nn.LayerNorm(width), nn.LayerNorm(appearance)
+        self.form = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(32 * (CROP // 4) ** 2, FORM),
+        )
         self.mlp = nn.Sequential(
-            nn.Linear(WORDS + width + appearance + 2, hidden),
+            nn.Linear(WORDS + width + appearance + FORM + 3, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(hidden, hidden),
@@ -82,41 +107,47 @@ class ScoreHead(nn.Module):
         with torch.autocast(words.device.type, enabled=False):
             prompts = torch.cat([self.words(words.float()), self.prompt_norm(tokens.prompts.float())], dim=1)
             prompts = prompts.repeat_interleave(len(logits) // max(1, len(prompts)), dim=0)
-            appearance, area = masked_means(features, tokens.image_index, logits)
-            numbers = torch.stack([area, predicted_iou.float()], dim=1)
-            return self.mlp(torch.cat([prompts, self.appearance_norm(appearance), numbers], dim=1))[:, 0]
+            region = masked_region(features, tokens.image_index, logits)
+            shown = [self.appearance_norm(region.appearance), self.form(region.form), region.size]
+            return self.mlp(torch.cat([prompts, *shown, predicted_iou.float()[:, None]], dim=1))[:, 0]
 
 
 @torch.no_grad()
-def masked_means(features: ImageFeatures, image_index: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of SAM2's features over each mask, weighted by its probabilities, and the mask's area.
+def masked_region(features: ImageFeatures, image_index: Tensor, logits: Tensor) -> MaskedRegion:
+    """Describe what masks show.
 
     Args:
         features: of B images.
         image_index: [R] on the CPU, ascending, the image of each mask.
         logits: [R, 4S, 4S].
-
-    Returns:
-        [R, C + C/8 + C/4], of the three levels of features; [R], the share of the image in 0..1.
     """
-    means, areas = [logits.new_zeros(0, appearance_width(features.embed.shape[1]))], [logits.new_zeros(0)]
+    width = appearance_width(features.embed.shape[1])
+    parts = [MaskedRegion(logits.new_zeros(0, width), logits.new_zeros(0, 1, CROP, CROP), logits.new_zeros(0, 2))]
     images, counts = torch.unique_consecutive(image_index, return_counts=True)
     for image, of_image in zip(images.tolist(), logits.split(counts.tolist()), strict=True):
         levels = [level[image].float() for level in (features.embed, *features.high_res)]
         for part in of_image.split(CHUNK):
-            probability = part.sigmoid()
-            columns = []
-            for level in levels:
-                size = (level.shape[1], level.shape[2])
-                same = size == part.shape[1:]  # pooling to the same size would take longer than all the rest
-                weights = (probability if same else F.adaptive_avg_pool2d(probability, size)).flatten(1)
-                total = weights.sum(dim=1, keepdim=True).clamp(min=1e-4)
-                columns.append(weights @ level.flatten(1).T / total)
-            means.append(torch.cat(columns, dim=1))
-            areas.append(probability.mean(dim=(1, 2)))
-    return torch.cat(means), torch.cat(areas)
+            probability = part.float().sigmoid()
+            means = torch.cat([_masked_mean(probability, level) for level in levels], dim=1)
+            boxes = mask_boxes(part > 0)
+            centre, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
+            index = torch.arange(len(part), device=part.device, dtype=boxes.dtype)[:, None]
+            squares = torch.cat([index, centre - side / 2, centre + side / 2], dim=1)
+            form = roi_align(probability[:, None], squares, CROP, aligned=True)
+            size = torch.cat([probability.mean(dim=(1, 2))[:, None], side / part.shape[-1]], dim=1)
+            parts.append(MaskedRegion(means, form, size))
+    return MaskedRegion(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _masked_mean(probability: Tensor, level: Tensor) -> Tensor:
+    """Mean of features [c, s, s] weighted by each of the probabilities [r, h, w], of a size that s divides: [r, c]."""
+    size = (level.shape[1], level.shape[2])
+    # pooling to the same size would take longer than all the rest
+    pooled = probability if size == probability.shape[1:] else F.adaptive_avg_pool2d(probability, size)
+    weights = pooled.flatten(1)
+    return weights @ level.flatten(1).T / weights.sum(dim=1, keepdim=True).clamp(min=1e-4)
 
 
 def appearance_width(width: int) -> int:
-    """Width of `masked_means` for features of width C."""
+    """Width of `MaskedRegion.appearance` for features of width C."""
     return width + width // 8 + width // 4

@@ -11,7 +11,7 @@ from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.parity.rule_weights import save_tokenizer
 
-CONFIG = str(Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs/shapes/paper.yaml")
 
 
 @pytest.fixture(scope="session")

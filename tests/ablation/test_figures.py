@@ -20,7 +20,7 @@ from openworldsam.evaluation.examples import EvaluationDataset
 from openworldsam.inference import Queries
 from openworldsam.modeling import OpenWorldSAM
 
-CONFIG = Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml"
+CONFIG = Path(__file__).parents[2] / "configs/shapes/paper.yaml"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from openworldsam.data.datasets import shapes
 from openworldsam.engine.training_state import newest_state
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs/shapes/openworldsam.yaml")
+CONFIG = str(ROOT / "configs/shapes/paper.yaml")
 
 
 def command(tmp_path, opts, *more):

@@ -21,7 +21,7 @@ HEAD = ["MODEL.SCORE_HEAD.HIDDEN", 8, "MODEL.CRITERION.SCORE_WEIGHT", 1.0]
 @pytest.fixture(scope="module")
 def scenes():
     """A dataset of four scenes of Shapes."""
-    register_datasets(load_config(ROOT / "configs/shapes/openworldsam.yaml"))
+    register_datasets(load_config(ROOT / "configs/shapes/paper.yaml"))
     records, metadata = DatasetCatalog.get("shapes_train")[:4], MetadataCatalog.get("shapes_train")
     DatasetCatalog.register("four_scenes", lambda: records)
     MetadataCatalog.get("four_scenes").set(vocabulary=metadata.vocabulary, is_thing=metadata.is_thing)

@@ -85,7 +85,7 @@ def test_another_model_has_none(opts, origin, reason):
 def test_preset_improved_and_the_tiny_and_small_models_have_none(tiny_cfg):
     assert compared(preset="improved").reason == "preset improved is not the paper's model"
     assert comparison(tiny_cfg, sources()).reason.startswith("MODEL.SAM2.IMAGE_SIZE is 128")
-    shapes = load_config(ROOT / "configs/shapes/openworldsam.yaml")
+    shapes = load_config(ROOT / "configs/shapes/paper.yaml")
     assert comparison(shapes, sources()).row is None
 
 

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(opts):
-    return load_config(ROOT / "configs/shapes/openworldsam.yaml", opts)
+    return load_config(ROOT / "configs/shapes/paper.yaml", opts)
 
 
 def command(encoder, output, opts, steps=3):
-    words = [encoder, "--config-file", ROOT / "configs/shapes/openworldsam.yaml", "--output", output]
+    words = [encoder, "--config-file", ROOT / "configs/shapes/paper.yaml", "--output", output]
     main([*map(str, words), "--steps", str(steps), "--batch-size", "2", *opts])
 
 

@@ -16,7 +16,7 @@ from openworldsam.pretraining import command
 from openworldsam.pretraining.memory import LEAST, MovingThings, TinyMemory, Tracked
 from openworldsam.video.memory import SAM2Memory
 
-CONFIG = Path(__file__).parents[2] / "configs/shapes/openworldsam.yaml"
+CONFIG = Path(__file__).parents[2] / "configs/shapes/paper.yaml"
 
 
 @pytest.fixture
