@@ -47,7 +47,7 @@ setup(
         "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
     extras_require={
-        "test": ["pytest", "scikit-image", "h5py"],
+        "test": ["pytest", "pytest-xdist", "scikit-image", "h5py"],
         "lint": ["ruff", "mypy"],
         "supervision": ["supervision"],
         "fiftyone": ["fiftyone"],

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny model with rule-made weights, real pictures, and the test data that is not in the project."""
 
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import panopticapi.evaluation as panopticapi
 import pytest
 import skimage
 import torch
+from processes import forked_processes
 
 from openworldsam import OpenWorldSAMPredictor, Prediction
 from openworldsam.checkpoint import save_component
@@ -31,6 +33,14 @@ logging.raiseExceptions = False
 # tiny models gain nothing from more threads, and lose much beside another job
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# ignored in the background jobs of a script's shell
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from the imported libraries: going through them takes most of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +53,12 @@ def threads(request, monkeypatch):
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory):
+    with forked_processes(tmp_path_factory.mktemp("processes")) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -158,12 +156,14 @@ def test_an_output_that_cannot_be_written_is_an_error(command, photograph, tmp_p
     assert capsys.readouterr().err == f"error: {photograph}: cannot use {tmp_path / 'out'}: file exists\n"
 
 
-def test_the_tools_run_as_commands(tmp_path, photograph):
+def test_the_tools_run_as_commands(processes, tmp_path, photograph, monkeypatch):
     """The commands of `make demo`, from another folder."""
+    monkeypatch.chdir(tmp_path)
 
     def run_tool(name, *words):
-        words = [sys.executable, ROOT / "tools" / name, "--config-file", ROOT / "configs/tiny.yaml", *words]
-        return subprocess.run(words, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
+        ended = processes.script(ROOT / "tools" / name, "--config-file", ROOT / "configs/tiny.yaml", *words)
+        assert ended.status == 0, ended.stderr
+        return ended.stdout
 
     run_tool("make_rule_weights.py", "--output", "weights")
     opts = ["MODEL.WEIGHTS", "weights/model_final.pth", "MODEL.PROMPT_ENCODER.TOKENIZER", "weights/beit3.spm"]

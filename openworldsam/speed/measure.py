@@ -96,8 +96,8 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
 
     On a CPU: the process's resident memory, whose high-water mark Linux keeps.
     """
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()

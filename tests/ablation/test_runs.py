@@ -1,8 +1,6 @@
 """tools/ablate.py: the whole command, resuming, feature caches, and errors."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -147,11 +145,10 @@ def test_a_run_with_other_settings_is_refused(opts, tmp_path, capsys, calls):
     assert "differ in SOLVER.BASE_LR and cannot be compared" in capsys.readouterr().err
 
 
-def test_a_failed_process_stops_the_command(opts, tmp_path):
+def test_a_failed_process_stops_the_command(processes, opts, tmp_path):
     folders = ["--output", tmp_path / "out", "--report", tmp_path / "report.md"]
-    words = [ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth"]
-    ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    ended = processes.script(ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth")
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert ended.returncode == 2 and len(errors) == 2 and "nowhere.pth" in errors[0]
+    assert ended.status == 2 and len(errors) == 2 and "nowhere.pth" in errors[0]
     assert "engine.train ended with exit status 2" in errors[1]
     assert ended.stdout.count("run ") == 1 and not (tmp_path / "report.md").exists()

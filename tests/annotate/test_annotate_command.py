@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import is_running
 from pycocotools.coco import COCO
 
 from openworldsam.annotate import results
@@ -124,25 +123,18 @@ def test_a_folder(folder, scenes, command, capsys):
     assert files(out) == before
 
 
-def running(pid):
-    """Whether a process exists that is no zombie."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, words, command, leave_part):
+def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, words, command, processes, leave_part):
     assert command("whole") == 1
-    arguments = [sys.executable, ROOT / "tools/annotate.py", *words()]
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run = processes.start(main, words())
     records = folder / "out/records"
     while len(list(records.rglob("*.json"))) < 2:
-        assert process.poll() is None
+        assert is_running(run.pids[0])
         time.sleep(0.01)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    workers = Path(f"/proc/{run.pids[0]}/task/{run.pids[0]}/children").read_text().split()
+    run.send(signal.SIGKILL)
+    run.ended()
     time.sleep(0.5)
-    assert workers and not [pid for pid in workers if running(pid)]
+    assert workers and not any(map(is_running, workers))
     assert not (folder / "out/instances.json").exists()
     done = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
     first = min(done)
@@ -159,9 +151,10 @@ def test_a_killed_run_is_resumed_and_a_changed_image_predicted_again(folder, wor
     assert all(one[name] == other[name] for name in one if name != str(first.relative_to(folder / "out")))
 
 
-def test_two_processes_give_the_files_of_one(folder, command):
+def test_two_processes_give_the_files_of_one(folder, command, words, processes):
     assert command("one") == 1
-    assert command("two", **{"num-processes": 2}) == 1
+    (ended,) = processes(main, words("two", **{"num-processes": 2}))
+    assert ended.status == 1, ended.stderr
     one, two = files(folder / "one"), files(folder / "two")
     assert len(one) == 3 * SCENES + 5 and one == two
 

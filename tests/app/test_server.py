@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import serving
 from PIL import Image
+from processes import TIME_LIMIT, is_running
 
 pytest.importorskip("gradio")
 
@@ -419,42 +421,58 @@ def test_options_out_of_range(words, capsys):
 
 
 @pytest.fixture
-def process(tmp_path, tiny_opts):
-    """Start a server with a folder of temporary files of its own; returns the process and its server's folder."""
+def start(tmp_path, tiny_opts):
+    """Start a server by a function of its command line that returns its pid and the file of its stdout; returns its pid
+    and the folder of its temporary files."""
     started = []
 
-    def start():
-        words = ["--config-file", str(ROOT / "configs/tiny.yaml"), "--port", "0", "--opts", *tiny_opts]
+    def start(run):
         with socket.create_server(("127.0.0.1", 0)) as free:
-            words[3] = str(free.getsockname()[1])
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", "from openworldsam.app.command import main; main()", *words],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-            )
-        )
-        assert b"Ctrl-C" in started[-1].stdout.readline()
-        (folder,) = tmp_path.glob(f"openworldsam-app-{MACHINE}-{started[-1].pid}-*")
-        Visitor(int(words[3])).upload(b"waits")
+            port = free.getsockname()[1]
+        words = ["--config-file", str(ROOT / "configs/tiny.yaml"), "--port", str(port), "--opts", *tiny_opts]
+        pid, printed = run(words)
+        started.append(pid)
+        while "Ctrl-C" not in printed.read_text():
+            assert is_running(pid)
+            time.sleep(0.05)
+        Visitor(port).upload(b"waits")
+        (folder,) = tmp_path.glob(f"openworldsam-app-{MACHINE}-{pid}-*")
         assert len(list((folder / "uploads").iterdir())) == 1
-        return started[-1], folder
+        return pid, folder
 
     yield start
-    for server in started:
-        server.kill()
-        server.wait()
+    for pid in filter(is_running, started):
+        os.kill(pid, signal.SIGKILL)
 
 
-def test_a_stopped_server_leaves_no_upload_and_a_killed_ones_go_at_the_next_start(process, tmp_path):
-    server, folder = process()
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 143 and not folder.exists()
-    server, folder = process()
-    server.kill()
-    server.wait()
+def test_a_stopped_server_leaves_no_upload(start, tmp_path):
+    """The whole command: Python ends although the server had threads."""
+    started = []
+
+    def run(words):
+        program = "from openworldsam.app.command import main; main()"
+        environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        with (tmp_path / "printed").open("w") as file:
+            started.append(subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stdout=file))
+        return started[0].pid, tmp_path / "printed"
+
+    _, folder = start(run)
+    started[0].send_signal(signal.SIGTERM)
+    assert started[0].wait(TIME_LIMIT) == 143 and not folder.exists()
+
+
+def test_a_killed_servers_uploads_go_at_the_next_start(start, processes, tmp_path):
+    started = []
+
+    def run(words):
+        started.append(processes.start(serving.serve, tmp_path, words))
+        return started[-1].pids[0], started[-1].folder / "0.out"
+
+    _, folder = start(run)
+    started[0].send(signal.SIGKILL)
+    started[0].ended()
     assert folder.exists()
-    _other, theirs = process()
+    _, theirs = start(run)
     assert not folder.exists() and theirs.exists()
 
 

@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import logging
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_script
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -330,28 +331,23 @@ def test_the_command_reports_errors_in_one_line(case, released, parts, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "damaged.pth"]
 
 
-def command(*words, limit="true"):
-    """The command as a user starts it, with a limit of the shell."""
-    return subprocess.run(
-        ["bash", "-c", f'{limit}; exec "$@"', "bash", sys.executable, str(SCRIPT), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_the_command_ends_with_2_and_no_traceback(tmp_path):
-    done = command("split", tmp_path / "nowhere.pth", "--output", tmp_path)
-    assert done.returncode == 2
+def test_the_command_ends_with_2_and_no_traceback(processes, tmp_path):
+    done = processes.script(SCRIPT, "split", tmp_path / "nowhere.pth", "--output", tmp_path)
+    assert done.status == 2
     assert "error: " in done.stderr and "nowhere.pth not found" in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def run_with_small_files(*words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    run_script(str(SCRIPT), *map(str, words))
+
+
 @pytest.mark.parametrize("verb", ["split", "join"])
-def test_the_command_reports_a_full_disk(verb, released, parts, tmp_path):
+def test_the_command_reports_a_full_disk(verb, processes, released, parts, tmp_path):
     given = [word for component, path in parts.items() for word in (f"--{component}", path)]
     words = ["split", released] if verb == "split" else ["join", *given]
-    done = command(*words, "--output", tmp_path / "out", limit="ulimit -f 100")  # files of at most 100 KB
+    (done,) = processes(run_with_small_files, *words, "--output", tmp_path / "out")
     assert list(tmp_path.rglob("*.part")) == []
     assert "Traceback" not in done.stderr
-    assert done.returncode == 2
+    assert done.status == 2

@@ -1,10 +1,9 @@
 """The feature cache: it gives what the encoders give, survives a kill, and refuses what does not fit."""
 
 import json
+import os
 import pickle
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from openworldsam.data.feature_cache import (
     FeatureCacheWriter,
     ImageEntry,
     ImageStamp,
+    writer,
 )
 from openworldsam.data.feature_cache.index import write_index
 from openworldsam.data.loader import training_dataset
@@ -187,43 +187,29 @@ def test_sizes_are_as_documented(cfg, tmp_path, kind, levels):
     assert shard.stat().st_size - overhead == 18 * WIDTH * 2 + 6 * per_image
 
 
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_feature_cache import tiny_training
-from openworldsam.engine.cache_features import build_cache
-from openworldsam.data.feature_cache import writer
+def build_and_die(folder, weights, output, name, count):
+    """Build a cache, and die at a call of the writer: half a shard is on the disk, or one without its index."""
+    real, calls = getattr(writer, name), 0
 
-data, weights, output, file, count = sys.argv[1:]
-real = getattr(writer, file)
-calls = 0
+    def dies(first, path, *args):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            if name == "save_file":
+                path.write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(first, path, *args)
 
-def dies(first, path, *args):
-    # half a shard is on the disk, or a shard without its index
-    global calls
-    calls += 1
-    if calls == int(count):
-        if file == "save_file":
-            path.write_bytes(b"half of it")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(first, path, *args)
-
-setattr(writer, file, dies)
-cfg = tiny_training(Path(data), Path(weights))
-build_cache(cfg, output, image_features="all", shard_images=1)
-"""
+    setattr(writer, name, dies)
+    build_cache(tiny_training(folder, weights), output, image_features="all", shard_images=1)
 
 
-def test_a_kill_at_any_moment_loses_nothing(cfg, data, tiny_weights, tmp_path):
+def test_a_kill_at_any_moment_loses_nothing(cfg, processes, data, tiny_weights, tmp_path):
     build_cache(cfg, tmp_path / "whole", image_features="all", shard_images=1)
-    script = tmp_path / "build.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     killed = tmp_path / "killed"
     for moment, shards in ((("save_file", 3), 2), (("write_index", 2), 3)):
-        command = [sys.executable, script, data, tiny_weights, killed, moment[0], str(moment[1])]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert process.returncode == -signal.SIGKILL, process.stderr
+        (ended,) = processes(build_and_die, data, tiny_weights, killed, *moment)
+        assert ended.status == -signal.SIGKILL, ended.stderr
         assert len(FeatureCache(killed).shards) == shards
     assert build_cache(cfg, killed, image_features="all", shard_images=1).images == 3
     assert contents(killed) == contents(tmp_path / "whole")
@@ -245,8 +231,7 @@ def test_two_parts_are_the_whole(cfg, tmp_path):
         build_cache(cfg, tmp_path / "parts", part=2, num_parts=2)
 
 
-def test_two_processes_share_the_work(cfg, tmp_path, monkeypatch):
-    tool = [sys.executable, ROOT / "tools/cache_features.py", "--config-file", tmp_path / "config.yaml"]
+def test_two_processes_share_the_work(cfg, processes, tmp_path, monkeypatch):
     cfg.DATASETS.TRAIN = ["refcocog_umd_train"]  # a started process knows only the datasets of the package
     root = tmp_path / "root"
     (root / "coco/annotations").mkdir(parents=True)
@@ -260,10 +245,10 @@ def test_two_processes_share_the_work(cfg, tmp_path, monkeypatch):
     (root / "coco/annotations/refcocog_umd_train.json").write_text(json.dumps(content))
     (tmp_path / "config.yaml").write_text(cfg.dump())
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    options = ["--output", tmp_path / "cache", "--num-gpus", "2"]
-    process = subprocess.run([*tool, *options], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    assert "added 2 prompts of 1 images" in process.stdout
+    options = ["--config-file", tmp_path / "config.yaml", "--output", tmp_path / "cache", "--num-gpus", 2]
+    ended = processes.script(ROOT / "tools/cache_features.py", *options)
+    assert ended.status == 0, ended.stderr
+    assert "added 2 prompts of 1 images" in ended.stdout
     assert FeatureCache(tmp_path / "cache").num_prompts == 2
 
 

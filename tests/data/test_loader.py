@@ -1,10 +1,7 @@
 """The image at a position is the same for any number of processes and workers, and after any interruption."""
 
-import json
 import logging
 import signal
-import subprocess
-import sys
 from itertools import chain, islice
 
 import numpy as np
@@ -18,22 +15,6 @@ from openworldsam.data.datasets import register_datasets
 from openworldsam.data.loader import TrainingDataset, training_batches, training_dataset
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records import as_record
-
-LOADING = """
-import json
-from itertools import islice
-from openworldsam.data.datasets import register_datasets
-from openworldsam.data.loader import TrainingDataset, training_batches
-
-def draw(record, generator):
-    return {**record, "number": int(generator.integers(10**9))}
-
-def first_positions(count):
-    dataset = TrainingDataset([{"file_name": f"{i}.jpg", "image_id": i} for i in range(7)], draw, seed=3)
-    batches = training_batches(dataset, batch_size=1, start=0, rank=0, world_size=1, num_workers=0)
-    return [(x["image_id"], x["number"]) for batch in islice(batches, count) for x in batch]
-"""
-"""Run here and in another process."""
 
 
 def draw(record, generator):
@@ -154,13 +135,13 @@ def test_global_generators_do_not_decide():
     assert runs[0] == runs[1]
 
 
-def test_another_process_reads_the_same():
-    here = {}
-    exec(LOADING, here)
-    code = LOADING + "print(json.dumps(first_positions(20)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    there = [tuple(x) for x in json.loads(found.stdout.splitlines()[-1])]
-    assert len(there) == 20 and there == here["first_positions"](20)
+def first_positions(count):
+    return load(TrainingDataset(records(7), draw, seed=3), steps=count, batch_size=1)
+
+
+def test_another_process_reads_the_same(processes):
+    (there,) = processes.values(first_positions, 20)
+    assert len(there) == 20 and there == first_positions(20)
 
 
 def test_an_unreadable_record_is_replaced_and_named(caplog):

@@ -1,7 +1,7 @@
-"""Shared fixtures: small training sets, configs of trainings on them, and processes to train in."""
+"""Shared fixtures: small training sets, and configs of trainings on them."""
 
 import pytest
-from trainings import forked_processes, make_dataset, training_cfg
+from trainings import make_dataset, training_cfg
 
 from openworldsam.data.datasets.catalog import PanopticFiles, register_panoptic
 from openworldsam.data.datasets.coco import CATEGORIES
@@ -28,12 +28,6 @@ def make_cfg(data, tiny_weights, tmp_path):
 @pytest.fixture
 def cfg(make_cfg):
     return make_cfg()
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    with forked_processes(tmp_path_factory.mktemp("processes")) as started:
-        yield started
 
 
 @pytest.fixture

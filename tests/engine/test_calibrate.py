@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from trainings import forked_processes
 
 from openworldsam.checkpoint import load_weights, read_weights, save_component, score_rule
 from openworldsam.config import load_config
@@ -121,9 +120,8 @@ def calibrate_own_share(opts):
     return found and found.content()
 
 
-def test_two_processes_find_what_one_finds(opts, tmp_path):
-    with forked_processes(tmp_path) as processes:
-        two, nothing = processes.values(calibrate_own_share, opts, processes=2)
+def test_two_processes_find_what_one_finds(processes, opts):
+    two, nothing = processes.values(calibrate_own_share, opts, processes=2)
     assert nothing is None and two == calibrate_own_share(opts) and two["images"] == 3
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import assert_same, forked_processes, read_metrics, run
+from trainings import assert_same, read_metrics, run
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
@@ -169,18 +169,16 @@ def evaluate_own_share(opts, folder=None):
     return evaluate(cfg, model.eval(), Saving(Path(folder), {}) if folder else None)
 
 
-def test_two_processes_find_what_one_finds(tiny_weights, tmp_path):
+def test_two_processes_find_what_one_finds(processes, tiny_weights):
     opts = options(tiny_weights, "DATASETS.TEST", str(["shapes_absent_val", "shapes_refer_val"]))
-    with forked_processes(tmp_path) as processes:
-        two, nothing = processes.values(evaluate_own_share, opts, processes=2)
+    two, nothing = processes.values(evaluate_own_share, opts, processes=2)
     one = evaluate_own_share(opts)
     assert nothing == {} and two == one and one["shapes_absent_val"]["images"] == 3
 
 
-def test_two_processes_save_what_one_saves(tiny_weights, tmp_path):
+def test_two_processes_save_what_one_saves(processes, tiny_weights, tmp_path):
     opts = options(tiny_weights, "DATASETS.TEST", str(["shapes_absent_val", "shapes_refer_val"]))
-    with forked_processes(tmp_path) as processes:
-        processes.values(evaluate_own_share, opts, tmp_path / "two", processes=2)
+    processes.values(evaluate_own_share, opts, tmp_path / "two", processes=2)
     evaluate_own_share(opts, tmp_path / "one")
     files = [{p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("one", "two")]
     assert files[0] == files[1] and len(files[0]) > 20

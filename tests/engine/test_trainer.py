@@ -1,15 +1,15 @@
-import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from trainings import ONE_STEP, assert_same, assert_same_gradients, gradients, run, start
+from detectron2.utils import comm
+from processes import is_running
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from trainings import ONE_STEP, assert_same, assert_same_gradients, gradients, recorded_gradients, run, train
 
 from openworldsam.engine.training_state import newest_state
-
-ROOT = Path(__file__).parents[2]
+from openworldsam.utils.launch import launch
 
 
 def test_the_same_seed_gives_the_same_training(make_cfg):
@@ -38,29 +38,45 @@ def test_accumulated_parts_give_the_gradients_of_the_whole_batch(make_cfg):
     assert_same_gradients(parts, whole)
 
 
-@pytest.mark.parametrize("torchrun", [False, True], ids=["launch", "torchrun"])
-def test_two_processes_equal_one(make_cfg, data, tiny_weights, tmp_path, torchrun):
+def launch_both(*args):
+    """`recorded_gradients` on two processes that this one starts, as `--num-gpus 2` does."""
+    launch(save_gradients, num_gpus=2, args=args)
+
+
+def save_gradients(data, weights, output, opts):
+    found = recorded_gradients(data, weights, output, opts)
+    torch.save(found, output / f"gradients_{comm.get_rank()}.pth")
+
+
+def torchrun_both(data, weights, output, opts):
+    """`save_gradients` on two processes that torchrun's agent starts."""
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", start_method="fork")
+    elastic_launch(config, launch_save)(data, weights, output, opts)
+
+
+def launch_save(*args):
+    launch(save_gradients, args=args)
+
+
+@pytest.mark.parametrize("start", [launch_both, torchrun_both])
+def test_two_processes_equal_one(make_cfg, processes, data, tiny_weights, tmp_path, start):
     one = gradients(make_cfg("one", *ONE_STEP))
-    process = start(tmp_path, 2, "gradients", data, tiny_weights, tmp_path / "two", *ONE_STEP, torchrun=torchrun)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert_same_gradients(torch.load(tmp_path / "two/result.pth"), one)
+    processes.values(start, data, tiny_weights, tmp_path, ONE_STEP)
+    for rank in range(2):
+        assert_same_gradients(torch.load(tmp_path / f"gradients_{rank}.pth"), one)
 
 
-def test_a_kill_at_any_moment_loses_nothing(make_cfg, data, tiny_weights, tmp_path):
+def test_a_kill_at_any_moment_loses_nothing(make_cfg, processes, data, tiny_weights, tmp_path):
     opts = ["SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 1]
     whole = run(make_cfg("whole", *opts))
-    killed = 0
     for wait in (0.3, 0.15, 0.05):
-        process = start(tmp_path, 1, "run", data, tiny_weights, tmp_path / "killed", *opts)
         before = newest_state(tmp_path / "killed")
-        deadline = time.time() + 60
-        while newest_state(tmp_path / "killed") == before and time.time() < deadline:
+        training = processes.start(train, data, tiny_weights, tmp_path / "killed", opts, before is not None)
+        while newest_state(tmp_path / "killed") == before and is_running(training.pids[0]):
             time.sleep(0.01)
         time.sleep(wait)
-        killed += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert killed == 3
+        training.send(signal.SIGKILL)
+        (ended,) = training.ended()
+        assert ended.status == -signal.SIGKILL, ended.stderr
     resumed = run(make_cfg("killed", *opts), resume=True)
     assert_same(resumed, whole)

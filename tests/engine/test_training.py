@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from trainings import adapter_of, assert_same, read_metrics, register, run, start
+from processes import is_running
+from trainings import adapter_of, assert_same, read_metrics, register, run, train
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
@@ -21,6 +22,7 @@ from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import newest_state, resume
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.launch import launch
 from openworldsam.utils.locking import lock
 
 ROOT = Path(__file__).parents[2]
@@ -420,20 +422,23 @@ def test_the_progress_line_and_the_events(make_cfg, tmp_path, caplog):
     assert next((tmp_path / "out").glob("events.out.tfevents.*")).stat().st_size > 0
 
 
-def test_terminating_the_launcher_ends_its_processes(data, tiny_weights, tmp_path):
-    opts = ["SOLVER.MAX_ITER", 5000, "SOLVER.CHECKPOINT_PERIOD", 1]
-    process = start(tmp_path, 2, "run", data, tiny_weights, tmp_path / "out", *opts)
-    deadline = time.time() + 120
-    while newest_state(tmp_path / "out") is None and time.time() < deadline:
+def launch_both(*args):
+    """`train` on two processes that this one starts, all in a session of their own."""
+    os.setsid()
+    launch(train, num_gpus=2, args=args)
+
+
+def test_terminating_the_launcher_ends_its_processes(processes, data, tiny_weights, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 5000, "SOLVER.STEPS", [], "SOLVER.CHECKPOINT_PERIOD", 1]
+    launcher = processes.start(launch_both, data, tiny_weights, tmp_path / "out", opts)
+    while newest_state(tmp_path / "out") is None and is_running(launcher.pids[0]):
         time.sleep(0.05)
-    assert process.poll() is None
-    process.terminate()
-    process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM
-    deadline = time.time() + 20
+    launcher.send(signal.SIGTERM)
+    (ended,) = launcher.ended()
+    assert ended.status == 128 + signal.SIGTERM, ended.stderr
     with pytest.raises(ProcessLookupError):  # its session is soon empty
-        while time.time() < deadline:
-            os.killpg(process.pid, 0)
+        for _ in range(200):
+            os.killpg(launcher.pids[0], 0)
             time.sleep(0.1)
 
 
@@ -498,18 +503,18 @@ def test_evaluation_comes_along_and_changes_nothing(make_cfg, coco_sample, tmp_p
 
 def test_training_on_real_images_lowers_the_loss(make_cfg, coco_sample, data, tmp_path):
     """Loader, mapper, matcher, loss, state, resume and evaluation on real data."""
-    opts = ["DATASETS.TRAIN", [coco_sample], "DATASETS.TEST", [coco_sample], "SOLVER.MAX_ITER", 120, "SOLVER.STEPS"]
-    opts += [[100], "SOLVER.LOG_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 60, "TEST.EVAL_PERIOD", 120]
-    opts += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0]
+    opts = ["DATASETS.TRAIN", [coco_sample], "DATASETS.TEST", [coco_sample], "SOLVER.MAX_ITER", 20, "SOLVER.STEPS"]
+    opts += [[18], "SOLVER.LOG_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 10, "TEST.EVAL_PERIOD", 20]
+    opts += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "SOLVER.BASE_LR", 0.002]
     cfg = make_cfg("out", *opts)
     run(cfg)
     lines = read_metrics(tmp_path / "out")
     losses = [line["total_loss"] for line in lines if "total_loss" in line]
-    assert len(losses) == 120
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     trainer = Trainer(cfg)
     resume(trainer)
-    assert trainer.start_iter == 120
+    assert trainer.start_iter == 20
     results = evaluate(cfg, trainer.model)["coco_sample"]
     assert 0 <= results["panoptic"]["PQ"] <= 100 and results["panoptic"].keys() >= {"SQ", "RQ", "PQ_th", "PQ_st"}
     assert trainer.model.adapter.training

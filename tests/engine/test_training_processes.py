@@ -11,8 +11,8 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from processes import ALONE, TIME_LIMIT
 from trainings import (
-    ALONE,
     NO_DROPOUT,
     adapter_of,
     assert_same,
@@ -42,36 +42,37 @@ def coco_root(shared, tmp_path):
 
 def train_from_root(root, *args):
     """`train` on a dataset of the catalog."""
-    os.environ["DETECTRON2_DATASETS"] = root
+    os.environ["DETECTRON2_DATASETS"] = str(root)
     return train(*args)
 
 
 def test_real_images_on_two_processes(processes, coco_root, data, tiny_weights, tmp_path):
-    """The whole command: the loss falls, the adapter is written, the steps are those of one process."""
+    """The whole command, whose processes are spawned: the loss falls, the adapter is written, and the steps are those
+    of one process."""
     solver = ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.LOG_PERIOD", 1, "SOLVER.BASE_LR", 0.002]
     opts = [*NO_DROPOUT, *solver, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, "DATASETS.TRAIN", [REAL]]
     weights = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth"]
     weights += ["MODEL.PROMPT_ENCODER.TOKENIZER", tiny_weights / "beit3.spm"]
-    steps = ["SOLVER.MAX_ITER", 15, "SOLVER.STEPS", [], "OUTPUT_DIR", tmp_path / "two", "DATALOADER.NUM_WORKERS", 0]
+    steps = ["SOLVER.MAX_ITER", 8, "SOLVER.STEPS", [], "OUTPUT_DIR", tmp_path / "two", "DATALOADER.NUM_WORKERS", 0]
     tool = [sys.executable, ROOT / "tools/train_net.py", "--config-file", ROOT / "configs/tiny.yaml"]
     done = subprocess.run(
-        [*tool, "--num-gpus", "2", *map(str, [*weights, *opts, *steps])],
-        env=os.environ | ALONE | {"DETECTRON2_DATASETS": str(coco_root)}, capture_output=True, text=True, timeout=120,
+        [*tool, "--num-gpus", "2", *map(str, [*weights, *opts, *steps])], timeout=TIME_LIMIT, capture_output=True,
+        text=True, env=os.environ | ALONE | {"DETECTRON2_DATASETS": str(coco_root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = read_metrics(tmp_path / "two")
     medians = [line["total_loss"] for line in lines]  # over up to 20 steps
-    assert len(medians) == 15 and lines[-1]["skipped_images"] == 0
-    assert medians[-1] < 0.6 * medians[0]
-    state = torch.load(tmp_path / "two/state_0000015.pth", weights_only=True)["trained"]
+    assert len(medians) == 8 and lines[-1]["skipped_images"] == 0
+    assert medians[-1] < 0.8 * medians[0]
+    state = torch.load(tmp_path / "two/state_0000008.pth", weights_only=True)["trained"]
     adapter = read_weights(tmp_path / "two/adapter.safetensors").components["adapter"]
     assert adapter.keys() == state.keys() and all(torch.equal(adapter[name], state[name]) for name in state)
 
-    few = [*opts, "SOLVER.MAX_ITER", 5, "SOLVER.STEPS", []]
+    few = [*opts, "SOLVER.MAX_ITER", 3, "SOLVER.STEPS", []]
     (one,) = processes.values(train_from_root, coco_root, data, tiny_weights, tmp_path / "one", few)
-    expected = [np.median(one["losses"][: step + 1]) for step in range(5)]
+    expected = [np.median(one["losses"][: step + 1]) for step in range(3)]
     assert medians[0] == pytest.approx(expected[0], rel=1e-5)
-    assert medians[:5] == pytest.approx(expected, rel=1e-3)
+    assert medians[:3] == pytest.approx(expected, rel=1e-3)
 
 
 def test_resuming_on_two_processes_equals_never_having_stopped(processes, data, tiny_weights, tmp_path):

@@ -10,17 +10,12 @@ import pytest
 from openworldsam.parity import check_model, check_postprocess, checks, format_checks
 
 ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/check_parity.py"
 
 
-def parity(*arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "tools/check_parity.py", *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def test_postprocessing_equals_the_released_model(shared):
-    done = parity("--golden", shared / "golden/postprocess_seed0.npz")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_postprocessing_equals_the_released_model(processes, shared):
+    done = processes.script(TOOL, "--golden", shared / "golden/postprocess_seed0.npz")
+    assert done.status == 0, done.stdout + done.stderr
     assert "all 13 hold" in done.stdout
 
 
@@ -39,7 +34,8 @@ def test_a_difference_in_postprocessing_is_found(shared, tmp_path):
     [("model_seed0.npz", "data/photos/zebra.jpg"), ("model_seed3.npz", "golden/portrait.png")],
 )
 def test_the_model_equals_the_released_one(shared, golden, image):
-    done = parity("--golden", shared / "golden" / golden, "--image", shared / image)
+    words = ["--golden", shared / "golden" / golden, "--image", shared / image]
+    done = subprocess.run([sys.executable, TOOL, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all 36 hold" in done.stdout
 
@@ -49,9 +45,9 @@ def test_an_image_of_another_size_is_an_error(shared, photograph):
         check_model(shared / "golden/model_seed0.npz", photograph)
 
 
-def test_a_missing_golden_file_is_an_error():
-    done = parity("--golden", "nowhere.npz")
-    assert done.returncode == 2 and "nowhere.npz" in done.stderr and "Traceback" not in done.stderr
+def test_a_missing_golden_file_is_an_error(processes):
+    done = processes.script(TOOL, "--golden", "nowhere.npz")
+    assert done.status == 2 and "nowhere.npz" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\003\004 cut short"])

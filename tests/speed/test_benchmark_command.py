@@ -1,5 +1,6 @@
 """The benchmark from end to end on the tiny model, and what it is made of."""
 
+import gc
 import json
 import runpy
 import sys
@@ -26,6 +27,13 @@ ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")
 CPU = torch.device("cpu")
 RANDOM = ["MODEL.WEIGHTS", ""]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze():
+    """Collecting garbage, which comes before every measurement, would go through all that earlier tests have left."""
+    gc.collect()
+    gc.freeze()
 
 
 def command(folder, *words):
