@@ -141,6 +141,12 @@ def shapes_opts():
     return [*paths, "MODEL.SCORE_HEAD.HIDDEN", str(cfg.MODEL.SCORE_HEAD.HIDDEN)]
 
 
+@pytest.fixture(scope="session")
+def paper_opts(shapes_opts):
+    """The same without a score head."""
+    return [*shapes_opts, "MODEL.SCORE_HEAD.HIDDEN", "0", "MODEL.SCORE_HEAD.WEIGHTS", ""]
+
+
 @pytest.fixture
 def build(tiny_cfg):
     """Build the tiny model with its weights, some config keys changed."""

@@ -172,7 +172,7 @@ def test_the_tools_run_as_commands(processes, tmp_path, photograph, monkeypatch)
     assert (tmp_path / "out/chelsea_instance.json").is_file()
 
 
-def test_a_scene_is_asked_for_everything_in_it(command, tmp_path, capsys):
+def test_a_scene_is_asked_for_everything_in_it_and_a_shape_that_is_not(command, tmp_path, capsys):
     words = command("--scene", 3, "--task", "all", "--stuff", "water", prompts=())
     main([*words, "DATASETS.SHAPES.SIZE", "128", "DATASETS.SHAPES.THING_SIZE", "(30, 60)"])
     assert str(tmp_path / "out/scene3_sheet.png") in capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_a_scene_is_asked_for_everything_in_it(command, tmp_path, capsys):
     with Image.open(tmp_path / "out/scene3.png") as image:
         assert np.array_equal(np.asarray(image), scene.image)
     asked = json.loads((tmp_path / "out/scene3_panoptic.json").read_text())["categories"]
-    assert {category["name"] for category in asked} == {segment.name for segment in scene.segments}
+    assert {category["name"] for category in asked} == {segment.name for segment in scene.segments} | {"circle"}
     sentences = json.loads((tmp_path / "out/scene3_referring.json").read_text())["categories"]
     assert sentences and {sentence["name"] for sentence in sentences} <= set(chain(*expressions(scene).values()))
 

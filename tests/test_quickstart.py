@@ -25,5 +25,5 @@ def test_the_notebook_runs_and_shows_what_it_says(monkeypatch, capsys):
     shown = [execute(cell, names) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert sum(isinstance(value, Image.Image) for value in shown) == 4
     printed = capsys.readouterr().out
-    assert "star 2" in printed and "no mask passed the threshold 0.99 (best predicted IoU 0." in printed
+    assert "star 2" in printed and "no mask passed the threshold 0.99 (best match score 0." in printed
     assert {annotation["category_id"] for annotation in shown[-1]} == {1}

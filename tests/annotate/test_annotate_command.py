@@ -21,7 +21,7 @@ from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.modeling import OpenWorldSAM
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs/shapes/openworldsam.yaml"
+CONFIG = ROOT / "configs/shapes/paper.yaml"
 SCENES = 4
 
 
@@ -44,14 +44,14 @@ def folder(scenes, tmp_path):
 
 
 @pytest.fixture
-def words(folder, shapes_opts):
+def words(folder, paper_opts):
     """Make a command line."""
 
     def make(output="out", task="panoptic", **flags):
         paths = {"config-file": CONFIG, "input": folder / "images", "prompts": folder / "prompts.txt"}
         options = {**paths, "task": task, "output": folder / output, "num-processes": 1, **flags}
         flat = [word for key, value in options.items() for word in (f"--{key}", *([] if value is True else [value]))]
-        return list(map(str, [*flat, "--opts", *shapes_opts, "DATALOADER.NUM_WORKERS", 1]))
+        return list(map(str, [*flat, "--opts", *paper_opts, "DATALOADER.NUM_WORKERS", 1]))
 
     return make
 

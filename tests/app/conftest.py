@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def shapes(shapes_opts):
+def shapes(paper_opts):
     """A predictor with the weights of the Shapes world."""
-    return OpenWorldSAMPredictor(ROOT / "configs/shapes/openworldsam.yaml", opts=shapes_opts)
+    return OpenWorldSAMPredictor(ROOT / "configs/shapes/paper.yaml", opts=paper_opts)
 
 
 @pytest.fixture(scope="session")

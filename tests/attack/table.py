@@ -5,6 +5,7 @@ further words of the command. The line is a pattern. {w} is the world (world.py)
 """
 
 import json
+import os
 
 import torch
 from inputs import (
@@ -33,6 +34,8 @@ def reef(file, change):
 
 
 DEMO = "demo --config-file {w}/tiny.yaml --input {w}/cat.png --prompts cat --output {out}"
+PORT = 7860 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+"""Of this test process: the page looks at its port before anything else."""
 ANNOTATE = "annotate --config-file {w}/tiny.yaml --num-processes 1 --output {out}"
 TRAIN = "train --config-file {w}/tiny.yaml OUTPUT_DIR {out}"
 EVAL = "eval --config-file {w}/tiny.yaml --output {out}"
@@ -786,12 +789,12 @@ FOLDERS = {
     f"{ANNOTATE} --input {{w}}/pictures --task instance --cvat --prompts {B}.txt": {
         "too long for CVAT": ("c" * 65, r"CVAT takes labels of up to 64 characters, 1 of the prompts are longer"),
     },
-    "app --config-file {w}/tiny.yaml": {
+    f"app --config-file {{w}}/tiny.yaml --port {PORT}": {
         "a port too high": (["--port", "99999"], r"--port is 1 to 65535, got 99999"),
         "a host with a port": (["--host", "[::1]:80"], r"--host is a name or an IPv4 address.*got '\[::1\]:80'"),
         "a port of words": (["--port", "http"], r"--port.*http"),
-        "a host that is not there": (["--host", "1.2.3.4"], r"cannot listen on '1\.2\.3\.4', port 7860: .*--host"),
-        "a host of no letters": (["--host", "\x1b[2J"], r"cannot listen on '\\x1b\[2J', port 7860: .*--host"),
+        "a host that is not there": (["--host", "1.2.3.4"], rf"cannot listen on '1\.2\.3\.4', port {PORT}: .*--host"),
+        "a host of no letters": (["--host", "\x1b[2J"], rf"cannot listen on '\\x1b\[2J', port {PORT}: .*--host"),
         "no queue": (["--queue", "0"], r"--queue and --max-work are at least 1, got 0"),
         "no work": (["--max-work", "-5"], r"--queue and --max-work are at least 1, got 32 and -5"),
         "a root that is no path": (["--root-path", "a"], r"--root-path begins with / or is an address, got a"),

@@ -24,7 +24,6 @@ from openworldsam.report.evaluations import read_evaluations
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/shapes/paper.yaml"
 HEAD = ["MODEL.SCORE_HEAD.HIDDEN", "8"]
-NO_HEAD = ["MODEL.SCORE_HEAD.HIDDEN", "0", "MODEL.SCORE_HEAD.WEIGHTS", ""]
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +131,8 @@ def test_two_processes_find_what_one_finds(processes, opts):
     assert nothing is None and two == calibrate_own_share(opts) and two["images"] == 3
 
 
-def test_without_a_head_the_predicted_iou_alone_is_calibrated(command, shapes_opts, tmp_path):
-    assert command(*shapes_opts, *NO_HEAD, "TEST.MAX_IMAGES", 1, "DATALOADER.NUM_WORKERS", 0) == 0
+def test_without_a_head_the_predicted_iou_alone_is_calibrated(command, paper_opts, tmp_path):
+    assert command(*paper_opts, "TEST.MAX_IMAGES", 1, "DATALOADER.NUM_WORKERS", 0) == 0
     content = json.loads((tmp_path / "out/calibration.json").read_text())
     assert list(content["scores"]) == ["iou"] and content["queries"] > content["right"] > 0
 
@@ -149,9 +148,9 @@ def test_without_a_head_the_predicted_iou_alone_is_calibrated(command, shapes_op
         (["DATASETS.HELD_OUT", "['coco_2017_train_panoptic_held_out']"], "held_out.json not found"),
     ],
 )
-def test_errors_of_the_user_are_one_line(command, shapes_opts, tmp_path, monkeypatch, capsys, words, message):
+def test_errors_of_the_user_are_one_line(command, paper_opts, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    assert command(*shapes_opts, *NO_HEAD, *words) == 2
+    assert command(*paper_opts, *words) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (tmp_path / "out/calibration.json").exists()

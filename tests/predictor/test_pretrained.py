@@ -69,7 +69,7 @@ def test_the_folder_alone_is_enough(movable_cfg, tmp_path, photograph, monkeypat
 @pytest.mark.parametrize("score", ["match", "iou"])
 def test_a_score_head_is_saved_with_its_thresholds(tiny_cfg, head_opts, tmp_path, photograph, score):
     head = tmp_path / "calibrated.safetensors"
-    store_thresholds(head, read_weights(head_opts[3]), {"match": 0.41})
+    store_thresholds(head, read_weights(head_opts[3]), {"match": 0.05})
     opts = [*head_opts[:3], str(head), "MODEL.INFERENCE.SCORE", score]
     predictor = OpenWorldSAMPredictor(tiny_cfg, opts=opts)
     predictor.save_pretrained(tmp_path / "saved")
@@ -78,7 +78,7 @@ def test_a_score_head_is_saved_with_its_thresholds(tiny_cfg, head_opts, tmp_path
     loaded = OpenWorldSAMPredictor.from_pretrained(tmp_path / "saved", device="cpu")
     assert_same_answers(predictor, loaded, photograph)
     assert np.array_equal(*(p.predict(PROMPTS, "referring").match for p in (predictor, loaded)))
-    assert [p.predict(PROMPTS, score="match").threshold for p in (predictor, loaded)] == [0.41, 0.41]
+    assert [p.predict(PROMPTS, score="match").threshold for p in (predictor, loaded)] == [0.05, 0.05]
     saved = read_weights(tmp_path / "saved/score_head.safetensors")
     assert saved.recorded("adapter").fingerprint == predictor.sources["adapter"].fingerprint
     loaded.save_pretrained(tmp_path / "again")

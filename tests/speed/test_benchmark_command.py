@@ -152,7 +152,7 @@ def test_the_stages_are_the_forward_pass(build, photograph, matching_opts, head)
     if head:
         predictor = OpenWorldSAMPredictor(TINY, opts=matching_opts)
         ours = Pipeline("head", predictor.cfg, predictor.model, encoded_image(str(photograph)), random=False)
-        ours.model.inference = inference = replace(ours.model.inference, score_threshold=0.4)
+        ours.model.inference = inference = replace(ours.model.inference, score_threshold=0.05)
         ours.use("fp32", False)
         assert ours.model.inference is inference  # its threshold may come with the weights
     ours.ask(3)

@@ -21,8 +21,8 @@ from openworldsam.utils.locking import lock
 with lock(Path(sys.argv[1]), "taken"):
     worker = os.fork()  # as a DataLoader does; it must not keep the lock
     if not worker:
+        print(os.getpid(), flush=True)  # it has let go by now
         time.sleep(30)
-    print(worker, flush=True)
     time.sleep(60)
 """
 
