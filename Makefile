@@ -35,7 +35,7 @@ $(EXTRAS): $(STAMP)
 	$(PIP) install --no-build-isolation -c requirements.txt -e '.[app,supervision,cityscapes]'
 	@touch $@
 
-# A process per core, at most four, of a gigabyte each. One has all tests of a file, which share what they build.
+# One process per core, at most four; each takes a gigabyte. All tests of a file run in one process and share fixtures.
 test: $(EXTRAS)
 	$(PY) -m pytest -q -rs -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 

@@ -233,7 +233,7 @@ def _add_training_config(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
     # Images of each training set to use, from the first; 0: all. Fewer fit a small feature cache.
     cfg.DATASETS.TRAIN_IMAGES = 0
-    # On which tools/calibrate.py compares scores with the quality of masks, and chooses the threshold of match scores.
+    # Datasets on which tools/calibrate.py compares scores with the quality of masks and chooses the thresholds.
     cfg.DATASETS.HELD_OUT = ["coco_2017_train_panoptic_held_out"]
     # YAML or JSON files, each of which describes a custom dataset (datasets/README.md, "Custom datasets").
     cfg.DATASETS.OWN = []

@@ -1,4 +1,4 @@
-"""What a model's weights know, by the record of their training, in sentences for users."""
+"""Sentences for users about what a model's weights know, from the record of their training."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ def _drop_score_head(model: OpenWorldSAM, cfg: CfgNode) -> None:
     advice = "train one on this adapter (docs/score.md), or set MODEL.SCORE_HEAD.WEIGHTS"
     if model.inference.score != "iou":
         raise ValueError(
-            f"{cfg.MODEL.WEIGHTS} has no score head, so MODEL.INFERENCE.SCORE {model.inference.score} is not to be "
-            f"had: set it to iou; or {advice}"
+            f"{cfg.MODEL.WEIGHTS} has no score head, so MODEL.INFERENCE.SCORE {model.inference.score} cannot be "
+            f"used: set it to iou; or {advice}"
         )
     model.score_head = None
     logger.warning("%s has no score head, so there is no match score: %s", cfg.MODEL.WEIGHTS, advice)

@@ -20,7 +20,7 @@ from openworldsam.utils.files import save_atomically
 
 
 def save_trained(model: OpenWorldSAM, folder: Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
-    """Write what a training has made, with a record of how.
+    """Write the trained weights, with a record of their training.
 
     adapter.safetensors has the adapter's tensors (59 in the full model, 18 MB) and those of the score head, if there is
     one. A head that was trained alone goes to score_head.safetensors.

@@ -1,4 +1,4 @@
-"""Calibration of the scores of queries on a held-out split, and the threshold that follows from it (docs/score.md).
+"""Calibration of the scores of queries on a held-out split, and choice of the threshold (docs/score.md).
 
 Shapes: R queries and N ground-truth masks of a prompt, H, W size of the image, T thresholds.
 """

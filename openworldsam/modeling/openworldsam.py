@@ -119,7 +119,7 @@ class OpenWorldSAM(nn.Module):
         }
 
     def train(self, mode: bool = True) -> OpenWorldSAM:
-        """Switch what is trained to training mode; frozen modules stay in eval mode."""
+        """Switch the trained modules to training mode; frozen ones stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules:
             module.eval()

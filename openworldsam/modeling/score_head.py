@@ -31,7 +31,7 @@ CROP = 16
 
 
 class MaskedRegion(NamedTuple):
-    """What R masks show.
+    """Description of R masks.
 
     appearance: [R, C + C/8 + C/4], mean of SAM2's features, of three levels, over the mask.
     form: [R, 1, CROP, CROP], the mask's probabilities in the square around it.
@@ -114,7 +114,7 @@ class ScoreHead(nn.Module):
 
 @torch.no_grad()
 def masked_region(features: ImageFeatures, image_index: Tensor, logits: Tensor) -> MaskedRegion:
-    """Describe what masks show.
+    """Describe R masks by the features and pixels that they cover.
 
     Args:
         features: of B images.

@@ -74,7 +74,7 @@ def test_weights_without_a_head_load_and_say_so(name, files, states, cfg_of, tmp
     assert model.score_head is None and "score_head" not in sources
     (record,) = log.records
     assert f"{path} has no score head, so there is no match score: " in record.getMessage()
-    with pytest.raises(ValueError, match=r"has no score head, so MODEL\.INFERENCE\.SCORE match is not to be had"):
+    with pytest.raises(ValueError, match=r"has no score head, so MODEL\.INFERENCE\.SCORE match cannot be used"):
         loaded(cfg_of(WEIGHTS=path, INFERENCE__SCORE="match"))
 
 

@@ -63,6 +63,7 @@ def test_the_released_model_has_its_row():
         (["MODEL.PROMPT_ENCODER.EMBED_DIM", 768], {}, "MODEL.PROMPT_ENCODER.EMBED_DIM is 768, the paper's 1024"),
         (["MODEL.ADAPTER.NUM_TIE_BREAKERS", 10], {}, "MODEL.ADAPTER.NUM_TIE_BREAKERS is 10, the paper's 20"),
         (["MODEL.ADAPTER.FUSION", "add"], {}, "MODEL.ADAPTER.FUSION is add, the paper's replace"),
+        (["MODEL.INFERENCE.SCORE", "match"], {}, "MODEL.INFERENCE.SCORE is match, the paper's iou"),
         (["MODEL.INFERENCE.SCORE_THRESHOLD", 0.5], {}, "MODEL.INFERENCE.SCORE_THRESHOLD is 0.5, the paper's 0.7"),
         (["TEST.TEMPLATE", "a {name}"], {}, "TEST.TEMPLATE is a {name}, the paper's {name}"),
         (["PRESET", "mine"], {}, "preset mine is not the paper's model"),
