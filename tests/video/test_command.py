@@ -14,6 +14,7 @@ from openworldsam.data.datasets.shapes import configured_world
 from openworldsam.data.shapes.clip import Moving, render_clip
 from openworldsam.data.shapes.drawing import Thing
 from openworldsam.utils.files import save_png
+from openworldsam.utils.text import rounded_down
 from openworldsam.video import VideoPredictor, open_clip, results
 from openworldsam.video.command import main
 
@@ -117,7 +118,7 @@ def test_both_scores_are_in_the_files_and_what_is_not_found_is_named(matching_op
     (low, missing), (high, found) = sorted((score, prompt) for prompt, score in best.items())
     about = run("one", str((low + high) / 2))
     assert about["not_found"] == {missing: pytest.approx(low)} and {t["prompt"] for t in about["tracks"]} == {found}
-    assert f"{missing} not found (best 0.{int(100 * low)})" in capsys.readouterr().out
+    assert f"{missing} not found (best {rounded_down(low)})" in capsys.readouterr().out
     assert all(track["match"] == track["score"] != track["predicted_iou"] for track in about["tracks"])
     objects = [seen for line in lines_of(tmp_path / "one") for seen in line["objects"]]
     assert objects and all(seen["match"] == seen["score"] != seen["predicted_iou"] for seen in objects)
