@@ -13,6 +13,7 @@ from openworldsam import OpenWorldSAMPredictor, demo
 from openworldsam.data.datasets.shapes import split_seed
 from openworldsam.data.shapes import World, expressions, render
 from openworldsam.demo import main
+from openworldsam.utils.text import rounded_down
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,7 +127,7 @@ def test_prompts_that_are_not_found_are_named(command, matching_opts, photograph
     assert content["info"]["score"]["threshold"] == pytest.approx((low + high) / 2)
     names = {category["id"]: category["name"] for category in content["categories"]}
     assert {names[annotation["category_id"]] for annotation in content["annotations"]} == {found}
-    assert f"{missing} not found (best 0.{int(100 * low)})" in capsys.readouterr().out
+    assert f"{missing} not found (best {rounded_down(low)})" in capsys.readouterr().out
 
 
 def test_images_of_one_name_are_refused(command, photograph, tmp_path, capsys, exit_status):

@@ -19,6 +19,7 @@ from openworldsam.annotate.command import main, parse_args
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.text import rounded_down
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/shapes/paper.yaml"
@@ -266,7 +267,7 @@ def test_what_is_found_nowhere_is_named_with_its_best_score(folder, matching_opt
     best = {text: max(image["not_found"][text] for image in content["images"]) for text in ("cat", "grass")}
     (low, missing), (high, _) = sorted((score, prompt) for prompt, score in best.items())
     content, printed = run("one", (low + high) / 2)
-    assert f"{missing} not found (best 0.{int(100 * low)})" in printed
+    assert f"{missing} not found (best {rounded_down(low)})" in printed
     assert all(missing in image["not_found"] for image in content["images"]) and content["annotations"]
     assert content["info"]["score"] == {"rule": "match", "threshold": pytest.approx((low + high) / 2)}
     assert all(a["match"] == a["score"] != a["predicted_iou"] for a in content["annotations"])

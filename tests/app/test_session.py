@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from openworldsam.app.session import MAX_CHARACTERS, MAX_PROMPTS, TASK_THRESHOLDS, Session, with_clicks
 from openworldsam.checkpoint import provenance
+from openworldsam.utils.text import rounded_down
 
 USUAL = {"score_threshold": 0.7, "nms_threshold": 0.5, "overlap_threshold": 0.5}
 
@@ -88,7 +89,7 @@ def test_masks_of_texts_have_both_scores_and_those_of_clicks_one(matching):
     thresholds = {**USUAL, "score_threshold": float(best.mean())}
     session.ask(["cat", "grass"], "instance", thresholds)
     (missing,) = session.found.not_found
-    assert f"{missing} not found (best 0.{int(100 * min(best))})" in session.message
+    assert f"{missing} not found (best {rounded_down(min(best))})" in session.message
     session.click(3, 4, 1)
     table, shown = session.table(), session.shown
     assert [row[2:4] for row in table[:-1]] == [

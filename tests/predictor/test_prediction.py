@@ -9,6 +9,7 @@ import torch
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.inference import Found
 from openworldsam.predictor.prediction import Prediction
+from openworldsam.utils.text import rounded_down
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,7 +98,7 @@ def test_a_threshold_between_the_match_scores_finds_some_prompts(matching):
     np.testing.assert_array_equal(found.best_scores, best)
     missing = {PROMPTS[i]: best[i] for i in range(3) if i != index}
     assert found.not_found == missing
-    assert all(f"{prompt} not found (best 0.{int(100 * score)})" in found.summary for prompt, score in missing.items())
+    assert all(f"{prompt} not found (best {rounded_down(score)})" in found.summary for prompt, score in missing.items())
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
