@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from detectron2.data import DatasetFromList
@@ -121,5 +122,6 @@ def _content(text: str) -> frozenset[str]:
 
 
 def _generator(record: Record) -> np.random.Generator:
-    """A generator that follows from the image alone."""
-    return np.random.default_rng(zlib.crc32(f"{record['image_id']} {record['file_name']}".encode()))
+    """A generator that follows from the image alone, wherever its dataset lies."""
+    name = "/".join(Path(record["file_name"]).parts[-2:])
+    return np.random.default_rng(zlib.crc32(f"{record['image_id']} {name}".encode()))

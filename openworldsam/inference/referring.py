@@ -78,7 +78,8 @@ class GeneralizedReferringInference:
             masks[prompt] |= mask
         scores = torch.zeros(count).scatter_reduce(0, found.labels, found.scores, "amax")
         evidence = torch.zeros(count, 2)
-        evidence[found.labels.flip(0)] = found.evidence.flip(0)  # the best comes first, so it is written last
+        for prompt, of_mask in zip(found.labels.tolist()[::-1], found.evidence.flip(0), strict=True):
+            evidence[prompt] = of_mask  # the best comes first, so it is written last
         return ReferringResult(masks, scores, evidence, None)
 
 

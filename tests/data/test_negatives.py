@@ -53,6 +53,14 @@ def test_candidates_are_absent_distinct_and_fixed_for_an_image(num):
     assert len(set(drawn)) > 1 and set().union(*drawn) == {1, 2, 4, 5, 6}  # images differ, and every class has its turn
 
 
+def test_another_folder_of_the_dataset_has_the_same_candidates():
+    here, there, other = (
+        Negatives(1, NAMES, GROUPS_OF).classes(image(1, 0, file_name=f"{file}/1.png"))
+        for file in ("/data/coco/train2017", "elsewhere/train2017", "/data/coco/val2017")
+    )
+    assert here == there != other
+
+
 def test_half_of_them_share_a_word_or_group_with_what_is_there():
     for number in range(20):
         found = Negatives(2, NAMES, GROUPS_OF).classes(image(number, 0))  # "red circle": alike are 1 and 2
