@@ -7,6 +7,7 @@ G patches along a side, H = W scene size.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from openworldsam.data.shapes import Scene, World, expressions, render, thing_name
+from openworldsam.data.shapes import Scene, World, colours_of, expressions, render, thing_name
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining import loop
@@ -26,9 +27,9 @@ class Described(NamedTuple):
     """An image with n texts; a batch has B of each tensor, and for each of the n texts a tuple of B.
 
     image: uint8 [3, H, W].
-    texts: n texts; each refers to one segment, or a name to several.
-    masks: bool [n, H, W] of these regions.
-    segments: float [n, NUMBERS + 1], descriptions and weights of the regions; weight 0 for several segments.
+    texts: n texts; each refers to one segment, a name also to several or to none.
+    masks: bool [n, H, W] of these regions; empty for an absent name.
+    segments: float [n, NUMBERS + 1], descriptions and weights of the regions; weight 0 for none or several segments.
     cells: float [G, G, NUMBERS + 1], the same for the segment in each patch.
     """
 
@@ -58,38 +59,59 @@ def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
     return {ids: (*found, *(text.removeprefix("the ") for text in found)) for ids, found in texts.items()}
 
 
-class DescribedScenes(Dataset[Described]):
-    """Scenes, with things of all kinds and texts that each refer to a region; `grid` is G."""
+KINDS = {"name": 4.0, "superlative": 3.0, "relation": 3.0, "stuff": 1.0, "absent": 1.0}
+"""Kinds of texts, with the weight by which a scene's texts are drawn among the kinds that it has."""
 
-    def __init__(self, world: World, seed: int, num_texts: int, grid: int) -> None:
-        self.world, self.seed, self.num_texts, self.grid = world, seed, num_texts, grid
+
+class DescribedScenes(Dataset[Described]):
+    """Scenes of some worlds in turn, with things of all kinds and texts of all `KINDS`; `grid` is G."""
+
+    def __init__(self, worlds: Sequence[World], seed: int, num_texts: int, grid: int) -> None:
+        self.worlds, self.seed, self.num_texts, self.grid = worlds, seed, num_texts, grid
 
     def __getitem__(self, index: int) -> Described:
-        scene = render(self.world, self.seed, index, "all")
+        world = self.worlds[index % len(self.worlds)]
+        scene = render(world, self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 78])
-        texts = texts_by_region(scene)
         table = describe_segments(scene)
-        regions = list(texts)
-        weights = np.array([table[ids[0], -1] for ids in regions])
-        chosen = [regions[i] for i in rng.choice(len(regions), self.num_texts, p=weights / weights.sum())]
-        # several segments have no common description
-        told = [table[ids[0]] if len(ids) == 1 else np.zeros_like(table[0]) for ids in chosen]
-        centres = ((np.arange(self.grid) + 0.5) * self.world.size / self.grid).astype(int)
+        by_kind: dict[str, list[tuple[tuple[int, ...], str]]] = {
+            "absent": [((), name) for name in _absent(scene, world)]
+        }
+        for ids, texts in texts_by_region(scene).items():
+            for text in texts:
+                by_kind.setdefault(_kind(text, world), []).append((ids, text))
+        weights = np.array([KINDS[kind] for kind in by_kind])
+        kinds = rng.choice(list(by_kind), self.num_texts, p=weights / weights.sum())
+        chosen = [by_kind[kind][rng.integers(len(by_kind[kind]))] for kind in kinds]
+        # none or several segments have no common description
+        told = [table[ids[0]] if len(ids) == 1 else np.zeros_like(table[0]) for ids, _ in chosen]
+        centres = ((np.arange(self.grid) + 0.5) * world.size / self.grid).astype(int)
         return Described(
             torch.from_numpy(scene.image).permute(2, 0, 1),
-            [str(rng.choice(texts[ids])) for ids in chosen],
-            torch.from_numpy(np.stack([np.isin(scene.segment_map, ids) for ids in chosen])),
+            [text for _, text in chosen],
+            torch.from_numpy(np.stack([np.isin(scene.segment_map, ids) for ids, _ in chosen])),
             torch.from_numpy(np.stack(told)),
             torch.from_numpy(table[scene.segment_map[np.ix_(centres, centres)]]),
         )
+
+
+def _absent(scene: Scene, world: World) -> list[str]:
+    """Return the names of things, with and without a colour, that the scene does not show."""
+    present = {segment.name for segment in scene.segments}
+    present |= {thing_name(segment.colour, segment.name) for segment in scene.segments if segment.colour}
+    pairs = [thing_name(colour, shape) for shape, colours in colours_of(world, "all").items() for colour in colours]
+    # as many names without a colour as with one
+    shapes = [shape for shape in world.shapes for _ in world.colours]
+    return [name for name in (*shapes, *pairs) if name not in present]
 
 
 class PointingBEiT3(loop.Trainee):
     """BEiT-3 with the linear heads that train it; the heads are discarded afterwards.
 
     From every patch they predict whether the region covers it, and the description of the patch's segment (in place of
-    BEiT-3's masked images). From the embedding they predict the region's share of each grid cell, its description, and
-    the tokens of the text (in place of BEiT-3's masked texts). `world` tells the kinds of texts apart.
+    BEiT-3's masked images). From the embedding they predict the region's share of each grid cell or that there is no
+    region, its description, and the tokens of the text (in place of BEiT-3's masked texts). `world` tells the kinds of
+    texts apart.
     """
 
     def __init__(self, encoder: BEiT3PromptEncoder, world: World) -> None:
@@ -99,7 +121,7 @@ class PointingBEiT3(loop.Trainee):
         self.grid = encoder.image_size // encoder.patch_size
         self.patch_head = nn.Linear(width, 4)
         self.patch_telling = nn.Linear(width, NUMBERS)
-        self.place_head = nn.Linear(width, self.grid**2)
+        self.place_head = nn.Linear(width, self.grid**2 + 1)  # the last one says that nothing is meant
         self.telling = nn.Linear(width, NUMBERS)
         self.words = nn.Linear(width, encoder.beit3.text_embed.num_embeddings)
 
@@ -141,9 +163,11 @@ class PointingBEiT3(loop.Trainee):
         target = batch.masks.flatten(0, 1).to(self.device).float()[:, None]
         quarters = F.adaptive_avg_pool2d(target, 2 * self.grid)  # four per patch
         blocks = F.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
-        place = F.adaptive_avg_pool2d(target, self.grid).flatten(1)
+        cells_covered = F.adaptive_avg_pool2d(target, self.grid).flatten(1)
+        absent = (cells_covered.sum(dim=1, keepdim=True) == 0).float()
+        place = torch.cat([cells_covered, absent], dim=1)
         place = place / place.sum(dim=1, keepdim=True)
-        weight = 1 / blocks.mean(dim=(1, 2), keepdim=True).clamp(min=0.02) ** 0.5
+        weight = 1 / (blocks.mean(dim=(1, 2), keepdim=True) + absent[..., None]).clamp(min=0.02) ** 0.5
         covered = F.binary_cross_entropy_with_logits(self.patch_head(patches).float(), blocks, reduction="none")
         pieces = torch.zeros(len(ids), self.words.out_features, device=self.device).scatter_(1, ids, 1)
         words = self.words(embeddings).float()[:, EOS_ID + 1 :]
@@ -158,14 +182,15 @@ class PointingBEiT3(loop.Trainee):
         }
 
     def scores(self, batch: Described) -> dict[str, Tensor]:
-        """Return for each text, by its kind, whether the patch that its embedding points at lies in the region."""
+        """Return for each text, by its kind, whether its embedding points into the region, or nowhere for "absent"."""
         texts, _, embeddings, _ = self.encode_texts(batch)
         pointed = self.place_head(embeddings).argmax(dim=1).cpu()
         share = F.adaptive_avg_pool2d(batch.masks.flatten(0, 1).float()[:, None], self.grid).flatten(1)
-        hits = share[torch.arange(len(share)), pointed] > 0.25
+        absent = share.sum(dim=1) == 0
+        hits = torch.cat([share, absent[:, None].float()], dim=1)[torch.arange(len(share)), pointed] > 0.25
         kinds = defaultdict(list)
         for index, text in enumerate(texts):
-            kinds[_kind(text, self.world)].append(index)
+            kinds["absent" if absent[index] else _kind(text, self.world)].append(index)
         return {kind: hits[indices] for kind, indices in kinds.items()}
 
 

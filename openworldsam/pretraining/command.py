@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.checkpoint.knowledge import SHAPES_NOTE
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world, split_seed
-from openworldsam.data.shapes import render
+from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import train_tokenizer
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = {
     "sam2": Schedule(steps=12_000, batch_size=8, learning_rate=1e-3),
-    "beit3": Schedule(steps=16_000, batch_size=8, learning_rate=1e-3, warmup=500),
+    "beit3": Schedule(steps=18_000, batch_size=8, learning_rate=1e-3, warmup=500),
     "memory": Schedule(steps=1_500, batch_size=6, learning_rate=5e-4),
 }
 TRAINED_FRAMES, SCORED_FRAMES = 8, 12
@@ -73,10 +74,11 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     model = OpenWorldSAM(cfg).to(cfg.MODEL.DEVICE)
     tiny = sam2.TinySAM2(model).train()
     tiny.start_local()
-    data = sam2.PromptedScenes(world, _seed(cfg, "sam2_train"))
-    scored = sam2.PromptedScenes(world, _seed(cfg, "sam2_val"), exact=True)
+    data = sam2.PromptedScenes((world, crowded(world)), _seed(cfg, "sam2_train"))
     pretrain(tiny, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    logger.info("IoU: %s", validate(tiny.eval(), scored, SCORED_SCENES))
+    for name, scored in (("scenes", world), ("crowds", crowded(world))):
+        exact = sam2.PromptedScenes((scored,), _seed(cfg, "sam2_val"), exact=True)
+        logger.info("IoU, %s: %s", name, validate(tiny.eval(), exact, SCORED_SCENES))
     save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -91,10 +93,12 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
     pointing = beit3.PointingBEiT3(model.prompt_encoder, world).to(cfg.MODEL.DEVICE).train()
-    seeds = _seed(cfg, "beit3_train"), _seed(cfg, "beit3_val")
-    data, scored = (beit3.DescribedScenes(world, seed, num_texts=4, grid=pointing.grid) for seed in seeds)
+    scenes = partial(beit3.DescribedScenes, num_texts=4, grid=pointing.grid)
+    data = scenes((world, crowded(world)), _seed(cfg, "beit3_train"))
     pretrain(pointing, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    logger.info("share of texts that point into their region: %s", validate(pointing.eval(), scored, SCORED_SCENES))
+    for name, scored in (("scenes", world), ("crowds", crowded(world))):
+        found = validate(pointing.eval(), scenes((scored,), _seed(cfg, "beit3_val")), SCORED_SCENES)
+        logger.info("share of texts that point into their region, %s: %s", name, found)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 
 

@@ -11,8 +11,10 @@ side, M = 4S mask side, C width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,10 @@ from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.pretraining import loop
 from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
 
-NO_POINT, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 1, 2, 3
+NO_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """SAM2's point labels."""
+LARGEST_LOGIT = 32.0
+"""Bound of mask prompts, as in SAM2's training."""
 
 
 class Prompted(NamedTuple):
@@ -52,16 +56,16 @@ class Prompted(NamedTuple):
 
 
 class PromptedScenes(Dataset[Prompted]):
-    """Scenes with points and boxes on random segments, some of which may be prompted twice.
+    """Scenes of some worlds in turn with points and boxes on random segments, some of which may be prompted twice.
 
     Points are innermost and boxes exact, if so asked; otherwise points are mostly random, and boxes have noise.
     """
 
-    def __init__(self, world: World, seed: int, num_prompts: int = 6, exact: bool = False) -> None:
-        self.world, self.seed, self.num_prompts, self.exact = world, seed, num_prompts, exact
+    def __init__(self, worlds: Sequence[World], seed: int, num_prompts: int = 6, exact: bool = False) -> None:
+        self.worlds, self.seed, self.num_prompts, self.exact = worlds, seed, num_prompts, exact
 
     def __getitem__(self, index: int) -> Prompted:
-        scene = render(self.world, self.seed, index, "all")
+        scene = render(self.worlds[index % len(self.worlds)], self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 77])
         # things are harder, so they get most of the prompts
         weights = np.array([3.0 if segment.is_thing else 1.0 for segment in scene.segments])
@@ -137,11 +141,17 @@ class TinySAM2(loop.Trainee):
         labels = torch.tensor([[FOREGROUND, NO_POINT], [TOP_LEFT, BOTTOM_RIGHT]], device=points.device)
         return self.mask_decoder.prompt_encoder(points=(corners, labels[boxed.long()]), boxes=None, masks=None)[0]
 
+    def clicks(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Make SAM2's tokens [N, t + 1, C] of clicks [N, t, 2] with labels [N, t]."""
+        return self.mask_decoder.prompt_encoder(points=(points, labels), boxes=None, masks=None)[0]
+
     def decode(
-        self, features: ImageFeatures, image_index: Tensor, tokens: Tensor, mask: Tensor | None = None
+        self, features: ImageFeatures, image_index: Tensor, tokens: Tensor | None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Decode tokens [N, T, C] and mask prompts [N, 1, M, M] to logits [N, 4, M, M] and predicted IoU [N, 4]."""
-        _, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
+        nothing, dense = self.mask_decoder.prompt_encoder(points=None, boxes=None, masks=mask)
+        if tokens is None:
+            tokens = nothing.expand(len(image_index), -1, -1)
         logits, iou, _, _ = self.mask_decoder.decoder.predict_masks(
             image_embeddings=features.embed[image_index],
             image_pe=self.mask_decoder.positions(),
@@ -160,9 +170,10 @@ class TinySAM2(loop.Trainee):
     def losses(self, batch: Prompted, step: int) -> dict[str, Tensor]:
         """Return the losses of a step: of the cells, and after `SEEING_STEPS` of every prompt.
 
-        On every prompt both SAM2's single mask and the best of its three others are trained; every fourth step decodes
-        again with the first mask as an additional prompt. Masks alone are slow to separate neighbours of one colour, so
-        the first steps also pull the features of a segment's pixels together.
+        On every prompt both SAM2's single mask and the best of its three others are trained. Every second step decodes
+        again, in turn: the mask alone, as two-stage inference does; the mask with one to three corrections; a spoilt
+        true mask alone; corrections alone. Masks are slow to separate neighbours of one colour, so the first steps
+        also pull the features of a segment's pixels together.
         """
         features = self.encode(batch.image)
         cells = batch.cells.to(self.device).movedim(1, -1)
@@ -181,36 +192,111 @@ class TinySAM2(loop.Trainee):
         target = masks.float()[:, None]
         logits, iou = self.decode(features, index, tokens)
         found |= _losses(logits, iou, target)
-        if step % 4 == 0:
-            again, iou = self.decode(features, index, tokens, logits[:, :1].detach().clamp(-32, 32))
+        if step % 2 == 0:
+            first = logits[:, :1].detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+            turn = step // 2 % 4
+            if turn == 0:
+                # a first mask of something else says nothing of the target
+                right = paired_iou(at_size(first, masks), masks) > 0.5
+                prompt, tokens = torch.where(right[:, None, None, None], first, spoilt(target, first)), None
+            elif turn == 1:
+                prompt, tokens = first, self.clicks(*corrections(at_size(first, masks), masks, 1 + step // 8 % 3))
+            elif turn == 2:
+                prompt, tokens = spoilt(target, first), None
+            else:
+                places, labels = corrections(at_size(first, masks), masks, 1 + step // 8 % 2)
+                places, labels = torch.cat([points[:, None], places], dim=1), F.pad(labels, (1, 0), value=FOREGROUND)
+                prompt, tokens = None, self.clicks(places, labels)
+            again, iou = self.decode(features, index, tokens, prompt)
             second = _losses(again, iou, target)
             found |= {name: found[name] + second[name] for name in second}
         return found
 
     def scores(self, batch: Prompted) -> dict[str, Tensor]:
-        """Return the IoU from a point (things, stuff) and from a box (things), and the error of the predicted IoU."""
+        """Return the IoU from each kind of prompt, of things and stuff, and the error of the IoU predicted for a point.
+
+        A "mask" is the one from the point, alone as in two-stage inference; a "spoilt mask" the true one blurred and
+        cut; "3 clicks" are the point and two corrections, each with the mask before it.
+        """
         features = self.encode(batch.image)
         index, points, boxes, is_thing, masks = self._prompts(batch)
 
-        def answer(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            logits, scores = self.decode(features, index, tokens)
-            full = F.interpolate(logits[:, :1], masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
-            return paired_iou(full, masks), scores[:, 0]
+        def answer(tokens: Tensor | None, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+            logits, scores = self.decode(features, index, tokens, mask)
+            logits = logits[:, :1].clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+            return paired_iou(at_size(logits, masks), masks), scores[:, 0], logits
 
-        of_point, score = answer(self.points(points))
-        of_box, _ = answer(self.points_or_boxes(points, boxes, torch.ones_like(is_thing)))
-        return {
-            "point, things": of_point[is_thing],
-            "point, stuff": of_point[~is_thing],
-            "box, things": of_box[is_thing],
-            "score error": (score - of_point).abs(),
-        }
+        of_point, score, first = answer(self.points(points))
+        of_box, _, _ = answer(self.points_or_boxes(points, boxes, torch.ones_like(is_thing)))
+        of_mask, _, _ = answer(None, first)
+        torch.manual_seed(0)
+        of_spoilt, _, _ = answer(None, spoilt(masks.float()[:, None], first))
+        places, labels, mask = points[:, None], torch.full_like(index[:, None], FOREGROUND), first
+        for _ in range(2):
+            place, label = corrections(at_size(mask, masks), masks, 1)
+            places, labels = torch.cat([places, place], dim=1), torch.cat([labels, label], dim=1)
+            of_clicks, _, mask = answer(self.clicks(places, labels), mask)
+        kinds = {"point": of_point, "mask": of_mask, "spoilt mask": of_spoilt, "3 clicks": of_clicks}
+        found = {f"{kind}, things": iou[is_thing] for kind, iou in {**kinds, "box": of_box}.items()}
+        found |= {f"{kind}, stuff": iou[~is_thing] for kind, iou in kinds.items()}
+        return {**found, "score error": (score - of_point).abs()}
 
     def _prompts(self, batch: Prompted) -> tuple[Tensor, ...]:
         """Return image_index, points, boxes, is_thing and masks of the N prompts of a batch, on the model's device."""
         index = torch.arange(len(batch.image)).repeat_interleave(batch.points.shape[1])
         parts = (part.flatten(0, 1) for part in (batch.points, batch.boxes, batch.is_thing, batch.masks))
         return tuple(part.to(self.device) for part in (index, *parts))
+
+
+def at_size(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return the masks, bool [N, H, W], of logits [N, 1, M, M] at the size of `masks`."""
+    return F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
+
+
+def spoilt(target: Tensor, like: Tensor) -> Tensor:
+    """Return true masks [N, 1, H, W] as a first stage might have found them: logits [N, 1, M, M], the size of `like`.
+
+    They are blurred, too large or too small by places, and one in three lacks a part.
+    """
+    count, _, side, _ = like.shape
+    soft = F.avg_pool2d(F.adaptive_avg_pool2d(target, side), 3, stride=1, padding=1, count_include_pad=False)
+    drift = F.interpolate(torch.randn(count, 1, 6, 6), (side, side), mode="bicubic", align_corners=False)
+    level = 0.15 * drift + 0.1 * torch.randn(count, 1, 1, 1)
+    # a half-plane whose border runs beside the middle of the mask
+    angle, along = 2 * torch.pi * torch.rand(count, 1, 1), torch.arange(side) / side
+    across = along * angle.cos() + along[:, None] * angle.sin()
+    inside = soft[:, 0].cpu() / soft[:, 0].cpu().sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    middle = (inside * across).sum(dim=(1, 2), keepdim=True)
+    spread = (inside * (across - middle) ** 2).sum(dim=(1, 2), keepdim=True).sqrt()
+    cut = (across > middle + 0.5 * spread)[:, None] & (torch.rand(count, 1, 1, 1) < 1 / 3)
+    soft = (soft + level.to(soft.device)).masked_fill(cut.to(soft.device), 0)
+    return (16 * (2 * soft - 1)).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+
+
+def corrections(found: Tensor, masks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Place clicks on the errors of found masks [N, H, W]: points [N, count, 2] and labels [N, count].
+
+    Each is the innermost pixel of what is missing or too much, whichever lies deeper, once the earlier ones are
+    excluded with their surroundings. Where nothing is wrong, it is the innermost pixel of the mask.
+    """
+    points = torch.zeros(len(masks), count, 2)
+    labels = torch.ones(len(masks), count, dtype=torch.long)
+    for n, (mine, truth) in enumerate(zip(found.cpu().numpy(), masks.cpu().numpy(), strict=True)):
+        wrong = {FOREGROUND: truth & ~mine, BACKGROUND: mine & ~truth}
+        depth = {label: _depth(part) for label, part in wrong.items() if part.any()} or {FOREGROUND: _depth(truth)}
+        for k in range(count):
+            label = max(depth, key=lambda label: depth[label].max())
+            y, x = np.unravel_index(depth[label].argmax(), truth.shape)
+            points[n, k] = torch.tensor([x + 0.5, y + 0.5])
+            labels[n, k] = label
+            reach = max(2, int(depth[label][y, x]))
+            depth[label][max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = 0
+    return points.to(masks.device), labels.to(masks.device)
+
+
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """Return the distance of each pixel of a mask, bool [H, W], to its outside."""
+    return cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1].copy()
 
 
 def mask_losses(logits: Tensor, target: Tensor) -> Tensor:

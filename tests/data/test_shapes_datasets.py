@@ -1,6 +1,7 @@
 """The splits of Shapes as datasets: seeds, names of things, and training."""
 
 import pickle
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from openworldsam.data.datasets import register_datasets, shapes
 from openworldsam.data.datasets.shapes import SPLITS, configured_world
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records.scenes import render_reference
-from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, expressions
+from openworldsam.data.shapes import NOVEL_PAIRS, NOVEL_SHAPES, World, crowded, expressions
 from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe_training
 from openworldsam.engine.train import run_training
@@ -50,7 +51,20 @@ def test_the_config_has_the_defaults_of_a_world(tiny_cfg):
 
 def test_the_numbers_of_scenes(cfg):
     counts = {name: len(DatasetCatalog.get(name)) for name in SPLITS}
-    assert counts == dict.fromkeys(SPLITS, 500) | {"shapes_train": 20_000, "shapes_refer_train": 20_000}
+    assert counts == {name: 20_000 if name.endswith("_train") else 500 for name in SPLITS}
+
+
+def test_crowds_have_many_equal_things():
+    cfg = load_config("configs/shapes/paper.yaml")
+    register_datasets(cfg)
+    equal = []
+    for name, most in (("shapes_val", 3), ("shapes_crowd_val", 10)):
+        scenes = [render_reference(record["scene"]) for record in DatasetCatalog.get(name)[:40]]
+        things = [Counter(s.name for s in scene.segments if s.is_thing) for scene in scenes]
+        assert max(counts.total() for counts in things) == most
+        equal.append(np.mean([max(counts.values()) >= 4 for counts in things]))
+    assert equal[0] == 0 and equal[1] > 0.5
+    assert crowded(World(thing_size=(12, 80))).thing_size == (6, 40)
 
 
 def test_records_are_small_and_can_be_sent_to_other_processes(cfg):
@@ -103,7 +117,8 @@ def test_ground_truth_is_that_of_the_scene(cfg, name):
         expected = {(s.id, s.name) for s in scene.segments if not s.is_thing}
         for s in (s for s in scene.segments if s.is_thing):
             pair = f"{s.colour} {s.name}"
-            names = {"shapes_train": {s.name, pair}, "shapes_novel_val": {s.name if s.name in NOVEL_SHAPES else pair}}
+            names = {"shapes_train": {s.name, pair}, "shapes_crowd_train": {s.name, pair}}
+            names |= {"shapes_novel_val": {s.name if s.name in NOVEL_SHAPES else pair}}
             expected |= {(s.id, text) for text in names.get(name, {s.name})}
         assert named == expected
 

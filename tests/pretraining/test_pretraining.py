@@ -1,14 +1,16 @@
 """Training of the tiny encoders: data, losses, resuming, and weight files that a model loads."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
-from openworldsam.data.shapes import render
+from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import beit3, sam2
 from openworldsam.pretraining.command import main
@@ -59,7 +61,7 @@ def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path)
         torch.manual_seed(0)
         tiny = Stopping(OpenWorldSAM(config(opts))).train()
         tiny.stop_at = stop_at
-        pretrain(tiny, sam2.PromptedScenes(world, 1, 2), Schedule(5, 2, 1e-3), state, 0)
+        pretrain(tiny, sam2.PromptedScenes((world, crowded(world)), 1, 2), Schedule(9, 2, 1e-3), state, 0)
         return tiny.state_dict()
 
     whole = train(tmp_path / "whole.pth")
@@ -72,7 +74,7 @@ def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path)
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_points_and_boxes_match_their_segments(world, exact):
-    x = sam2.PromptedScenes(world, 3, 5, exact)[0]
+    x = sam2.PromptedScenes((world,), 3, 5, exact)[0]
     assert x.masks.shape == (5, 128, 128)
     for mask, (px, py), box in zip(x.masks.numpy(), x.points.tolist(), x.boxes.numpy(), strict=True):
         assert mask[int(py), int(px)]
@@ -81,18 +83,57 @@ def test_points_and_boxes_match_their_segments(world, exact):
         assert np.abs(box - true).max() <= (0 if exact else 10)
 
 
-def test_every_text_refers_to_one_region(world):
-    several = 0
-    for index in range(5):
-        x = beit3.DescribedScenes(world, 3, 8, grid=4)[index]
-        scene = render(world, 3, index, "all")
+def test_every_text_refers_to_its_region(world):
+    """Several things share a name; an absent name has no region."""
+    kinds = Counter()
+    for index in range(20):
+        of_scene = (world, crowded(world))[index % 2]
+        x = beit3.DescribedScenes((world, crowded(world)), 3, 8, grid=4)[index]
+        scene = render(of_scene, 3, index, "all")
         texts = beit3.texts_by_region(scene)
         for text, mask, told in zip(x.texts, x.masks.numpy(), x.segments, strict=True):
-            owners = [ids for ids, group in texts.items() if text in group]
+            owners = [ids for ids, group in texts.items() if text in group] or [()]
             assert len(owners) == 1 and np.array_equal(mask, np.isin(scene.segment_map, owners[0]))
             assert bool(told.any()) == (len(owners[0]) == 1)
-            several += len(owners[0]) > 1
-    assert several
+            kinds["absent" if not owners[0] else "several" if len(owners[0]) > 1 else beit3._kind(text, of_scene)] += 1
+    assert kinds.keys() == {*beit3.KINDS, "several"}
+
+
+def test_a_missing_name_is_pointed_nowhere(world, opts):
+    cfg = config([*opts, "MODEL.PROMPT_ENCODER.TOKENIZER", str(ROOT / "weights/shapes/beit3.spm")])
+    pointing = beit3.PointingBEiT3(OpenWorldSAM(cfg).prompt_encoder, world)
+    data = beit3.DescribedScenes((world,), 3, 8, grid=pointing.grid)
+    index = next(i for i in range(50) if not data[i].masks.flatten(1).any(dim=1).all())
+    batch = default_collate([data[index]])
+    with torch.no_grad():
+        pointing.place_head.bias[-1] = 1000
+        found = pointing.scores(batch)
+    assert found["absent"].all() and not any(hits.any() for kind, hits in found.items() if kind != "absent")
+    losses = pointing.losses(batch, 5000)
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_clicks_correct_the_largest_error():
+    truth = torch.zeros(3, 20, 20, dtype=torch.bool)
+    truth[:, 4:14, 4:14] = True
+    found = truth.clone()
+    found[0, 4:14, 4:9] = False  # misses the left half
+    found[1, 14:20, 14:20] = True  # a corner too much
+    points, labels = sam2.corrections(found, truth, 2)
+    assert labels[:, 0].tolist() == [1, 0, 1]
+    (x, y), (u, v), (p, q) = points[:, 0].tolist()
+    assert 4 < x < 9 and 6 < y < 12 and u >= 16 and v >= 16 and 8 <= p <= 10 and 8 <= q <= 10
+    assert (points[:, 0] != points[:, 1]).any(dim=1).all()
+
+
+def test_a_spoilt_mask_is_like_the_true_one_and_bounded():
+    torch.manual_seed(0)
+    target = torch.zeros(40, 1, 64, 64)
+    target[:, :, 10:40, 20:50] = 1
+    logits = sam2.spoilt(target, torch.zeros(40, 1, 16, 16))
+    assert logits.abs().max() <= 32 and logits.isfinite().all()
+    iou = sam2.paired_iou(sam2.at_size(logits, target[:, 0].bool()), target[:, 0].bool())
+    assert iou.min() > 0.3 and iou.mean() < 0.95  # none is lost, few are whole
 
 
 def test_a_shared_name_refers_to_all_its_things(world):

@@ -15,23 +15,38 @@ from detectron2.config import CfgNode
 from openworldsam.data.datasets.catalog import SEGMENTATION, register_dataset, set_metadata
 from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.scenes import Level, SceneRecord, SceneReference, category_names
-from openworldsam.data.shapes import Kinds, Scene, World, colours_of, render
+from openworldsam.data.shapes import Kinds, Scene, World, colours_of, crowded, render
 
 
 class Split(NamedTuple):
-    """A split: number of scenes, kinds and names of things, tasks to score, and protocol, empty if TEST decides."""
+    """A split of the Shapes world.
+
+    images: number of scenes.
+    kinds, level: kinds and names of things.
+    tasks: to score.
+    protocol: of the evaluation, empty if TEST decides.
+    is_crowd: its scenes are those of the `crowded` world.
+    """
 
     images: int
     kinds: Kinds
     level: Level
     tasks: tuple[str, ...]
     protocol: str = ""
+    is_crowd: bool = False
+
+    def world(self, configured: World) -> World:
+        """Return the split's world for that of the config."""
+        return crowded(configured) if self.is_crowd else configured
 
 
 SPLITS: dict[str, Split] = {
-    "shapes_train": Split(20_000, "familiar", "both", ()),  # nothing to score: a pixel has two classes
+    # in training a pixel has two classes, so there is nothing to score
+    "shapes_train": Split(20_000, "familiar", "both", ()),
+    "shapes_crowd_train": Split(20_000, "familiar", "both", (), is_crowd=True),
     "shapes_val": Split(500, "familiar", "shape", SEGMENTATION),
     "shapes_novel_val": Split(500, "novel", "pair", SEGMENTATION),
+    "shapes_crowd_val": Split(500, "familiar", "shape", SEGMENTATION, is_crowd=True),
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
     "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
@@ -100,6 +115,7 @@ def load_split(name: str, world: World, seed: int) -> list[SceneRecord]:
         ValueError: the world has no things of the split's kinds.
     """
     split, scene_seed = SPLITS[name], split_seed(seed, name)
+    world = split.world(world)
     colours_of(world, split.kinds)  # raises
     origin = hashlib.sha256(repr((world, scene_seed, split.kinds)).encode()).digest()
     first = int.from_bytes(origin[:4], "big") * 100_000

@@ -11,6 +11,7 @@ from openworldsam.data.shapes.world import (
     Kinds,
     World,
     colours_of,
+    crowded,
     is_novel,
     thing_name,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "SceneSegment",
     "World",
     "colours_of",
+    "crowded",
     "expressions",
     "is_novel",
     "render",

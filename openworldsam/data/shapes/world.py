@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -79,6 +79,14 @@ class World:
             if isinstance(value := getattr(self, field.name), list):  # from a config file; lists are not hashable
                 object.__setattr__(self, field.name, tuple(value))
             _check(self, field.name, getattr(self, field.name))
+
+
+def crowded(world: World) -> World:
+    """Return the world with 4 to 10 things of half the size, most of which repeat or touch others."""
+    low, high = world.thing_size
+    return replace(
+        world, num_things=(4, 10), thing_size=(max(6, low // 2), max(6, high // 2)), same_kind=0.8, touching=0.4
+    )
 
 
 _RANGES = {"num_things": (0, 1000), "num_stuff": (1, 16), "thing_size": (6, 4096)}
