@@ -93,11 +93,11 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
     pointing = beit3.PointingBEiT3(model.prompt_encoder, world).to(cfg.MODEL.DEVICE).train()
-    scenes = partial(beit3.DescribedScenes, num_texts=4, grid=pointing.grid)
-    data = scenes((world, crowded(world)), _seed(cfg, "beit3_train"))
+    described = partial(beit3.DescribedScenes, num_texts=4, grid=pointing.grid)
+    data = described((world, crowded(world)), _seed(cfg, "beit3_train"))
     pretrain(pointing, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     for name, scored in (("scenes", world), ("crowds", crowded(world))):
-        found = validate(pointing.eval(), scenes((scored,), _seed(cfg, "beit3_val")), SCORED_SCENES)
+        found = validate(pointing.eval(), described((scored,), _seed(cfg, "beit3_val")), SCORED_SCENES)
         logger.info("share of texts that point into their region, %s: %s", name, found)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 

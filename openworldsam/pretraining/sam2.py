@@ -188,26 +188,27 @@ class TinySAM2(loop.Trainee):
             return found | {"affinity": affinity_loss(features.high_res[0].float(), segment_map)}
         index, points, boxes, is_thing, masks = self._prompts(batch)
         boxed = (torch.rand(len(points)) < 0.5).to(self.device) & is_thing
-        tokens = self.points(points) if step % 2 else self.points_or_boxes(points, boxes, boxed)
         target = masks.float()[:, None]
+        tokens = self.points(points) if step % 2 else self.points_or_boxes(points, boxes, boxed)
         logits, iou = self.decode(features, index, tokens)
         found |= _losses(logits, iou, target)
         if step % 2 == 0:
             first = logits[:, :1].detach().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
             turn = step // 2 % 4
+            prompt, clicks = None, None
             if turn == 0:
                 # a first mask of something else says nothing of the target
                 right = paired_iou(at_size(first, masks), masks) > 0.5
-                prompt, tokens = torch.where(right[:, None, None, None], first, spoilt(target, first)), None
+                prompt = torch.where(right[:, None, None, None], first, spoilt(target, first))
             elif turn == 1:
-                prompt, tokens = first, self.clicks(*corrections(at_size(first, masks), masks, 1 + step // 8 % 3))
+                prompt, clicks = first, self.clicks(*corrections(at_size(first, masks), masks, 1 + step // 8 % 3))
             elif turn == 2:
-                prompt, tokens = spoilt(target, first), None
+                prompt = spoilt(target, first)
             else:
                 places, labels = corrections(at_size(first, masks), masks, 1 + step // 8 % 2)
                 places, labels = torch.cat([points[:, None], places], dim=1), F.pad(labels, (1, 0), value=FOREGROUND)
-                prompt, tokens = None, self.clicks(places, labels)
-            again, iou = self.decode(features, index, tokens, prompt)
+                clicks = self.clicks(places, labels)
+            again, iou = self.decode(features, index, clicks, prompt)
             second = _losses(again, iou, target)
             found |= {name: found[name] + second[name] for name in second}
         return found
