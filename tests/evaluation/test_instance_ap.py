@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from openworldsam.evaluation.metrics import InstanceAP, MasksAndBoxes
-from openworldsam.evaluation.metrics.instance import STATISTICS
+from openworldsam.evaluation.metrics.instance import RECALL, STATISTICS
 
 PUBLISHED = {  # SOURCES.md of the sample
     "segm": (0.320, 0.562, 0.299, 0.387, 0.310, 0.327, 0.268, 0.415, 0.417, 0.469, 0.377, 0.381),
@@ -44,7 +44,8 @@ def test_published_numbers_and_equality_with_pycocotools(shared, iou_type):
         found, true = ([a for a in kind if a["image_id"] == image["id"]] for kind in (predicted, truth["annotations"]))
         accumulator.update(image["id"], (image["height"], image["width"]), found, true)
     overall, per_class = accumulator.compute()
-    assert list(overall) == list(STATISTICS)
+    assert list(overall) == [*STATISTICS, *(RECALL if iou_type == "segm" else ())]
+    overall = {name: overall[name] for name in STATISTICS}
     assert [round(value, 1) for value in overall.values()] == [round(100 * v, 1) for v in PUBLISHED[iou_type]]
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -73,6 +74,32 @@ def test_by_hand(iou_type):
     assert overall["AP50"] == overall["AP75"] == pytest.approx(50)
     assert overall["AP"] == overall["APs"] == pytest.approx(30)
     assert overall["APm"] is overall["APl"] is overall["ARl"] is None
+
+
+def test_recall_by_the_number_of_equal_things():
+    """Found: in image 1 two of three of class 1, and one of class 2 beside a crowd; then one of nine, none of four.
+
+    Masks do not find: a thing of another class; one of whose union they cover just half; two things at once.
+    """
+    columns = [box(6 * n, 0, 6, 4) | {"category_id": 1} for n in range(9)]
+    crowd = box(0, 20, 30, 20) | {"category_id": 2, "iscrowd": 1}
+    single = box(40, 20, 10, 10) | {"category_id": 2}
+    other, half = box(12, 0, 6, 4) | {"category_id": 2}, box(12, 0, 6, 2) | {"category_id": 1}
+    images = {
+        1: ([columns[0], columns[1], columns[1], other, half, single], [*columns[:3], crowd, single]),
+        2: ([box(0, 0, 6, 3) | {"category_id": 1}, box(6, 0, 12, 4) | {"category_id": 1}], columns),
+        3: ([], columns[:4]),
+    }
+    whole, parts = InstanceAP([1, 2]), [InstanceAP([1, 2]), InstanceAP([1, 2])]
+    for image_id, (found, truth) in images.items():
+        found = [prediction | {"score": 0.5} for prediction in found]
+        for accumulator in (whole, parts[image_id % 2]):
+            accumulator.update(image_id, SIZE, found, truth)
+    parts[0].merge(parts[1])
+    for overall in (whole.compute().overall, parts[0].compute().overall):
+        recall = {name: overall[name] for name in RECALL}
+        expected = {"recall_of_1": 100, "recall_of_2": None, "recall_of_3": 200 / 3}
+        assert recall == {**expected, "recall_of_4_to_8": 0, "recall_of_9_up": 100 / 9}
 
 
 def test_crowds_hide_false_positives():
@@ -124,7 +151,7 @@ def test_masks_and_boxes_of_the_same_objects():
     other.merge(both)
     overall, per_class = other.compute()
     assert (overall["AP"], overall["AP_box"], overall["AP75"]) == (pytest.approx(50), pytest.approx(100), 0)
-    assert len(overall) == 24 and per_class == {1: {"AP": overall["AP"]}, 2: {"AP": None}}
+    assert len(overall) == 12 + 5 + 12 and per_class == {1: {"AP": overall["AP"]}, 2: {"AP": None}}
 
 
 def test_missing_boxes_are_taken_from_the_masks():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +19,21 @@ from pycocotools.cocoeval import COCOeval
 
 from openworldsam.data.records.coco_json import ImageId, is_crowd
 from openworldsam.data.records.rle import to_rle
-from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, finite
+from openworldsam.evaluation.metrics.accumulator import Metrics, Scores, finite, percent
 
 IOU_TYPES = ("segm", "bbox")
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's twelve metrics, in the order of COCOeval."""
+RECALL = {
+    "recall_of_1": range(1, 2),
+    "recall_of_2": range(2, 3),
+    "recall_of_3": range(3, 4),
+    "recall_of_4_to_8": range(4, 9),
+    "recall_of_9_up": range(9, sys.maxsize),
+}
+"""Recall of an object by the number of objects of its class in its image: the metrics, and the numbers of each."""
+FOUND = 0.5
+"""An object counts as found if the IoU with a predicted mask is larger."""
 
 Annotation = dict[str, Any]
 
@@ -35,9 +47,9 @@ class ImageInstances(NamedTuple):
 
 
 class InstanceAP:
-    """COCO's twelve metrics and the AP of every class, for masks or for boxes.
+    """COCO's twelve metrics and the AP of every class, for masks or for boxes; for masks also `RECALL`.
 
-    The numbers equal those of COCOeval on files, with two of its pitfalls avoided: the size class (small, medium,
+    COCO's numbers equal those of COCOeval on files, with two of its pitfalls avoided: the size class (small, medium,
     large) of a predicted mask always follows from the area of the mask, even if the prediction comes with a box (as in
     Detectron2), and an object with annotation id 0 can be matched.
 
@@ -109,7 +121,7 @@ class InstanceAP:
         self.images.update(other.images)
 
     def compute(self) -> Scores:
-        """Return STATISTICS, and AP per class."""
+        """Return STATISTICS, RECALL (of masks), and AP per class."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(self._coco("truth"), self._coco("predicted"), self.iou_type)
             evaluation.evaluate()
@@ -117,6 +129,8 @@ class InstanceAP:
             evaluation.summarize()
         values = evaluation.stats.tolist()
         overall = {name: _percent(value) for name, value in zip(STATISTICS, values, strict=True)}
+        if self.iou_type == "segm":
+            overall |= self._recall(evaluation.ious)
         # [thresholds, recalls, classes, areas, max detections]; area 0 is "all", the last maximum is 100
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         per_class: dict[int, Metrics] = {}
@@ -124,6 +138,24 @@ class InstanceAP:
             known = precision[:, :, index][precision[:, :, index] > -1]
             per_class[category] = {"AP": _percent(float(np.mean(known)) if known.size else -1.0)}
         return Scores(overall, per_class)
+
+    def _recall(self, ious: Mapping[tuple[ImageId, int], Any]) -> Metrics:
+        """Return RECALL. An object is found if any mask of its class fits; crowd regions are left out.
+
+        Args:
+            ious: COCOeval's, by image and category: IoU [predictions, objects], empty without any prediction.
+        """
+        found, there = Counter[int](), Counter[int]()
+        for image_id, image in self.images.items():
+            for category in {t["category_id"] for t in image.truth}:
+                single = [not t["iscrowd"] for t in image.truth if t["category_id"] == category]
+                fits = np.reshape(ious[image_id, category], (-1, len(single))) > FOUND
+                there[sum(single)] += sum(single)
+                found[sum(single)] += int(fits.any(axis=0)[single].sum())
+        return {
+            name: percent(sum(found[n] for n in found if n in sizes), sum(there[n] for n in there if n in sizes))
+            for name, sizes in RECALL.items()
+        }
 
     def _coco(self, kind: Literal["predicted", "truth"]) -> COCO:
         """Build a COCO object of all predicted or true instances; copies them, since pycocotools modifies its input."""
@@ -140,7 +172,7 @@ class InstanceAP:
 
 
 class MasksAndBoxes:
-    """STATISTICS of masks, STATISTICS of boxes (AP_box, ...), and the mask AP of every class; see `InstanceAP`."""
+    """Metrics of masks, STATISTICS of boxes (AP_box, ...), and the mask AP of every class; see `InstanceAP`."""
 
     def __init__(self, categories: Iterable[int]) -> None:
         categories = list(categories)
