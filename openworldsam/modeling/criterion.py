@@ -21,7 +21,7 @@ from openworldsam.modeling.matcher import Matches, match, matching_costs
 from openworldsam.utils.device import upload
 
 DIVISORS = ("targets", "matched")
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 32 * 2**20
 """Most bytes of logits at the size of the ground truth that exist at a time (at least one mask does)."""
 
 
@@ -120,7 +120,8 @@ class Criterion(nn.Module):
     def forward(self, logits: Tensor, targets: list[Tensor], matches: Matches) -> dict[str, Tensor]:
         """Weighted losses of the matched pairs.
 
-        Full-size masks exist a chunk at a time, in the backward pass too, which computes them again.
+        Full-size masks exist a chunk at a time, in the backward pass too, which computes them again unless a single
+        chunk holds them all.
 
         Args:
             logits: [pairs, h, w], the matched queries in the order of `matches`.
@@ -136,15 +137,17 @@ class Criterion(nn.Module):
         shares = 1 / (counts[matches.prompt] * num_present(targets))
         total = logits.new_zeros(len(self.losses), dtype=torch.float32)
         total = total + logits.float().sum() * 0  # keeps the graph where nothing is matched
-        for pairs in _chunks(masks):
-            total = total + checkpoint(
-                self._losses,
+        chunks = _chunks(masks)
+        for pairs in chunks:
+            chunk = (
                 logits[upload(pairs, logits.device)].float(),
                 [masks[pair] for pair in pairs],
                 upload(shares[pairs], logits.device),
-                use_reentrant=False,
-                preserve_rng_state=False,
             )
+            if len(chunks) == 1:
+                total = total + self._losses(*chunk)
+            else:
+                total = total + checkpoint(self._losses, *chunk, use_reentrant=False, preserve_rng_state=False)
         return {loss.name: value for loss, value in zip(self.losses, total, strict=True)}
 
     def score_loss(self, scores: Tensor, logits: Tensor, targets: list[Tensor]) -> dict[str, Tensor]:
@@ -168,8 +171,17 @@ class Criterion(nn.Module):
     def _losses(self, logits: Tensor, masks: list[Tensor], shares: Tensor) -> Tensor:
         """Weighted losses [losses] of n pairs: logits [n, h, w], n masks bool [H, W], their shares [n] in the batch."""
         target = torch.stack(masks)
-        full = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+        full = upsampled(logits, target.shape[1:])
         return torch.stack([loss.weight * (shares * loss.loss(full, target)).sum() for loss in self.losses])
+
+
+def upsampled(logits: Tensor, size: torch.Size) -> Tensor:
+    """Interpolate logits [n, h, w] to [n, H, W] as bilinear `F.interpolate`, whose backward pass is slow on a CPU."""
+    rows, columns = (
+        F.interpolate(torch.eye(old, device=logits.device)[None], new, mode="linear")[0]  # [old, new]
+        for old, new in zip(logits.shape[1:], size, strict=True)
+    )
+    return rows.T @ logits @ columns
 
 
 def num_present(targets: list[Tensor]) -> int:

@@ -297,8 +297,9 @@ class OpenWorldSAM(nn.Module):
     ) -> dict[str, Tensor]:
         """Match all queries to the ground truth without gradient, then decode the matched ones with it.
 
-        This is exact, as the decoder treats every query alone, and only matched queries keep a graph. The score head
-        learns from all queries; through its inputs from the adapter, its gradient reaches that too.
+        This is exact, as the decoder treats every query alone, and only matched queries keep a graph. A prompt's only
+        query is matched anyway, so it is decoded once. The score head learns from all queries; through its inputs from
+        the adapter, its gradient reaches that too.
 
         Args:
             features: of B images.
@@ -310,8 +311,10 @@ class OpenWorldSAM(nn.Module):
             scalar losses by name.
         """
         tokens = self.decoder_tokens(features, embeddings, image_index)
-        with torch.no_grad(), self.autocast():
-            all_logits, predicted_iou = self.mask_decoder(features, tokens, single_mask=True)
+        once = self.adapter.num_queries == 1 and bool(self.criterion.losses)
+        with torch.set_grad_enabled(once), self.autocast():
+            decoded, predicted_iou = self.mask_decoder(features, tokens, single_mask=True)
+        all_logits = decoded.detach()
         logits = all_logits.unflatten(0, (len(embeddings), -1))
         losses: dict[str, Tensor] = {}
         if self.criterion.losses:
@@ -320,12 +323,15 @@ class OpenWorldSAM(nn.Module):
             selected = matches.prompt * self.adapter.num_queries + matches.query
             if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
                 selected = selected.new_zeros(1)
-            with self.autocast():
-                matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)
+            if once:
+                matched = decoded[selected]
+            else:
+                with self.autocast():
+                    matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)
             with torch.autocast(self.device.type, enabled=False):
                 losses = self.criterion(matched, targets, matches)
         if self.criterion.score_weight:
-            match = self.match_logits(features, embeddings, tokens, all_logits, predicted_iou)
+            match = self.match_logits(features, embeddings, tokens, all_logits, predicted_iou.detach())
             assert match is not None  # `check_training`
             scores = match.unflatten(0, logits.shape[:2])
             self.best_scores = scores.detach().amax(dim=1).sigmoid()

@@ -90,17 +90,19 @@ def decode_masks(
     """
     output_tokens = (decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)
     tokens = torch.cat([torch.cat(output_tokens).expand(len(tokens), -1, -1), tokens], dim=1)
-    queries, keys = _two_way(decoder.transformer, image, tokens, None if dense is None else _flat(dense))
+    dense = None if dense is None else _flat(dense)
+    read = slice(1, 2 + num_masks)  # the tokens of the predicted IoU and of the masks
+    queries, keys = _two_way(decoder.transformer, image, tokens, dense, read)
     mlps = decoder.output_hypernetworks_mlps[:num_masks]
-    kernels = torch.stack([mlp(queries[:, 2 + i]) for i, mlp in enumerate(mlps)], dim=1)
+    kernels = torch.stack([mlp(queries[:, 1 + i]) for i, mlp in enumerate(mlps)], dim=1)
     masks = _upscaled_masks(decoder.output_upscaling, keys, image.high_res, kernels)
-    return masks, decoder.iou_prediction_head(queries[:, 1])
+    return masks, decoder.iou_prediction_head(queries[:, 0])
 
 
 def _two_way(
-    transformer: TwoWayTransformer, image: SharedImage, tokens: Tensor, dense: Tensor | None
+    transformer: TwoWayTransformer, image: SharedImage, tokens: Tensor, dense: Tensor | None, read: slice
 ) -> tuple[Tensor, Tensor]:
-    """Let tokens [r, T, C] and image attend to each other; return queries [r, T, C] and keys [r, N, C]."""
+    """Let tokens [r, T, C] and image attend to each other; return the tokens to `read` [r, n, C], keys [r, N, C]."""
     queries, projected = tokens, image.projected
     keys = image.keys if dense is None else image.keys + dense.to(image.keys.dtype)
     for layer in transformer.layers:
@@ -118,6 +120,7 @@ def _two_way(
         keys = layer.norm4(_image_to_token(attention, keys, positioned, queries + tokens, queries, projected))
         projected = None  # from here on the image tokens differ between queries
     positioned = keys + image.positions
+    queries, tokens = queries[:, read], tokens[:, read]
     attended = _token_to_image(transformer.final_attn_token_to_image, queries + tokens, positioned, keys, None)
     return transformer.norm_final_attn(queries + attended), keys
 

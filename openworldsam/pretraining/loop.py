@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 PERIOD = 250
 """Steps between saved states."""
-SEEING_STEPS = 2500
-"""First steps of both encoders, which train on images alone; SAM2's and BEiT-3's began with masked images."""
 
 
 class Schedule(NamedTuple):

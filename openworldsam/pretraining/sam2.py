@@ -25,11 +25,13 @@ from openworldsam.data.shapes import World, render
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures, SAM2ImageEncoder
 from openworldsam.modeling.mask_decoder import SAM2MaskDecoder
 from openworldsam.modeling.openworldsam import OpenWorldSAM
-from openworldsam.pretraining import loop
 from openworldsam.pretraining.describe import NUMBERS, POINT, box_of, describe_cells, description_loss, innermost
+from openworldsam.pretraining.loop import Trainee
 
 NO_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
 """SAM2's point labels."""
+SEEING_STEPS = 2500
+"""First steps, on images alone, in place of the masked images with which SAM2's encoder began."""
 LARGEST_LOGIT = 32.0
 """Bound of mask prompts, as in SAM2's training."""
 
@@ -96,7 +98,7 @@ class PromptedScenes(Dataset[Prompted]):
         return np.clip(box + np.clip(noise, -10, 10), 0, len(mask)).astype(np.float32)
 
 
-class TinySAM2(loop.Trainee):
+class TinySAM2(Trainee):
     """The two SAM2 components of an `OpenWorldSAM`, on its device; all of their parameters are trained."""
 
     def __init__(self, model: OpenWorldSAM) -> None:
@@ -183,7 +185,7 @@ class TinySAM2(loop.Trainee):
             "place": 4 * (code * cells[..., -1]).sum() / cells[..., -1].sum().clamp(min=1),
             "cells": description_loss(told[..., -NUMBERS:], cells),
         }
-        if step <= loop.SEEING_STEPS:
+        if step <= SEEING_STEPS:
             segment_map = batch.segment_map.to(self.device)
             return found | {"affinity": affinity_loss(features.high_res[0].float(), segment_map)}
         index, points, boxes, is_thing, masks = self._prompts(batch)

@@ -245,3 +245,17 @@ def test_full_size_masks_exist_a_chunk_at_a_time(monkeypatch):
     assert sizes == [2, 2, 1]
     loss.backward()
     assert sorted(sizes) == [1, 1, 2, 2, 2, 2]  # the backward pass makes them again
+    monkeypatch.setattr(criterion_module, "CHUNK_BYTES", 5 * 4 * 8 * 6)
+    sizes.clear()
+    Criterion()(logits, targets, matches_of(*((0, q, q) for q in range(5))))["loss_mask"].backward()
+    assert sizes == [5]  # a single chunk is kept
+
+
+def test_upsampling_equals_interpolate():
+    logits = random_logits(3, 4, 6).requires_grad_()
+    plain = F.interpolate(logits[:, None], (9, 13), mode="bilinear", align_corners=False)[:, 0]
+    ours = criterion_module.upsampled(logits, torch.Size((9, 13)))
+    torch.testing.assert_close(ours, plain)
+    weights = torch.rand(9, 13)
+    gradients = [torch.autograd.grad((x * weights).sum(), logits)[0] for x in (ours, plain)]
+    torch.testing.assert_close(*gradients)
