@@ -73,7 +73,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
         opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
         single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
     name = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
-    draw_figures(model, single, cfg, experiment.benchmarks[0], folder, name)
+    draw_figures(model, single, cfg, experiment.benchmarks, folder, name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

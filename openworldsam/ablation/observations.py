@@ -1,4 +1,4 @@
-"""Measures a model on the things of a split: mask centres of each tie-breaker, and the effect of the second stage.
+"""Measures a model on the things of a split: which are found, mask centres of each tie-breaker, the second stage.
 
 Shapes: K tie-breakers, R queries of an image (query = prompt * K + tie-breaker), n distinct masks, H, W image size,
 h, w size of mask logits or of a close-up.
@@ -6,7 +6,8 @@ h, w size of mask logits or of a close-up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,14 +16,13 @@ import torch
 from torch import Tensor
 
 from openworldsam.evaluation.examples import EvaluationDataset, Example
+from openworldsam.evaluation.metrics.instance import FOUND
 from openworldsam.inference import Queries
 from openworldsam.inference.nms import mask_nms
 from openworldsam.inference.queries import positive, upsampled
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.utils.progress import Progress
 
-FOUND = 0.5
-"""A mask finds a thing if their IoU is larger."""
 SHOWN = 6
 """Most close-ups to draw."""
 
@@ -46,28 +46,43 @@ class Closeup(NamedTuple):
     stages: Stages
 
 
+class Equal(NamedTuple):
+    """An image, by its place in the split, with several things of a class: their number, and how many are found."""
+
+    image: int
+    class_id: int
+    things: int
+    found: int
+
+
 @dataclass
 class Observations:
     """Measurements over a split.
 
+    equal: every class of which an image has several things.
     centres: for each tie-breaker, (x, y) in 0..1 of its confident masks, duplicates included.
     found: things that the first stage finds.
     closeups: the first such thing of each image, at most SHOWN.
     """
 
     centres: list[list[tuple[float, float]]]
+    equal: list[Equal] = field(default_factory=list)
     found: list[Stages] = field(default_factory=list)
     closeups: list[Closeup] = field(default_factory=list)
 
 
 @torch.no_grad()
-def decode_queries(model: OpenWorldSAM, image: Tensor, prompts: list[str]) -> tuple[ImageFeatures, Queries]:
-    """Decode prompts on one image, uint8 [3, H, W], in one stage; the queries are labelled by prompt."""
-    pixels = [image.to(model.device)]
+def decode_things(model: OpenWorldSAM, example: Example) -> tuple[ImageFeatures, Queries]:
+    """Prompt an image with its classes of things, at least one, in one stage; the queries are labelled by class."""
+    inputs = example.inputs
+    asked = zip(inputs["prompts"], inputs["class_ids"], inputs["is_thing"], strict=True)
+    prompts, classes = zip(*((prompt, class_id) for prompt, class_id, thing in asked if thing), strict=True)
+    pixels = [inputs["image"].to(model.device)]
     features = model.encode_images(pixels)
     image_index = torch.zeros(len(prompts), dtype=torch.long)
-    embeddings = model.encode_prompts(model.prompt_inputs(pixels), prompts, image_index)
-    return features, model.queries(features, embeddings).by_rule(model.inference.score)
+    embeddings = model.encode_prompts(model.prompt_inputs(pixels), list(prompts), image_index)
+    queries = model.queries(features, embeddings).by_rule(model.inference.score)
+    return features, queries._replace(labels=torch.tensor(classes)[queries.labels])
 
 
 def distinct(model: OpenWorldSAM, queries: Queries, size: tuple[int, int]) -> Tensor:
@@ -86,51 +101,64 @@ def pair_iou(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
+def true_things(example: Example) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the class and mask, bool [H, W], of each thing in the ground truth of an image; no crowds."""
+    is_thing = dict(zip(example.inputs["class_ids"], example.inputs["is_thing"], strict=True))
+    for segment in example.truth.segments:
+        if is_thing.get(segment["category_id"]) and not segment["iscrowd"]:
+            yield segment["category_id"], example.truth.segment_map == segment["id"]
+
+
 def observe(model: OpenWorldSAM, dataset: EvaluationDataset, images: int) -> Observations:
-    """Prompt the first images of a split with their thing classes and measure the results."""
+    """Prompt the first images of a split with their classes of things and measure the results."""
     seen = Observations([[] for _ in range(model.adapter.num_queries)])
     images = min(images, len(dataset))
     progress = Progress(images)
     for index in range(images):
-        example = dataset[index]
-        things = [c for c in example.inputs["class_ids"] if dataset.is_thing[c]] if isinstance(example, Example) else []
-        if isinstance(example, Example) and things:
-            names = [dataset.class_names[c] for c in things]
-            features, queries = decode_queries(model, example.inputs["image"], names)
+        example, prompts = dataset[index], 0
+        if isinstance(example, Example) and (prompts := sum(example.inputs["is_thing"])):
+            features, queries = decode_things(model, example)
             masks = positive(queries.logits).cpu()
             shown = (queries.scores >= model.inference.score_threshold) & masks.flatten(1).any(dim=1)
             for query in shown.nonzero()[:, 0].tolist():
                 y, x = (masks[query].nonzero().float().mean(dim=0) + 0.5) / torch.tensor(masks.shape[1:])
                 seen.centres[query % len(seen.centres)].append((float(x), float(y)))
-            by_class = queries._replace(labels=torch.tensor(things)[queries.labels])
-            _add_found(seen, model, features, by_class, example)
-        progress.update(1, len(things))
+            there, found = _count_found(seen, model, features, queries, example)
+            seen.equal += [Equal(index, c, number, found[c]) for c, number in there.items() if number > 1]
+        progress.update(1, prompts)
     return seen
 
 
 @torch.no_grad()
-def _add_found(
+def _count_found(
     seen: Observations, model: OpenWorldSAM, features: ImageFeatures, queries: Queries, example: Example
-) -> None:
-    """Refine the distinct masks of an image, labelled by class, and compare both stages with the ground truth."""
+) -> tuple[Counter[int], Counter[int]]:
+    """Compare the distinct masks of an image with the ground truth, before and after the second stage.
+
+    Returns:
+        the numbers of things, and of things that the first stage finds, by class.
+    """
+    there, found = Counter[int](), Counter[int]()
     size = (example.inputs["height"], example.inputs["width"])
     first = queries.select(distinct(model, queries, size))
     with model.autocast():
         logits, scores = model.mask_decoder.refine(features, first.logits)
     before, after = full_size(first.logits, size), full_size(logits, size)
     wanted = len(seen.closeups) < SHOWN
-    for segment in example.truth.segments:
-        true = example.truth.segment_map == segment["id"]
-        candidates = torch.nonzero(first.labels == segment["category_id"])[:, 0].tolist()  # best score first
+    for class_id, true in true_things(example):
+        there[class_id] += 1
+        candidates = torch.nonzero(first.labels == class_id)[:, 0].tolist()  # best score first
         n = next((n for n in candidates if pair_iou(before[n] > 0, true) > FOUND), None)
         if n is None:
             continue
         ious = pair_iou(before[n] > 0, true), pair_iou(after[n] > 0, true)
         stages = Stages(*ious, float(first.scores[n]), float(scores[n]))
         seen.found.append(stages)
+        found[class_id] += 1
         if wanted:
             seen.closeups.append(_closeup(example, true, before[n], after[n], stages))
             wanted = False
+    return there, found
 
 
 def _closeup(example: Example, true: np.ndarray, before: np.ndarray, after: np.ndarray, stages: Stages) -> Closeup:

@@ -1,49 +1,36 @@
-"""Report of the ablation: table, plot and verdicts, with the paper's numbers beside those measured here."""
+"""Report of the ablation: tables, plots and verdicts, with the paper's numbers beside those measured here."""
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-from safetensors import safe_open
 from tabulate import tabulate
 
-from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
-from openworldsam.engine.evaluate import RESULTS
+from openworldsam.ablation.plots import recall_label, recall_metrics, recall_plot, save_figure, score_plot
+from openworldsam.ablation.results import (
+    COMPARED,
+    NOT_RUN,
+    PAPER,
+    UNDECIDED,
+    FinishedRun,
+    Runs,
+    read_runs,
+    spread,
+    verdict,
+)
+from openworldsam.ablation.runs import VARIANTS
 from openworldsam.evaluation.exposure import exposure
-from openworldsam.evaluation.paper_tables import PAPER_TABLES
-from openworldsam.utils.files import read_any_json, read_json, save_atomically, save_text
+from openworldsam.utils.files import read_any_json, save_text
 
 FIGURES = "figures.json"
 """File in the experiment's folder that lists the figures drawn by `figures`."""
-COMPARED = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
-"""Metrics to compare, with their tasks."""
-
-
-class PaperRow(NamedTuple):
-    """A row of the paper: its table, its "Train Params", and its ADE-150 numbers by metric."""
-
-    source: str
-    trained: str
-    scores: dict[str, float]
-
-
-def _paper_row(source: str, trained: str, table: int, row: str) -> PaperRow:
-    ade150 = dict(zip(COMPARED, PAPER_TABLES[table].rows[row], strict=False))  # the columns begin with PQ, AP, mIoU
-    return PaperRow(source, trained, {metric: value for metric, value in ade150.items() if value is not None})
-
-
-PAPER = {
-    "E1": _paper_row("Table 5, E1", "1.2 (M)", 5, "E1"),
-    "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
-    "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
-    "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
-}
+BEGIN = "<!-- Conclusions: written by hand, kept when this file is generated again. -->"
+END = "<!-- End of the conclusions. -->"
+UNWRITTEN = "The conclusions have not been written yet."
+CROWD = "recall_of_4_to_8"
+"""Recall that is compared like the scores."""
 COMPARISONS = {
     "Tie-breakers": ("E3", "E1"),
     "Soft prompting": ("E5", "E3"),
@@ -53,105 +40,33 @@ COMPARISONS = {
 }
 """Pairs of variants by the idea that they isolate; the paper reports the first three."""
 
-AGREES, DISAGREES = "as in the paper", "unlike the paper"
-HIGHER, LOWER = "higher", "lower"
-UNDECIDED, ONE_SEED, NOT_RUN = "within the spread of the seeds", "one seed, no spread", "not run"
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation over seeds; std is None for a single seed."""
-
-    mean: float
-    std: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
-
-
-class FinishedRun(NamedTuple):
-    """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
-
-    seed: int
-    settings: dict[str, Any]
-    parameters: int
-    results: dict[str, Any]
-
-
-Runs = dict[str, list[FinishedRun]]
-"""Runs by variant, in ascending order of seeds."""
-
-
-def read_runs(folder: Path) -> Runs:
-    """Read all finished runs in an experiment's folder.
-
-    Raises:
-        ValueError: the runs differ in more than variant and seed, or a file is damaged.
-    """
-    paths = {name: [p.parent for p in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
-    runs = {name: sorted(map(_read_run, found), key=lambda run: run.seed) for name, found in paths.items()}
-    expected = {"SEED", *(key for variant in VARIANTS.values() for key in variant.opts[::2])}
-    finished = [run for found in runs.values() for run in found]
-    for run in finished[1:]:
-        if unexpected := set(differences(finished[0].settings, run.settings)) - expected:
-            raise ValueError(f"the runs in {folder} differ in {', '.join(sorted(unexpected))} and cannot be compared")
-    return runs
-
-
-def _read_run(folder: Path) -> FinishedRun:
-    results, settings = read_json(folder / RESULTS), read_settings(folder)
-    # each prompt encoder has its own cache; only whether there was one must be equal
-    settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
-    sources = {f"weights of the {name}": source["fingerprint"] for name, source in results["weights"].items()}
-    sources.pop("weights of the adapter", None)  # trained by the run
-    with safe_open(folder / ADAPTER, framework="pt") as file:
-        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return FinishedRun(settings["SEED"], settings | sources, parameters, results)
-
-
-def spread(runs: list[FinishedRun], benchmark: str, metric: str) -> Spread | None:
-    """Compute the spread of a metric over seeds; None if no run has it."""
-    found = [run.results["benchmarks"].get(benchmark, {}).get(COMPARED[metric], {}).get(metric) for run in runs]
-    values = [value for value in found if value is not None]
-    if not values:
-        return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def verdict(one: Spread | None, other: Spread | None, paper: float | None = None) -> str:
-    """Say whether variant `one` is better than `other`, and whether the paper agrees.
-
-    Without the paper's difference between the two, the verdict is `HIGHER` or `LOWER`.
-    """
-    if one is None or other is None:
-        return NOT_RUN
-    if one.std is None or other.std is None:
-        return ONE_SEED
-    difference = one.mean - other.mean
-    if abs(difference) <= one.std + other.std:
-        return UNDECIDED
-    if paper is None:
-        return HIGHER if difference > 0 else LOWER
-    return AGREES if difference * paper > 0 else DISAGREES
-
 
 def write_report(folder: Path, path: Path, command: str) -> None:
-    """Write the report of all runs in an experiment's folder to a Markdown file, with its plot beside it as .png.
+    """Write the report of all runs in an experiment's folder to a Markdown file, with its plots beside it.
+
+    The conclusions of an earlier report in the file are kept.
 
     Raises:
-        ValueError: no run is finished, or the runs cannot be compared.
+        ValueError: no run is finished, the runs cannot be compared, or the conclusions have no end.
     """
     runs = read_runs(folder)
     finished = [run for found in runs.values() for run in found]
     if not finished:
         raise ValueError(f"{folder} has no finished run to report on")
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
-    plot = path.with_suffix(".png")
-    save_figure(_bar_plot(runs, benchmarks), plot)
-    lines = [*_introduction(finished, command), f"![Scores of every variant]({plot.name})", ""]
+    several = [name for name in benchmarks if recall_metrics(runs, name)]
+    recall = [("Recall by the number of equal things", "_recall", recall_plot(runs, several))] if several else []
+    lines = ["# The paper's ablations, repeated", "", BEGIN, "", _conclusions(path), "", END, ""]
+    lines += _introduction(finished, command)
+    for title, suffix, figure in (("Scores of every variant", "", score_plot(runs, benchmarks)), *recall):
+        plot = path.with_name(f"{path.stem}{suffix}.png")
+        save_figure(figure, plot)
+        lines += [f"![{title}]({plot.name})", ""]
     for benchmark in benchmarks:
         seen = dict.fromkeys(line for run in finished for line in exposure(run.results["weights"], [benchmark]))
         notes = [*(f"* {line}" for line in seen), ""] if seen else []
-        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *notes, *_verdicts(runs, benchmark), ""]
+        lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *notes, *_recall_table(runs, benchmark)]
+        lines += [*_verdicts(runs, benchmark), ""]
     if (folder / FIGURES).exists():
         lines += ["## Figures", ""]
         for figure in read_any_json(folder / FIGURES):
@@ -160,27 +75,13 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     save_text(path, "\n".join(lines).rstrip() + "\n")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG atomically."""
-    save_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
-
-
-def _bar_plot(runs: Runs, benchmarks: list[str]) -> Figure:
-    """Draw the scores of all variants, with a row of panels per benchmark and a panel per metric."""
-    figure = Figure(figsize=(4.2 * len(COMPARED), 3.2 * len(benchmarks)), layout="constrained")
-    names = list(VARIANTS)
-    for row, benchmark in zip(figure.subplots(len(benchmarks), len(COMPARED), squeeze=False), benchmarks, strict=True):
-        for axis, metric in zip(row, COMPARED, strict=True):
-            theirs = {names.index(name) + 0.2: paper.scores[metric] for name, paper in PAPER.items()}
-            axis.bar(list(theirs), list(theirs.values()), 0.4, color="#bbbbbb", label="paper, ADE-150")
-            ours = {x - 0.2: found for x, name in enumerate(names) if (found := spread(runs[name], benchmark, metric))}
-            means, deviations = [value.mean for value in ours.values()], [value.std or 0 for value in ours.values()]
-            axis.bar(list(ours), means, 0.4, yerr=deviations, capsize=3, color="#0072b2", label=f"here, {benchmark}")
-            axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-            axis.set_ylim(0, 100)
-            axis.set_title(metric)
-        row[0].legend()
-    return figure
+def _conclusions(path: Path) -> str:
+    """Return the conclusions in the file if it is an earlier report."""
+    _, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN) if path.exists() else ("", "", "")
+    kept, end, _ = rest.partition(END)
+    if begin and not end:
+        raise ValueError(f"the conclusions in {path} have no end; put this line below them: {END}")
+    return kept.strip() or UNWRITTEN
 
 
 def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
@@ -191,9 +92,8 @@ def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
     cached = ", from cached features of the frozen encoders" if settings["DATASETS.FEATURE_CACHE"] else ""
     scored = ", ".join(f"{b} ({c['images']} images, protocol {c['protocol']})" for b, c in benchmarks.items())
     return [
-        "# The paper's ablations, repeated",
-        "",
-        f"Generated by `{command}` from its runs; only the paper's numbers were entered by hand.",
+        f"Generated by `{command}` from its runs; only the conclusions above and the paper's numbers were entered by "
+        "hand.",
         "",
         f"Every run trains an adapter for {settings['SOLVER.MAX_ITER']:,} iterations of "
         f"{settings['SOLVER.IMS_PER_BATCH']} images from {', '.join(settings['DATASETS.TRAIN'])}, preset "
@@ -223,22 +123,34 @@ def _table(runs: Runs, benchmark: str) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
+def _recall_table(runs: Runs, benchmark: str) -> list[str]:
+    """Tabulate the recall of every variant that was run, if the benchmark has things."""
+    metrics = recall_metrics(runs, benchmark)
+    if not metrics:
+        return []
+    rows = [[f"**{n}**", *(spread(runs[n], benchmark, m) or NOT_RUN for m in metrics)] for n in VARIANTS if runs[n]]
+    headers = ["recall of one of so many equal things", *map(recall_label, metrics)]
+    return [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+
+
 def _verdicts(runs: Runs, benchmark: str) -> list[str]:
     """Say for each comparison and metric whether the order is the paper's."""
     counts: Counter[str] = Counter()
     lines = []
-    for idea, (one, other) in COMPARISONS.items():
-        reported = one in PAPER and other in PAPER
-        parts = []
-        for metric in COMPARED:
-            ours, others = (spread(runs[name], benchmark, metric) for name in (one, other))
-            theirs = [PAPER[name].scores[metric] for name in (one, other)] if reported else []
-            said = verdict(ours, others, theirs[0] - theirs[1] if theirs else None)
+    metrics = [*COMPARED, *(metric for metric in recall_metrics(runs, benchmark) if metric == CROWD)]
+    for idea, pair in COMPARISONS.items():
+        parts, paper = [], [PAPER[name].scores for name in pair if name in PAPER]
+        for metric in metrics:
+            ours, others = (spread(runs[name], benchmark, metric) for name in pair)
+            theirs = [scores[metric] for scores in paper if metric in scores]
+            reported = len(theirs) == len(pair)
+            said = verdict(ours, others, theirs[0] - theirs[1] if reported else None)
             numbers = [f"here {ours} against {others}"] if ours and others else []
-            numbers += [f"paper {theirs[0]:.1f} against {theirs[1]:.1f}"] if theirs else []
-            parts.append(f"{metric} {said}" + (f" ({', '.join(numbers)})" if numbers else ""))
+            numbers += [f"paper {theirs[0]:.1f} against {theirs[1]:.1f}"] if reported else []
+            what = f"recall of one of {recall_label(metric)}" if metric == CROWD else metric
+            parts.append(f"{what} {said}" + (f" ({', '.join(numbers)})" if numbers else ""))
             counts[said] += reported
-        end = "" if reported else " Not reported in the paper."
-        lines.append(f"* **{idea}** ({one} against {other}): {'; '.join(parts)}.{end}")
+        end = "" if len(paper) == len(pair) else " Not reported in the paper."
+        lines.append(f"* **{idea}** ({' against '.join(pair)}): {'; '.join(parts)}.{end}")
     total = ", ".join(f"{count} {said}" for said, count in counts.items() if count)
     return [f"Of the {counts.total()} comparisons that the paper reports: {total}.", "", *lines]

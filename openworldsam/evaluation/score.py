@@ -390,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = _score(args)
         save_json(args.output, report.content(), indent=1)
     for name, value in report.scores.overall.items():
-        print(f"{name:<16}{'not available' if value is None else f'{value:.2f}':>14}")
+        print(f"{name:<20}{'not available' if value is None else f'{value:.2f}':>14}")
     if missing := report.without_prediction:
         say(f"without prediction: {len(missing)}, such as {missing[0]}; counted as nothing found")
 

@@ -1,6 +1,7 @@
 """Fig. 3 and two-stage inference: measurements, pictures and captions."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
-from openworldsam.ablation.figures import _equal_scene, draw_figures
-from openworldsam.ablation.observations import observe, specialisation
+from openworldsam.ablation import figures
+from openworldsam.ablation.figures import draw_figures
+from openworldsam.ablation.observations import Equal, observe, specialisation
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.evaluation.examples import EvaluationDataset
@@ -42,25 +44,23 @@ def dataset(cfg):
 def perfect(cfg, dataset, monkeypatch):
     """A model whose k-th tie-breaker finds the k-th thing of a prompt; the second stage erodes masks by a pixel."""
     model = OpenWorldSAM(cfg).eval()
-    examples = [dataset[index] for index in range(20)]
 
-    def decode_queries(asked, image, prompts):
-        example = next(x for x in examples if torch.equal(x.inputs["image"], image))
-        logits = torch.full((len(prompts), asked.adapter.num_queries, 64, 64), -5.0)
+    def decode_things(asked, example):
+        classes = [c for c in example.inputs["class_ids"] if dataset.is_thing[c]]
+        logits = torch.full((len(classes), asked.adapter.num_queries, 64, 64), -5.0)
         scores = torch.zeros(logits.shape[:2])
-        for p, prompt in enumerate(prompts):
-            masks = true_masks(example, dataset.class_names.index(prompt))[: asked.adapter.num_queries]
-            for k, mask in enumerate(masks):
+        for p, class_id in enumerate(classes):
+            for k, mask in enumerate(true_masks(example, class_id)[: asked.adapter.num_queries]):
                 logits[p, k, torch.from_numpy(mask)] = 5.0
                 scores[p, k] = 0.9 - k / 10
-        labels = torch.arange(len(prompts)).repeat_interleave(asked.adapter.num_queries)
+        labels = torch.tensor(classes).repeat_interleave(asked.adapter.num_queries)
         return None, Queries(logits.flatten(0, 1), scores.flatten(), labels)
 
     def refine(features, logits):
         return -max_pool2d(-logits[:, None], 3, 1, 1)[:, 0], torch.full((len(logits),), 0.6)
 
     for module in ("observations", "figures"):
-        monkeypatch.setattr(f"openworldsam.ablation.{module}.decode_queries", decode_queries)
+        monkeypatch.setattr(f"openworldsam.ablation.{module}.decode_things", decode_things)
     monkeypatch.setattr(model.mask_decoder, "refine", refine)
     return model
 
@@ -82,6 +82,9 @@ def test_observations_of_a_perfect_model(perfect, dataset):
     assert len(seen.found) == len(expected)
     assert all(stages.iou == 1 and 0 < stages.new_iou < 1 for stages in seen.found)
     assert {(round(stages.score, 3), round(stages.new_score, 3)) for stages in seen.found} >= {(0.9, 0.6), (0.8, 0.6)}
+    counts = [(i, c, len(true_masks(dataset[i], c))) for i in range(4) for c in np.flatnonzero(dataset.is_thing)]
+    several = {Equal(i, c, count, min(count, 3)) for i, c, count in counts if count > 1}
+    assert several and {*seen.equal} == several
     assert 0 < len(seen.closeups) <= 4
     for closeup in seen.closeups:
         assert closeup.truth.any() and np.array_equal(closeup.before > 0, closeup.truth)
@@ -95,31 +98,39 @@ def test_specialisation():
 
 
 def test_pictures_and_captions(perfect, cfg, tmp_path):
+    """Three tie-breakers find all things where there are at most three, which of the crowds not all have."""
     single = SimpleNamespace(adapter=SimpleNamespace(num_queries=1), inference=perfect.inference)
-    draw_figures(perfect, single, cfg, "shapes_val", tmp_path / "images")
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [figure["file"].rpartition("/")[2] for figure in figures] == [
-        *("equal_shapes.png", "tie_breakers.png", "two_stage.png")
-    ]
-    assert all(Image.open(figure["file"]).size > (300, 200) for figure in figures)
-    equal, tie_breakers, two_stage = (figure["words"] for figure in figures)
-    assert "One query (E1): 1 distinct confident masks, 1 of the things found." in equal
-    assert "3 tie-breakers (E5): 3 distinct confident masks, 3 of the things found." in equal
-    assert "with a score of at least 0.3 on the first 3 images of shapes_val (weights: E5)" in tie_breakers
+    draw_figures(perfect, single, cfg, ("shapes_val", "shapes_crowd_val"), tmp_path / "images")
+    listed = json.loads((tmp_path / "figures.json").read_text())
+    assert [Path(figure["file"]).stem for figure in listed] == ["equal_shapes", "tie_breakers", "two_stage"]
+    assert all(Image.open(figure["file"]).size > (300, 200) for figure in listed)
+    equal, tie_breakers, two_stage = (figure["words"] for figure in listed)
+    single = "one query (E1): 1 distinct confident masks, 1 of the things found"
+    several = "3 tie-breakers: 3 distinct confident masks, 3 of the things found"
+    counts = [int(word) for word in re.findall(r": (\d+) of the class", equal)]
+    assert equal.count(f"; {single}; {several}.") == 2 and counts[0] <= 3 < counts[1]
+    assert "with a score of at least 0.3 on the first 3 images of shapes_crowd_val (weights: E5)" in tie_breakers
     assert "mean IoU is 100.0 before and" in two_stage and "rises for 0 %" in two_stage
+
+
+def test_the_scenes_that_are_drawn(perfect, cfg, tmp_path, monkeypatch):
+    """The most found of those without a miss, the most missed; the first of equal ones."""
+    drawn = []
+    scenes = [(0, 1, 2, 2), (1, 1, 3, 3), (2, 1, 3, 3), (3, 1, 9, 8), (4, 1, 5, 2), (5, 1, 4, 1)]
+    seen = replace(observe(perfect, [], 0), equal=[Equal(*scene) for scene in scenes])
+    monkeypatch.setattr(figures, "observe", lambda *_: seen)
+    monkeypatch.setattr(figures, "_scene", lambda axes, scene, *_: drawn.append(scene.image) or f"image {scene.image}")
+    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
+    assert drawn == [1, 4]
+    seen.equal.clear()
+    with pytest.raises(ValueError, match=r"none of the first 3 images of shapes_val \(.*\) has several"):
+        draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
 
 
 def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
-    draw_figures(perfect, None, cfg, "shapes_val", tmp_path / "images")
+    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
     equal, tie_breakers = json.loads((tmp_path / "figures.json").read_text())
-    assert "0 of the things found" in equal["words"] and "One query" not in equal["words"]
+    assert "In none are several equal things all found." in equal["words"] and "one query" not in equal["words"]
+    assert "0 of the things found" in equal["words"]
     assert tie_breakers["words"].endswith("0 of 3 tie-breakers have any.")
-
-
-def test_the_drawn_image_has_three_things_of_one_class(dataset):
-    example, class_id = _equal_scene(dataset)
-    assert sum(s["category_id"] == class_id for s in example.truth.segments) >= 3 and dataset.is_thing[class_id]
-    few = EvaluationDataset(dataset.records[:0], class_names=dataset.class_names, is_thing=dataset.is_thing)
-    with pytest.raises(ValueError, match="no image has 3 things of one class"):
-        _equal_scene(few)

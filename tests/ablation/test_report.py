@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openworldsam.ablation.report import (
+from openworldsam.ablation import report
+from openworldsam.ablation.plots import recall_plot, score_plot
+from openworldsam.ablation.report import BEGIN, END, UNWRITTEN, write_report
+from openworldsam.ablation.results import (
     AGREES,
     DISAGREES,
     HIGHER,
@@ -17,20 +20,31 @@ from openworldsam.ablation.report import (
     PAPER,
     UNDECIDED,
     Spread,
+    read_runs,
     verdict,
-    write_report,
 )
+from openworldsam.ablation.runs import VARIANTS
+from openworldsam.evaluation.metrics.instance import RECALL
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """List the files of plots instead of drawing them; test_runs.py draws."""
+    files = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: files.append(path.name))
+    return files
 
 
 def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234, fingerprint="1", images=500):
-    """Write the files of a training and an evaluation; scores are PQ, AP, mIoU."""
+    """Write the files of a training and an evaluation; scores are PQ, AP, mIoU, and maybe recall of 1, 2, 3, 4 to 8."""
     run = folder / name / f"seed{seed}"
     run.mkdir(parents=True)
     settings = f"{{SEED: {seed}, PRESET: paper, OUTPUT_DIR: {run}, DATASETS: {{TRAIN: [shapes_train]}}, "
     (run / "config.yaml").write_text(settings + "SOLVER: {MAX_ITER: 10000, IMS_PER_BATCH: 8}}")
     save_file({"adapter.a": torch.zeros(parameters - 4), "adapter.b": torch.zeros(2, 2)}, run / "adapter.safetensors")
-    pq, ap, miou = scores
-    content = {"panoptic": {"PQ": pq}, "instance": {"AP": ap}, "semantic": {"mIoU": miou}}
+    pq, ap, miou, *recall = scores
+    instance = {"AP": ap, **dict(zip(RECALL, recall, strict=False))}
+    content = {"panoptic": {"PQ": pq}, "instance": instance, "semantic": {"mIoU": miou}}
     weights = {component: {"fingerprint": fingerprint} for component in ("sam2", "beit3")}
     content = {**content, "protocol": "oracle", "images": images}
     (run / "results.json").write_text(json.dumps({"benchmarks": {benchmark: content}, "weights": weights}))
@@ -41,7 +55,7 @@ def make_runs(folder, name, *scores, **more):
         make_run(folder, name, seed, each, **more)
 
 
-def test_report_of_known_numbers(tmp_path):
+def test_report_of_known_numbers(tmp_path, drawn):
     out, path = tmp_path / "out", tmp_path / "docs/report.md"
     make_runs(out, "E1", (10, 1, 20), (12, 2, 22), (14, 3, 24), parameters=51_200)
     make_runs(out, "E3", (50, 40, 70), (52, 41, 72), (54, 42, 74), parameters=1_052_480)
@@ -49,17 +63,17 @@ def test_report_of_known_numbers(tmp_path):
     make_runs(out, "add", (60, 41, 60), (62, 42, 62), (64, 43, 64))
     make_run(out, "text_only", 0, (5, 6, 7))
     write_report(out, path, "python tools/ablate.py")
-    report = path.read_text()
-    assert "exposure" not in report
-    assert "10,000 iterations of 8 images from shapes_train" in report and "Seeds: 0, 1, 2." in report
-    rows = {line.split("**")[1]: [*map(str.strip, line.split("|"))] for line in report.splitlines() if "| **" in line}
+    text = path.read_text()
+    assert "exposure" not in text
+    assert "10,000 iterations of 8 images from shapes_train" in text and "Seeds: 0, 1, 2." in text
+    rows = {line.split("**")[1]: [*map(str.strip, line.split("|"))] for line in text.splitlines() if "| **" in line}
     assert rows["E1"][2:7] == ["51,200", "3", "12.0 ± 2.0", "2.0 ± 1.0", "22.0 ± 2.0"]
     assert rows["E1"][7:12] == ["Table 5, E1", "1.2 (M)", "0.4", "1.0", "1.2"]
     assert rows["E3"][2] == "1,052,480" and rows["E3"][7:12] == ["Table 5, E3", "1.7 (M)", "35.1", "17.1", "56.8"]
     assert rows["E5"][8:12] == ["4.5 (M)", "35.2", "16.9", "60.4"]
     assert rows["text_only"][4:7] == ["5.0", "6.0", "7.0"] and rows["text_only"][9:12] == ["13.6", "3.1", "26.3"]
     assert rows["broadcast"][2:7] == ["-", "0", *[NOT_RUN] * 3] and rows["broadcast"][7] == "not reported"
-    words = {line.split("**")[1]: line for line in report.splitlines() if line.startswith("* **")}
+    words = {line.split("**")[1]: line for line in text.splitlines() if line.startswith("* **")}
     assert words["Tie-breakers"].count(AGREES) == 3
     assert "here 52.0 ± 2.0 against 12.0 ± 2.0, paper 35.1 against 0.4" in words["Tie-breakers"]
     soft = words["Soft prompting"]
@@ -69,9 +83,57 @@ def test_report_of_known_numbers(tmp_path):
     assert f"PQ {HIGHER}" in fusion and f"AP {UNDECIDED}" in fusion and f"mIoU {LOWER}" in fusion
     assert fusion.endswith("Not reported in the paper.")
     assert words["Fusion `broadcast` instead of `replace`"].count(NOT_RUN) == 3
-    total = next(line for line in report.splitlines() if line.startswith("Of the 9 comparisons"))
+    total = next(line for line in text.splitlines() if line.startswith("Of the 9 comparisons"))
     assert total.endswith(f": 3 {AGREES}, 1 {DISAGREES}, 2 {UNDECIDED}, 3 {ONE_SEED}.")
-    assert "![Scores of every variant](report.png)" in report and path.with_suffix(".png").stat().st_size > 1000
+    assert "![Scores of every variant](report.png)" in text and drawn == ["report.png"]
+
+
+def test_recall_of_equal_things(tmp_path, drawn):
+    make_runs(tmp_path, "E1", (1, 2, 3, 90, 50, None, 10), (1, 2, 3, 92, 54, None, 14))
+    make_runs(tmp_path, "E3", (1, 2, 3, 90, 80, None, 60), (1, 2, 3, 92, 84, None, 60))
+    write_report(tmp_path, tmp_path / "report.md", "")
+    text = (tmp_path / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert ["recall of one of so many equal things", "1", "2", "4 to 8"] in rows
+    assert ["**E1**", "91.0 ± 1.4", "52.0 ± 2.8", "12.0 ± 2.8"] in rows and drawn == ["report.png", "report_recall.png"]
+    assert ["**E3**", "91.0 ± 1.4", "82.0 ± 2.8", "60.0 ± 0.0"] in rows
+    assert f"recall of one of 4 to 8 {HIGHER} (here 60.0 ± 0.0 against 12.0 ± 2.8)." in text
+    axis = recall_plot(read_runs(tmp_path), ["shapes_val"]).axes[0]
+    assert [list(line[0].get_ydata()) for line in axis.containers] == [[91, 52, 12], [91, 82, 60]]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4 to 8"]
+    assert all(VARIANTS[n].title in line.get_label() for n, line in zip(("E1", "E3"), axis.containers, strict=True))
+
+
+def test_the_plot_of_scores_says_what_it_shows(tmp_path):
+    make_runs(tmp_path, "E5", (70, 30, 80), (72, 34, 80))
+    make_run(tmp_path, "add", 0, (60, 20, 70), benchmark="shapes_crowd_val")
+    axes = score_plot(read_runs(tmp_path), ["shapes_val", "shapes_crowd_val"]).axes
+    assert [axis.get_title() for axis in axes[:3]] == ["the paper, ADE20K-150", "shapes_val", "shapes_crowd_val"]
+    rows = [label.get_text().replace("\n", " ") for label in axes[0].get_yticklabels()]
+    assert rows == [f"{VARIANTS[n].title} ({n})".replace("`", "") for n in VARIANTS if n in PAPER or n == "add"]
+    numbers = [[text.get_text() for text in axis.texts] for axis in axes[:3]]
+    assert numbers == [[f"{row.scores['PQ']:.1f}" for row in PAPER.values()], ["71.0"], ["60.0"]]
+    bands = [[patch.get_x() for patch in axis.patches] for axis in axes[:3]]
+    assert bands == [[], [pytest.approx(71 - 2**0.5)], []]
+
+
+def test_conclusions_are_kept(tmp_path):
+    path = tmp_path / "report.md"
+    make_run(tmp_path, "E5", 0, (1, 2, 3))
+    path.write_text("# An older report without conclusions\n")
+    write_report(tmp_path, path, "first")
+    first = path.read_text()
+    assert f"{BEGIN}\n\n{UNWRITTEN}\n\n{END}\n\nGenerated by `first`" in first
+    written = "Tie-breakers help.\n\n* Crowds: à lot."
+    path.write_text(first.replace(UNWRITTEN, written).replace("| ", "|  "))
+    write_report(tmp_path, path, "second")
+    assert path.read_text() == first.replace(UNWRITTEN, "Tie-breakers help.\n\n* Crowds: à lot.").replace(
+        "first", "second"
+    )
+    path.write_text(first.replace(END, ""))
+    with pytest.raises(ValueError, match=r"the conclusions in .*report\.md have no end; put this line below them: "):
+        write_report(tmp_path, path, "third")
+    assert path.read_text() == first.replace(END, "")
 
 
 def test_the_paper_compared_with_itself_agrees_everywhere(tmp_path):
@@ -101,10 +163,10 @@ def test_several_benchmarks_and_metrics_that_are_not_available(tmp_path):
     make_runs(tmp_path, "E1", (1, None, 3), (2, None, 5))
     make_runs(tmp_path, "E5", (1, 2, 3), benchmark="shapes_novel_val", images=7)
     write_report(tmp_path, tmp_path / "report.md", "")
-    report = (tmp_path / "report.md").read_text()
-    assert f"| 1.5 ± {statistics.stdev([1, 2]):.1f} | not run | 4.0 ± 1.4 |" in " ".join(report.split())
-    assert "## shapes_val" in report and "## shapes_novel_val" in report
-    assert "shapes_val (500 images, protocol oracle), shapes_novel_val (7 images, protocol oracle)" in report
+    text = (tmp_path / "report.md").read_text()
+    assert f"| 1.5 ± {statistics.stdev([1, 2]):.1f} | not run | 4.0 ± 1.4 |" in " ".join(text.split())
+    assert "## shapes_val" in text and "## shapes_novel_val" in text
+    assert "shapes_val (500 images, protocol oracle), shapes_novel_val (7 images, protocol oracle)" in text
 
 
 def test_what_the_weights_have_seen_is_said_once_below_the_table(tmp_path):

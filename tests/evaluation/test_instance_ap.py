@@ -99,7 +99,7 @@ def test_recall_by_the_number_of_equal_things():
     for overall in (whole.compute().overall, parts[0].compute().overall):
         recall = {name: overall[name] for name in RECALL}
         expected = {"recall_of_1": 100, "recall_of_2": None, "recall_of_3": 200 / 3}
-        assert recall == {**expected, "recall_of_4_to_8": 0, "recall_of_9_up": 100 / 9}
+        assert recall == {**expected, "recall_of_4_to_8": 0, "recall_of_9_or_more": 100 / 9}
 
 
 def test_crowds_hide_false_positives():

@@ -29,7 +29,7 @@ RECALL = {
     "recall_of_2": range(2, 3),
     "recall_of_3": range(3, 4),
     "recall_of_4_to_8": range(4, 9),
-    "recall_of_9_up": range(9, sys.maxsize),
+    "recall_of_9_or_more": range(9, sys.maxsize),
 }
 """Recall of an object by the number of objects of its class in its image: the metrics, and the numbers of each."""
 FOUND = 0.5

@@ -1,0 +1,121 @@
+"""Results of the finished runs of an experiment: values over seeds, verdicts, and the paper's rows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+
+from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
+from openworldsam.engine.evaluate import RESULTS
+from openworldsam.evaluation.metrics.instance import RECALL
+from openworldsam.evaluation.paper_tables import PAPER_TABLES
+from openworldsam.utils.files import read_json
+
+COMPARED = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
+"""Metrics to compare, with their tasks."""
+TASKS = COMPARED | dict.fromkeys(RECALL, "instance")
+"""All metrics of the report, with their tasks."""
+
+
+class PaperRow(NamedTuple):
+    """A row of the paper: its table, its "Train Params", and its ADE-150 numbers by metric."""
+
+    source: str
+    trained: str
+    scores: dict[str, float]
+
+
+def _paper_row(source: str, trained: str, table: int, row: str) -> PaperRow:
+    ade150 = dict(zip(COMPARED, PAPER_TABLES[table].rows[row], strict=False))  # the columns begin with PQ, AP, mIoU
+    return PaperRow(source, trained, {metric: value for metric, value in ade150.items() if value is not None})
+
+
+PAPER = {
+    "E1": _paper_row("Table 5, E1", "1.2 (M)", 5, "E1"),
+    "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
+    "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
+    "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
+}
+AGREES, DISAGREES = "as in the paper", "unlike the paper"
+HIGHER, LOWER = "higher", "lower"
+UNDECIDED, ONE_SEED, NOT_RUN = "within the spread of the seeds", "one seed, no spread", "not run"
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation over seeds; std is None for a single seed."""
+
+    mean: float
+    std: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
+
+class FinishedRun(NamedTuple):
+    """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
+
+    seed: int
+    settings: dict[str, Any]
+    parameters: int
+    results: dict[str, Any]
+
+
+Runs = dict[str, list[FinishedRun]]
+"""Runs by variant, in ascending order of seeds."""
+
+
+def read_runs(folder: Path) -> Runs:
+    """Read all finished runs in an experiment's folder.
+
+    Raises:
+        ValueError: the runs differ in more than variant and seed, or a file is damaged.
+    """
+    paths = {name: [p.parent for p in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
+    runs = {name: sorted(map(_read_run, found), key=lambda run: run.seed) for name, found in paths.items()}
+    expected = {"SEED", *(key for variant in VARIANTS.values() for key in variant.opts[::2])}
+    finished = [run for found in runs.values() for run in found]
+    for run in finished[1:]:
+        if unexpected := set(differences(finished[0].settings, run.settings)) - expected:
+            raise ValueError(f"the runs in {folder} differ in {', '.join(sorted(unexpected))} and cannot be compared")
+    return runs
+
+
+def _read_run(folder: Path) -> FinishedRun:
+    results, settings = read_json(folder / RESULTS), read_settings(folder)
+    # each prompt encoder has its own cache; only whether there was one must be equal
+    settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
+    sources = {f"weights of the {name}": source["fingerprint"] for name, source in results["weights"].items()}
+    sources.pop("weights of the adapter", None)  # trained by the run
+    with safe_open(folder / ADAPTER, framework="pt") as file:
+        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return FinishedRun(settings["SEED"], settings | sources, parameters, results)
+
+
+def spread(runs: list[FinishedRun], benchmark: str, metric: str) -> Spread | None:
+    """Compute the spread of a metric over seeds; None if no run has it."""
+    found = [run.results["benchmarks"].get(benchmark, {}).get(TASKS[metric], {}).get(metric) for run in runs]
+    values = [value for value in found if value is not None]
+    if not values:
+        return None
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def verdict(one: Spread | None, other: Spread | None, paper: float | None = None) -> str:
+    """Say whether variant `one` is better than `other`, and whether the paper agrees.
+
+    Without the paper's difference between the two, the verdict is `HIGHER` or `LOWER`.
+    """
+    if one is None or other is None:
+        return NOT_RUN
+    if one.std is None or other.std is None:
+        return ONE_SEED
+    difference = one.mean - other.mean
+    if abs(difference) <= one.std + other.std:
+        return UNDECIDED
+    if paper is None:
+        return HIGHER if difference > 0 else LOWER
+    return AGREES if difference * paper > 0 else DISAGREES
