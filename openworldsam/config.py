@@ -141,7 +141,8 @@ def _add_encoder_config(cfg: CfgNode) -> None:
 def _add_adapter_config(cfg: CfgNode) -> None:
     """The trained part and its loss (paper Sec. 3)."""
     cfg.MODEL.ADAPTER = CfgNode()
-    # K of Eq. 1; 0: none, one query per prompt (Table 5, E1).
+    # K of Eq. 1; 0: none, one query per prompt (Table 5, E1). Where this is more than an adapter's file has, the others
+    # are drawn from the distribution of the learned ones.
     cfg.MODEL.ADAPTER.NUM_TIE_BREAKERS = 20
     # Standard deviation of their normal initialisation.
     cfg.MODEL.ADAPTER.TIE_BREAKER_STD = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,15 @@ from torch import nn
 from openworldsam.checkpoint.layouts import Source, WeightFile, read_weights
 from openworldsam.config import config_value
 from openworldsam.inference import InferenceOptions
-from openworldsam.modeling.components import ADAPTER, SAM2_VIDEO, SCORE_HEAD, Component, StateDict, renamed
+from openworldsam.modeling.components import (
+    ADAPTER,
+    SAM2_VIDEO,
+    SCORE_HEAD,
+    TIE_BREAKERS,
+    Component,
+    StateDict,
+    renamed,
+)
 from openworldsam.modeling.openworldsam import OpenWorldSAM
 from openworldsam.utils.device import keep_freed_memory
 from openworldsam.utils.text import shortened
@@ -35,6 +43,9 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     """Fill a model from MODEL.WEIGHTS, MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS.
 
     If MODEL.WEIGHTS is a full checkpoint, the other files are not read. An error leaves the frozen modules empty.
+
+    A model with more tie-breakers than its adapter's file gets the file's first and others drawn from their
+    distribution (`grow_tie_breakers`), which a warning and the source's note say.
 
     A model whose files hold no score head loses it, unless its scores come from it. The thresholds that a head's file
     stores become the model's.
@@ -63,6 +74,10 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
         load_component(model, name, file, fewer_tie_breakers=not need_adapter)
         logger.info("%s weights from %s (%s)", name, file.path, file.layout)
     sources = {name: file.source(name) for name, file in files.items()}
+    if ADAPTER.name in files and (drawn := _drawn_tie_breakers(model, files[ADAPTER.name])):
+        logger.warning("%s: %s", files[ADAPTER.name].path, drawn)
+        note = "; ".join(filter(None, (sources[ADAPTER.name].note, drawn)))
+        sources[ADAPTER.name] = replace(sources[ADAPTER.name], note=note)
     if SCORE_HEAD.name in files:
         model.match_thresholds = files[SCORE_HEAD.name].thresholds
         model.inference = InferenceOptions.from_config(cfg, stored=model.match_thresholds)
@@ -85,6 +100,12 @@ def score_rule(model: OpenWorldSAM, cfg: CfgNode) -> dict[str, Any]:
     if rule == "iou" or cfg.MODEL.INFERENCE.MATCH_THRESHOLD:
         origin = "config"
     return {"rule": rule, "threshold": threshold, "origin": origin}
+
+
+def _drawn_tie_breakers(model: OpenWorldSAM, file: WeightFile) -> str:
+    """Say how many of a model's tie-breakers are not from the adapter's file; empty if all are."""
+    learned, wanted = len(file.components[ADAPTER.name].get(TIE_BREAKERS, ())), model.adapter.num_queries
+    return f"{wanted - learned} of {wanted} tie-breakers are drawn, not learned" if 0 < learned < wanted else ""
 
 
 def _drop_score_head(model: OpenWorldSAM, cfg: CfgNode) -> None:
@@ -181,11 +202,10 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
         for n, tensor in model.get_submodule(module).state_dict().items()
     }
     component.fit(state, expected)
-    ties = "adapter.tie_breakers"
-    if fewer_tie_breakers and ties in state and 0 < len(expected.get(ties, ())) < len(state[ties]):
-        wanted = len(expected[ties])
-        logger.info("the first %d of the %d tie-breakers of %s", wanted, len(state[ties]), file.path)
-        state[ties] = state[ties][:wanted]
+    wanted = len(expected.get(TIE_BREAKERS, ()))
+    if fewer_tie_breakers and TIE_BREAKERS in state and 0 < wanted < len(state[TIE_BREAKERS]):
+        logger.info("the first %d of the %d tie-breakers of %s", wanted, len(state[TIE_BREAKERS]), file.path)
+        state[TIE_BREAKERS] = state[TIE_BREAKERS][:wanted]
     if problems := misfits(state, expected):
         raise ValueError(
             f"{file.path} ({file.layout}) does not fit the configured {name}: {problems}. {component.advice(public)}"

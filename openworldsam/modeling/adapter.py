@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
@@ -230,3 +231,24 @@ class Adapter(nn.Module):
         query_prompt = torch.arange(len(image_index)).repeat_interleave(self.num_queries)
         group = query_image if self.soft_prompt.interaction == "image" else query_prompt
         return DecoderTokens(prompts, queries, query_image, group, shared=refined)
+
+
+def grow_tie_breakers(learned: Tensor, number: int) -> Tensor:
+    """Draw further tie-breakers from the distribution of the learned ones, which come first (paper Sec. 3).
+
+    The distribution is normal, with the learned ones' mean per channel and one standard deviation for all channels:
+    they begin with one, and a channel has too few values to estimate its own. Of a single tie-breaker it is the
+    deviation over its channels. The draws are the same in every process, and more of them begin with the fewer.
+
+    Args:
+        learned: [k, C], k from 1.
+        number: K, at least k.
+
+    Returns:
+        [K, C].
+    """
+    k, width = learned.shape
+    mean = learned.mean(dim=0)
+    deviation = ((learned - mean).square().sum() / ((k - 1) * width)).sqrt() if k > 1 else learned.std()
+    noise = np.random.default_rng(0).standard_normal((number - k, width), dtype=np.float32)
+    return torch.cat([learned, mean + deviation * torch.from_numpy(noise)])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from openworldsam.modeling.adapter import grow_tie_breakers
+
 if TYPE_CHECKING:
     from openworldsam.modeling.prompt_encoders import PromptEncoder
 
@@ -68,9 +70,20 @@ def _sam2_advice(public: StateDict) -> str:
     )
 
 
+TIE_BREAKERS = "adapter.tie_breakers"
+
+
+def _adapter_fit(state: StateDict, expected: StateDict) -> None:
+    """Draw the tie-breakers that the model has beyond a file's; where the file has none, there is no distribution."""
+    learned, wanted = state.get(TIE_BREAKERS), expected.get(TIE_BREAKERS)
+    if learned is None or wanted is None or learned.shape[1:] != wanted.shape[1:] or learned.dtype != wanted.dtype:
+        return
+    if 0 < len(learned) < len(wanted):
+        state[TIE_BREAKERS] = grow_tie_breakers(learned, len(wanted))
+
+
 def _adapter_advice(public: StateDict) -> str:
-    name = "adapter.tie_breakers"
-    queries = public[name].shape[0] if name in public and public[name].ndim else 0
+    queries = public[TIE_BREAKERS].shape[0] if TIE_BREAKERS in public and public[TIE_BREAKERS].ndim else 0
     layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
     return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
 
@@ -97,6 +110,7 @@ ADAPTER = Component(
     recognised_by="adapter.",
     layout="adapter",
     hint="to an adapter file",
+    fit=_adapter_fit,
     advice=_adapter_advice,
     key="MODEL.WEIGHTS",
     modules=("adapter",),

@@ -143,7 +143,8 @@ class OpenWorldSAMPredictor:
                 "referring" has no threshold unless it is given here; "semantic" has none.
 
         Returns:
-            at most K masks per prompt, K = 20 tie-breakers in the public weights.
+            at most K masks per prompt, K = 20 tie-breakers in the public weights; MODEL.ADAPTER.NUM_TIE_BREAKERS
+            raises it.
 
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.

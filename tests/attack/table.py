@@ -119,7 +119,7 @@ OPTIONS = {
         "chunk of 0": (["MODEL.PROMPT_ENCODER.CHUNK", "0"], r"MODEL\.PROMPT_ENCODER\.CHUNK"),
         "queries by 0": (["MODEL.MASK_DECODER.CHUNK", "0"], r"MODEL\.MASK_DECODER\.CHUNK"),
         "tie-breakers below 0": (["MODEL.ADAPTER.NUM_TIE_BREAKERS", "-1"], r"MODEL\.ADAPTER\.NUM_TIE_BREAKERS"),
-        "more tie-breakers than the file": (["MODEL.ADAPTER.NUM_TIE_BREAKERS", "9"], r"tie_breakers.*\b9\b"),
+        "fewer tie-breakers than the file": (["MODEL.ADAPTER.NUM_TIE_BREAKERS", "3"], r"tie_breakers.*\b3\b"),
         "adapter with odd heads": (["MODEL.ADAPTER.NUM_HEADS", "3"], r"MODEL\.ADAPTER\.NUM_HEADS"),
         "layers below 0": (
             ["MODEL.ADAPTER.NUM_LAYERS", "-1"],

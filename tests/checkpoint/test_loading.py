@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -328,7 +329,7 @@ def test_a_beit3_of_another_size_is_named(width, name, refusal):
     assert (ENCODERS / "beit3_base.yaml").is_file()
 
 
-@pytest.mark.parametrize(("queries", "layers"), [(3, 3), (20, 3), (4, 2), (4, 1), (5, 4), (0, 3), (4, 0), (0, 0)])
+@pytest.mark.parametrize(("queries", "layers"), [(20, 3), (3, 2), (4, 2), (4, 1), (5, 4), (0, 3), (4, 0), (0, 0)])
 def test_an_adapter_of_another_size_gets_the_keys_to_set(queries, layers, refusal, make_model):
     state = our_adapter(released_adapter(queries=max(1, queries), layers=layers))
     if not queries:
@@ -347,10 +348,35 @@ def test_a_training_may_begin_with_the_first_tie_breakers_of_an_adapter(refusal,
     wanted = model.adapter.num_queries
     load_component(model, "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
     assert wanted < 20 and torch.equal(model.adapter.tie_breakers, state["adapter.tie_breakers"][:wanted])
-    for queries in (0, wanted - 1):  # no more than there are
-        state = our_adapter(released_adapter(queries=queries))
-        with pytest.raises(ValueError, match="NUM_TIE_BREAKERS"):
-            load_component(model, "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
+
+
+@pytest.mark.parametrize("weights", ["adapter.safetensors", "model_final.pth"])
+def test_tie_breakers_beyond_those_of_the_file_are_drawn(weights, files, states, make_cfg, log):
+    def load(queries, **how):
+        keys = {"WEIGHTS": files[weights], "SAM2__WEIGHTS": files["sam2_hiera.pt"]}
+        cfg = make_cfg(**keys, PROMPT_ENCODER__WEIGHTS=files["beit3.pth"], ADAPTER__NUM_TIE_BREAKERS=queries)
+        sources = load_weights(model := OpenWorldSAM(cfg), cfg, **how)
+        return model.adapter.tie_breakers.detach(), sources["adapter"]
+
+    learned, source = load(4)
+    assert torch.equal(learned, states["adapter"]["adapter.tie_breakers"]) and "drawn" not in log.text
+    grown, grown_source = load(9)
+    assert grown.shape == (9, 256) and torch.equal(grown[:4], learned) and len(grown.unique(dim=0)) == 9
+    assert "5 of 9 tie-breakers are drawn, not learned" in log.text
+    assert grown_source == replace(source, note="5 of 9 tie-breakers are drawn, not learned")
+    torch.manual_seed(1)  # changes nothing
+    assert torch.equal(load(6)[0], grown[:6]) and torch.equal(load(9, need_adapter=False)[0], grown)
+
+
+def test_where_the_file_has_no_tie_breakers_none_are_drawn(refusal, make_model):
+    state = our_adapter(released_adapter(queries=1))
+    for tie_breakers in ({}, {"adapter.tie_breakers": torch.zeros(0, 256)}):
+        del state["adapter.tie_breakers"]
+        state |= tie_breakers
+        assert "MODEL.ADAPTER.NUM_TIE_BREAKERS 0 " in refusal("adapter", state)
+        with pytest.raises(ValueError, match=r"adapter\.tie_breakers"):  # nor where a training starts
+            load_component(make_model(), "adapter", weight_file("adapter", state), fewer_tie_breakers=True)
+        state["adapter.tie_breakers"] = torch.zeros(1, 256)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import is_running
-from trainings import adapter_of, assert_same, read_metrics, register, run, train
+from trainings import ONE_STEP, adapter_of, assert_same, read_metrics, register, run, train
 
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
@@ -525,11 +525,26 @@ def test_training_starts_afresh_or_from_a_named_adapter(make_cfg, tiny_weights, 
     encoders = ["MODEL.SAM2.WEIGHTS", str(parts["sam2"]), "MODEL.PROMPT_ENCODER.WEIGHTS", str(parts["beit3"])]
     shipped = read_weights(parts["adapter"]).components["adapter"]["adapter.tie_breakers"]
 
-    def start_of(weights, initial):
-        opts = [*encoders, "MODEL.WEIGHTS", weights, "SOLVER.INIT_WEIGHTS", initial]
+    def start_of(weights, initial, *more):
+        opts = [*encoders, "MODEL.WEIGHTS", weights, "SOLVER.INIT_WEIGHTS", initial, *more]
         return Trainer(make_cfg("out", *opts)).model.adapter.tie_breakers
 
     assert torch.equal(start_of("", str(parts["adapter"])), shipped)
     assert torch.equal(start_of(str(parts["adapter"]), ""), shipped)
+    assert torch.equal(start_of("", str(parts["adapter"]), "MODEL.ADAPTER.NUM_TIE_BREAKERS", 6)[:4], shipped)
     fresh = start_of(str(parts["adapter"]), "fresh")
     assert not torch.equal(fresh, shipped) and torch.equal(fresh, start_of("", ""))
+
+
+def test_training_may_start_with_more_tie_breakers(make_cfg, tiny_weights, tmp_path):
+    cfg = make_cfg("out", "MODEL.ADAPTER.NUM_TIE_BREAKERS", 6, *ONE_STEP)
+    start = Trainer(cfg).model.adapter.tie_breakers
+    learned = read_weights(tiny_weights / "model_final.pth").components["adapter"]["adapter.tie_breakers"]
+    assert torch.equal(start[:4], learned)
+    run(cfg)
+    trained = read_weights(tmp_path / "out/adapter.safetensors")
+    tie_breakers = trained.components["adapter"]["adapter.tie_breakers"]
+    assert tie_breakers.shape == start.shape and (tie_breakers != start).any(dim=1).all()
+    assert "note" not in trained.metadata  # these are learned
+    resume(again := Trainer(cfg))
+    assert torch.equal(again.model.adapter.tie_breakers, tie_breakers)

@@ -73,6 +73,11 @@ def test_the_released_model_has_its_row():
         ([], {"beit3": ("BEiT-3", "from model_final.pth (released)")}, "its beit3 weights are those of the released"),
         ([], {"sam2": ("SAM 2.0", "made by rule")}, "its sam2 weights are not the public ones (made by rule)"),
         ([], {"adapter": ("released", "made by rule")}, "its adapter weights are not the public ones"),
+        (
+            [],
+            {"adapter": ("adapter", "16 of 20 tie-breakers are drawn, not learned")},
+            "its adapter weights are not the",
+        ),
         ([], {"trained_on": ""}, "the adapter was trained on what its file does not say"),
         ([], {"trained_on": "reef_train"}, "the adapter was trained on reef_train"),
         ([], {"trained_on": f"{COCO}, a, b"}, f"the adapter was trained on {COCO}, a, b, the paper's on {COCO} first"),

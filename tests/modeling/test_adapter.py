@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openworldsam.modeling.adapter import Adapter, DecoderTokens
+from openworldsam.modeling.adapter import Adapter, DecoderTokens, grow_tie_breakers
 
 B, C, D, K, S = 3, 32, 24, 4, 5
 POSITIONS = torch.zeros(1, C, S, S)
@@ -114,3 +114,35 @@ def test_key_positions_change_only_the_keys(batch):
 def test_tie_breaker_std():
     assert 0.8 < adapter(num_tie_breakers=200).tie_breakers.std() < 1.2
     assert 0.08 < adapter(num_tie_breakers=200, tie_breaker_std=0.1).tie_breakers.std() < 0.12
+
+
+@pytest.mark.parametrize(
+    ("learned", "mean", "deviation"),
+    [
+        ([[0.0, 10.0], [2.0, 14.0]], [1.0, 12.0], 5**0.5),  # squares 1, 1, 4 and 4; one degree of freedom a channel
+        ([[1.0, 3.0]], [1.0, 3.0], 2**0.5),
+        ([[1.0, 3.0]] * 3, [1.0, 3.0], 0.0),
+    ],
+)
+def test_the_distribution_of_drawn_tie_breakers(learned, mean, deviation):
+    learned = torch.tensor(learned)
+    drawn = grow_tie_breakers(learned, 40_000)[len(learned) :]
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor(mean), rtol=0, atol=0.04)
+    torch.testing.assert_close(drawn.std(dim=0), torch.full((2,), deviation), rtol=0.02, atol=1e-6)
+    assert abs(torch.corrcoef(drawn.T)[0, 1]) < 0.02 or not deviation
+
+
+def test_grown_tie_breakers_begin_with_the_learned_ones():
+    learned = adapter().tie_breakers
+    many, few = grow_tie_breakers(learned, 20), grow_tie_breakers(learned, 7)
+    assert torch.equal(many[:K], learned) and torch.equal(many[:7], few)
+    assert torch.equal(grow_tie_breakers(learned, K), learned)
+
+
+def test_the_first_queries_of_a_grown_adapter_are_those_of_the_learned(batch):
+    few, many = adapter(num_layers=0), adapter(num_layers=0, num_tie_breakers=9)
+    grown = grow_tie_breakers(few.tie_breakers, 9)
+    many.load_state_dict({**few.state_dict(), "tie_breakers": grown})
+    assert torch.equal(
+        many(*batch, POSITIONS).queries.view(5, 9, C)[:, :K], few(*batch, POSITIONS).queries.view(5, K, C)
+    )

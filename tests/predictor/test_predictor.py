@@ -215,6 +215,10 @@ def test_a_missing_config_weight_or_tokenizer_file_is_named(tiny_cfg):
         OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm"])
 
 
-def test_the_number_of_queries_must_match_the_weights(tiny_cfg):
+def test_more_queries_than_the_weights_have_but_not_fewer(tiny_cfg, head_opts, photograph):
+    opts = [*head_opts, "MODEL.INFERENCE.SCORE", "match", "MODEL.ADAPTER.NUM_TIE_BREAKERS"]
+    predictor = OpenWorldSAMPredictor(tiny_cfg, opts=[*opts, "20"])
+    result = predictor.predict("cat", image=photograph, score_threshold=0.0, nms_threshold=1.0)
+    assert len(result.masks) == 20 and len(set(result.match.tolist())) == 20
     with pytest.raises(ValueError, match="NUM_TIE_BREAKERS 4"):
-        OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.ADAPTER.NUM_TIE_BREAKERS", "20"])
+        OpenWorldSAMPredictor(tiny_cfg, opts=[*opts, "3"])

@@ -95,6 +95,15 @@ def test_a_model_whose_files_have_no_head_is_saved_without(tiny_cfg, tmp_path, p
     assert_same_answers(predictor, loaded, photograph)
 
 
+def test_drawn_tie_breakers_are_drawn_again(tiny_cfg, tmp_path, photograph):
+    predictor = OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.ADAPTER.NUM_TIE_BREAKERS", "7"])
+    predictor.save_pretrained(tmp_path / "saved")
+    loaded = OpenWorldSAMPredictor.from_pretrained(tmp_path / "saved", device="cpu")
+    assert_same_answers(predictor, loaded, photograph)
+    assert loaded.sources["adapter"].note == predictor.sources["adapter"].note
+    assert loaded.sources["adapter"].note.endswith("; 3 of 7 tie-breakers are drawn, not learned")
+
+
 def test_every_tensor_is_saved_as_it_was(predictor, saved, tiny_weights):
     components = read_weights(tiny_weights / "model_final.pth").components
     for component, expected in components.items():
