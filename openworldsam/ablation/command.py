@@ -12,12 +12,18 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from openworldsam.ablation.figures import draw_figures
+from openworldsam.ablation.jobs import Job, run_jobs
+from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import write_report
 from openworldsam.ablation.runs import ADAPTER, VARIANTS, Experiment
+from openworldsam.config import load_config
 from openworldsam.data.feature_cache import IMAGE_FEATURES
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.launch import say, user_errors
+
+SHAPES = ("shapes_val", "shapes_crowd_val", "shapes_novel_val")
+"""Benchmarks of an adapter that is trained on Shapes."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,11 +31,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and score the paper's ablations, and write a report.")
     parser.add_argument("--config-file", default="configs/shapes/paper.yaml", help="of the full model, E5")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of all runs")
-    names = ", ".join(VARIANTS)
-    parser.add_argument("--runs", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=names)
+    names = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
+    chosen = f"default: all; a variant of another only evaluates its adapters and brings its runs along: {names}"
+    parser.add_argument("--runs", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=chosen)
     parser.add_argument("--seeds", type=int, default=3, help="trainings per run, from the config's SEED on")
     parser.add_argument("--iterations", type=int, default=0, help="replaces SOLVER.MAX_ITER; SOLVER.STEPS are scaled")
-    parser.add_argument("--benchmarks", nargs="+", default=["shapes_val"], metavar="NAME")
+    scored = f"default: {', '.join(SHAPES)} if the config trains on Shapes, or DATASETS.TEST"
+    parser.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help=scored)
+    workers = "runs at a time, which share cores and GPUs; one per core is meant"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    parser.add_argument("--dry-run", action="store_true", help="say what remains and how long, without running it")
     features = "train from feature caches, built first; they hold no image features, or all of them"
     parser.add_argument("--feature-cache", choices=tuple(IMAGE_FEATURES), default="", help=features)
     parser.add_argument("--report", type=Path, default=Path("docs/shapes_ablation.md"), metavar="FILE")
@@ -41,20 +52,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run_ablation(args: argparse.Namespace, command: str) -> None:
     """Do the runs that are missing, then draw the figures and write the report."""
-    if args.seeds < 1 or args.iterations < 0:
-        raise ValueError(f"need --seeds >= 1 and --iterations >= 0, got {args.seeds} and {args.iterations}")
-    benchmarks, opts = tuple(args.benchmarks), tuple(args.opts)
-    experiment = Experiment(args.config_file, args.output, benchmarks, opts, args.iterations, args.feature_cache)
-    first = experiment.cfg.SEED
-    adapter = args.adapter or experiment.run_folder("E5", first) / ADAPTER
-    if args.figures and not adapter.exists() and (args.adapter or "E5" not in args.runs):
+    for name, least in (("seeds", 1), ("workers", 1), ("iterations", 0)):
+        if (value := getattr(args, name)) < least:
+            raise ValueError(f"need --{name} >= {least}, got {value}")
+    cfg = load_config(args.config_file, args.opts)
+    on_shapes = any(name.startswith("shapes_") for name in cfg.DATASETS.TRAIN)
+    benchmarks = tuple(args.benchmarks or (SHAPES if on_shapes else cfg.DATASETS.TEST))
+    experiment = Experiment(
+        args.config_file, args.output, benchmarks, tuple(args.opts), args.iterations, args.feature_cache
+    )
+    adapter = args.adapter or experiment.run_folder("E5", cfg.SEED) / ADAPTER
+    asked = {*args.runs, *(VARIANTS[name].of for name in args.runs)}
+    if args.figures and not adapter.exists() and (args.adapter or "E5" not in asked):
         raise ValueError(f"figures need a trained adapter, {adapter} does not exist; train E5 or give --adapter")
-    work = [(name, seed) for seed in range(first, first + args.seeds) for name in args.runs]
+    names = [name for name in VARIANTS if name in asked]
+    work = [(name, seed) for seed in range(cfg.SEED, cfg.SEED + args.seeds) for name in names]
+    if work:
+        say(remaining(experiment, work, args.workers))
+    if args.dry_run:
+        return
+
+    def finished(job: Job) -> None:
+        say(f"{job.title}: finished; {remaining(experiment, work, args.workers)}")
+
     if args.feature_cache:
-        experiment.build_caches(work)
-    for number, (name, seed) in enumerate(work, start=1):
-        print(f"run {number} of {len(work)}: {name}, seed {seed}", flush=True)
-        experiment.run(name, seed)
+        run_jobs(experiment.cache_jobs(work, args.workers), args.workers, finished)
+    waiting = [experiment.job(*run) for run in work if not experiment.state(*run).finished]
+    run_jobs(waiting, args.workers, finished)
     if args.figures:
         draw(experiment, adapter, args.figures)
     if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn

@@ -37,8 +37,11 @@ COMPARISONS = {
     "The image in the prompt encoder": ("E5", "text_only"),
     "Fusion `add` instead of `replace`": ("add", "E5"),
     "Fusion `broadcast` instead of `replace`": ("broadcast", "E5"),
+    "Two-stage inference": ("two_stage", "E5"),
+    "More tie-breakers at test time": ("E5_more_queries", "E5"),
+    "The prompt embedding at test time": ("E3", "E2"),
 }
-"""Pairs of variants by the idea that they isolate; the paper reports the first three."""
+"""Pairs of variants by the idea that they isolate."""
 
 
 def write_report(folder: Path, path: Path, command: str) -> None:
@@ -115,7 +118,7 @@ def _table(runs: Runs, benchmark: str) -> str:
         found, paper = runs[name], PAPER.get(name)
         trained = f"{found[0].parameters:,}" if found else "-"
         ours = [str(spread(found, benchmark, metric) or NOT_RUN) for metric in COMPARED]
-        theirs = [f"{paper.scores[m]:.1f}" for m in COMPARED] if paper else ["-"] * len(COMPARED)
+        theirs = [str(paper.scores.get(metric, "-") if paper else "-") for metric in COMPARED]
         source = (paper.source, paper.trained) if paper else ("not reported", "-")
         rows.append([f"**{name}**: {variant.title}", trained, len(found), *ours, *source, *theirs])
     columns = ["run", "trained parameters", "seeds", *COMPARED, "paper", "Train Params"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from openworldsam.ablation.runs import ADAPTER, VARIANTS, differences, read_settings
+from openworldsam.ablation.runs import VARIANTS, adapter_of, differences, read_settings
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
@@ -36,9 +36,11 @@ def _paper_row(source: str, trained: str, table: int, row: str) -> PaperRow:
 
 PAPER = {
     "E1": _paper_row("Table 5, E1", "1.2 (M)", 5, "E1"),
+    "E2": _paper_row("Table 5, E2", "1.7 (M)", 5, "E2"),
     "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
     "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
     "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
+    "two_stage": _paper_row("Table 1, + two-stage inference", "-", 1, "+ two-stage inference"),
 }
 AGREES, DISAGREES = "as in the paper", "unlike the paper"
 HIGHER, LOWER = "higher", "lower"
@@ -89,8 +91,8 @@ def _read_run(folder: Path) -> FinishedRun:
     # each prompt encoder has its own cache; only whether there was one must be equal
     settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
     sources = {f"weights of the {name}": source["fingerprint"] for name, source in results["weights"].items()}
-    sources.pop("weights of the adapter", None)  # trained by the run
-    with safe_open(folder / ADAPTER, framework="pt") as file:
+    sources.pop("weights of the adapter", None)  # of the run
+    with safe_open(adapter_of(folder), framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return FinishedRun(settings["SEED"], settings | sources, parameters, results)
 

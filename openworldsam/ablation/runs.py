@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,36 +12,62 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from openworldsam.ablation.jobs import Job
 from openworldsam.config import load_config
 from openworldsam.data.datasets.catalog import SEGMENTATION
 from openworldsam.engine import cache_features, evaluate, train
 from openworldsam.engine.checks import check_evaluation
-from openworldsam.utils.files import read_json
+from openworldsam.engine.training_state import newest_state
+from openworldsam.utils.files import read_json, save_text
 from openworldsam.utils.safe_yaml import read_yaml
 
 ADAPTER, CONFIG = "adapter.safetensors", "config.yaml"
-"""Files that a training leaves in its folder."""
+"""Files of a run in its folder; one without a training has no adapter."""
 
 
 class Variant(NamedTuple):
-    """A variant: its description, and the config keys in which it differs from the full model."""
+    """A variant of the full model.
+
+    title: description.
+    opts: config keys in which it differs from the full model, or from variant `of`.
+    of: trained variant whose adapters it evaluates with these keys, without a training of its own.
+    """
 
     title: str
     opts: tuple[str, ...] = ()
+    of: str = ""
 
 
 _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
+_NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 VARIANTS = {
     "E1": Variant("no tie-breakers, no soft prompting", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "0", *_NO_SOFT_PROMPT)),
+    "E2": Variant("E3, zeros for the prompt embedding at inference", _NO_PROMPT, of="E3"),
     "E3": Variant("tie-breakers, no soft prompting", _NO_SOFT_PROMPT),
     "E5": Variant("full model, fusion `replace`"),
     "text_only": Variant("E5, prompt encoder without the image", _TEXT_ONLY),
     "add": Variant("E5, fusion `add`", ("MODEL.ADAPTER.FUSION", "add")),
     "broadcast": Variant("E5, fusion `broadcast`", ("MODEL.ADAPTER.FUSION", "broadcast")),
+    "two_stage": Variant("E5, two-stage inference", ("MODEL.INFERENCE.TWO_STAGE", "True"), of="E5"),
+    "E5_more_queries": Variant("E5, 20 tie-breakers at inference", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "20"), of="E5"),
 }
+"""Variants by name; this is also their order in the report."""
 _PLACES = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"}
 """Config keys that describe where a run is computed; they may differ."""
+
+
+class State(NamedTuple):
+    """How far a run is: iterations done, of how many, and the benchmarks that are still to be scored."""
+
+    done: int
+    iterations: int
+    benchmarks: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing remains."""
+        return self.done == self.iterations and not self.benchmarks
 
 
 @dataclass(frozen=True)
@@ -61,7 +87,7 @@ class Experiment:
 
     config_file: str
     folder: Path
-    benchmarks: tuple[str, ...] = ("shapes_val",)
+    benchmarks: tuple[str, ...]
     opts: tuple[str, ...] = ()
     iterations: int = 0
     features: str = ""
@@ -90,52 +116,80 @@ class Experiment:
         """Return the folder of a run."""
         return self.folder / name / f"seed{seed}"
 
+    def adapter(self, name: str, seed: int) -> Path:
+        """Return the adapter file that a run scores: of its own training, or of the variant that it evaluates."""
+        return adapter_of(self.run_folder(name, seed))
+
     def cache(self, name: str) -> Path:
         """Return the folder of a variant's feature cache; variants with the same prompt encoder share one."""
         return self.folder / ("cache_text_only" if _TEXT_ONLY[0] in VARIANTS[name].opts else "cache")
 
     def options(self, name: str, seed: int) -> list[str]:
         """Return the config keys of a run, which trains a new adapter and is evaluated only at the end."""
-        opts = [*self.opts, *VARIANTS[name].opts, "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
+        variant = VARIANTS[name]
+        parent = VARIANTS[variant.of].opts if variant.of else ()
+        opts = [*self.opts, *parent, *variant.opts, "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
         if last := self.iterations:
             solver = self.cfg.SOLVER
             steps = {round(step * last / solver.MAX_ITER) for step in solver.STEPS}
             opts += ["SOLVER.MAX_ITER", str(last), "SOLVER.STEPS", str(sorted(s for s in steps if 0 < s < last))]
         if self.features:
-            opts += ["DATASETS.FEATURE_CACHE", str(self.cache(name))]
+            opts += ["DATASETS.FEATURE_CACHE", str(self.cache(variant.of or name))]
         return [*opts, "SEED", str(seed), "OUTPUT_DIR", str(self.run_folder(name, seed))]
 
-    def build_caches(self, work: Sequence[tuple[str, int]]) -> None:
-        """Build the feature caches for those of the runs (name, seed) that are not trained yet.
-
-        Raises:
-            ChildProcessError: building failed; the subprocess has printed why.
-        """
-        waiting = [(name, seed) for name, seed in work if not (self.run_folder(name, seed) / ADAPTER).exists()]
-        for cache, run in {self.cache(name): (name, seed) for name, seed in waiting}.items():
-            words = ["--output", str(cache), "--image-features", self.features, *self.options(*run)]
-            run_in_subprocess(cache_features.main, ["--config-file", self.config_file, *words])
-
-    def run(self, name: str, seed: int) -> None:
-        """Train and score a variant, as far as this has not been done yet.
+    def state(self, name: str, seed: int) -> State:
+        """Return how far a run is.
 
         Raises:
             ValueError: the run's folder was made with other settings.
-            ChildProcessError: training or evaluation failed; the subprocess has printed why.
         """
-        folder, opts = self.run_folder(name, seed), self.options(name, seed)
-        config = ["--config-file", self.config_file]
-        if (folder / CONFIG).exists():
-            wanted = flat(yaml.safe_load(load_config(self.config_file, opts).dump()))
-            if different := differences(read_settings(folder), wanted):
-                raise ValueError(f"{folder} was made with another {', '.join(different)}; use another --output")
-        if not (folder / ADAPTER).exists():
-            run_in_subprocess(train.main, [*config, "--resume", *opts])
+        folder, cfg = self.run_folder(name, seed), load_config(self.config_file, self.options(name, seed))
+        made_with = read_settings(folder) if (folder / CONFIG).exists() else {}
+        if different := differences(made_with, flat(yaml.safe_load(cfg.dump()))):
+            raise ValueError(f"{folder} was made with another {', '.join(different)}; use another --output")
+        iterations = 0 if VARIANTS[name].of else cfg.SOLVER.MAX_ITER
+        saved = newest_state(folder)
+        done = iterations if (folder / ADAPTER).exists() else int(saved.stem.split("_")[1]) if saved else 0
         results = folder / evaluate.RESULTS
         scored = [*read_json(results)["benchmarks"]] if results.exists() else []
-        if not {*self.benchmarks} <= {*scored}:  # the file is replaced, so all of its benchmarks are scored again
-            words = ["--benchmarks", *dict.fromkeys([*scored, *self.benchmarks]), "--output", str(folder), *opts]
-            run_in_subprocess(evaluate.main, [*config, *words, "MODEL.WEIGHTS", str(folder / ADAPTER)])
+        # the file is replaced, so all of its benchmarks are scored again
+        wanted = () if {*self.benchmarks} <= {*scored} else tuple(dict.fromkeys([*scored, *self.benchmarks]))
+        return State(done, iterations, wanted)
+
+    def cache_jobs(self, work: Sequence[tuple[str, int]], parts: int) -> list[Job]:
+        """List the jobs that build, in so many parts, the feature caches of the runs (name, seed) to train."""
+        waiting = [run for run in work if not self.adapter(*run).exists() and not VARIANTS[run[0]].of]
+        jobs = []
+        for cache, run in {self.cache(run[0]): run for run in waiting}.items():
+            words = ["--config-file", self.config_file, "--output", str(cache), "--image-features", self.features]
+            for part in range(parts):
+                of_part = [*words, "--part", str(part), "--num-parts", str(parts), *self.options(*run)]
+                title, console = f"{cache.name}, part {part + 1} of {parts}", cache / f"console{part}.txt"
+                jobs.append(Job(title, console, partial(cache_features.main, of_part)))
+        return jobs
+
+    def job(self, name: str, seed: int) -> Job:
+        """Return a run as a job."""
+        needs = self.adapter(name, seed) if VARIANTS[name].of else None
+        console = self.run_folder(name, seed) / "console.txt"
+        return Job(f"{name} seed {seed}", console, partial(self.run, name, seed), needs)
+
+    def run(self, name: str, seed: int) -> None:
+        """Train and score a variant, as far as this has not been done yet."""
+        folder, opts, state = self.run_folder(name, seed), self.options(name, seed), self.state(name, seed)
+        config = ["--config-file", self.config_file]
+        if VARIANTS[name].of:
+            save_text(folder / CONFIG, load_config(self.config_file, opts).dump())
+        elif not (folder / ADAPTER).exists():
+            train.main([*config, "--resume", *opts])
+        if state.benchmarks:
+            words = ["--benchmarks", *state.benchmarks, "--output", str(folder), *opts]
+            evaluate.main([*config, *words, "MODEL.WEIGHTS", str(self.adapter(name, seed))])
+
+
+def adapter_of(folder: Path) -> Path:
+    """Return the adapter file that the run in a folder NAME/seedN scores."""
+    return folder.parents[1] / (VARIANTS[folder.parent.name].of or folder.parent.name) / folder.name / ADAPTER
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -154,23 +208,3 @@ def flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List the keys in which two runs differ; a key that only one of them has belongs to another code version."""
     return sorted(key for key in one.keys() & other.keys() - _PLACES if one[key] != other[key])
-
-
-def run_in_subprocess(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
-    """Run the main function of a tool in a new process, with fresh memory, loggers and random generators.
-
-    Raises:
-        ChildProcessError: the process failed.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # import once for all runs
-    process = context.Process(target=main, args=(list(words),))
-    process.start()
-    try:
-        process.join()
-    finally:
-        process.terminate()
-    if process.exitcode:
-        raise ChildProcessError(
-            f"{main.__module__} ended with exit status {process.exitcode}; the same command continues"
-        )

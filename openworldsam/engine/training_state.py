@@ -98,16 +98,22 @@ def resume(trainer: Trainer) -> None:
 
 def forget_metrics(path: Path, start: int) -> None:
     """Drop the lines of steps from `start` on, which are about to be repeated, and one that a kill cut short."""
-    if not output_file(path).is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    if output_file(path).is_file():
+        kept = [line for line, values in read_metrics(path) if values["iteration"] < start]
+        save_atomically(path, lambda partial_path: partial_path.write_text("".join(kept)))
+
+
+def read_metrics(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Read the lines of metrics.json with their values; no line if there is no file, nor one that is cut short."""
+    found = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
         try:
-            if json.loads(line)["iteration"] < start:
-                kept.append(line)
+            values = json.loads(line)
+            if values["iteration"] >= 0:
+                found.append((line, values))
         except (ValueError, KeyError, TypeError):
             continue
-    save_atomically(path, lambda partial_path: partial_path.write_text("".join(kept)))
+    return found
 
 
 def _load(path: Path) -> dict[str, Any]:

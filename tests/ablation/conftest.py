@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openworldsam.ablation import runs
+from openworldsam.ablation import command, runs
 from openworldsam.checkpoint import save_component
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
@@ -49,12 +49,22 @@ def opts(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Run trainings and evaluations in this process; list their modules."""
+    """Run trainings and evaluations one by one in this process; list their modules."""
     listed = []
 
-    def call(main, words):
-        listed.append(main.__module__.rpartition(".")[2])
-        main(words)
+    def listing(name, main):
+        def call(words):
+            listed.append(name)
+            main(words)
 
-    monkeypatch.setattr(runs, "run_in_subprocess", call)
+        return call
+
+    def run_jobs(jobs, workers, finished):
+        for job in sorted(jobs, key=lambda job: job.needs is not None):
+            job.work()
+            finished(job)
+
+    for module in (runs.cache_features, runs.train, runs.evaluate):
+        monkeypatch.setattr(module, "main", listing(module.__name__.rpartition(".")[2], module.main))
+    monkeypatch.setattr(command, "run_jobs", run_jobs)
     return listed

@@ -928,9 +928,12 @@ TOOLS = {
         "unknown precision": (["--precision", "fp8"], r"--precision.*fp8"),
     },
     "ablate --config-file {w}/tiny.yaml --output {out}": {
-        "no seeds": (["--seeds", "0"], r"need --seeds >= 1 and --iterations >= 0, got 0 and 0"),
+        "no seeds": (["--seeds", "0"], r"need --seeds >= 1, got 0"),
         "unknown run": (["--runs", "E99"], r"--runs.*E99"),
-        "missing adapter": (["--runs", "--figures", "{out}", "--adapter", "nothing"], r"nothing does not exist"),
+        "missing adapter": (
+            ["--benchmarks", "shapes_val", "--runs", "--figures", "{out}", "--adapter", "nothing"],
+            r"nothing does not exist",
+        ),
         "unknown key": (["--runs", "E1", "--seeds", "1", "MODEL.WEIGHT", "x"], r"MODEL\.WEIGHT"),
     },
     "pretrain": {
