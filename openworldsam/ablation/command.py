@@ -29,7 +29,7 @@ SHAPES = ("shapes_val", "shapes_crowd_val", "shapes_novel_val")
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train and score the paper's ablations, and write a report.")
-    parser.add_argument("--config-file", default="configs/shapes/paper.yaml", help="of the full model, E5")
+    parser.add_argument("--config-file", default="configs/shapes/ablation.yaml", help="of the full model, E5")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of all runs")
     names = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
     chosen = f"default: all; a variant of another only evaluates its adapters and brings its runs along: {names}"

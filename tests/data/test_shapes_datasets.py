@@ -55,7 +55,7 @@ def test_the_numbers_of_scenes(cfg):
 
 
 def test_crowds_have_many_equal_things():
-    cfg = load_config("configs/shapes/paper.yaml")
+    cfg = load_config(Path(__file__).parents[2] / "configs/shapes/paper.yaml")
     register_datasets(cfg)
     equal = []
     for name, most in (("shapes_val", 3), ("shapes_crowd_val", 10)):
