@@ -31,7 +31,6 @@ class Described(NamedTuple):
     masks: bool [n, H, W] of these regions; empty for an absent name.
     segments: float [n, NUMBERS + 1], descriptions and weights of the regions; weight 0 for none or several segments.
     cells: float [G, G, NUMBERS + 1], the same for the segment in each patch.
-    names: int64 [G, G], which of the world's shapes and textures that segment is; IGNORED for void.
     """
 
     image: Tensor
@@ -39,13 +38,10 @@ class Described(NamedTuple):
     masks: Tensor
     segments: Tensor
     cells: Tensor
-    names: Tensor
 
 
-SEEING_STEPS = 8000
-"""First steps, on images alone: they cost a third of the others, as each image is encoded once and not with each text,
-and every patch learns what it sees."""
-IGNORED = -1
+SEEING_STEPS = 2500
+"""First steps, on images alone, in place of the masked images with which BEiT-3 began."""
 
 
 def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
@@ -93,17 +89,13 @@ class DescribedScenes(Dataset[Described]):
         chosen = [by_kind[kind][rng.integers(len(by_kind[kind]))] for kind in kinds]
         # none or several segments have no common description
         told = [table[ids[0]] if len(ids) == 1 else np.zeros_like(table[0]) for ids, _ in chosen]
-        names = [*world.shapes, *world.textures]
-        name_of = np.array([IGNORED, *(names.index(segment.name) for segment in scene.segments)])
         centres = ((np.arange(self.grid) + 0.5) * world.size / self.grid).astype(int)
-        patches = scene.segment_map[np.ix_(centres, centres)]
         return Described(
             torch.from_numpy(scene.image).permute(2, 0, 1),
             [text for _, text in chosen],
             torch.from_numpy(np.stack([np.isin(scene.segment_map, ids) for ids, _ in chosen])),
             torch.from_numpy(np.stack(told)),
-            torch.from_numpy(table[patches]),
-            torch.from_numpy(name_of[patches]),
+            torch.from_numpy(table[scene.segment_map[np.ix_(centres, centres)]]),
         )
 
 
@@ -120,10 +112,10 @@ def _absent(scene: Scene, world: World) -> list[str]:
 class PointingBEiT3(Trainee):
     """BEiT-3 with the linear heads that train it; the heads are discarded afterwards.
 
-    From every patch they predict whether the region covers it, and the description and the name of the patch's segment
-    (in place of the visual words of BEiT-3's masked images, which are semantic too). From the embedding they predict
-    the region's share of each grid cell or that there is no region, its description, and the tokens of the text (in
-    place of BEiT-3's masked texts). `world` tells the kinds of texts apart.
+    From every patch they predict whether the region covers it, and the description of the patch's segment (in place of
+    BEiT-3's masked images). From the embedding they predict the region's share of each grid cell or that there is no
+    region, its description, and the tokens of the text (in place of BEiT-3's masked texts). `world` tells the kinds of
+    texts apart.
     """
 
     def __init__(self, encoder: BEiT3PromptEncoder, world: World) -> None:
@@ -133,7 +125,6 @@ class PointingBEiT3(Trainee):
         self.grid = encoder.image_size // encoder.patch_size
         self.patch_head = nn.Linear(width, 4)
         self.patch_telling = nn.Linear(width, NUMBERS)
-        self.patch_naming = nn.Linear(width, len(world.shapes) + len(world.textures))
         self.place_head = nn.Linear(width, self.grid**2 + 1)  # the last one says that nothing is meant
         self.telling = nn.Linear(width, NUMBERS)
         self.words = nn.Linear(width, encoder.beit3.text_embed.num_embeddings)
@@ -168,9 +159,10 @@ class PointingBEiT3(Trainee):
 
     def losses(self, batch: Described, step: int) -> dict[str, Tensor]:
         """Return the losses of a step: during `SEEING_STEPS` of the patches without text, then of every head."""
+        cells = batch.cells.flatten(1, 2).to(self.device)
         if step <= SEEING_STEPS:
             _, patches = self(batch.image.to(self.device), None)
-            return self._patch_losses(batch, patches)
+            return {"cells": _telling_loss(self.patch_telling(patches).float(), cells)}
         _, ids, embeddings, patches = self.encode_texts(batch)
         target = batch.masks.flatten(0, 1).to(self.device).float()[:, None]
         quarters = F.adaptive_avg_pool2d(target, 2 * self.grid)  # four per patch
@@ -190,18 +182,7 @@ class PointingBEiT3(Trainee):
             "place": F.cross_entropy(self.place_head(embeddings).float(), place),
             "words": 5 * F.binary_cross_entropy_with_logits(words, pieces[:, EOS_ID + 1 :]),
             "segments": _telling_loss(self.telling(embeddings).float(), segments),
-            **self._patch_losses(batch, first_patches),
-        }
-
-    def _patch_losses(self, batch: Described, patches: Tensor) -> dict[str, Tensor]:
-        """Return the losses of the patches [B, G * G, D] that do not depend on a text."""
-        cells, names = (part.flatten(1, 2).to(self.device) for part in (batch.cells, batch.names))
-        named = self.patch_naming(patches).float().flatten(0, 1)
-        missed = F.cross_entropy(named, names.flatten(), ignore_index=IGNORED, reduction="none")
-        weight = cells[..., -1].flatten()
-        return {
-            "cells": _telling_loss(self.patch_telling(patches).float(), cells),
-            "names": (missed * weight).sum() / weight.sum().clamp(min=1),
+            "cells": _telling_loss(self.patch_telling(first_patches).float(), cells),
         }
 
     def scores(self, batch: Described) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = {
     "sam2": Schedule(steps=12_000, batch_size=8, learning_rate=1e-3),
-    "beit3": Schedule(steps=16_000, batch_size=8, learning_rate=1e-3, warmup=500),
+    "beit3": Schedule(steps=30_000, batch_size=8, learning_rate=1e-3, warmup=500),
     "memory": Schedule(steps=1_500, batch_size=6, learning_rate=5e-4),
 }
 TRAINED_FRAMES, SCORED_FRAMES = 8, 12
