@@ -16,9 +16,9 @@ from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.utils.files import save_atomically
 
 OURS, THEIRS = "#0072b2", "#666666"
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
-"""Colours of Okabe and Ito, told apart by the colour-blind, and grey."""
-MARKERS = "osD^vPX"  # one fewer, so that a colour comes again with another
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#882255")
+"""Colours that the colour-blind tell apart: Okabe and Ito's, grey, and wine."""
+MARKERS = "osD^vPX<>"  # one fewer, so that a colour comes again with another
 FULL = "E5"
 """The variant that all others are compared with."""
 
@@ -57,7 +57,7 @@ def score_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
             _dots(axis, [spread(runs[name], benchmark, metric) for name in names], OURS)
             full = spread(runs[FULL], benchmark, metric)
             if full and full.std is not None:
-                axis.axvspan(full.mean - full.std, full.mean + full.std, color=OURS, alpha=0.15, linewidth=0)
+                axis.axvspan(full.mean - full.std, full.mean + full.std, color=OURS, alpha=0.15, linewidth=1)
         axes[0].set_yticks(range(len(names)), [textwrap.fill(in_words(name), 30) for name in names], fontsize=8)
         axes[0].set_ylabel(metric, fontsize=11, fontweight="bold")
     for axis, title in zip(grid[0], ("the paper, ADE20K-150", *benchmarks), strict=True):
@@ -87,7 +87,7 @@ def _dots(axis: Axes, values: Sequence[Spread | None], colour: str) -> None:
 def recall_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
     """Draw recall against the number of equal things: a panel per benchmark, a line with error bars per variant."""
     names = [name for name in VARIANTS if runs[name]]
-    figure = Figure(figsize=(max(6, 0.6 + 2.8 * len(benchmarks)), 3.4 + 0.1 * len(names)), layout="constrained")
+    figure = Figure(figsize=(max(6, 0.6 + 2.8 * len(benchmarks)), 3.2 + 0.12 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(benchmarks), squeeze=False, sharey=True)[0]
     for axis, benchmark in zip(axes, benchmarks, strict=True):
         metrics = recall_metrics(runs, benchmark)
@@ -105,5 +105,5 @@ def recall_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
     axes[0].set_ylim(0, 105)
     axes[0].set_ylabel("recall of one of them (%)", fontsize=9)
     handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(benchmarks), fontsize=8, frameon=False)
+    figure.legend(*handles, loc="outside lower center", ncols=min(2, len(benchmarks)), fontsize=8, frameon=False)
     return figure

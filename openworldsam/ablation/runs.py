@@ -42,7 +42,7 @@ _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 VARIANTS = {
-    "E1": Variant("no tie-breakers, no soft prompting", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "0", *_NO_SOFT_PROMPT)),
+    "E1": Variant("one query, no soft prompting", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "0", *_NO_SOFT_PROMPT)),
     "E2": Variant("E3, zeros for the prompt embedding at inference", _NO_PROMPT, of="E3"),
     "E3": Variant("tie-breakers, no soft prompting", _NO_SOFT_PROMPT),
     "E5": Variant("full model, fusion `replace`"),

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from openworldsam.ablation import report
+from openworldsam.ablation.figures import _scored_two_stage
 from openworldsam.ablation.plots import recall_plot, score_plot
 from openworldsam.ablation.report import BEGIN, END, UNWRITTEN, write_report
 from openworldsam.ablation.results import (
@@ -118,6 +119,15 @@ def test_the_plot_of_scores_says_what_it_shows(tmp_path):
     assert numbers == [paper, ["71.0"], ["60.0"]]
     bands = [[patch.get_x() for patch in axis.patches] for axis in axes[:3]]
     assert bands == [[], [pytest.approx(71 - 2**0.5)], []]
+
+
+def test_two_stage_inference_beside_one_stage(tmp_path):
+    paper = f" The paper ({PAPER['two_stage'].source}, ADE-150): PQ 35.2 to 36.3, AP 16.9 to 15.6, mIoU 60.4 to 58.0."
+    make_runs(tmp_path, "E5", (70, 30, 80), (72, 30, 80))
+    assert _scored_two_stage(tmp_path, "shapes_val") == paper
+    make_run(tmp_path, "two_stage", 0, (69, None, 79))
+    words = " The runs that were scored on shapes_val: PQ 71.0 ± 1.4 to 69.0, mIoU 80.0 ± 0.0 to 79.0."
+    assert _scored_two_stage(tmp_path, "shapes_val") == words + paper
 
 
 def test_conclusions_are_kept(tmp_path):
