@@ -324,7 +324,7 @@ class OpenWorldSAM(nn.Module):
             if not len(selected):  # nothing to learn, but every trained tensor must get its (zero) gradient
                 selected = selected.new_zeros(1)
             if once:
-                matched = decoded[selected]
+                matched = decoded[upload(selected, self.device)]
             else:
                 with self.autocast():
                     matched, _ = self.mask_decoder(features, tokens, selected, single_mask=True)

@@ -95,7 +95,11 @@ def test_a_score_head_and_absent_prompts(train, adapter):
     assert max(device.waits) <= max(train("gpu").waits) + 1
 
 
-@pytest.mark.parametrize("opts", [[], [*HEAD, "INPUT.NEGATIVES", 3]], ids=["masks", "score head"])
+@pytest.mark.parametrize(
+    "opts",
+    [[], ["MODEL.ADAPTER.NUM_TIE_BREAKERS", 1], [*HEAD, "INPUT.NEGATIVES", 3]],
+    ids=["masks", "one query", "score head"],
+)
 def test_the_waits_do_not_depend_on_the_number_of_prompts(train, opts):
     opts = [*opts, "INPUT.MAX_PROMPTS", 3, "SOLVER.MAX_ITER", 1]  # on each image
     few, many = (train("gpu", *opts, "SOLVER.IMS_PER_BATCH", images) for images in (1, 7))
