@@ -22,6 +22,11 @@ from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID
 from openworldsam.pretraining.describe import NUMBERS, POINT, describe_segments, description_loss
 from openworldsam.pretraining.loop import Trainee
 
+SEEING_STEPS = 2500
+"""First steps, on images alone, in place of the masked images with which BEiT-3 began."""
+KINDS = {"name": 4.0, "superlative": 3.0, "relation": 3.0, "stuff": 1.0, "absent": 1.0}
+"""Kinds of texts and their weights: a text's kind is drawn from those of the scene, then the text from its kind."""
+
 
 class Described(NamedTuple):
     """An image with n texts; a batch has B of each tensor, and for each of the n texts a tuple of B.
@@ -38,10 +43,6 @@ class Described(NamedTuple):
     masks: Tensor
     segments: Tensor
     cells: Tensor
-
-
-SEEING_STEPS = 2500
-"""First steps, on images alone, in place of the masked images with which BEiT-3 began."""
 
 
 def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
@@ -63,10 +64,6 @@ def texts_by_region(scene: Scene) -> dict[tuple[int, ...], tuple[str, ...]]:
     return {ids: (*found, *(text.removeprefix("the ") for text in found)) for ids, found in texts.items()}
 
 
-KINDS = {"name": 4.0, "superlative": 3.0, "relation": 3.0, "stuff": 1.0, "absent": 1.0}
-"""Kinds of texts, with the weight by which a scene's texts are drawn among the kinds that it has."""
-
-
 class DescribedScenes(Dataset[Described]):
     """Scenes of some worlds in turn, with things of all kinds and texts of all `KINDS`; `grid` is G."""
 
@@ -78,12 +75,12 @@ class DescribedScenes(Dataset[Described]):
         scene = render(world, self.seed, index, "all")
         rng = np.random.default_rng([self.seed, index, 78])
         table = describe_segments(scene)
-        by_kind: dict[str, list[tuple[tuple[int, ...], str]]] = {
-            "absent": [((), name) for name in _absent(scene, world)]
-        }
+        by_kind = defaultdict[str, list[tuple[tuple[int, ...], str]]](list)
+        for name in _absent(scene, world):
+            by_kind["absent"].append(((), name))
         for ids, texts in texts_by_region(scene).items():
             for text in texts:
-                by_kind.setdefault(_kind(text, world), []).append((ids, text))
+                by_kind[_kind(text, world)].append((ids, text))
         weights = np.array([KINDS[kind] for kind in by_kind])
         kinds = rng.choice(list(by_kind), self.num_texts, p=weights / weights.sum())
         chosen = [by_kind[kind][rng.integers(len(by_kind[kind]))] for kind in kinds]

@@ -280,15 +280,18 @@ def corrections(found: Tensor, masks: Tensor, count: int) -> tuple[Tensor, Tenso
     """Place clicks on the errors of found masks [N, H, W]: points [N, count, 2] and labels [N, count].
 
     Each is the innermost pixel of what is missing or too much, whichever lies deeper, once the earlier ones are
-    excluded with their surroundings. Where nothing is wrong, it is the innermost pixel of the mask.
+    excluded with their surroundings. Where nothing is wrong, it is the innermost pixel of the mask. Clicks for which
+    nothing is left are labelled `NO_POINT`.
     """
     points = torch.zeros(len(masks), count, 2)
-    labels = torch.ones(len(masks), count, dtype=torch.long)
+    labels = torch.full((len(masks), count), NO_POINT)
     for n, (mine, truth) in enumerate(zip(found.cpu().numpy(), masks.cpu().numpy(), strict=True)):
         wrong = {FOREGROUND: truth & ~mine, BACKGROUND: mine & ~truth}
         depth = {label: _depth(part) for label, part in wrong.items() if part.any()} or {FOREGROUND: _depth(truth)}
         for k in range(count):
             label = max(depth, key=lambda label: depth[label].max())
+            if not depth[label].any():
+                break
             y, x = np.unravel_index(depth[label].argmax(), truth.shape)
             points[n, k] = torch.tensor([x + 0.5, y + 0.5])
             labels[n, k] = label

@@ -125,6 +125,10 @@ def test_clicks_correct_the_largest_error():
     (x, y), (u, v), (p, q) = points[:, 0].tolist()
     assert 4 < x < 9 and 6 < y < 12 and u >= 16 and v >= 16 and 8 <= p <= 10 and 8 <= q <= 10
     assert (points[:, 0] != points[:, 1]).any(dim=1).all()
+    found = truth.clone()
+    found[:, 3, 8] = True  # a single pixel too much
+    points, labels = sam2.corrections(found, truth, 3)
+    assert points[0, 0].tolist() == [8.5, 3.5] and labels.tolist() == [[0, -1, -1]] * 3
 
 
 def test_a_spoilt_mask_is_like_the_true_one_and_bounded():
