@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Repeat the paper's ablations on Shapes: train and score every variant, write docs/shapes_ablation.md with its plot.
+"""Repeat the paper's ablations on Shapes: train and score every variant, write docs/shapes_ablation.md with its plots.
 
 python tools/ablate.py --output output/ablation --workers 2 [--runs E1 E3 ...] [--seeds 3] [KEY VALUE ...]
 python tools/ablate.py --output output/ablation --workers 2 --dry-run     # what remains, and how long it takes

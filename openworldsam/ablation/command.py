@@ -22,9 +22,6 @@ from openworldsam.engine.evaluate import RESULTS
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.launch import say, user_errors
 
-SHAPES = ("shapes_val", "shapes_crowd_val", "shapes_novel_val")
-"""Benchmarks of an adapter that is trained on Shapes."""
-
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -36,9 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=chosen)
     parser.add_argument("--seeds", type=int, default=3, help="trainings per run, from the config's SEED on")
     parser.add_argument("--iterations", type=int, default=0, help="replaces SOLVER.MAX_ITER; SOLVER.STEPS are scaled")
-    scored = f"default: {', '.join(SHAPES)} if the config trains on Shapes, or DATASETS.TEST"
-    parser.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help=scored)
-    workers = "runs at a time, which share cores and GPUs; one per core is meant"
+    parser.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help="default: DATASETS.TEST")
+    workers = "runs at a time, which share cores and GPUs; best one per core"
     parser.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
     parser.add_argument("--dry-run", action="store_true", help="say what remains and how long, without running it")
     features = "train from feature caches, built first; they hold no image features, or all of them"
@@ -56,8 +52,7 @@ def run_ablation(args: argparse.Namespace, command: str) -> None:
         if (value := getattr(args, name)) < least:
             raise ValueError(f"need --{name} >= {least}, got {value}")
     cfg = load_config(args.config_file, args.opts)
-    on_shapes = any(name.startswith("shapes_") for name in cfg.DATASETS.TRAIN)
-    benchmarks = tuple(args.benchmarks or (SHAPES if on_shapes else cfg.DATASETS.TEST))
+    benchmarks = tuple(args.benchmarks or cfg.DATASETS.TEST)
     experiment = Experiment(
         args.config_file, args.output, benchmarks, tuple(args.opts), args.iterations, args.feature_cache
     )
@@ -103,7 +98,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 2 after a user error, 130 after Ctrl-C."""
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also terminates the running subprocess
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends the running jobs
     words = sys.argv[1:] if argv is None else argv
     with user_errors("stopped; the same command continues"):
         run_ablation(args, shlex.join(["python", "tools/ablate.py", *words]))
