@@ -171,11 +171,11 @@ class Criterion(nn.Module):
     def _losses(self, logits: Tensor, masks: list[Tensor], shares: Tensor) -> Tensor:
         """Weighted losses [losses] of n pairs: logits [n, h, w], n masks bool [H, W], their shares [n] in the batch."""
         target = torch.stack(masks)
-        full = upsampled(logits, target.shape[1:])
+        full = interpolated(logits, target.shape[1:])
         return torch.stack([loss.weight * (shares * loss.loss(full, target)).sum() for loss in self.losses])
 
 
-def upsampled(logits: Tensor, size: torch.Size) -> Tensor:
+def interpolated(logits: Tensor, size: torch.Size) -> Tensor:
     """Interpolate logits [n, h, w] to [n, H, W] as bilinear `F.interpolate`, whose backward pass is slow on a CPU."""
     rows, columns = (
         F.interpolate(torch.eye(old, device=logits.device)[None], new, mode="linear")[0]  # [old, new]
