@@ -18,7 +18,7 @@ from openworldsam.utils.files import save_atomically
 OURS, THEIRS = "#0072b2", "#666666"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#882255")
 """Colours that the colour-blind tell apart: Okabe and Ito's, grey, and wine."""
-MARKERS = "osD^vPX<>"  # one fewer, so that a colour comes again with another
+MARKERS = "osD^vPX<"  # one fewer, so that a colour comes again with another
 FULL = "E5"
 """The variant that all others are compared with."""
 
