@@ -44,8 +44,8 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
 
     If MODEL.WEIGHTS is a full checkpoint, the other files are not read. An error leaves the frozen modules empty.
 
-    A model with more tie-breakers than its adapter's file gets the file's first and others drawn from their
-    distribution (`grow_tie_breakers`), which a warning and the source's note say.
+    A model with more tie-breakers than its adapter's file gets the file's, then others drawn from their distribution
+    (`grow_tie_breakers`), which a warning and the source's note say.
 
     A model whose files hold no score head loses it, unless its scores come from it. The thresholds that a head's file
     stores become the model's.

@@ -236,9 +236,9 @@ class Adapter(nn.Module):
 def grow_tie_breakers(learned: Tensor, number: int) -> Tensor:
     """Draw further tie-breakers from the distribution of the learned ones, which come first (paper Sec. 3).
 
-    The distribution is normal, with the learned ones' mean per channel and one standard deviation for all channels:
-    they begin with one, and a channel has too few values to estimate its own. Of a single tie-breaker it is the
-    deviation over its channels. The draws are the same in every process, and more of them begin with the fewer.
+    The distribution is normal, with the learned ones' mean per channel and one standard deviation for all channels, as
+    at their initialisation: a channel has too few values to estimate its own. Of a single tie-breaker it is the
+    deviation over its channels. The draws are the same in every process, and a larger number only appends to them.
 
     Args:
         learned: [k, C], k from 1.

@@ -25,7 +25,7 @@ class Split(NamedTuple):
     kinds, level: kinds and names of things.
     tasks: to score.
     protocol: of the evaluation, empty if TEST decides.
-    is_crowd: its scenes are those of the `crowded` world.
+    crowd: its scenes are those of the `crowded` world.
     """
 
     images: int
@@ -33,20 +33,20 @@ class Split(NamedTuple):
     level: Level
     tasks: tuple[str, ...]
     protocol: str = ""
-    is_crowd: bool = False
+    crowd: bool = False
 
     def world(self, configured: World) -> World:
         """Return the split's world for that of the config."""
-        return crowded(configured) if self.is_crowd else configured
+        return crowded(configured) if self.crowd else configured
 
 
 SPLITS: dict[str, Split] = {
     # in training a pixel has two classes, so there is nothing to score
     "shapes_train": Split(20_000, "familiar", "both", ()),
-    "shapes_crowd_train": Split(20_000, "familiar", "both", (), is_crowd=True),
+    "shapes_crowd_train": Split(20_000, "familiar", "both", (), crowd=True),
     "shapes_val": Split(500, "familiar", "shape", SEGMENTATION),
     "shapes_novel_val": Split(500, "novel", "pair", SEGMENTATION),
-    "shapes_crowd_val": Split(500, "familiar", "shape", SEGMENTATION, is_crowd=True),
+    "shapes_crowd_val": Split(500, "familiar", "shape", SEGMENTATION, crowd=True),
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
     "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
