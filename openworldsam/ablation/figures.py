@@ -104,7 +104,7 @@ def _equal_things(
     worst = [("The most missed", max(fails, key=lambda equal: equal.things - equal.found))] if fails else []
     figure, axes = _grid((len(best + worst), 1 + len(models)), (3, 3.2))
     words = [f"From {about}, chosen by the last column; dashed: missed things."]
-    words += [] if best else ["In none are several equal things all found."]
+    words += [] if best else ["No image has several equal things that are all found."]
     for row, (why, scene) in zip(axes, best + worst, strict=True):
         words.append(f"{why}: {_scene(row, scene, models, dataset)}")
     save_figure(figure, path)

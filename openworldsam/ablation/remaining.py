@@ -1,4 +1,4 @@
-"""What remains of an experiment and how long it takes, from the times that its runs have measured."""
+"""Remaining runs of an experiment and the time they take, from the times that its runs have measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Times = dict[str, list[float]]
 
 
 def remaining(experiment: Experiment, work: Sequence[tuple[str, int]], workers: int) -> str:
-    """Say in a line which of the runs (name, seed) remain, and for how long if runs in the same folder tell.
+    """Say in a line which of the runs (name, seed) remain, and how long they take if runs in the same folder tell.
 
     An iteration or a benchmark takes as long as it took the other seeds of the variant, or else all runs on average,
     with as many workers as there were then.
@@ -33,7 +33,7 @@ def remaining(experiment: Experiment, work: Sequence[tuple[str, int]], workers: 
         costs.append(sum(amount * (_mean(times, name) or 0) for amount, times in amounts))
         measured &= all(times for amount, times in amounts if amount)
     if not any(costs):
-        return f"{words}; for how long, no run has measured yet"
+        return f"{words}; no run has measured yet how long they take"
     free = [0.0] * workers  # when each worker has time for the next run
     for cost in costs:
         heapq.heapreplace(free, free[0] + cost)

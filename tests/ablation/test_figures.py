@@ -131,6 +131,6 @@ def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
     draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
     equal, tie_breakers = json.loads((tmp_path / "figures.json").read_text())
-    assert "In none are several equal things all found." in equal["words"] and "one query" not in equal["words"]
-    assert "0 of the things found" in equal["words"]
+    assert "No image has several equal things that are all found." in equal["words"]
+    assert "0 of the things found" in equal["words"] and "one query" not in equal["words"]
     assert tie_breakers["words"].endswith("0 of 3 tie-breakers have any.")

@@ -1,4 +1,4 @@
-"""What remains of an experiment, and for how long, from made-up times."""
+"""Remaining runs of an experiment and the time they take, from made-up times."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def say(folder, names=("E1", "E5"), workers=1, seeds=(42,)):
 
 
 def test_nothing_measured(tmp_path):
-    assert say(tmp_path) == "2 of 2 runs remain; for how long, no run has measured yet"
+    assert say(tmp_path) == "2 of 2 runs remain; no run has measured yet how long they take"
 
 
 def test_times_of_the_variant_or_of_all(tmp_path):

@@ -209,7 +209,7 @@ def test_a_failed_run_stops_the_command_and_is_named(processes, opts, tmp_path):
     ended = processes.script(ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth")
     (error,) = ended.stderr.splitlines()
     assert ended.status == 2 and error.startswith("error: E1 seed 42 failed: weight file nowhere.pth not found")
-    assert "27 of 27 runs remain; for how long, no run has measured yet\n" in ended.stdout
+    assert "27 of 27 runs remain; no run has measured yet how long they take\n" in ended.stdout
     assert ended.stdout.count(" seed ") == 1 and not (tmp_path / "report.md").exists()
 
 
