@@ -78,7 +78,7 @@ def test_panoptic(score, panoptic):
     assert content["per_class"] == {"cat": {"PQ": cat, "SQ": cat, "RQ": 100}, "sky": {"PQ": sky, "SQ": sky, "RQ": 100}}
     assert (content["PQ_th"], content["PQ_st"], content["RQ"]) == (cat, sky, 100)
     assert content["SQ"] == pytest.approx((200 / 3 + 75) / 2)
-    assert "PQ_th                    66.67\n" in out
+    assert "PQ_th                        66.67\n" in out
     assert score("panoptic", *panoptic, "--gt-dir", "gt", "--pred-dir", "pred")[1] == content
 
 
@@ -239,7 +239,7 @@ def test_concept(score, phrases, tmp_path):
     f1 = 2 * (1 / 1.0001) * (1 / 2.0001) / (1 / 1.0001 + 1 / 2.0001 + 1e-4)
     assert (content["IL_MCC"], content["cgF1"]) == (0, 0)
     assert content["pmF1"] == content["pmF1@0.75"] == pytest.approx(100 * f1)
-    assert "pmF1                     66.66\n" in out
+    assert "pmF1                         66.66\n" in out
     # of the categories that an image is not known to lack it is not asked
     edit(tmp_path / "gt.json", lambda c: c["images"][1].update(neg_category_ids=[]))
     assert score("concept", *phrases)[1]["IL_MCC"] == pytest.approx(0.5)
