@@ -21,7 +21,7 @@ from openworldsam.modeling.matcher import Matches, match, matching_costs
 from openworldsam.utils.device import upload
 
 DIVISORS = ("targets", "matched")
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
 """Most bytes of logits at the size of the ground truth that exist at a time (at least one mask does)."""
 
 
@@ -171,17 +171,8 @@ class Criterion(nn.Module):
     def _losses(self, logits: Tensor, masks: list[Tensor], shares: Tensor) -> Tensor:
         """Weighted losses [losses] of n pairs: logits [n, h, w], n masks bool [H, W], their shares [n] in the batch."""
         target = torch.stack(masks)
-        full = interpolated(logits, target.shape[1:])
+        full = F.interpolate(logits[:, None], target.shape[1:], mode="bilinear", align_corners=False)[:, 0]
         return torch.stack([loss.weight * (shares * loss.loss(full, target)).sum() for loss in self.losses])
-
-
-def interpolated(logits: Tensor, size: torch.Size) -> Tensor:
-    """Interpolate logits [n, h, w] to [n, H, W] as bilinear `F.interpolate`, whose backward pass is slow on a CPU."""
-    rows, columns = (
-        F.interpolate(torch.eye(old, device=logits.device)[None], new, mode="linear")[0]  # [old, new]
-        for old, new in zip(logits.shape[1:], size, strict=True)
-    )
-    return rows.T @ logits @ columns
 
 
 def num_present(targets: list[Tensor]) -> int:

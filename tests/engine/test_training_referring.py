@@ -144,9 +144,7 @@ def test_expressions_from_a_cache_give_the_losses_without_it(coco_adapter, refco
         assert summary.prompts == len({(a["image_id"], s.lower()) for a in annotations for s in a["sentences"]})
         cfg.DATASETS.FEATURE_CACHE = str(cache)
         cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
-        cached = losses_of(cfg)
-        assert cached[:4] == pytest.approx(plain[:4], rel=1e-6)
-        assert cached == pytest.approx(plain, rel=1e-4)  # Adam amplifies what rounding there is
+        assert losses_of(cfg) == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.fixture
