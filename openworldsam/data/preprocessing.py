@@ -73,7 +73,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets an image of each orientation upright."""
+"""Transpositions that set an image of each EXIF orientation upright."""
 
 
 def limit_pixels(count: int) -> None:

@@ -1,4 +1,4 @@
-"""What all preparations share: their plan, counts, and work on many images in several processes."""
+"""Common parts of all preparations: their plan, counts, and work on many images in several processes."""
 
 from __future__ import annotations
 
