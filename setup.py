@@ -1,14 +1,26 @@
 """Installs the one package `openworldsam` and its console commands."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 # Read, not imported: importing the package needs the dependencies that are about to be installed.
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "openworldsam/__init__.py").read_text(), re.MULTILINE)
 assert VERSION, "openworldsam/__init__.py has no __version__"
+
+
+class BuildWithData(build_py):
+    """Put the configs and the Shapes weights into the package, where `openworldsam.config_files.shipped` finds them."""
+
+    def run(self) -> None:
+        super().run()
+        for folder in () if self.editable_mode else ("configs", "weights/shapes"):
+            shutil.copytree(HERE / folder, Path(self.build_lib, "openworldsam", folder), dirs_exist_ok=True)
+
 
 setup(
     name="openworldsam",
@@ -20,6 +32,7 @@ setup(
     # makes an editable install a plain path; the usual import hook would lose to a clone folder named openworldsam
     package_dir={"": "."},
     package_data={"openworldsam.data.datasets": ["classes/*.json"]},
+    cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.13",
     # The bounds the code needs; requirements.txt pins one set that is known to work.
     # Detectron2 is needed but not listed: it is not on the package index under that name, and upstream's bound

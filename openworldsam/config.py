@@ -7,25 +7,23 @@ experiment (`configs/*/*.yaml`) states only its differences. Unknown keys are er
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
+from openworldsam.config_files import MAX_BASES, WEIGHT_KEYS, config_contents, find_config, find_weights
 from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
-from openworldsam.utils.safe_yaml import read_yaml
 from openworldsam.utils.text import brief, shortened
 
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_BIAS",)
 """Detectron2 keys whose default is None."""
-MAX_BASES = 50
-"""Most files that the `_BASE_` entries of a config file lead to."""
-
 
 DETECTRON2_KEYS = frozenset(
     (
@@ -331,48 +329,33 @@ def _add_shapes_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SHAPES.NOISE = 9.0
 
 
-def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a YAML config and override it by KEY VALUE pairs; its `_BASE_` entries are relative to it.
+def load_config(config: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a config and override it by KEY VALUE pairs.
 
-    A `_BASE_` is a file or a list of files, of which later ones override earlier ones.
+    Args:
+        config: a YAML file, a folder that `save_pretrained` wrote, or the name of a config that ships, such as
+            "shapes"; `config_files` tells where it and the weights that it names are looked for.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such config.
         KeyError: a key that does not exist.
         ValueError: it is no config file, its `_BASE_` entries have no end, a value is of the wrong type, or there is an
             odd number of `opts`.
     """
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"config file {path} not found; the configs that ship are under configs/")
+    path = find_config(config)
     cfg = get_cfg()
     add_openworldsam_config(cfg)
-    for number, (file, content) in enumerate(_with_bases(Path(path))):
+    for number, (file, content) in enumerate(config_contents(path)):
         if number > MAX_BASES:
             raise ValueError(f"{path}: its _BASE_ lead to more than {MAX_BASES} files")
         with _in_a_line(file):
             cfg.merge_from_other_cfg(CfgNode(content))
     merge_options(cfg, opts)
+    for key, value in _flat(cfg).items():
+        section, _, name = key.rpartition(".")
+        if name in WEIGHT_KEYS:
+            config_value(cfg, section)[name] = find_weights(value)
     return cfg
-
-
-def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the content of each `_BASE_` file of a config file, and then its own, which overrides them.
-
-    Args:
-        above: files whose `_BASE_` led here.
-    """
-    content = read_yaml(path, f"{above[-1]} names it" if above else "", "is not a config file")
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else brief(content)
-        raise ValueError(f"{path} is not a config file: it has no lines `KEY: value` but {found}")
-    if path.resolve() in above or len(above) > MAX_BASES:
-        raise ValueError(f"{above[-1]}: _BASE_ leads in a circle to {path}, or to more than {MAX_BASES} files")
-    bases = content.pop("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str) or "://" in base:
-            raise ValueError(f"{path}: _BASE_ is a file on this machine, or a list of them, got {brief(base)}")
-        yield from _with_bases(path.parent / os.path.expanduser(base), (*above, path.resolve()))
-    yield path, content
 
 
 @contextlib.contextmanager
@@ -381,10 +364,18 @@ def _in_a_line(source: object) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise KeyError(f"{source}: {shortened(str(error.args[0]))}") from None
+        raise KeyError(f"{source}: {shortened(str(error.args[0]))}{_nearest_key(str(error.args[0]))}") from None
     except (ValueError, TypeError, AttributeError, AssertionError, RecursionError, MemoryError) as error:
         reason = shortened(" ".join(str(error).split())) or "it is nested too deeply"
         raise ValueError(f"{source}: {reason}") from None
+
+
+def _nearest_key(message: str) -> str:
+    """The end of a message about a key that does not exist, "Non-existent ... key: NAME"."""
+    add_openworldsam_config(cfg := get_cfg())
+    known = {key for name in _flat(cfg) for key in accumulate(name.split("."), "{}.{}".format)}
+    near = difflib.get_close_matches(message.rpartition(" ")[2], known, 1)
+    return f"; did you mean {near[0]}?" if near else "; openworldsam/config.py lists the keys"
 
 
 def config_value(cfg: CfgNode, key: str) -> Any:
@@ -405,7 +396,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
         try:
             cfg.merge_from_list(list(opts))
         except AssertionError as error:  # yacs asserts on an unknown key of a list
-            raise KeyError(f"{error}; openworldsam/config.py lists the keys") from None
+            raise KeyError(str(error)) from None
     if cfg.VERSION != 2:
         raise ValueError(f"VERSION is that of Detectron2's keys, 2, got {brief(cfg.VERSION)}")
     _check_values(cfg)

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from openworldsam.config_files import looked_for
 from openworldsam.modeling.components import StateDict
 from openworldsam.utils.files import regular_file
 from openworldsam.utils.text import brief, shortened
@@ -81,7 +82,7 @@ def _shard_names(index: Path) -> list[str]:
 
 def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
     if not path.exists():
-        raise FileNotFoundError(f"weight file {path} not found; {_HINT}")
+        raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {_HINT}")
     with regular_file(path).open("rb") as file:
         start = file.read(64)
     try:

@@ -27,7 +27,7 @@ from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
-from openworldsam.predictor.pretrained import folder_config, save_folder
+from openworldsam.predictor.pretrained import save_folder
 from openworldsam.utils.device import checked_device, upload, usable_device
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class OpenWorldSAMPredictor:
             FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.
             ValueError: the folder is damaged or something else, or there is no such device.
         """
-        return cls(folder_config(Path(folder)), device=device)
+        return cls(folder, device=device)
 
 
 def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:

@@ -1,4 +1,4 @@
-"""A folder that is a whole model: `save_pretrained` and `from_pretrained` of the predictor.
+"""A folder that is a whole model, which `save_pretrained` of the predictor writes; it is used as a config.
 
 config.json           the part of the config that changes results, and the CRC-32 of every other file; written last
 NAME.safetensors      each component (adapter, sam2, the prompt encoder's) under its public names
@@ -7,22 +7,20 @@ tokenizer             a file or folder, under the name that the prompt encoder d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 import openworldsam
 from openworldsam.checkpoint import Source, component_files, save_components
-from openworldsam.config import add_openworldsam_config, config_value, merge_options
+from openworldsam.config import config_value, merge_options
+from openworldsam.config_files import SAVED
 from openworldsam.modeling.components import SCORE_HEAD, Component, components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
-from openworldsam.utils.files import checksum, output_file, read_json, save_atomically, save_json
-from openworldsam.utils.text import brief, shortened
+from openworldsam.utils.files import checksum, output_file, save_atomically, save_json
 
-CONFIG = "config.json"
 TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
 MODEL_KEYS = (
     "WEIGHTS",
@@ -50,7 +48,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     read = encoder.tokenizer_files(tokenizer) if names[TOKENIZER] else []
     copies = {folder / names[TOKENIZER] / path.relative_to(tokenizer): path.read_bytes() for path in read}
     folder.mkdir(parents=True, exist_ok=True)
-    output_file(folder / CONFIG).unlink(missing_ok=True)  # without it nothing loads until all is there
+    output_file(folder / SAVED).unlink(missing_ok=True)  # without it nothing loads until all is there
     written = [*save_components(files, folder).values(), *copies]
     for path, content in copies.items():
         save_atomically(path, partial(Path.write_bytes, data=content))
@@ -66,32 +64,7 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
         "config": {"PRESET": kept.PRESET, "INPUT": inputs, "MODEL": model},
         "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in sorted(written)},
     }
-    save_json(folder / CONFIG, saved, indent=2)
-
-
-def folder_config(folder: Path) -> CfgNode:
-    """Read the config of a folder and check its files; see `OpenWorldSAMPredictor.from_pretrained`."""
-    path = folder / CONFIG
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"{folder} is no folder that save_pretrained wrote to the end: it has no {CONFIG}")
-    cfg = get_cfg()
-    add_openworldsam_config(cfg)
-    try:
-        content = read_json(path)
-        crc32 = dict(content["crc32"])
-        cfg.merge_from_other_cfg(CfgNode(content["config"]))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote ({shortened(str(error))})") from None
-    names = _file_names(cfg)
-    if {name.split("/")[0] for name in crc32} != {*names.values()} - {""}:
-        raise ValueError(f"{path} is damaged, or not what save_pretrained wrote (its files: {brief(list(crc32))})")
-    for name, recorded in crc32.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; {path} needs it")
-        if checksum(folder / name) != recorded:
-            raise ValueError(f"{folder / name} is damaged or of another model: its checksum is not that of {path}")
-    merge_options(cfg, [word for key, name in names.items() for word in (key, name and str(folder / name))])
-    return cfg
+    save_json(folder / SAVED, saved, indent=2)
 
 
 def _components(cfg: CfgNode) -> dict[str, Component]:

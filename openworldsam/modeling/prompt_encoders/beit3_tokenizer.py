@@ -16,6 +16,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from openworldsam.config_files import looked_for
 from openworldsam.modeling.prompt_encoders.base import check_prompts
 from openworldsam.utils.files import save_atomically
 
@@ -41,9 +42,8 @@ class BEiT3Tokenizer:
     def __init__(self, model_file: str | Path, max_tokens: int = 512, vocab_size: int = 64010) -> None:
         if not Path(model_file).is_file():
             raise FileNotFoundError(
-                f"tokenizer file {model_file} not found; for the public weights `python weights/download.py "
-                "beit3_tokenizer` fetches beit3.spm; MODEL.PROMPT_ENCODER.TOKENIZER is its path, from the folder that "
-                "you run in"
+                f"tokenizer file {model_file} not found{looked_for(model_file)}; for the public weights "
+                "`openworldsam download beit3_tokenizer` fetches beit3.spm; MODEL.PROMPT_ENCODER.TOKENIZER is its path"
             )
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
