@@ -19,7 +19,7 @@ from openworldsam.data.shapes import expressions
 from openworldsam.inference import TASKS
 from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.parity.rule_weights import NOTE
-from openworldsam.predictor import OpenWorldSAMPredictor, coco_dataset
+from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.utils.launch import item_error, say, user_errors
 from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
@@ -80,7 +80,7 @@ def segment_image(
         overlay = args.output / f"{path.stem}_{task}.png"
         save_png(overlay, contact_sheet(panels[-1:], columns=1))
         info = provenance(predictor.cfg, predictor.sources)
-        save_json(overlay.with_suffix(".json"), coco_dataset(prediction, path.name, info))
+        save_json(overlay.with_suffix(".json"), prediction.to_coco(path.name, info))
         say(f"{overlay}  {prediction.summary}")
     if len(tasks) > 1:
         sheet = args.output / f"{path.stem}_sheet.png"

@@ -23,7 +23,7 @@ from openworldsam.annotate.prompts import add_prompt
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.inference import SCORES, TASKS, Found
 from openworldsam.modeling.prompt_encoders import clean_prompts
-from openworldsam.predictor import OpenWorldSAMPredictor, Prediction, coco_dataset
+from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
 from openworldsam.utils.files import png_bytes
 from openworldsam.utils.text import brief
 from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks, draw_prediction
@@ -105,7 +105,7 @@ class Session:
         if len(prompts) > MAX_PROMPTS or max(map(len, prompts)) > MAX_CHARACTERS:
             raise ValueError(f"use at most {MAX_PROMPTS} prompts of {MAX_CHARACTERS} characters")
         self._check_work(len(prompts), task)
-        options = {name: thresholds[name] for name in TASK_THRESHOLDS[task]}
+        options: dict[str, Any] = {name: thresholds[name] for name in TASK_THRESHOLDS[task]}
         things: dict[str, bool] = {}
         for prompt in prompts:
             add_prompt(things, prompt, {*COCO_STUFF, *self._predictor.cfg.DATASETS.SHAPES.TEXTURES})
@@ -184,7 +184,7 @@ class Session:
 
     def _answer_clicks(self, slot: int) -> None:
         """Decode the mask of a slot from all its clicks, so that no undone click leaves a trace."""
-        assert self.found
+        assert self.found is not None
         clicks = [click for click in self._clicks if click.slot == slot]
         if clicks:
             mask = self.found.mask_prompt(slot) if slot < len(self.found.masks) else None
@@ -249,7 +249,7 @@ class Session:
         if shown is None:
             raise ValueError("there are no results yet: ask something first")
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr(f"{stem}.json", json.dumps(coco_dataset(shown, self.name, info)))
+            file.writestr(f"{stem}.json", json.dumps(shown.to_coco(self.name, info)))
             file.writestr(f"{stem}_ids.png", png_bytes(shown.label_map.astype(np.uint16)))
             file.writestr(f"{stem}_overlay.png", png_bytes(draw_prediction(self.image, shown)))
         return archive.getvalue()

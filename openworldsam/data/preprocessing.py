@@ -29,7 +29,7 @@ from torch import Tensor
 
 from openworldsam.utils.files import regular_file
 
-ImageLike = Any  # a path, a PIL image or a uint8 array; the union would need every PIL subclass
+ImageLike = Any  # a path, a PIL image, a uint8 array or a tensor; the union would need every PIL subclass
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
@@ -166,7 +166,8 @@ def read_image(source: ImageLike) -> np.ndarray:
     """Return an image as RGB, upright, alpha dropped, 16 bits reduced to 8.
 
     Args:
-        source: path of an image file, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] (RGB order).
+        source: path of an image file; PIL image; uint8 array [H, W], [H, W, 3] or [H, W, 4] (RGB order); or tensor
+            [1, H, W], [3, H, W] or [4, H, W] as torchvision makes them, uint8 or floating-point from 0 to 1.
 
     Returns:
         uint8 [H, W, 3].
@@ -177,6 +178,8 @@ def read_image(source: ImageLike) -> np.ndarray:
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
+    if isinstance(source, Tensor):
+        return _check_array(_tensor_pixels(source))
     if isinstance(source, Image.Image):
         check_area(source.height, source.width, "the PIL image")
         try:
@@ -184,10 +187,24 @@ def read_image(source: ImageLike) -> np.ndarray:
         except (OSError, SyntaxError) as error:
             raise ValueError(f"the PIL image is not readable: {error}") from error
     if not isinstance(source, (str, Path)):
-        raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(source).__name__}")
+        raise ValueError(f"an image is a path, a PIL image, an array or a tensor, got {type(source).__name__}")
     with open_image(source) as image:
         turned = upright(image)
     return _to_rgb(turned, str(source))
+
+
+def _tensor_pixels(tensor: Tensor) -> np.ndarray:
+    """Convert an image tensor, see `read_image`, to an array [H, W, 3] or [H, W, 4]."""
+    if tensor.ndim != 3 or len(tensor) not in (1, 3, 4) or 0 in tensor.shape:
+        raise ValueError(
+            f"an image tensor is [1, H, W], [3, H, W] or [4, H, W] and not empty, got {list(tensor.shape)}"
+        )
+    pixels = tensor.detach().cpu()
+    if pixels.is_floating_point():
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("a floating-point image tensor has values from 0 to 1; undo its normalization first")
+        pixels = (255 * pixels.float()).round().byte()
+    return pixels.expand(max(3, len(pixels)), -1, -1).permute(1, 2, 0).numpy()
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:

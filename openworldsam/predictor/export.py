@@ -1,10 +1,11 @@
 """Convert a `Prediction` to COCO and to the classes of other libraries, each imported on first use.
 
     import supervision as sv
-    from openworldsam.predictor import to_supervision
 
-    detections = to_supervision(predictor.predict(["zebra"]))
+    detections = predictor("zebra.jpg", "zebra").to_supervision()
     sv.MaskAnnotator().annotate(image, detections)
+
+All but `coco_annotations` are methods of `Prediction`.
 
 Shapes: N masks of P prompts in an image of H x W pixels.
 """
@@ -21,11 +22,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from openworldsam.data.records.rle import encode_mask
-from openworldsam.predictor.prediction import Prediction
 
 if TYPE_CHECKING:
     import fiftyone
     import supervision
+
+    from openworldsam.predictor.prediction import Prediction
 
 NUDGE = 1e-6
 """Pixels by which FiftyOne boxes are shifted: it rounds box ends down, and x / W + w / W is often just below
@@ -56,18 +58,25 @@ def coco_annotations(prediction: Prediction) -> list[dict[str, Any]]:
     ]
 
 
-def coco_dataset(prediction: Prediction, file_name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+def to_coco(
+    prediction: Prediction, file_name: str | None = None, info: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Make a COCO dataset of one image: the prompts are its categories, the masks its annotations (RLE).
 
-    The image also has `not_found`, the best score of each prompt without a mask. `info` extends the dataset's "info",
-    for example with `checkpoint.provenance`.
+    The image also has `not_found`, the best score of each prompt without a mask.
+
+    Args:
+        file_name: of the image; by default the name of the file that was read, "" without one.
+        info: extends the dataset's "info", for example with `checkpoint.provenance`.
     """
+    if file_name is None:
+        file_name = Path(prediction.path or "").name
     height, width = prediction.label_map.shape
     size = {"file_name": file_name, "width": width, "height": height}
     score = {"rule": prediction.rule, "threshold": prediction.threshold}
     annotations = enumerate(coco_annotations(prediction), start=1)
     return {
-        "info": {"task": prediction.task, "score": score, **info},
+        "info": {"task": prediction.task, "score": score, **(info or {})},
         "images": [{"id": 1, **size, "not_found": prediction.not_found}],
         "categories": [{"id": id_, "name": prompt} for id_, prompt in enumerate(prediction.prompts, start=1)],
         "annotations": [{"id": id_, "image_id": 1, **annotation} for id_, annotation in annotations],
@@ -108,17 +117,24 @@ def to_supervision(prediction: Prediction) -> supervision.Detections:
     )
 
 
-def to_fiftyone(prediction: Prediction, path: str | Path, field: str = "predictions") -> fiftyone.Sample:
+def to_fiftyone(prediction: Prediction, path: str | Path | None = None, field: str = "predictions") -> fiftyone.Sample:
     """Make a FiftyOne sample that holds the masks as `Detections`.
 
     Each has the attributes predicted_iou and, if the model has a score head, match. Boxes are x, y, width, height as
     fractions of the image, and masks are cropped to their boxes
-    (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations). `field` names their field.
+    (https://docs.voxel51.com/user_guide/using_datasets.html#instance-segmentations).
+
+    Args:
+        path: of the image; by default the file that was read.
+        field: names the field of the masks.
 
     Raises:
         ImportError: fiftyone is not installed.
+        ValueError: no path, and the image was not read from a file.
     """
     fo = _optional("fiftyone")
+    if (path := path or prediction.path) is None:
+        raise ValueError("the image was not read from a file: give its path")
     height, width = prediction.label_map.shape
     detections = [
         fo.Detection(

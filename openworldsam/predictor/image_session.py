@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from openworldsam.data.preprocessing import to_tensor
 from openworldsam.inference import InferenceOptions, Queries
 from openworldsam.inference.queries import join
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.utils.device import upload
+from openworldsam.utils.stopwatch import Timed, untimed
 
 LOGIT_BYTES = 512 * 2**20
 """Most bytes of mask logits of earlier prompts that are kept: 102 prompts of the full-size model."""
@@ -23,21 +27,30 @@ class ImageSession:
 
     It keeps the embedding of every prompt (4 KB each at full size), the last question's queries and, where prompts do
     not interact, the first-pass queries of the latest prompts, up to `LOGIT_BYTES`. Cached queries equal those of one
-    question with all prompts, up to rounding. The image is uint8 [3, H, W] on the model's device. The predictor lets in
-    one thread at a time.
+    question with all prompts, up to rounding. The predictor lets in one thread at a time.
+
+    Args:
+        image: uint8 [H, W, 3]; a copy is kept.
+        path: of its file, if it has one.
+        timed: times the stages.
     """
 
-    def __init__(self, model: OpenWorldSAM, image: Tensor) -> None:
-        self.model = model
-        self.size = (image.shape[1], image.shape[2])
-        self.features = model.encode_images([image])
-        self._prompt_inputs = model.prompt_inputs([image])
+    def __init__(self, model: OpenWorldSAM, image: np.ndarray, path: str | None = None, timed: Timed = untimed) -> None:
+        self.model, self.path = model, path
+        pixels = to_tensor(image)
+        self.image = pixels.permute(1, 2, 0).numpy()
+        self.size = (image.shape[0], image.shape[1])
+        with timed("image encoder"):
+            on_device = upload(pixels, model.device)
+            self.features = model.encode_images([on_device])
+        with timed("prompt encoder"):
+            self._prompt_inputs = model.prompt_inputs([on_device])
         self._embeddings: dict[str, Tensor] = {}
         self._kept: dict[str, Queries] = {}
         """K queries by prompt, the oldest first."""
         self._last: tuple[tuple[tuple[str, ...], InferenceOptions | None], Queries] | None = None
 
-    def queries(self, prompts: Sequence[str], options: InferenceOptions) -> Queries:
+    def queries(self, prompts: Sequence[str], options: InferenceOptions, timed: Timed = untimed) -> Queries:
         """The queries of P prompts, which may repeat and be none, labelled by index of prompt."""
         if not prompts:
             return self.model.no_queries()
@@ -46,11 +59,13 @@ class ImageSession:
             return self._last[1]
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]:
             index = torch.zeros(len(new), dtype=torch.long)
-            embeddings = self.model.encode_prompts(self._prompt_inputs, new, index)
+            with timed("prompt encoder"):
+                embeddings = self.model.encode_prompts(self._prompt_inputs, new, index)
             self._embeddings.update(zip(new, embeddings, strict=True))
-        queries = self._decode(prompts) if self.model.adapter.prompts_interact else self._known_and_new(prompts)
-        if options.two_stage:
-            queries = self.model.refine(self.features, queries, options)
+        with timed("decoder"):
+            queries = self._decode(prompts) if self.model.adapter.prompts_interact else self._known_and_new(prompts)
+            if options.two_stage:
+                queries = self.model.refine(self.features, queries, options)
         self._last = (question, queries)
         return queries
 

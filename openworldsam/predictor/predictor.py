@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.datasets.coco import COCO_STUFF
-from openworldsam.data.preprocessing import ImageLike, read_image, to_tensor
+from openworldsam.data.preprocessing import ImageLike, read_image
 from openworldsam.inference import TASKS, InferenceOptions, Question, infer
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
 from openworldsam.modeling.prompt_encoders import clean_prompts
@@ -28,7 +28,8 @@ from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.pretrained import save_folder
-from openworldsam.utils.device import checked_device, upload, usable_device
+from openworldsam.utils.device import checked_device, usable_device
+from openworldsam.utils.stopwatch import Stopwatch, Timed, untimed
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ class OpenWorldSAMPredictor:
     """Segments what texts name in one image at a time.
 
         predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
-        predictor.set_image("zebra.jpg")
-        result = predictor.predict(["zebra", "grass"], task="panoptic")
-        result = predictor.predict(["car"], image="street.jpg")  # in one call, without a current image
+        result = predictor("street.jpg", ["car", "road"], task="panoptic")
+        predictor.set_image("zebra.jpg")  # several questions about one image: encoded once
+        result = predictor.predict(["zebra", "grass"])
 
     Args:
         cfg: a config, or the path of one.
@@ -82,16 +83,20 @@ class OpenWorldSAMPredictor:
         """Encode an image once for `predict` and `click` with `image=`, in whatever thread.
 
         Args:
-            image: path, PIL image, or uint8 array [H, W], [H, W, 3] or [H, W, 4] in RGB order. EXIF rotation is
-                applied to files and PIL images.
+            image: path, PIL image, array or tensor as in `read_image`. EXIF rotation is applied to files and PIL
+                images.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file or array is no image.
+            ValueError: the file, array or tensor is no image.
         """
-        pixels = to_tensor(read_image(image))
+        return self._encode(image, untimed)
+
+    def _encode(self, image: ImageLike, timed: Timed) -> ImageSession:
+        with timed("reading"):
+            pixels = read_image(image)
         with self._lock:
-            return ImageSession(self.model, upload(pixels, self.model.device))
+            return ImageSession(self.model, pixels, str(image) if isinstance(image, (str, Path)) else None, timed)
 
     @property
     def session(self) -> ImageSession:
@@ -104,11 +109,11 @@ class OpenWorldSAMPredictor:
             raise ValueError("no image: call set_image first, in the thread that asks, or give image=")
         return self._current.session  # type: ignore[no-any-return]
 
-    def _session_of(self, image: ImageLike | ImageSession | None) -> ImageSession:
+    def _session_of(self, image: ImageLike | ImageSession | None, timed: Timed = untimed) -> ImageSession:
         """Encode an image unless it is encoded; None stands for the current one."""
         if image is None:
             return self.session
-        session = image if isinstance(image, ImageSession) else self.encode(image)
+        session = image if isinstance(image, ImageSession) else self._encode(image, timed)
         if session.model is not self.model:
             raise ValueError("image was encoded by another predictor: encode it with this one")
         return session
@@ -118,6 +123,12 @@ class OpenWorldSAMPredictor:
         """SAM2's features of the current image of this thread, B = 1."""
         return self.session.features
 
+    def __call__(
+        self, image: ImageLike, prompts: str | Sequence[str], task: str = "instance", **options: Any
+    ) -> Prediction:
+        """Segment what the prompts name in an image, without making it the current one; see `predict`."""
+        return self.predict(prompts, task, image=image, **options)
+
     @torch.no_grad()
     def predict(
         self,
@@ -126,6 +137,7 @@ class OpenWorldSAMPredictor:
         *,
         image: ImageLike | ImageSession | None = None,
         stuff: str | Sequence[str] | None = None,
+        times: bool = False,
         **options: Any,
     ) -> Prediction:
         """Segment what the prompts name.
@@ -138,6 +150,7 @@ class OpenWorldSAMPredictor:
             image: as in `encode`, or what that returned; by default the current image of this thread.
             stuff: the prompts that name regions rather than objects (case does not matter); by default those that
                 are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.
+            times: measure `Prediction.times`, waiting for the device after each stage.
             **options: fields of `InferenceOptions` that differ from the config, such as score_threshold=0.5; another
                 score comes with the threshold that belongs to it, unless one is given.
                 "referring" has no threshold unless it is given here; "semantic" has none.
@@ -154,7 +167,8 @@ class OpenWorldSAMPredictor:
         if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
             names = ", ".join(InferenceOptions.__dataclass_fields__)
             raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
-        prompts, session = _as_list(prompts), self._session_of(image)
+        timed = Stopwatch(self.model.device) if times else untimed
+        prompts, session = _as_list(prompts), self._session_of(image, timed)
         inference = self.model.inference
         if options.get("score", inference.score) != inference.score:
             other = InferenceOptions.from_config(self.cfg, options["score"], self.model.match_thresholds)
@@ -167,11 +181,14 @@ class OpenWorldSAMPredictor:
         # every prompt may have instances
         question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
         with self._lock:
-            results = infer([session.queries(prompts, inference.for_task(task))], (task,), question, inference)
-            found = results[task].found()
+            queries = session.queries(prompts, inference.for_task(task), timed)
+            with timed("post-processing"):
+                results = infer([queries], (task,), question, inference)
+                found = results[task].found()
         if task == "referring":
             found = found.at_least(threshold)
         about = {"rule": inference.score, "threshold": threshold, "best_scores": results["best_scores"]}
+        about |= {"image": session.image, "path": session.path, "times": getattr(timed, "times", None)}
         return Prediction.of(found, task, prompts, is_thing=is_thing, **about)
 
     @torch.no_grad()
@@ -220,6 +237,7 @@ class OpenWorldSAMPredictor:
             result = infer([queries], ("referring",), question, options)["referring"]
             found, best = result.found(), queries.predicted_iou
         about = {"rule": options.score, "threshold": 0.0, "best_scores": best}
+        about |= {"image": session.image, "path": session.path}
         return Prediction.of(found, "interactive", [name], is_thing=[is_thing], **about)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -589,9 +589,9 @@ def test_the_limit_of_pixels_is_a_config_key(tmp_path):
         Image.MAX_IMAGE_PIXELS = 89_478_485
 
 
-@pytest.mark.parametrize("source", [torch.zeros(3, 4, 4, dtype=torch.uint8), None, 5, b"a.jpg", [[0, 1]], (4, 4)])
+@pytest.mark.parametrize("source", [None, 5, b"a.jpg", [[0, 1]], (4, 4)])
 def test_other_objects_are_refused_by_type(source):
-    with pytest.raises(ValueError, match=f"a path, a PIL image or a uint8 array, got {type(source).__name__}"):
+    with pytest.raises(ValueError, match=f"a path, a PIL image, an array or a tensor, got {type(source).__name__}"):
         read_image(source)
 
 
@@ -603,6 +603,32 @@ def test_arrays():
     assert np.array_equal(read_image(colour), colour[:, :, :3])
     assert np.array_equal(read_image(colour[:, :, :3]), colour[:, :, :3])
     assert np.array_equal(read_image(colour[:, :, 0]), np.stack([colour[:, :, 0]] * 3, axis=2))
+
+
+def test_tensors_are_those_of_torchvision():
+    picture = noise(6, 9, 4)
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    grey = np.repeat(picture[:, :, :1], 3, axis=2)
+    for dtype in (torch.uint8, torch.float32, torch.float64):
+        made = tensor if dtype == torch.uint8 else tensor.to(dtype) / 255
+        for channels, expected in ((4, picture[:, :, :3]), (3, picture[:, :, :3]), (1, grey)):
+            assert np.array_equal(read_image(made[:channels]), expected)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(6, 9), r"\[1, H, W\], .* got \[6, 9\]"),
+        (torch.zeros(2, 6, 9), r"got \[2, 6, 9\]"),
+        (torch.zeros(3, 0, 9), "not empty"),
+        (torch.full((3, 6, 9), 255.0), "from 0 to 1; undo its normalization"),
+        (torch.full((3, 6, 9), torch.nan), "from 0 to 1"),
+        (torch.zeros(3, 6, 9, dtype=torch.int32), "uint8 with values 0..255, got int32"),
+    ],
+)
+def test_other_tensors_are_refused(tensor, message):
+    with pytest.raises(ValueError, match=message):
+        read_image(tensor)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16, np.int64, bool])

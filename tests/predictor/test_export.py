@@ -4,7 +4,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from openworldsam.predictor.export import coco_annotations, coco_dataset, to_detectron2, to_fiftyone, to_supervision
+from openworldsam.predictor.export import coco_annotations, to_detectron2, to_fiftyone, to_supervision
 
 
 @pytest.fixture
@@ -38,11 +38,17 @@ def test_coco(prediction):
 def test_coco_has_both_scores_and_what_is_not_found(predicted):
     masks = np.ones((1, 4, 8))
     made = predicted(masks, [0.75], [1], match=[0.5], prompts=("cat", "dog"), threshold=0.25, best_scores=[0.125, 0.5])
-    content = coco_dataset(made, "a.png", {"preset": "paper"})
+    content = made.to_coco("a.png", {"preset": "paper"})
     assert content["info"] == {"task": "instance", "score": {"rule": "match", "threshold": 0.25}, "preset": "paper"}
     (image,), (annotation,) = content["images"], content["annotations"]
     assert image["not_found"] == {"cat": 0.125}
     assert [annotation[name] for name in ("score", "predicted_iou", "match")] == [0.5, 0.75, 0.5]
+
+
+def test_the_file_that_was_read_is_named_by_default(predicted):
+    made = predicted(np.ones((1, 4, 8)), path="folder/a.png")
+    assert made.to_coco()["images"][0]["file_name"] == "a.png"
+    assert predicted(np.ones((1, 4, 8))).to_coco()["images"][0]["file_name"] == ""
 
 
 def test_a_mask_without_a_match_score_has_no_such_key(matched):
@@ -97,6 +103,12 @@ def test_fiftyone(prediction, matched, stand_in):
     assert second.label == "cat" and second.mask.shape == (1, 1)
     assert second.predicted_iou == 0.75 and not hasattr(second, "match")
     assert to_fiftyone(matched, "a.jpg")["predictions"].detections[0].match == 0.25
+
+
+def test_fiftyone_names_the_file_that_was_read(predicted, nothing, stand_in):
+    assert predicted(np.ones((1, 4, 8)), path="b.jpg").to_fiftyone()["filepath"] == "b.jpg"
+    with pytest.raises(ValueError, match="not read from a file: give its path"):
+        nothing.to_fiftyone()
 
 
 def test_fiftyone_boxes_end_at_their_pixel(predicted, stand_in):

@@ -5,24 +5,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.inference import Found
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.utils.text import rounded_down
+from openworldsam.visualization import draw_masks, draw_prediction
 
 ROOT = Path(__file__).parents[2]
 
 MANY = tuple(map(str, range(30)))
 
 
-def prediction(task, labels=(), prompts=("zebra", "grass"), threshold=0.7, best=0.0, rule="iou"):
+def prediction(task, labels=(), prompts=("zebra", "grass"), threshold=0.7, best=0.0, rule="iou", **about):
     masks = torch.zeros(len(labels), 2, 4, dtype=torch.bool)
     masks[:, 0] = True
     scores, evidence = torch.full((len(labels),), 0.9), torch.zeros(len(labels), 2)
     found = Found(masks, scores, torch.tensor(labels, dtype=torch.long), evidence)
     is_thing = [True] * len(prompts)
-    about = {"rule": rule, "threshold": threshold, "best_scores": np.broadcast_to(best, len(prompts))}
+    about |= {"rule": rule, "threshold": threshold, "best_scores": np.broadcast_to(best, len(prompts))}
     return Prediction.of(found, task, prompts, is_thing=is_thing, **about)
 
 
@@ -136,3 +138,60 @@ def test_the_logits_are_those_of_the_masks(predictor, photograph):
         )[0]
         assert ((full_size > 0).numpy() == result.masks).all()
     assert predictor.predict(["cat"], "semantic").logits is None
+
+
+def test_iteration_gives_every_mask_with_its_box_score_and_prompt():
+    made = prediction("instance", labels=(1, 0))
+    assert len(made) == 2 and len(prediction("instance")) == 0 and list(prediction("instance")) == []
+    for n, (mask, box, score, prompt) in enumerate(made):
+        assert np.array_equal(mask, made.masks[n]) and box.tolist() == [0, 0, 4, 1]
+        assert score == made.scores[n] and type(score) is float and prompt == ("grass", "zebra")[n]
+    assert made[-1].prompt == "zebra"
+    with pytest.raises(IndexError):
+        made[2]
+
+
+def test_the_repr_is_a_line():
+    made = prediction("instance", labels=(1,), best=(0.25, 0.9))
+    assert repr(made) == "<Prediction instance, 4 x 2 pixels: zebra not found (best 0.25), grass 1>"
+
+
+def test_a_result_draws_itself(predictor, photograph, tmp_path):
+    result = predictor(photograph, PROMPTS)
+    picture = np.asarray(Image.open(photograph).convert("RGB"))
+    assert np.array_equal(result.image, picture) and result.path == str(photograph)
+    drawn = draw_prediction(picture, result)
+    assert np.array_equal(np.asarray(result.plot()), drawn)
+    masks = draw_masks(picture[::-1], result, alpha=1.0)
+    assert np.array_equal(np.asarray(result.plot(legend=False, alpha=1.0, image=picture[::-1])), masks)
+    for name, kind in (("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.webp", "WEBP")):
+        result.save(tmp_path / "new" / name)
+        with Image.open(tmp_path / "new" / name) as saved:
+            assert saved.format == kind and saved.size == drawn.shape[1::-1]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/a.png")), drawn)
+    for name in ("a", "a.mp4", "a.svg"):
+        with pytest.raises(ValueError, match=rf"{name}' must end in the suffix of an image file, such as \.png"):
+            result.save(name)
+
+
+def test_a_click_draws_itself_too(predictor, photograph):
+    predictor.set_image(photograph)
+    clicked = predictor.click([(100, 100)])
+    assert np.array_equal(np.asarray(clicked.plot()), draw_prediction(clicked.image, clicked))
+
+
+def test_show_opens_the_picture(predictor, photograph, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(np.asarray(picture)))
+    result = predictor(photograph, PROMPTS)
+    result.show()
+    assert len(shown) == 1 and np.array_equal(shown[0], np.asarray(result.plot()))
+
+
+def test_a_result_without_its_image_asks_for_it():
+    made = prediction("instance", labels=(1,))
+    with pytest.raises(ValueError, match=r"does not hold its image: give it, plot\(image=...\)"):
+        made.plot()
+    with pytest.raises(ValueError, match="for this image"):
+        made.plot(image=np.zeros((3, 3, 3), np.uint8))
+    assert made.plot(image=np.zeros((2, 4, 3), np.uint8)).width >= 448

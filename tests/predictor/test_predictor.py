@@ -87,11 +87,22 @@ def test_a_new_image_forgets_the_old_one(tiny_cfg, photograph):
     assert np.array_equal(used.predict(PROMPTS, "referring").scores, fresh.predict(PROMPTS, "referring").scores)
 
 
-def test_path_pil_and_array_give_the_same(asked, photograph):
+def test_path_pil_array_and_tensor_give_the_same(asked, photograph):
     expected = asked.predict(PROMPTS, "referring").scores
-    for source in (str(photograph), Image.open(photograph), np.asarray(Image.open(photograph).convert("RGB"))):
-        asked.set_image(source)
-        assert np.array_equal(asked.predict(PROMPTS, "referring").scores, expected)
+    array = np.asarray(Image.open(photograph).convert("RGB"))
+    tensor = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    for source in (str(photograph), Image.open(photograph), array, tensor, tensor / 255):
+        assert np.array_equal(asked(source, PROMPTS, "referring").scores, expected)
+    assert asked.session.path == str(photograph)  # still the current image
+
+
+def test_times_are_of_the_stages_that_ran(asked, photograph):
+    stages = ["reading", "image encoder", "prompt encoder", "decoder", "post-processing"]
+    times = asked.predict(PROMPTS, image=photograph, times=True).times
+    assert list(times) == stages and min(times.values()) > 0
+    assert list(asked.predict(PROMPTS, times=True).times) == stages[2:]
+    assert list(asked.predict(PROMPTS, times=True).times) == stages[4:]  # the same question again
+    assert asked.predict(PROMPTS).times == {}
 
 
 def test_one_text_is_one_prompt(asked):
