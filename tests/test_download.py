@@ -1,14 +1,17 @@
-"""weights/download.py against a server on this machine that can misbehave in every way we have thought of."""
+"""openworldsam/download.py against a server on this machine that can misbehave in every way we have thought of."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import hashlib
 import importlib.util
 import io
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,26 +22,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "weights" / "download.py"
+from openworldsam import download
+
+ROOT = Path(__file__).parents[1]
+HUB = re.escape("https://huggingface.co")
 BODY = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("weights_download", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-download = load_script()
 
 
 @dataclass
@@ -91,6 +85,8 @@ class Remote:
         self.send_body(request, start)
 
     def send_body(self, request: BaseHTTPRequestHandler, start: int) -> None:
+        if request.command == "HEAD":
+            return
         body = self.body[start:]
         if self.cuts:
             body = body[: self.cuts.pop(0)]
@@ -115,6 +111,8 @@ def remote() -> Iterator[Remote]:
             self.close_connection = True
             with contextlib.suppress(ConnectionError):  # one test kills its client
                 served.answer(self)
+
+        do_HEAD = do_GET
 
         def log_message(self, *args: object) -> None:
             pass
@@ -366,12 +364,11 @@ def test_ctrl_c_keeps_the_part(remote: Remote, run: Run, tmp_path: Path, monkeyp
 def test_kill_9_in_the_middle_then_resume(remote: Remote, run: Run, tmp_path: Path) -> None:
     remote.hold = threading.Event()
     program = (
-        "import importlib.util as u, sys; s = u.spec_from_file_location('d', sys.argv[1])\n"
-        "d = u.module_from_spec(s); sys.modules['d'] = d; s.loader.exec_module(d)\n"
+        "import sys; from openworldsam import download as d\n"
         "d.SCHEMES = ('http',)\n"
-        "d.main(['net', '--output', sys.argv[3]], {'net': d.Weight(sys.argv[2], 'net.pt', '', '')})\n"
+        "d.main(['net', '--output', sys.argv[2]], {'net': d.Weight(sys.argv[1], 'net.pt', '', '')})\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, str(SCRIPT), remote.url, str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", program, remote.url, str(tmp_path)])
     part, deadline = tmp_path / "net.pt.part", time.monotonic() + 10
     while not part.exists() or part.stat().st_size < 100_000:
         assert time.monotonic() < deadline and child.poll() is None
@@ -548,15 +545,106 @@ def test_verify(remote: Remote, run: Run, tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "net.pt").exists() and len(remote.asked) == 1
 
 
+@pytest.fixture
+def hub(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let `run` take its file from the server as from Hugging Face; returns the place of huggingface_hub's cache."""
+    cache, endpoint = tmp_path.with_name(f"{tmp_path.name}_hub"), remote.url.removesuffix("/net.pt")
+    fetch = functools.partial(huggingface_hub.hf_hub_download, endpoint=endpoint, cache_dir=cache)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(download, "HUB_FILE", re.compile(download.HUB_FILE.pattern.replace(HUB, re.escape(endpoint))))
+    remote.url = f"{endpoint}/someone/net/resolve/main/net.pt"
+    remote.headers["X-Repo-Commit"] = "0" * 40
+    return cache
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_a_file_of_hugging_face_comes_through_its_cache(
+    remote: Remote, hub: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_disk: bool
+) -> None:
+    if other_disk:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another disk")))
+    assert run(sha256=SHA256) == 0
+    assert_whole(tmp_path)
+    (blob,) = (path for path in hub.glob("models--someone--net/blobs/*") if path.is_file())
+    assert os.path.samefile(blob, tmp_path / "net.pt") != other_disk
+    (tmp_path / "net.pt").unlink()
+    remote.body = b"asked for only once"
+    assert run(sha256=SHA256) == 0
+    assert_whole(tmp_path)
+
+
+def test_a_file_of_hugging_face_needs_no_client(
+    remote: Remote, hub: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(sha256=SHA256) == 0
+    assert_whole(tmp_path)
+    assert [asked["User-Agent"] for asked in remote.asked] == ["openworldsam-download"] and not hub.exists()
+
+
+def test_another_file_than_the_published_one_is_not_taken_from_hugging_face(
+    hub: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(sha256="0" * 64) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"has SHA-256 {SHA256}" in error and str(hub) in error  # the file to delete
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_of_hugging_face_is_an_error_in_a_line(
+    remote: Remote, hub: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote.statuses = [404] * 20
+    assert run() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'net.pt'}: ") and "404" in error and error.endswith("A note.")
+    assert os.listdir(tmp_path) == []
+
+
+def test_fetch_says_what_and_how_much_and_takes_what_is_missing(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: download.Weight(remote.url, f"{name}.pt", "tests", "") for name in ("net", "here")}
+    weights["net"] = dataclasses.replace(weights["net"], parameters=600)
+    monkeypatch.setattr(download, "REGISTRY", weights)
+    monkeypatch.setenv("OPENWORLDSAM_WEIGHTS", str(tmp_path))
+    (tmp_path / "here.pt").write_bytes(b"mine")
+    for asked in (1, 1):  # the second time nothing is missing
+        assert download.fetch(["here", "net"]) == [tmp_path / "here.pt", tmp_path / "net.pt"]
+        assert len(remote.asked) == asked
+    assert (tmp_path / "here.pt").read_bytes() == b"mine" and (tmp_path / "net.pt").read_bytes() == BODY
+    assert capsys.readouterr().err.splitlines() == [
+        f"fetching net.pt (2.4 GB) into {tmp_path}; `openworldsam download --list` names their terms",
+        f"{tmp_path / 'net.pt'}: fetching {remote.url}",
+    ]
+    with pytest.raises(KeyError, match=r"there is no nett; did you mean net\?"):
+        download.fetch(["net", "nett"])
+    remote.statuses = [404]
+    (tmp_path / "net.pt").unlink()
+    with pytest.raises(ValueError, match="HTTP 404"):
+        download.fetch(["net"])
+
+
+def test_names_of_files() -> None:
+    files = ["weights/model_final.pth", Path("mine.pth"), "/a/beit3.spm", "model_final.pth"]
+    assert download.names_of(files) == ["openworldsam_coco", "beit3_tokenizer"]
+
+
+def test_the_script_of_a_clone_needs_no_packages(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", str(ROOT / "weights" / "download.py"), "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, env={"COLUMNS": "500"}, capture_output=True, text=True, check=True)
+    assert f"default: {ROOT / 'weights'}\n" in shown.stdout
+
+
 def test_list_shows_every_name_and_what_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sam2_hiera_large.pt").touch()
     (tmp_path / "model_final.pth.part").touch()
     assert download.main(["--list", "--output", str(tmp_path)]) == 0
     rows = {row.split()[0]: row.split() for row in capsys.readouterr().out.splitlines()}
     assert list(rows) == ["NAME", *download.REGISTRY]
-    assert rows["sam2_hiera_large"][2] == "yes"
-    assert rows["openworldsam_coco"][2] == "part"
-    assert rows["beit3_tokenizer"][1:3] == ["beit3.spm", "no"]
+    assert rows["sam2_hiera_large"][2:4] == ["0.9", "yes"]
+    assert rows["openworldsam_coco"][2:4] == ["3.6", "part"]  # calculated: 902 million parameters of 4 bytes
+    assert rows["beit3_tokenizer"][1:4] == ["beit3.spm", "0.0014", "no"]
     assert rows["beit3_tokenizer"][-1].startswith("https://")
 
 

@@ -19,6 +19,7 @@ from openworldsam.app.command import main as app
 from openworldsam.data.check import main as check
 from openworldsam.data.prepare.command import main as prepare
 from openworldsam.demo import main as demo
+from openworldsam.download import main as download
 from openworldsam.engine.cache_features import main as cache_features
 from openworldsam.engine.evaluate import main as evaluate
 from openworldsam.engine.train import main as train
@@ -43,9 +44,8 @@ def script(path):
 MAINS = {
     **{"ablate": ablate, "annotate": annotate, "app": app, "benchmark": benchmark, "cache_features": cache_features},
     **{"check": check, "demo": demo, "eval": evaluate, "prepare": prepare, "pretrain": pretrain, "report": report},
-    **{"score": score, "train": train, "video": video},
+    **{"download": download, "score": score, "train": train, "video": video},
     **{"convert": script("tools/convert_weights.py"), "parity": script("tools/check_parity.py")},
-    "download": script("weights/download.py"),
 }
 ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
 
