@@ -115,12 +115,6 @@ REGISTRY: dict[str, Weight] = {
 }
 
 
-def weights_folder() -> Path:
-    """Folder that downloads go to: OPENWORLDSAM_WEIGHTS, or openworldsam/weights in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("OPENWORLDSAM_WEIGHTS") or f"{cache}/openworldsam/weights").expanduser()
-
-
 class DownloadError(ValueError):
     """A failed download. The message says what happened and what to do."""
 
@@ -357,12 +351,12 @@ def names_of(files: Iterable[str | Path]) -> list[str]:
 def fetch(names: Sequence[str], folder: Path | None = None) -> list[Path]:
     """Fetch files by their names unless they are there; says first, on stderr, which these are and how large.
 
-    folder: by default that of `weights_folder`.
+    folder: by default the weights folder.
 
     Returns their paths. Raises KeyError for an unknown name, otherwise as `download` does.
     """
     weights = _find(names, REGISTRY)
-    folder = Path(folder or weights_folder())
+    folder = folder or _weights_folder()
     paths = [Path(os.path.realpath(folder / weight.filename)) for weight in weights]  # a link is written through
     if missing := [weight for weight, path in zip(weights, paths, strict=True) if not path.exists()]:
         size = sum(weight.gigabytes for weight in missing)
@@ -382,6 +376,12 @@ def _find(names: Sequence[str], registry: Mapping[str, Weight]) -> list[Weight]:
     return [registry[name] for name in names]
 
 
+def _weights_folder() -> Path:
+    from openworldsam.config_files import weights_folder  # which needs packages; the script of a clone does without
+
+    return weights_folder()
+
+
 def main(
     argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REGISTRY, folder: Path | None = None
 ) -> int:
@@ -392,7 +392,7 @@ def main(
     parser = argparse.ArgumentParser(description="Fetch public weights. The same command again resumes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
     parser.add_argument("--list", action="store_true", help="show every name, its file, and whether it is here")
-    parser.add_argument("--output", type=Path, default=folder or weights_folder(), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=folder or _weights_folder(), help="default: %(default)s")
     parser.add_argument(
         "--verify",
         action="store_true",

@@ -27,7 +27,7 @@ from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
-from openworldsam.predictor.pretrained import save_folder
+from openworldsam.predictor.pretrained import fetch_missing, save_folder
 from openworldsam.utils.device import checked_device, usable_device
 from openworldsam.utils.stopwatch import Stopwatch, Timed, untimed
 
@@ -254,14 +254,23 @@ class OpenWorldSAMPredictor:
         save_folder(self.cfg, self.sources, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> OpenWorldSAMPredictor:
-        """Load a folder that `save_pretrained` wrote; by default to the GPU, or the CPU where there is none.
+    def from_pretrained(
+        cls, config: str | Path, device: str | None = None, *, download: bool = False
+    ) -> OpenWorldSAMPredictor:
+        """Load a model by name, such as "released" or "shapes", or a folder that `save_pretrained` wrote.
+
+        Args:
+            config: as in `load_config`.
+            device: by default MODEL.DEVICE of the config, or the CPU where that does not exist.
+            download: fetch the public weights that are missing into the weights folder; says first which and how large.
 
         Raises:
-            FileNotFoundError: the folder or a file of it is missing, as after an interrupted save.
-            ValueError: the folder is damaged or something else, or there is no such device.
+            FileNotFoundError: the config or a weight file is missing, as after an interrupted save.
+            ValueError: the folder is damaged or something else, there is no such device, or a download failed.
         """
-        return cls(folder, device=device)
+        if download:
+            fetch_missing(config)
+        return cls(config, device=device)
 
 
 def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:

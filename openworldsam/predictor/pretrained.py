@@ -7,6 +7,7 @@ tokenizer             a file or folder, under the name that the prompt encoder d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from detectron2.config import CfgNode
 
 import openworldsam
 from openworldsam.checkpoint import Source, component_files, save_components
-from openworldsam.config import config_value, merge_options
+from openworldsam.config import config_value, load_config, merge_options
 from openworldsam.config_files import SAVED
+from openworldsam.download import fetch, names_of
 from openworldsam.modeling.components import SCORE_HEAD, Component, components_with
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.files import checksum, output_file, save_atomically, save_json
@@ -65,6 +67,13 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
         "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in sorted(written)},
     }
     save_json(folder / SAVED, saved, indent=2)
+
+
+def fetch_missing(config: str | Path) -> None:
+    """Fetch the public weight files that a config names and that are not there; raises as `load_config` and `fetch`."""
+    cfg = load_config(config)
+    needed = [config_value(cfg, key) for key, name in _file_names(cfg).items() if name]
+    fetch(names_of(file for file in needed if not os.path.exists(file)))
 
 
 def _components(cfg: CfgNode) -> dict[str, Component]:

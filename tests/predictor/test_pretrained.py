@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from openworldsam import OpenWorldSAMPredictor
 from openworldsam.checkpoint import read_weights, store_thresholds
 from openworldsam.predictor import pretrained
+from openworldsam.utils.files import save_json
 
 PROMPTS = ["cat", "grass", "a blue ball"]
 FILES = {"config.json", "adapter.safetensors", "sam2.safetensors", "beit3.safetensors", "beit3.spm"}
@@ -217,3 +218,22 @@ def test_a_folder_that_cannot_be_made_is_an_error(predictor, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         predictor.save_pretrained(tmp_path / "file")
+
+
+def test_what_is_missing_is_fetched_when_asked_for(predictor, tiny_weights, tmp_path, photograph, monkeypatch, capsys):
+    monkeypatch.setenv("OPENWORLDSAM_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "openworldsam.download.download", lambda _, target: shutil.copy(tiny_weights / target.name, target)
+    )
+    weights = {"WEIGHTS": "weights/model_final.pth", "PROMPT_ENCODER": {"TOKENIZER": "weights/beit3.spm"}}
+    config = tmp_path / "configs/mine.yaml"
+    save_json(config, {"_BASE_": "tiny", "MODEL": weights})  # JSON is YAML
+    with pytest.raises(FileNotFoundError, match=r"weights/beit3\.spm not found"):
+        OpenWorldSAMPredictor.from_pretrained(config)
+    assert capsys.readouterr().err == ""
+    assert_same_answers(predictor, OpenWorldSAMPredictor.from_pretrained(config, download=True), photograph)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"fetching model_final.pth, beit3.spm (3.6 GB) into {tmp_path}/weights; ")
+    assert_same_answers(predictor, OpenWorldSAMPredictor.from_pretrained(config, download=True), photograph)
+    assert capsys.readouterr().err == ""
