@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
@@ -19,18 +18,17 @@ from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import check_labels, write_cvat
 from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.annotate.prompts import Prompts, read_prompts
+from openworldsam.annotate.prompts import read_prompts
 from openworldsam.annotate.results import FolderResults
 from openworldsam.checkpoint import load_weights, photograph_warning, provenance
 from openworldsam.config import load_config
-from openworldsam.data.preprocessing import to_tensor
 from openworldsam.engine.evaluate import identity
 from openworldsam.evaluation.examples import Unreadable
 from openworldsam.evaluation.saved import claim_folder
 from openworldsam.inference import TASKS, prompt_chunk
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.predictor import Prediction
 from openworldsam.predictor.prediction import why_nothing
+from openworldsam.predictor.request import Request
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_text
 from openworldsam.utils.launch import item_error, launch_command, log_to, say
@@ -126,14 +124,15 @@ def predict_images(
         num_workers=cfg.DATALOADER.NUM_WORKERS if todo else 0,
     )
     chunk = prompt_chunk(cfg, results.task == "referring")
+    threshold = model.inference.threshold_of(results.task)
+    request = Request(*results.prompts, results.task, model.inference, threshold)
     progress, failed = Progress(len(todo)), {}
 
     def attempt(images: Sequence[LoadedImage]) -> str:
         """Predict and save images; return what went wrong, if anything."""
         pixels = [image.pixels for image in images]
         try:
-            predictions = predict_batch(model, pixels, results.prompts, results.task, chunk)
-            for image, prediction in zip(images, predictions, strict=True):
+            for image, prediction in zip(images, request.batch(model, pixels, chunk), strict=True):
                 results.save(image, prediction)
         except Exception as error:
             return item_error(error)
@@ -150,23 +149,6 @@ def predict_images(
             failed[printable(name)] = printable(reason)
         progress.update(len(batch), len(images) * len(results.prompts.texts))
     return failed
-
-
-def predict_batch(
-    model: OpenWorldSAM, images: Sequence[np.ndarray], prompts: Prompts, task: str, chunk: int
-) -> Iterator[Prediction]:
-    """Predict images, uint8 [H, W, 3], in one pass; yield for each what `OpenWorldSAMPredictor.predict` returns.
-
-    `chunk` prompts are decoded together, see `inference.prompt_chunk`; the model is in eval mode.
-    """
-    texts, is_thing = prompts
-    # as in the predictor, only panoptic segmentation knows stuff
-    question = {"prompts": list(texts), "is_thing": list(is_thing) if task == "panoptic" else [True] * len(texts)}
-    batch = [{"image": to_tensor(image), **question} for image in images]
-    options = {"rule": model.inference.score, "threshold": model.inference.threshold_of(task)}
-    for answer in model.answer(batch, (task,), prompt_chunk=chunk):
-        about = {**options, "best_scores": answer["best_scores"]}
-        yield Prediction.of(answer[task].found(), task, texts, is_thing=is_thing, **about)
 
 
 def summary(results: FolderResults, failed: Mapping[str, str], threshold: float, rule: str) -> list[str]:

@@ -121,7 +121,7 @@ class Prediction:
             logits=None if found.logits is None else found.logits.float().clamp(-32, 32).cpu().numpy(),
             image=image,
             path=path,
-            times=times or {},
+            times={} if times is None else times,
         )
 
     def __len__(self) -> int:

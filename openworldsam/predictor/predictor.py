@@ -7,8 +7,9 @@ the model, and each has its own current image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from threading import RLock, local
 from typing import Any
@@ -19,26 +20,27 @@ from numpy.typing import ArrayLike
 
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config, merge_options
-from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.data.preprocessing import ImageLike, read_image
-from openworldsam.inference import TASKS, InferenceOptions, Question, infer
+from openworldsam.inference import Question, infer, prompt_chunk
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
-from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.pretrained import fetch_missing, save_folder
+from openworldsam.predictor.request import Request
 from openworldsam.utils.device import checked_device, usable_device
+from openworldsam.utils.files import named
 from openworldsam.utils.stopwatch import Stopwatch, Timed, untimed
 
 logger = logging.getLogger(__name__)
 
 
 class OpenWorldSAMPredictor:
-    """Segments what texts name in one image at a time.
+    """Segments what texts name.
 
         predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
         result = predictor("street.jpg", ["car", "road"], task="panoptic")
+        results = predictor(["a.jpg", "b.jpg"], "car")  # predict_batch: one by one, for any number of images
         predictor.set_image("zebra.jpg")  # several questions about one image: encoded once
         result = predictor.predict(["zebra", "grass"])
 
@@ -96,7 +98,7 @@ class OpenWorldSAMPredictor:
         with timed("reading"):
             pixels = read_image(image)
         with self._lock:
-            return ImageSession(self.model, pixels, str(image) if isinstance(image, (str, Path)) else None, timed)
+            return ImageSession(self.model, pixels, _path_of(image), timed)
 
     @property
     def session(self) -> ImageSession:
@@ -123,10 +125,10 @@ class OpenWorldSAMPredictor:
         """SAM2's features of the current image of this thread, B = 1."""
         return self.session.features
 
-    def __call__(
-        self, image: ImageLike, prompts: str | Sequence[str], task: str = "instance", **options: Any
-    ) -> Prediction:
-        """Segment what the prompts name in an image, without making it the current one; see `predict`."""
+    def __call__(self, image: ImageLike, prompts: str | Sequence[str], task: str = "instance", **options: Any) -> Any:
+        """Segment what the prompts name in an image: its `predict`. A list of images gives a list: `predict_batch`."""
+        if isinstance(image, (list, tuple)):
+            return list(self.predict_batch(image, prompts, task, **options))
         return self.predict(prompts, task, image=image, **options)
 
     @torch.no_grad()
@@ -162,34 +164,63 @@ class OpenWorldSAMPredictor:
         Raises:
             ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
         """
-        if task not in tuple(TASKS):
-            raise ValueError(f"task is one of {', '.join(TASKS)}; got {task!r}")
-        if unknown := options.keys() - InferenceOptions.__dataclass_fields__.keys():
-            names = ", ".join(InferenceOptions.__dataclass_fields__)
-            raise ValueError(f"unknown option {', '.join(sorted(unknown))}; there are {names}")
         timed = Stopwatch(self.model.device) if times else untimed
-        prompts, session = _as_list(prompts), self._session_of(image, timed)
-        inference = self.model.inference
-        if options.get("score", inference.score) != inference.score:
-            other = InferenceOptions.from_config(self.cfg, options["score"], self.model.match_thresholds)
-            inference = replace(inference, score_threshold=other.score_threshold)
-        inference = replace(inference, **options)
-        stuff_names = COCO_STUFF if stuff is None else {name.lower() for name in _as_list(stuff, "stuff")}
-        is_thing = [prompt.lower() not in stuff_names for prompt in prompts]
-        asked = options.get("score_threshold", 0.0)
-        threshold = asked if task == "referring" else inference.threshold_of(task)
-        # every prompt may have instances
-        question = Question.of(session.size, len(prompts), is_thing=is_thing if task == "panoptic" else None)
+        request = Request.checked(self.model, self.cfg, prompts, task, stuff, options)
+        session = self._session_of(image, timed)
+        about = {"image": session.image, "path": session.path, "times": getattr(timed, "times", None)}
         with self._lock:
-            queries = session.queries(prompts, inference.for_task(task), timed)
+            queries = session.queries(request.prompts, request.options.for_task(task), timed)
             with timed("post-processing"):
-                results = infer([queries], (task,), question, inference)
-                found = results[task].found()
-        if task == "referring":
-            found = found.at_least(threshold)
-        about = {"rule": inference.score, "threshold": threshold, "best_scores": results["best_scores"]}
-        about |= {"image": session.image, "path": session.path, "times": getattr(timed, "times", None)}
-        return Prediction.of(found, task, prompts, is_thing=is_thing, **about)
+                answer = infer([queries], (task,), request.question(session.size), request.options)
+                return request.prediction(answer, **about)
+
+    def predict_batch(
+        self,
+        images: Iterable[ImageLike],
+        prompts: str | Sequence[str],
+        task: str = "instance",
+        *,
+        batch_size: int = 4,
+        stuff: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Iterator[Prediction]:
+        """Segment what the prompts name in each of many images; `list()` of it is a list.
+
+        Each result equals that of `predict`, up to rounding. An image is read when its turn comes, and results are not
+        kept, so memory does not grow with the number of images.
+
+        Args:
+            images: each as in `encode`, or an array or tensor [N, ...] of them.
+            batch_size: images that pass the encoders together.
+            prompts, task, stuff, options: asked of every image; see `predict`.
+
+        Yields:
+            the result of each image, in their order.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `encode` and `predict`; names the image by its index from 0.
+        """
+        if isinstance(images, (str, Path)) or not isinstance(images, Iterable) or getattr(images, "ndim", 4) != 4:
+            raise ValueError(f"images are several, got one {type(images).__name__}: predict(prompts, image=...)")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is a whole number from 1, got {batch_size!r}")
+        request = Request.checked(self.model, self.cfg, prompts, task, stuff, options)
+        return self._in_batches(iter(images), request, batch_size)
+
+    def _in_batches(self, images: Iterator[ImageLike], request: Request, size: int) -> Iterator[Prediction]:
+        # two-stage inference may ask whether an image has any confident query
+        chunk = 0 if request.options.two_stage else prompt_chunk(self.cfg)
+        first = 0
+        while batch := list(islice(images, size)):
+            pixels = []
+            for index, image in enumerate(batch, start=first):
+                with named(f"image {index}"):
+                    pixels.append(read_image(image))
+            with self._lock:
+                results = list(request.batch(self.model, pixels, chunk))
+            for image, result in zip(batch, results, strict=True):
+                yield replace(result, path=_path_of(image))
+            first += len(batch)
 
     @torch.no_grad()
     def click(
@@ -273,10 +304,6 @@ class OpenWorldSAMPredictor:
         return cls(config, device=device)
 
 
-def _as_list(texts: str | Sequence[str], name: str = "prompts") -> list[str]:
-    """One text or several as a list of different ones."""
-    try:
-        listed = [texts] if isinstance(texts, str) else list(texts)
-    except TypeError:
-        raise ValueError(f"{name} are a text or a list of texts, got {type(texts).__name__}") from None
-    return clean_prompts(listed)
+def _path_of(image: ImageLike) -> str | None:
+    """Path of an image that is a file."""
+    return str(image) if isinstance(image, (str, Path)) else None

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from openworldsam import OpenWorldSAMPredictor
-from openworldsam.predictor.predictor import COCO_STUFF
+from openworldsam.data.datasets.coco import COCO_STUFF
 
 PROMPTS = ["cat", "grass", "a blue ball"]
 
