@@ -22,7 +22,7 @@ from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.utils.launch import item_error, say, user_errors
-from openworldsam.visualization import at_drawn_size, contact_sheet, draw_prediction
+from openworldsam.visualization import contact_sheet, draw_comparison, draw_prediction
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,23 +68,24 @@ def segment_image(
 ) -> None:
     """Segment one image; write `<stem>_<task>.png` and `<stem>_<task>.json` for each task.
 
-    Several tasks also give `<stem>_sheet.png`, which shows the image and all overlays side by side.
+    Several tasks also give `<stem>_sheet.png`, which shows the image and all masks side by side.
     """
     image = read_image(path)
     predictor.set_image(image)
-    panels = [(path.name, at_drawn_size(image))]
+    predictions = {}
     for task in tasks:
         prompts = args.sentences if task == "referring" and args.sentences else args.prompts
         prediction = predictor.predict(prompts, task, stuff=args.stuff)
-        panels.append((f"{task}{note}", draw_prediction(image, prediction)))
+        title = f"{task}{note}"
+        predictions[title] = prediction
         overlay = args.output / f"{path.stem}_{task}.png"
-        save_png(overlay, contact_sheet(panels[-1:], columns=1))
+        save_png(overlay, contact_sheet([(title, draw_prediction(image, prediction))], columns=1))
         info = provenance(predictor.cfg, predictor.sources)
         save_json(overlay.with_suffix(".json"), prediction.to_coco(path.name, info))
         say(f"{overlay}  {prediction.summary}")
     if len(tasks) > 1:
         sheet = args.output / f"{path.stem}_sheet.png"
-        save_png(sheet, contact_sheet(panels, columns=3))
+        save_png(sheet, draw_comparison(image, path.name, predictions))
         say(sheet)
 
 

@@ -240,7 +240,7 @@ class Session:
         """Pack the shown masks, and `info` about them, into a zip.
 
         `<name>.json`: a COCO dataset of one image, masks as RLE. `<name>_ids.png`: uint16 [H, W], annotation id per
-        pixel, 0 = no mask; where masks overlap the best score wins. `<name>_overlay.png`: image with masks and legend.
+        pixel, 0 = no mask; where masks overlap the smaller wins. `<name>_overlay.png`: image with masks and legend.
 
         Raises:
             ValueError: there is no answer yet.

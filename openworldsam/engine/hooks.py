@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.visualization import LabelledMasks, contact_sheet, draw_prediction
+from openworldsam.visualization import LabelledMasks, draw_comparison
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ProgressLine(EventWriter):
 
 
 def training_picture(model: OpenWorldSAM, x: dict[str, Any]) -> np.ndarray:
-    """Draw ground truth and prediction of an input in training mode side by side: uint8 [h, w, 3]."""
+    """Draw an input in training mode, its ground truth and prediction side by side: uint8 [h, w, 3]."""
     # without class ids, the result's labels are the prompts' indices
     names = ("image", "prompts", "prompt_embeddings", "image_embed", "high_res")
     asked = {name: x[name] for name in names if name in x}
@@ -63,5 +63,4 @@ def training_picture(model: OpenWorldSAM, x: dict[str, Any]) -> np.ndarray:
     prompt_index = np.repeat(np.arange(len(prompts)), [len(target) for target in x["targets"]])
     truth = LabelledMasks("instance", prompts, true, np.ones(len(true), np.float32), prompt_index)
     predicted = LabelledMasks("instance", prompts, masks, scores, labels, answer["best_scores"].numpy())
-    panels = [("ground truth", draw_prediction(image, truth)), ("prediction", draw_prediction(image, predicted))]
-    return contact_sheet(panels, columns=2)
+    return draw_comparison(image, "image", {"ground truth": truth, "prediction": predicted})

@@ -5,6 +5,7 @@ Shapes: N masks, H, W size of the image.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,3 +90,8 @@ def mask_boxes(masks: Tensor) -> Tensor:
         corners.append((covered.argmax(dim=1), covered.shape[1] - covered.flip(1).argmax(dim=1)))
     (x0, x1), (y0, y1) = corners
     return (torch.stack([x0, y0, x1, y1], dim=1) * masks.flatten(1).any(dim=1)[:, None]).float()
+
+
+def layer_order(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Order masks [N, H, W] from bottom to top, int64 [N]: smaller above larger, of equal ones the higher score."""
+    return np.lexsort((scores, -masks.sum(axis=(1, 2))))

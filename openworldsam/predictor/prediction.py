@@ -17,7 +17,7 @@ from PIL import Image
 
 from openworldsam.data.preprocessing import ImageLike, read_image
 from openworldsam.inference import SCORES, Found
-from openworldsam.inference.nms import mask_boxes
+from openworldsam.inference.nms import layer_order, mask_boxes
 from openworldsam.predictor.export import to_coco, to_detectron2, to_fiftyone, to_supervision
 from openworldsam.utils.files import save_atomically
 from openworldsam.utils.text import brief, not_found, rounded_down
@@ -56,7 +56,7 @@ class Prediction:
     boxes: float32 [N, 4], x0 y0 x1 y1 in pixels, right and bottom exclusive.
     prompt_index: int64 [N], index of the prompt of each mask.
     is_thing: bool [N]; False where the prompt names stuff.
-    label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the best score wins.
+    label_map: int32 [H, W], 0 where there is no mask, n + 1 for masks[n]; where masks overlap the smaller wins.
     threshold: smallest score of a mask; 0 without one.
     best_scores: float32 [P], highest score of any query of a prompt, found or not.
     logits: float32 [N, h, w] within -32..32 as in SAM2, the masks as the decoder gave them, for `click`; None for
@@ -102,7 +102,7 @@ class Prediction:
         """Convert what a task found, labelled by prompt, to NumPy; is_thing is that of the P prompts."""
         masks, scores, labels, evidence = (part.numpy() for part in found[:4])
         label_map = np.zeros(masks.shape[1:], dtype=np.int32)
-        for index in np.argsort(scores, kind="stable"):
+        for index in layer_order(masks, scores):
             label_map[masks[index]] = index + 1
         return cls(
             task=task,

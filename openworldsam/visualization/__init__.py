@@ -3,6 +3,7 @@
 from openworldsam.visualization.drawing import (
     at_drawn_size,
     contact_sheet,
+    draw_comparison,
     draw_masks,
     draw_prediction,
     pole_of_inaccessibility,
@@ -13,6 +14,7 @@ __all__ = [
     "LabelledMasks",
     "at_drawn_size",
     "contact_sheet",
+    "draw_comparison",
     "draw_masks",
     "draw_prediction",
     "pole_of_inaccessibility",

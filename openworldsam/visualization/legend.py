@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -67,24 +67,32 @@ def prompt_colors(count: int) -> list[Color]:
 
 
 def mask_colors(prediction: Drawable) -> list[Color]:
-    """Return one colour per mask: that of its prompt, varied per instance for instance and panoptic."""
+    """Return one colour per mask: that of its prompt, varied per instance for instance and panoptic, largest first."""
     base = prompt_colors(len(prediction.prompts))
     # the instances of a lone prompt may vary more, as there is no other prompt to confuse them with
-    hue_spread = 0.08 if len(base) > 1 else 0.35
+    hue_spread = 0.16 if len(base) > 1 else 0.35
     seen = [0] * len(base)
-    colors = []
-    for prompt in prediction.prompt_index.tolist():
-        colors.append(_shade(base[prompt], seen[prompt], hue_spread))
+    colors = [(0, 0, 0)] * len(prediction.masks)
+    for n in np.argsort(-prediction.masks.sum(axis=(1, 2)), kind="stable").tolist():
+        prompt = int(prediction.prompt_index[n])
+        colors[n] = _shade(base[prompt], seen[prompt], hue_spread)
         seen[prompt] += prediction.task in ("instance", "panoptic")
     return colors
 
 
+def fill_color(color: Color) -> Color:
+    """Return the lighter colour that fills what a colour outlines."""
+    red, green, blue = ((3 * channel + 255) // 4 for channel in color)
+    return red, green, blue
+
+
 def _shade(color: Color, instance: int, hue_spread: float) -> Color:
-    """Vary hue and lightness along a low-discrepancy sequence, so that consecutive instances differ clearly."""
+    """Alternate between three lightnesses, and vary the hue along a low-discrepancy sequence."""
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
     hue += hue_spread * ((instance * 0.754878 + 0.5) % 1.0 - 0.5)
-    lightness += 0.4 * ((instance * 0.569840 + 0.5) % 1.0 - 0.5)
-    return _to_color(colorsys.hls_to_rgb(hue % 1.0, min(max(lightness, 0.3), 0.85), saturation))
+    step = (0.0, 0.36, -0.2)[instance % 3]
+    lightness += step if 0.2 <= lightness + step <= 0.85 else -step
+    return _to_color(colorsys.hls_to_rgb(hue % 1.0, min(max(lightness, 0.2), 0.88), saturation))
 
 
 def _to_color(rgb: Sequence[float]) -> Color:
@@ -110,21 +118,48 @@ def legend_rows(prediction: Drawable) -> list[LegendRow]:
     return rows
 
 
+def with_all_prompts(predictions: Sequence[Drawable]) -> list[LabelledMasks]:
+    """Give predictions the prompts of all of them, so that equal prompts get equal colours."""
+    prompts = tuple(dict.fromkeys(prompt for each in predictions for prompt in each.prompts))
+    drawings = []
+    for each in predictions:
+        index = np.array([prompts.index(prompt) for prompt in each.prompts], dtype=np.int64)
+        best = None if each.best_scores is None else np.zeros(len(prompts), np.float32)
+        if best is not None:
+            best[index] = each.best_scores
+        masks = each.masks, each.scores, index[each.prompt_index]
+        drawings.append(LabelledMasks(each.task, prompts, *masks, best, each.threshold))
+    return drawings
+
+
+def comparison_legend(predictions: Sequence[Drawable]) -> list[LegendRow]:
+    """Return one row per prompt of any prediction: that of the most masks; the summary only says what none found."""
+    rows: dict[str, LegendRow] = {}
+    for each, drawing in zip(predictions, with_all_prompts(predictions), strict=True):
+        for row in legend_rows(drawing):
+            if row.prompt in each.prompts and row.count >= rows.get(row.prompt, row).count:
+                rows[row.prompt] = replace(row, summary="" if row.count else row.summary)
+    return list(rows.values())
+
+
 def draw_legend(rows: list[LegendRow], size: Size, text: int) -> Image.Image:
     """Draw the legend for an image of `size`: as high as an image beside it, as wide as an image above it."""
     pad, line = text, round(1.7 * text)
-    names = display_names([row.prompt for row in rows], range(len(rows)), text, 20 * text)
-    stats = max((text_width(row.summary, text) for row in rows), default=0.0)
-    column = round(max((text_width(name, text) for name in names), default=0.0) + stats) + 6 * text
     width, height = size
-    if width > WIDE * height:
+    below = width > WIDE * height
+    lines = max(4, height // (2 * line)) if below else max(1, (height - 2 * pad) // line)
+    room = width if below else int(0.7 * width)
+    stats = max((text_width(row.summary, text) for row in rows), default=0.0)
+    longest = max(20 * text, room - stats - 6 * text if len(rows) <= lines else 0)
+    names = display_names([row.prompt for row in rows], range(len(rows)), text, longest)
+    column = round(max((text_width(name, text) for name in names), default=0.0) + stats) + 6 * text
+    if below:
         columns = max(1, width // column)
-        lines = max(1, min(math.ceil(len(rows) / columns), max(4, height // (2 * line))))
+        lines = max(1, min(math.ceil(len(rows) / columns), lines))
         height = lines * line + 2 * pad
         width = max(width, columns * column)
     else:
-        lines = max(1, (height - 2 * pad) // line)
-        columns = max(1, min(math.ceil(len(rows) / lines), int(0.7 * width) // column))
+        columns = max(1, min(math.ceil(len(rows) / lines), room // column))
         width = columns * column
     shown = list(range(len(rows)))
     if len(rows) > lines * columns:  # prompts with masks come first; the last place counts the omitted ones
@@ -144,7 +179,8 @@ def _draw_row(panel: Image.Image, row: LegendRow, name: str, place: Size, width:
     half, end, draw = text / 2, x + 1.8 * text, ImageDraw.Draw(panel)
     step = (end - x) / len(row.shades)
     for i, shade in enumerate(row.shades if row.count else ()):
-        draw.rectangle((x + i * step, y - half, x + (i + 1) * step, y + half), shade)
-    draw.rectangle((x, y - half, end, y + half), None, DARK if row.count else GREY)
+        draw.rectangle((x + i * step, y - half, x + (i + 1) * step - 1, y + half), fill_color(shade), shade, 2)
+    if not row.count:
+        draw.rectangle((x, y - half, end, y + half), None, GREY)
     draw_text(panel, (end + half, y), name, INK if row.count else GREY, text)
     draw_text(panel, (x + width, y), row.summary, GREY, text, "r")

@@ -9,16 +9,28 @@ import cv2
 import numpy as np
 import pytest
 
+from openworldsam.inference.nms import layer_order
 from openworldsam.visualization.drawing import (
+    _text_size,
     _to_canvas,
     at_drawn_size,
     contact_sheet,
+    draw_comparison,
     draw_masks,
     draw_prediction,
     place_labels,
     pole_of_inaccessibility,
 )
-from openworldsam.visualization.legend import LabelledMasks, legend_rows, mask_colors, prompt_colors
+from openworldsam.visualization.legend import (
+    LabelledMasks,
+    comparison_legend,
+    draw_legend,
+    fill_color,
+    legend_rows,
+    mask_colors,
+    prompt_colors,
+)
+from openworldsam.visualization.text import text_width
 
 
 def noise(width, height, seed=0):
@@ -76,23 +88,62 @@ def test_inputs_are_not_modified_and_drawing_is_deterministic():
     np.testing.assert_array_equal(prediction.masks, before[1])
 
 
-def test_the_higher_score_is_on_top():
+def test_the_smaller_mask_is_on_top_and_of_equal_ones_the_higher_score():
+    """Whatever their order: half of the image over the whole, which has the higher score if it comes first."""
     image = np.zeros((480, 640, 3), dtype=np.uint8)
     masks = np.ones((2, 480, 640), dtype=bool)
     masks[0, :, 320:] = False
+    light = [fill_color(color) for color in prompt_colors(2)]
     for order in ([0, 1], [1, 0]):
-        prediction = labelled(masks[order], ("left", "all"), order, "semantic")
-        drawn = draw_prediction(image, prediction, alpha=1.0)
-        left = 0 if order == [0, 1] else 1  # labelled() gives the first mask the higher score
-        np.testing.assert_array_equal(drawn[400, 60], prompt_colors(2)[left])
-        np.testing.assert_array_equal(drawn[400, 580], prompt_colors(2)[1])
+        drawn = draw_prediction(image, labelled(masks[order], ("left", "all"), order, "semantic"), alpha=1.0)
+        np.testing.assert_array_equal(drawn[400, 60], light[0])
+        np.testing.assert_array_equal(drawn[400, 580], light[1])
+        equal = labelled(masks[[1, 1]], ("left", "all"), order, "semantic")  # falling scores
+        np.testing.assert_array_equal(draw_prediction(image, equal, alpha=1.0)[400, 60], light[order[0]])
+
+
+def lines(masks, colors, prompts):
+    """Which pixels of a black image of 640 x 480 have the pure colour of an outline, by prompt."""
+    prediction = labelled(masks, prompts, range(len(masks)), "semantic")
+    drawn = draw_masks(np.zeros((480, 640, 3), np.uint8), prediction, alpha=0.0).astype(int)
+    return [(np.abs(drawn - color) < 60).all(axis=-1) for color in colors]
+
+
+@pytest.mark.parametrize("gap", [0, 2, 6])
+def test_masks_that_touch_share_one_line_in_the_colour_of_the_smaller(gap):
+    masks = np.zeros((2, 480, 640), dtype=bool)
+    masks[0, :, :400], masks[1, :, 400 + gap :] = True, True
+    large, small = lines(masks, prompt_colors(2), ("large", "small"))
+    column = np.flatnonzero(small[40])
+    assert not large[40].any() and len(column) == 2 and np.ptp(column) == 1 and 398 <= column[0] <= 399 + gap
+
+
+def test_masks_apart_have_a_line_each_and_none_along_the_edge_of_the_image():
+    masks = np.zeros((2, 480, 640), dtype=bool)
+    masks[0, :, :400], masks[1, :, 407:] = True, True
+    large, small = lines(masks, prompt_colors(2), ("large", "small"))
+    assert np.flatnonzero(large[40]).tolist() == [399, 400] and np.flatnonzero(small[40]).tolist() == [406, 407]
+
+
+def test_specks_are_filled_but_not_outlined():
+    """A mask with a far part and a hole of 5 x 5 pixels and a part of 6 x 6; a mask of 5 x 5 pixels is outlined."""
+    masks = np.zeros((2, 480, 640), dtype=bool)
+    masks[0, 100:300, 100:400] = True
+    masks[0, 200:205, 150:155] = False
+    masks[0, 400:405, 400:405] = masks[0, 400:406, 500:506] = True
+    masks[1, 20:25, 600:605] = True
+    large, small = lines(masks, prompt_colors(2), ("", ""))
+    assert large[100, 120:200].all() and large[400:406, 500:506].any() and small[15:30, 595:610].any()
+    assert not large[395:410, 395:410].any() and not large[190:215, 140:165].any()
+    drawn = draw_masks(np.zeros((480, 640, 3), np.uint8), labelled(masks, ("", "b"), [0, 1]), alpha=1.0)
+    assert drawn[402, 402].any() and not drawn[202, 152].any()
 
 
 def test_labels_neither_overlap_nor_leave_the_image():
     rng = np.random.default_rng(0)
     anchors = [(int(rng.integers(600)), int(rng.integers(400))) for _ in range(150)]
     sizes = [(int(rng.integers(20, 120)), 18) for _ in anchors]
-    rects = place_labels(anchors, sizes, (600, 400))
+    rects = place_labels(anchors, [[size] for size in sizes], (600, 400))
     placed = [(rect, size) for rect, size in zip(rects, sizes, strict=True) if rect is not None]
     assert len(placed) > 60 and len(rects) == 150
     for (x0, y0, x1, y1), size in placed:
@@ -102,15 +153,29 @@ def test_labels_neither_overlap_nor_leave_the_image():
 
 
 def test_a_lone_label_is_centred_on_its_anchor_and_pushed_inside_at_the_edge():
-    assert place_labels([(100, 50)], [(40, 10)], (200, 100)) == [(80, 45, 120, 55)]
-    assert place_labels([(199, 0)], [(40, 10)], (200, 100)) == [(160, 0, 200, 10)]
+    assert place_labels([(100, 50)], [[(40, 10)]], (200, 100)) == [(80, 45, 120, 55)]
+    assert place_labels([(199, 0)], [[(40, 10)]], (200, 100)) == [(160, 0, 200, 10)]
 
 
-def test_a_label_without_room_is_dropped():
-    assert place_labels([(5, 5)], [(40, 10)], (30, 100)) == [None]
-    first, second = place_labels([(20, 5), (20, 5)], [(40, 10), (40, 10)], (40, 12))
+def test_a_label_without_room_is_shortened_or_dropped():
+    assert place_labels([(5, 5)], [[(40, 10)]], (30, 100)) == [None]
+    assert place_labels([(5, 5)], [[(40, 10), (20, 10)]], (30, 100)) == [(0, 0, 20, 10)]
+    assert place_labels([(5, 5)], [[(25, 10), (20, 10)]], (30, 100)) == [(0, 0, 25, 10)]
+    first, second = place_labels([(20, 5), (20, 5)], [[(40, 10)], [(40, 10)]], (40, 12))
     assert first is not None and second is None
     assert place_labels([], [], (30, 100)) == []
+
+
+def test_a_long_name_is_in_full_where_it_has_room():
+    """On the wide image the label is as long as the text; on one of 448 pixels it ends at the edges."""
+    name = "the small purple star that is left of the ring and below the two yellow triangles"
+    for width, full in ((1200, True), (448, False)):
+        image, masks = np.zeros((448, width, 3), np.uint8), np.zeros((1, 448, width), dtype=bool)
+        masks[0, 200:210, 200:210] = True
+        drawn = draw_masks(image, labelled(masks, (name,)))
+        columns = np.flatnonzero((drawn == prompt_colors(1)[0]).all(axis=-1).sum(axis=0) > 3)
+        text = _text_size((width, 448))
+        assert (np.ptp(columns) > text_width(name, text)) == full and np.ptp(columns) > 20 * text
 
 
 def test_pole_lies_inside_a_ring_and_in_the_middle_of_a_bar():
@@ -144,6 +209,22 @@ def test_instances_of_a_prompt_get_distinct_shades_near_its_colour(task):
     assert (blue_minus_red[::2] > 0).all() and (blue_minus_red[1::2] < 0).all()
 
 
+@pytest.mark.parametrize(("prompts", "instances"), [(1, 6), (4, 3), (7, 2)])
+def test_instances_look_different(prompts, instances):
+    """In CIELAB, where a difference of 2.3 is just noticeable."""
+    masks = np.ones((prompts * instances, 1, 1), dtype=bool)
+    colors = mask_colors(labelled(masks, "abcdefg"[:prompts], list(range(prompts)) * instances))
+    lab = cv2.cvtColor(np.array([colors], np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    assert min(np.linalg.norm(one - two) for one, two in combinations(lab, 2)) > 15
+
+
+def test_shades_go_by_size_so_that_they_are_the_same_in_every_task():
+    masks = np.zeros((3, 8, 8), dtype=bool)
+    masks[0, 0, 0] = masks[1, :4] = masks[2, :, :3] = True  # 1, 32 and 24 pixels
+    by_order = mask_colors(labelled(np.ones((3, 8, 8), dtype=bool)))
+    assert mask_colors(labelled(masks)) == [by_order[2], by_order[0], by_order[1]]
+
+
 def test_legend_counts_masks_and_keeps_prompts_without_any():
     prediction = labelled(np.ones((3, 8, 8), dtype=bool), ("a", "b", "c"), [2, 0, 2])
     rows = legend_rows(prediction)
@@ -165,6 +246,15 @@ def test_legend_goes_below_wide_images_and_beside_others():
     tall = draw_prediction(noise(300, 900), nothing(300, 900))
     assert wide.shape[1] == 900 and wide.shape[0] > 300
     assert tall.shape[0] == 900 and tall.shape[1] > 300
+
+
+def test_a_legend_with_room_has_long_names_in_full():
+    """40 characters of 8 pixels are more than the 20 letter heights of 12 pixels that many rows have room for."""
+    name = "the small purple star left of the yellow ring"
+    few, many = (
+        draw_legend(legend_rows(nothing(1, 1, [name, *map(str, range(n))])), (900, 600), 12).width for n in (1, 60)
+    )
+    assert few > text_width(name, 12) + 6 * 12 > many / 2
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (900, 300)])
@@ -258,6 +348,35 @@ def test_contact_sheet_holds_every_panel_unchanged():
     assert contact_sheet(panels[:1], 4).shape[1] < 100
 
 
+def test_a_comparison_has_the_image_all_predictions_and_one_legend():
+    """The cells of two predictions and those of four make full rows, and equal prompts have equal colours."""
+    image, masks = np.zeros((448, 500, 3), np.uint8), np.zeros((1, 448, 500), dtype=bool)
+    masks[0, :, 100:400] = True
+    one = labelled(masks, ("cat", "dog"), [1], "semantic")._replace(best_scores=np.array([0.1, 0.99]))
+    two = labelled(masks, ("dog", "the dog"), [0], "referring")
+    gap, height = 12, 448 + 24 + 12
+    for count, columns in ((2, 2), (4, 3), (3, 5)):
+        predictions = {"a": one, "b": two, **{f"{n}": one for n in range(2, count)}}
+        sheet = draw_comparison(image, "name", predictions)
+        rows = (count + 2) // columns
+        assert (count + 2) % columns == 0 and sheet.shape[0] == height * rows
+        cell = [divmod(n, columns) for n in range(count + 2)]
+        corners = [sheet[row * height + 24 + 5, gap + column * (500 + gap) + 200] for row, column in cell]
+        assert not corners[0].any() and all((corner == corners[1]).all() and corner.any() for corner in corners[1:-1])
+
+
+def test_the_legend_of_a_comparison_says_what_no_task_found():
+    masks = np.ones((1, 448, 500), dtype=bool)
+    found = labelled(masks, ("cat", "dog"), [1])._replace(best_scores=np.array([0.125, 0.99]))
+    missed = labelled(masks[:0], ("cat", "dog"))._replace(best_scores=np.array([0.125, 0.25]))
+    rows = comparison_legend([missed, found])
+    assert [(row.prompt, row.summary, row.shades) for row in rows] == [
+        ("cat", "not found (best 0.12)", (prompt_colors(2)[0],)),
+        ("dog", "", (prompt_colors(2)[1],)),
+    ]
+    assert rows == comparison_legend([found, missed])
+
+
 def test_contact_sheet_needs_panels_and_columns():
     with pytest.raises(ValueError, match="got 0 and 1"):
         contact_sheet([], 1)
@@ -285,21 +404,20 @@ def test_a_bare_image_has_the_size_of_one_with_masks():
 @pytest.mark.parametrize(
     ("task", "digest"),
     [
-        ("instance", "30c06533bb42464e"),
-        ("panoptic", "30c06533bb42464e"),
-        ("semantic", "4e440618bdabc1bb"),
-        ("referring", "4e440618bdabc1bb"),
+        ("instance", "23241f91ebad846b"),
+        ("panoptic", "23241f91ebad846b"),
+        ("semantic", "5b9b83cf3edda291"),
+        ("referring", "5b9b83cf3edda291"),
     ],
 )
 def test_structure_is_as_recorded(task, digest):
     """Topmost masks, colours, label anchors and legend, which do not depend on fonts and lines."""
     masks = discs(320, 240, 6, 45)
     prediction = labelled(masks, ("cat", "a black dog", "grass"), [0, 1, 2, 0, 2, 1], task)
-    layers = _to_canvas(masks, prediction.scores, (448, 336))
+    layers = _to_canvas(masks[layer_order(masks, prediction.scores)], (448, 336))
     structure = {
-        "owner": layers.owner[::8, ::8].tolist(),
-        "outlines": [len(group) for group in layers.contours],
-        "anchors": [pole_of_inaccessibility(layers.owner == n + 1) for n in range(len(masks))],
+        "layers": layers[::8, ::8].tolist(),
+        "anchors": [pole_of_inaccessibility(layers == n + 1) for n in range(len(masks))],
         "colors": mask_colors(prediction),
         "legend": [(row.prompt, row.shades, row.summary) for row in legend_rows(prediction)],
     }
