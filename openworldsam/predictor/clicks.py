@@ -50,27 +50,19 @@ class Clicks(NamedTuple):
             ValueError: a click or box outside the image, an empty box, labels that are not one 0 or 1 per click.
         """
         height, width = size
-        places = _numbers(points, "points", "a list of pairs x, y")
+        places = numbers(points, "points", "a list of pairs x, y")
         places = places.reshape(0, 2) if not places.size else places
         if places.ndim != 2 or places.shape[1] != 2:
             raise ValueError(f"points must be a list of pairs x, y; got the shape {places.shape}")
         for x, y in places.tolist():
             if not (0 <= x < width and 0 <= y < height):
                 raise ValueError(f"the click ({x:g}, {y:g}) is outside the image of {width} x {height} pixels")
-        kinds = _numbers([1] * len(places) if labels is None else labels, "labels", "a list of 1 and 0")
+        kinds = numbers([1] * len(places) if labels is None else labels, "labels", "a list of 1 and 0")
         if kinds.shape != (len(places),):
             raise ValueError(f"one label for each click: got {kinds.size} labels for {len(places)} clicks")
         if not np.isin(kinds, (0, 1)).all():
             raise ValueError(f"a label is 1 (positive) or 0 (negative), got {kinds.tolist()}")
-        if box is None:
-            return cls(places, kinds.astype(np.int64), None, size)
-        corners = _numbers(box, "box", "x0, y0, x1, y1")
-        if corners.shape != (4,):
-            raise ValueError(f"box must be x0, y0, x1, y1; got the shape {corners.shape}")
-        x0, y0, x1, y1 = corners.tolist()
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            got = ", ".join(f"{value:g}" for value in (x0, y0, x1, y1))
-            raise ValueError(f"box is x0, y0, x1, y1 within the image of {width} x {height} pixels, got {got}")
+        corners = None if box is None else checked_box(box, size)
         return cls(places, kinds.astype(np.int64), corners, size)
 
     def pick(self, found: Prediction) -> tuple[np.ndarray, str, bool] | None:
@@ -128,6 +120,22 @@ class Clicks(NamedTuple):
         return Queries.decoded(decoded, predicted_iou, torch.zeros(1, dtype=torch.long))
 
 
+def checked_box(box: ArrayLike, size: tuple[int, int]) -> np.ndarray:
+    """Validate a box in an image of size (H, W): float32 [4], x0 y0 x1 y1 in pixels.
+
+    Raises:
+        ValueError: it is none, empty, or outside the image.
+    """
+    corners = numbers(box, "box", "x0, y0, x1, y1")
+    if corners.shape != (4,):
+        raise ValueError(f"box must be x0, y0, x1, y1; got the shape {corners.shape}")
+    (height, width), (x0, y0, x1, y1) = size, corners.tolist()
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        got = ", ".join(f"{value:g}" for value in (x0, y0, x1, y1))
+        raise ValueError(f"box is x0, y0, x1, y1 within the image of {width} x {height} pixels, got {got}")
+    return corners
+
+
 def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
     """Convert a mask in an image of size (H, W) to SAM2's prompt encoder's input, float32 [side, side], side = 4S.
 
@@ -137,7 +145,7 @@ def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: it is neither.
     """
-    values = _numbers(mask, "mask", "one of the masks or logits of an earlier result")
+    values = numbers(mask, "mask", "one of the masks or logits of an earlier result")
     given = mask if isinstance(mask, Tensor) else np.asarray(mask)
     kind = str(given.dtype).removeprefix("torch.")
     if kind == "bool" and values.shape == size:
@@ -151,7 +159,7 @@ def mask_logits(mask: ArrayLike, side: int, size: tuple[int, int]) -> Tensor:
     )
 
 
-def _numbers(values: Any, name: str, meaning: str) -> np.ndarray:
+def numbers(values: Any, name: str, meaning: str) -> np.ndarray:
     """Convert to float32; ValueError if that is impossible."""
     try:
         return np.array(values, dtype=np.float32)

@@ -23,6 +23,7 @@ from openworldsam.config import load_config, merge_options
 from openworldsam.data.preprocessing import ImageLike, read_image
 from openworldsam.inference import Question, infer, prompt_chunk
 from openworldsam.modeling import ImageFeatures, OpenWorldSAM
+from openworldsam.predictor.boxes import BoxPrompts
 from openworldsam.predictor.clicks import Clicks
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
@@ -137,6 +138,8 @@ class OpenWorldSAMPredictor:
         prompts: str | Sequence[str],
         task: str = "instance",
         *,
+        boxes: ArrayLike | None = None,
+        box_labels: Sequence[int | str] | None = None,
         image: ImageLike | ImageSession | None = None,
         stuff: str | Sequence[str] | None = None,
         times: bool = False,
@@ -149,6 +152,10 @@ class OpenWorldSAMPredictor:
                 each other's masks.
             task: "semantic" gives every pixel to a prompt; "instance" finds each occurrence; "panoptic" does both
                 without overlap; "referring" gives the one best mask of each prompt.
+            boxes: [n, 4], x0 y0 x1 y1 in pixels, which say more than the texts do.
+            box_labels: for each box "this" or 1 (the default): the thing in it is found for certain, with score 1, for
+                a single prompt; "not" or 0: masks of which half or more lies in it are taken away; "within": so are
+                those of which less lies in each such box.
             image: as in `encode`, or what that returned; by default the current image of this thread.
             stuff: the prompts that name regions rather than objects (case does not matter); by default those that
                 are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.
@@ -162,14 +169,21 @@ class OpenWorldSAMPredictor:
             raises it.
 
         Raises:
-            ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text.
+            ValueError: no image set, an unknown task or option, an empty prompt or one that is not a text, a bad box.
         """
         timed = Stopwatch(self.model.device) if times else untimed
         request = Request.checked(self.model, self.cfg, prompts, task, stuff, options)
         session = self._session_of(image, timed)
+        hints = None
+        if boxes is not None or box_labels is not None:
+            given = () if boxes is None else boxes
+            hints = BoxPrompts.checked(given, box_labels, session.size, len(request.prompts))
         about = {"image": session.image, "path": session.path, "times": getattr(timed, "times", None)}
         with self._lock:
             queries = session.queries(request.prompts, request.options.for_task(task), timed)
+            if hints:
+                with timed("boxes"):
+                    queries = hints.apply(session, queries)
             with timed("post-processing"):
                 answer = infer([queries], (task,), request.question(session.size), request.options)
                 return request.prediction(answer, **about)
@@ -192,7 +206,7 @@ class OpenWorldSAMPredictor:
         Args:
             images: each as in `encode`, or an array or tensor [N, ...] of them.
             batch_size: images that pass the encoders together.
-            prompts, task, stuff, options: asked of every image; see `predict`.
+            prompts, task, stuff, options: asked of every image; see `predict`, which also takes boxes.
 
         Yields:
             the result of each image, in their order.
