@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12)
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3.10 python3,\
     $(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 
-.PHONY: install test test-slow attack lint demo benchmark clean
+.PHONY: install test test-slow test-wheel attack lint demo benchmark clean
 
 # The stamp is written last, so an interrupted install is repeated.
 STAMP := $(VENV)/.openworldsam-installed
@@ -42,6 +42,19 @@ test: $(EXTRAS)
 test-slow: $(EXTRAS)
 	$(PY) -m pytest -q -rs -m slow --ignore tests/attack tests
 
+# What users get: the wheel, built from the source distribution, in an environment of its own, used from an empty folder.
+WHEEL := build/wheel
+test-wheel: $(EXTRAS)
+	rm -rf $(WHEEL)
+	$(PY) -c "import setuptools.build_meta as build; build.build_sdist('$(WHEEL)')" >/dev/null
+	$(PIP) wheel -q --no-deps --no-build-isolation -w $(WHEEL) $(WHEEL)/*.tar.gz
+	$(PY) -m venv $(WHEEL)/env
+	$(WHEEL)/env/bin/pip install -q -c requirements.txt torch torchvision setuptools wheel
+	$(WHEEL)/env/bin/pip install -q --no-build-isolation -c requirements.txt ./tools/detectron2_wheel
+	SAM2_BUILD_CUDA=0 $(WHEEL)/env/bin/pip install -q --no-build-isolation -c requirements.txt "$$(echo $(WHEEL)/*.whl)[app]"
+	$(WHEEL)/env/bin/pip check
+	OPENWORLDSAM_BIN=$(WHEEL)/env/bin $(PY) -m pytest -q -rs tests/session
+
 # Every reader with a thousand damaged files, every command killed fifty times: docs/reliability.md.
 attack: $(EXTRAS)
 	$(PY) -m pytest -q -rs tests/attack
@@ -58,21 +71,21 @@ IMAGE ?=
 PROMPTS ?=
 SCENE ?= 38
 TASK ?= all
-SHAPES = --config-file configs/shapes/openworldsam.yaml --scene $(SCENE)
-PHOTOGRAPHS = --config-file configs/presets/released.yaml --opts MODEL.WEIGHTS weights/model_final.pth --input $(IMAGE)
+SHAPES = --config shapes --scene $(SCENE)
+PHOTOGRAPHS = --config released --input $(IMAGE)
 
 # Passed through the environment, so that the shell does not expand quotes and dollars.
 demo: export PROMPT_TEXTS = $(value PROMPTS)
 demo: install
 	@IFS=';'; set -f; set -- $$PROMPT_TEXTS; unset IFS; \
-	$(PY) tools/demo.py $(if $(IMAGE),$(PHOTOGRAPHS),$(SHAPES)) $${1:+--prompts "$$@"} --task $(TASK) --output output/demo
+	$(PY) -m openworldsam segment $(if $(IMAGE),$(PHOTOGRAPHS),$(SHAPES)) $${1:+--prompts "$$@"} --task $(TASK) --output output/demo
 
 # make benchmark DEVICE=cuda: on a GPU. docs/performance.md explains the numbers.
 DEVICE ?= cpu
 BENCHMARK_cpu = --precision fp32 bf16 --repeats 3 --images 1 SOLVER.IMS_PER_BATCH 1
 BENCHMARK_cuda = --precision fp32 bf16 fp16 --compile --warmup 3 --repeats 20 --images 20
 benchmark: install
-	$(PY) tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --device $(DEVICE) \
+	$(PY) -m openworldsam benchmark --config paper --against plain --device $(DEVICE) \
 	    --output output/benchmark/$(DEVICE) $(BENCHMARK_$(DEVICE))
 
 # Keeps the environment, which takes several gigabytes to fetch again.

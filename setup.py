@@ -26,6 +26,21 @@ setup(
     name="openworldsam",
     version=VERSION[1],
     description="Open-vocabulary segmentation: a photograph and a text in, masks out",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=["segmentation", "open vocabulary", "SAM2", "BEiT-3", "Detectron2"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["openworldsam*"]),
@@ -69,10 +84,12 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "openworldsam-demo = openworldsam.demo:main",
-            "openworldsam-annotate = openworldsam.annotate.command:main",
-            "openworldsam-video = openworldsam.video.command:main",
-            "openworldsam-app = openworldsam.app.command:main",
+            "openworldsam = openworldsam.cli:main",
+            # earlier names
+            "openworldsam-demo = openworldsam.cli:segment",
+            "openworldsam-annotate = openworldsam.cli:annotate",
+            "openworldsam-video = openworldsam.cli:video",
+            "openworldsam-app = openworldsam.cli:app",
         ]
     },
 )

@@ -6,7 +6,7 @@ python datasets/prepare.py NAME --help                  what is made of what, an
 python datasets/prepare.py NAME [--root DIR] [...]      make it; may be interrupted and repeated
 """
 
-from openworldsam.data.prepare.command import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("prepare")

@@ -196,7 +196,7 @@ def _add_inference_config(cfg: CfgNode) -> None:
     cfg.MODEL.INFERENCE.SCORE = "iou"
     # Smallest predicted IoU: at least this for instances and two-stage inference, above it for panoptic.
     cfg.MODEL.INFERENCE.SCORE_THRESHOLD = 0.7
-    # The same for the other scores; 0: the threshold stored with the weights (tools/calibrate.py), or 0.5.
+    # The same for the other scores; 0: the threshold stored with the weights (openworldsam calibrate), or 0.5.
     cfg.MODEL.INFERENCE.MATCH_THRESHOLD = 0.0
     # Remove a mask whose IoU with a better one exceeds this.
     cfg.MODEL.INFERENCE.NMS_THRESHOLD = 0.5
@@ -227,12 +227,12 @@ def _add_training_config(cfg: CfgNode) -> None:
     # Augmentations; the paper trains without.
     cfg.INPUT.FLIP = False
     cfg.INPUT.LARGE_SCALE_JITTER = False
-    # Folder that tools/cache_features.py has filled for DATASETS.TRAIN; replaces the prompt encoder.
+    # Folder that openworldsam cache has filled for DATASETS.TRAIN; replaces the prompt encoder.
     cfg.DATASETS.FEATURE_CACHE = ""
     cfg.DATASETS.TRAIN = ["coco_2017_train_panoptic_openworldsam"]
     # Images of each training set to use, from the first; 0: all. Fewer fit a small feature cache.
     cfg.DATASETS.TRAIN_IMAGES = 0
-    # Datasets on which tools/calibrate.py compares scores with the quality of masks and chooses the thresholds.
+    # Datasets on which openworldsam calibrate compares scores with the quality of masks and chooses the thresholds.
     cfg.DATASETS.HELD_OUT = ["coco_2017_train_panoptic_held_out"]
     # YAML or JSON files, each of which describes a custom dataset (datasets/README.md, "Custom datasets").
     cfg.DATASETS.OWN = []

@@ -1,4 +1,4 @@
-"""Config files, and where they and the weights that they name are looked for; imports neither torch nor Detectron2.
+"""Config files, and where they, weights and data are looked for; imports neither torch nor Detectron2.
 
 A config is a YAML file, a folder that `save_pretrained` wrote, or the name of a config that ships: "shapes",
 "released", "coco/openworldsam". A relative path of weights is looked for beside the file that states it, in the
@@ -37,6 +37,11 @@ def weights_folder() -> Path:
         return Path(given).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "openworldsam" / "weights"
+
+
+def dataset_root() -> Path:
+    """Return the folder of all datasets: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def find_weights(path: str) -> str:

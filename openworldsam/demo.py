@@ -1,4 +1,4 @@
-"""Demo command: segment images by text; write an overlay and a COCO JSON for each image and task."""
+"""The command `openworldsam segment`: an overlay and a COCO JSON for each image and task."""
 
 from __future__ import annotations
 
@@ -11,41 +11,18 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from openworldsam.annotate.prompts import parse_prompts
 from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.shapes import expressions
 from openworldsam.inference import TASKS
-from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.utils.launch import item_error, say, user_errors
 from openworldsam.visualization import contact_sheet, draw_comparison, draw_prediction
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of tools/demo.py."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--config-file", required=True, help="such as configs/presets/released.yaml")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", type=Path, metavar="IMG", help="images")
-    source.add_argument("--scene", type=int, metavar="N", help="a scene of the Shapes world instead")
-    prompts = "what to segment (default with --scene: everything in the scene, and a shape that is not there)"
-    add("--prompts", nargs="+", metavar="TEXT", help=prompts)
-    add("--task", default="instance", choices=[*TASKS, "all"], help="default: instance")
-    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    add("--stuff", nargs="*", metavar="TEXT", help="prompts that name regions (default: COCO's stuff classes)")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    args = parser.parse_args(argv)
-    if args.input and not args.prompts:
-        parser.error("--input needs --prompts")
-    if args.scene is not None and args.scene < 0:
-        parser.error(f"--scene is 0 or more, got {args.scene}")
-    return args
 
 
 def use_scene(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -99,10 +76,12 @@ def segment_images(args: argparse.Namespace) -> int:
         ValueError, OSError, KeyError: config, weights, prompts or output are unusable.
     """
     args.sentences = []
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     if args.scene is not None:
         use_scene(cfg, args)
-    args.prompts = clean_prompts(args.prompts)
+    args.prompts, is_thing = parse_prompts(args.prompts)
+    if args.stuff is None:
+        args.stuff = [text for text, thing in zip(args.prompts, is_thing, strict=True) if not thing]
     stem, count = Counter(path.stem for path in args.input).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} images are named {stem}; their results would overwrite each other")
@@ -123,9 +102,8 @@ def segment_images(args: argparse.Namespace) -> int:
     return (2 if failed == len(args.input) else 1) if failed else 0
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo; exit with the status of `segment_images`, 2 after a user error, 130 after Ctrl-C."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Run the command; exit with the status of `segment_images`, 2 after a user error, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         if status := segment_images(args):

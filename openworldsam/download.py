@@ -389,7 +389,8 @@ def main(
 
     folder: default of --output.
     """
-    parser = argparse.ArgumentParser(description="Fetch public weights. The same command again resumes.")
+    about = "Fetch public weights. The same command again resumes."
+    parser = argparse.ArgumentParser(prog="openworldsam download", description=about)
     parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
     parser.add_argument("--list", action="store_true", help="show every name, its file, and whether it is here")
     parser.add_argument("--output", type=Path, default=folder or _weights_folder(), help="default: %(default)s")

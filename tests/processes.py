@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ class Processes:
         self.runs += 1
         folder = self.folder / str(self.runs)
         folder.mkdir()
+        if isinstance(function, partial):  # a command
+            function, args = function.func, (*function.args, *args)
         call = function.__module__, function.__name__, args
         pids = self._ask("start", call, processes, folder, sys.path, {**os.environ, **ALONE}, os.getcwd())
         return Started(self._ask, pids, folder)

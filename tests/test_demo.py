@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from openworldsam import OpenWorldSAMPredictor, demo
+from openworldsam import OpenWorldSAMPredictor, cli, demo
 from openworldsam.data.datasets.shapes import split_seed
 from openworldsam.data.shapes import World, expressions, render
-from openworldsam.demo import main
 from openworldsam.utils.text import rounded_down
+
+main = cli.command("segment")
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,7 +140,7 @@ def test_images_of_one_name_are_refused(command, photograph, tmp_path, capsys, e
 @pytest.mark.parametrize(
     ("prompts", "opts", "message"),
     [
-        (["cat", " "], [], "prompt 1 is empty"),
+        (["cat", " "], [], "prompt 2 is empty"),
         (["cat"], ["MODEL.WEIGHTS", "none.pth"], "none.pth not found"),
         (["cat"], ["MODEL.WEIGHT", "none.pth"], "MODEL.WEIGHT"),
         (["cat"], ["MODEL.WEIGHTS"], "pairs KEY VALUE"),

@@ -1,11 +1,7 @@
 #!/usr/bin/env python3
-"""Measure time and memory of each stage; docs/performance.md has results.
+"""The command `openworldsam benchmark` from a clone: python tools/benchmark.py --help."""
 
-python tools/benchmark.py --config-file configs/presets/paper.yaml --against plain --output output/benchmark
-python tools/benchmark.py --config-file configs/tiny.yaml --output output/benchmark_tiny MODEL.WEIGHTS ""
-"""
-
-from openworldsam.speed.command import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("benchmark")

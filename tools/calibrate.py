@@ -1,12 +1,7 @@
 #!/usr/bin/env python3
-"""Compare the scores of a model with the quality of its masks on DATASETS.HELD_OUT, and choose their thresholds.
+"""The command `openworldsam calibrate` from a clone: python tools/calibrate.py --help."""
 
-python tools/calibrate.py --config-file configs/shapes/score.yaml --output DIR [--store] [--num-gpus N] [KEY VALUE ...]
-
-DIR gets calibration.json and calibration.png; --store writes the thresholds into the file of the score head.
-"""
-
-from openworldsam.report.calibration import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("calibrate")

@@ -1,11 +1,7 @@
 #!/usr/bin/env python3
-"""Segment images by text.
+"""The command `openworldsam segment` from a clone: python tools/demo.py --help."""
 
-python tools/demo.py --config-file configs/presets/released.yaml --input zebra.jpg --prompts "zebra" "grass" \
-    --task panoptic --output output/demo --opts MODEL.WEIGHTS weights/model_final.pth
-"""
-
-from openworldsam.demo import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("segment")

@@ -1,13 +1,7 @@
 #!/usr/bin/env python3
-"""Evaluate a model on registered datasets; prints a table and writes DIR/results.json.
+"""The command `openworldsam evaluate` from a clone: python tools/eval_net.py --help."""
 
-python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --output DIR [--num-gpus N] [KEY VALUE ...]
-python tools/eval_net.py --config-file configs/shapes/openworldsam.yaml --benchmarks shapes_absent_val --output DIR
-
-With --save-predictions, the same command again resumes an interrupted evaluation.
-"""
-
-from openworldsam.engine.evaluate import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("evaluate")

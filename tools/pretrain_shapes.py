@@ -1,12 +1,7 @@
 #!/usr/bin/env python3
-"""Train the encoders of the Shapes world, as SAM2 and EVF-SAM's BEiT-3 were trained, and the memory for video.
+"""The command `openworldsam pretrain` from a clone: python tools/pretrain_shapes.py --help."""
 
-python tools/pretrain_shapes.py sam2
-python tools/pretrain_shapes.py beit3
-python tools/pretrain_shapes.py memory
-"""
-
-from openworldsam.pretraining.command import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("pretrain")

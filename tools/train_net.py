@@ -1,11 +1,7 @@
 #!/usr/bin/env python3
-"""Train the adapter.
+"""The command `openworldsam train` from a clone: python tools/train_net.py --help."""
 
-python tools/train_net.py --config-file configs/coco/openworldsam.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
-torchrun --nproc-per-node N tools/train_net.py --config-file configs/coco/openworldsam.yaml
-"""
-
-from openworldsam.engine.train import main
+from openworldsam.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("train")

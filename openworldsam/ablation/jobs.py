@@ -43,7 +43,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, finished: Callable[[Job], None])
         ChildProcessError: a job failed. As after Ctrl-C or SIGTERM, no further job starts, and the others are ended.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openworldsam.ablation.runs"])  # import once for all jobs
+    # import once for all jobs
+    context.set_forkserver_preload(["openworldsam.ablation.runs", "openworldsam.engine.train"])
     threads = max(1, torch.get_num_threads() // workers)
     gpus = _visible_gpus() if workers > 1 else []
     waiting = list(jobs)

@@ -13,10 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from openworldsam.ablation.jobs import Job
+from openworldsam.cli import run as run_command
 from openworldsam.config import load_config
 from openworldsam.data.datasets.catalog import SEGMENTATION
-from openworldsam.engine import cache_features, evaluate, train
 from openworldsam.engine.checks import check_evaluation
+from openworldsam.engine.evaluate import RESULTS
 from openworldsam.engine.training_state import newest_state
 from openworldsam.utils.files import read_json, save_text
 from openworldsam.utils.safe_yaml import read_yaml
@@ -150,7 +151,7 @@ class Experiment:
         iterations = 0 if VARIANTS[name].of else cfg.SOLVER.MAX_ITER
         saved = newest_state(folder)
         done = iterations if (folder / ADAPTER).exists() else int(saved.stem.split("_")[1]) if saved else 0
-        results = folder / evaluate.RESULTS
+        results = folder / RESULTS
         scored = [*read_json(results)["benchmarks"]] if results.exists() else []
         # the file is replaced, so all of its benchmarks are scored again
         wanted = () if {*self.benchmarks} <= {*scored} else tuple(dict.fromkeys([*scored, *self.benchmarks]))
@@ -161,11 +162,11 @@ class Experiment:
         waiting = [run for run in work if not self.adapter(*run).exists() and not VARIANTS[run[0]].of]
         jobs = []
         for cache, run in {self.cache(run[0]): run for run in waiting}.items():
-            words = ["--config-file", self.config_file, "--output", str(cache), "--image-features", self.features]
+            words = ["--config", self.config_file, "--output", str(cache), "--image-features", self.features]
             for part in range(parts):
                 of_part = [*words, "--part", str(part), "--num-parts", str(parts), *self.options(*run)]
                 title, console = f"{cache.name}, part {part + 1} of {parts}", cache / f"console{part}.txt"
-                jobs.append(Job(title, console, partial(cache_features.main, of_part)))
+                jobs.append(Job(title, console, partial(run_command, "cache", of_part)))
         return jobs
 
     def job(self, name: str, seed: int) -> Job:
@@ -177,14 +178,14 @@ class Experiment:
     def run(self, name: str, seed: int) -> None:
         """Train and score a variant, as far as this has not been done yet."""
         folder, opts, state = self.run_folder(name, seed), self.options(name, seed), self.state(name, seed)
-        config = ["--config-file", self.config_file]
+        config = ["--config", self.config_file]
         if VARIANTS[name].of:
             save_text(folder / CONFIG, load_config(self.config_file, opts).dump())
         elif not (folder / ADAPTER).exists():
-            train.main([*config, "--resume", *opts])
+            run_command("train", [*config, "--resume", *opts])
         if state.benchmarks:
             words = ["--benchmarks", *state.benchmarks, "--output", str(folder), *opts]
-            evaluate.main([*config, *words, "MODEL.WEIGHTS", str(self.adapter(name, seed))])
+            run_command("evaluate", [*config, *words, "MODEL.WEIGHTS", str(self.adapter(name, seed))])
 
 
 def adapter_of(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The command openworldsam-annotate: segment a folder of images, write annotation files."""
+"""The command `openworldsam annotate`: segment a folder of images, write annotation files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import check_labels, write_cvat
 from openworldsam.annotate.images import FolderImages, LoadedImage, file_version, find_images
 from openworldsam.annotate.label_studio import write_label_studio
-from openworldsam.annotate.prompts import read_prompts
+from openworldsam.annotate.prompts import parse_prompts
 from openworldsam.annotate.results import FolderResults
 from openworldsam.checkpoint import load_weights, photograph_warning, provenance
 from openworldsam.config import load_config
 from openworldsam.engine.evaluate import identity
 from openworldsam.evaluation.examples import Unreadable
 from openworldsam.evaluation.saved import claim_folder
-from openworldsam.inference import TASKS, prompt_chunk
+from openworldsam.inference import prompt_chunk
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.predictor.request import Request
@@ -44,26 +44,6 @@ MAX_LISTED = 20
 """Prompts and failed images named in the summary; the files list all."""
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="openworldsam-annotate",
-        description="Segment all images of a folder. The same command resumes an interrupted run.",
-    )
-    add = parser.add_argument
-    add("--config-file", required=True, help="such as configs/presets/released.yaml")
-    add("--input", required=True, type=Path, metavar="DIR", help="images, also in subfolders")
-    add("--prompts", required=True, type=Path, metavar="FILE", help="one prompt per line; # comments; stuff: regions")
-    add("--task", required=True, choices=TASKS)
-    add("--output", required=True, type=Path, metavar="DIR")
-    add("--overlays", action="store_true", help="also draw the masks over each image")
-    add("--label-studio", action="store_true", help="also write files for Label Studio")
-    add("--cvat", action="store_true", help="also write files for CVAT")
-    add("--num-processes", type=int, default=max(1, torch.cuda.device_count()), help="default: one per GPU")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
-
-
 def annotate_folder(args: argparse.Namespace) -> None:
     """Segment this process's share of the images; the first process also writes the files for all.
 
@@ -71,10 +51,10 @@ def annotate_folder(args: argparse.Namespace) -> None:
         SystemExit: on the first process, with 1 if images failed, with 2 if all did.
     """
     names = find_images(args.input, args.output)
-    results = FolderResults(args.output, names, read_prompts(args.prompts), args.task, args.overlays)
+    results = FolderResults(args.output, names, parse_prompts(args.prompts), args.task, args.overlays)
     if args.cvat:
         check_labels(results.prompts.texts)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     first = comm.is_main_process()
     with lock(args.output / ".lock", f"another run writes to {args.output}") if first else nullcontext():
@@ -178,8 +158,7 @@ def summary(results: FolderResults, failed: Mapping[str, str], threshold: float,
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes; exit with 1 if images failed, with 2 if all did or after a user error."""
-    args = parse_args(argv)
-    stopped = "stopped; the same command goes on"
-    launch_command(annotate_folder, stopped=stopped, args=(args,), num_gpus=args.num_processes)
+def run(args: argparse.Namespace) -> None:
+    """Run the command; exit with 1 if images failed, 2 after a user error or if all failed, 130 after Ctrl-C."""
+    processes = max(1, torch.cuda.device_count()) if args.processes is None else args.processes
+    launch_command(annotate_folder, stopped="stopped; the same command goes on", args=(args,), num_gpus=processes)

@@ -1,8 +1,9 @@
-"""Prompt files: one prompt per line."""
+"""Prompts as words, and as files with one per line."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import os
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,10 @@ def add_prompt(found: dict[str, bool], prompt: str, stuff: Container[str] = COCO
     (text,) = clean_prompts([text])
     if printable(text) != text:
         raise ValueError(f"{prompt!r} has an unprintable character")
-    is_thing = MARKS.get(mark, text.lower() not in stuff)
+    _add(found, text, MARKS.get(mark, text.lower() not in stuff))
+
+
+def _add(found: dict[str, bool], text: str, is_thing: bool) -> None:
     if found.setdefault(text, is_thing) != is_thing:
         raise ValueError(f"{text!r} is both a thing and stuff; keep one of them")
 
@@ -63,4 +67,26 @@ def read_prompts(path: str | Path) -> Prompts:
                 add_prompt(found, line.strip())
     if not found:
         raise ValueError(f"{path} has no prompt; write one per line")
+    return Prompts(tuple(found), tuple(found.values()))
+
+
+def parse_prompts(words: Sequence[str]) -> Prompts:
+    """Prompts of a command line: texts, with or without a mark as in `read_prompts`, and @FILE for those of a file.
+
+    A single word that is the name of a file, or ends in .txt, stands for its prompts, too.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `read_prompts`.
+    """
+    if len(words) == 1 and (words[0].endswith(".txt") or os.path.isfile(words[0])):
+        return read_prompts(words[0])
+    found: dict[str, bool] = {}
+    for number, word in enumerate(words, start=1):
+        if not word.strip():
+            raise ValueError(f"prompt {number} is empty")
+        if word.startswith("@"):
+            for text, is_thing in zip(*read_prompts(word[1:]), strict=True):
+                _add(found, text, is_thing)
+        else:
+            add_prompt(found, word)
     return Prompts(tuple(found), tuple(found.values()))

@@ -89,7 +89,7 @@ class FolderResults(NamedTuple):
         """
         for image_id, name in enumerate(self.names, start=1):
             if os.path.isfile(path := self.record_path(name)):
-                with expect(path, "record of openworldsam-annotate", "Delete it and run the command again"):
+                with expect(path, "record of openworldsam annotate", "Delete it and run the command again"):
                     self._check(record := read_json(path), name)
                 yield image_id, record
 

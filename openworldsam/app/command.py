@@ -1,4 +1,4 @@
-"""The command `openworldsam-app`: serve the web page."""
+"""The command `openworldsam app`: serve the web page."""
 
 from __future__ import annotations
 
@@ -27,33 +27,6 @@ STALE_SECONDS = 300
 SESSIONS = 16
 """Browser tabs whose state is kept; the least recently used one is dropped. Each holds an encoded image and its
 decoded prompts, which are large for the full-size model."""
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="openworldsam-app", description="Try the model in the browser.")
-    add = parser.add_argument
-    add("--config-file", default="configs/shapes/openworldsam.yaml", help="default: the Shapes model")
-    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, without a password")
-    add("--port", type=int, default=7860)
-    names = "further names that the server is reached by, such as that of a proxy"
-    add("--allowed-hosts", nargs="+", default=[], metavar="NAME", help=names)
-    add("--root-path", default="", metavar="PATH", help="path or address of the page behind a proxy, such as /segment")
-    add("--queue", type=int, default=32, metavar="N", help="requests that may wait for the model (default: 32)")
-    work = "pixels of all masks of a question, in millions (default: 800); prompts x queries x pixels of the image"
-    add("--max-work", type=int, default=800, metavar="N", help=work)
-    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    args = parser.parse_args(argv)
-    if ":" in args.host:
-        parser.error(f"--host is a name or an IPv4 address, which is all that Gradio listens on; got {args.host!r}")
-    if not 1 <= args.port <= 65535:
-        parser.error(f"--port is 1 to 65535, got {args.port}")
-    if args.queue < 1 or args.max_work < 1:
-        parser.error(f"--queue and --max-work are at least 1, got {args.queue} and {args.max_work}")
-    if args.root_path and not args.root_path.startswith(("/", "http://", "https://")):
-        parser.error(f"--root-path begins with / or is an address, got {args.root_path}")
-    return args
 
 
 def check_address(host: str, port: int) -> None:
@@ -123,9 +96,8 @@ def serve(
     return page
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C or SIGTERM; exit with 2 after a user error."""
-    args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         if find_spec("gradio") is None:
@@ -133,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_address(args.host, args.port)
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so the folder goes
         with server_folder() as folder:
-            predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
+            predictor = OpenWorldSAMPredictor(args.config, device=args.device, opts=args.opts)
             options = {"allowed_hosts": args.allowed_hosts, "root_path": args.root_path, "queue": args.queue}
             page = serve(predictor, args.host, args.port, folder, **options, max_work=args.max_work * 1_000_000)
             try:

@@ -85,7 +85,7 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.getlist("host"), headers.getlist("origin")
         if len(host) != 1 or not self.is_known(host[0]):
-            got, hint = brief(", ".join(host)), "openworldsam-app --allowed-hosts NAME adds a name"
+            got, hint = brief(", ".join(host)), "openworldsam app --allowed-hosts NAME adds a name"
             raise Refused(403, f"the server is not known as {got}: {hint}")
         for place in origin:
             if (netloc := urlsplit(place).netloc.lower()) != host[0].lower() and host_name(netloc) not in self.further:

@@ -121,7 +121,7 @@ class Session:
         if (work := prompts * each) > self.max_work:
             raise ValueError(
                 f"{prompts} prompts on {width} x {height} pixels take masks of {work / 1e6:,.0f} million pixels; the "
-                f"limit is {self.max_work / 1e6:,.0f} (openworldsam-app --max-work): ask for at most "
+                f"limit is {self.max_work / 1e6:,.0f} (openworldsam app --max-work): ask for at most "
                 f"{self.max_work // each} at once, or use a smaller image"
             )
 

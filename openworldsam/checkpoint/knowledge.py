@@ -13,7 +13,7 @@ SHAPES_NOTE = "trained on the Shapes world"
 ONLY_SHAPES = "These weights know only the synthetic Shapes world (coloured shapes on textures)"
 FOR_PHOTOGRAPHS = (
     "on a photograph their masks mean nothing. For photographs: "
-    "python weights/download.py openworldsam_coco beit3_tokenizer, see weights/README.md."
+    "openworldsam download openworldsam_coco beit3_tokenizer, see weights/README.md."
 )
 
 

@@ -102,7 +102,7 @@ class WeightFile:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Thresholds of the score head by rule, as `tools/calibrate.py` stored them.
+        """Thresholds of the score head by rule, as `openworldsam calibrate` stored them.
 
         Raises:
             ValueError: the record is damaged.

@@ -158,7 +158,7 @@ def component_files(
     missing = [c for c in needed if c.name not in found]
     if missing and not found:
         raise ValueError(
-            "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (python weights/download.py "
+            "no weights: set MODEL.WEIGHTS to a full checkpoint, which holds everything (openworldsam download "
             "openworldsam_coco), or give adapter and encoders one by one, see weights/README.md"
         )
     if missing:

@@ -34,7 +34,7 @@ LARGEST = 1e6
 """Largest absolute value of a weight; trained ones stay below 1,000, and much larger ones overflow."""
 
 _INDEX = ".index.json"
-_HINT = "`python weights/download.py openworldsam_coco` fetches a full checkpoint, --list shows the others"
+_HINT = "`openworldsam download openworldsam_coco` fetches a full checkpoint, --list shows the others"
 
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:

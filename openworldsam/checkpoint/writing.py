@@ -41,7 +41,7 @@ def save_trained(model: OpenWorldSAM, folder: Path, cfg: CfgNode, sources: Mappi
 
 
 def store_thresholds(path: str | Path, file: WeightFile, thresholds: Mapping[str, float]) -> None:
-    """Write a file with a score head again, with thresholds by rule (tools/calibrate.py)."""
+    """Write a file with a score head again, with thresholds by rule (openworldsam calibrate)."""
     state = {name: tensor for component in file.components.values() for name, tensor in component.items()}
     _save_tensors(state, Path(path), {**file.metadata, THRESHOLDS: json.dumps(dict(thresholds))})
 

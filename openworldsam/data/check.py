@@ -1,18 +1,9 @@
-"""Report which datasets are complete, what is missing, and which command makes it.
-
-python -m openworldsam.data.check                       every benchmark
-python -m openworldsam.data.check pascal_voc_20_val     some datasets
-python -m openworldsam.data.check --own reef.yaml       custom datasets
-python -m openworldsam.data.check --read                also opens every image and label: damaged files, unknown labels
-
-The exit status is 0 if everything is there, 1 if not, 2 if a name is unknown.
-"""
+"""Report which datasets are complete, what is missing, and which command makes it."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
+from openworldsam.config_files import dataset_root
 from openworldsam.data.datasets import custom
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, hint
-from openworldsam.data.datasets.catalog import check_registered, dataset_root, load_records, one_class_remark
+from openworldsam.data.datasets.catalog import check_registered, load_records, one_class_remark
 from openworldsam.data.records import Record
 from openworldsam.utils.files import find_missing
 from openworldsam.utils.launch import say, user_errors
@@ -110,27 +102,16 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exit with status 1 if something is missing, 2 after a user error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m openworldsam.data.check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="datasets; default: every benchmark")
-    parser.add_argument("--own", nargs="+", default=[], metavar="FILE", help="descriptions of custom datasets")
-    parser.add_argument("--read", action="store_true", help="open every image and its ground truth")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes of --read")
-    args = parser.parse_args(argv)
     with user_errors():
         names = args.names + [custom.register(path) for path in args.own] or list(EXPECTED_IMAGES)
         check_registered(names)
-    findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
+    logging.disable(logging.WARNING)  # the report repeats the loaders' warnings
+    try:
+        findings = [check_dataset(name, read=args.read, workers=args.workers) for name in names]
+    finally:
+        logging.disable(logging.NOTSET)
     say(f"root of all datasets: {dataset_root()}", "", *report(findings).splitlines())
     if any(finding.problems for finding in findings):
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # the report repeats the loaders' warnings
-    main()

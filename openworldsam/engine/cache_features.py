@@ -1,4 +1,4 @@
-"""Fills a feature cache for a training; the command line of tools/cache_features.py."""
+"""Fills a feature cache for a training; the command line of openworldsam cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.data.feature_cache import (
-    IMAGE_FEATURES,
     CachedImage,
     CacheHeader,
     FeatureCache,
@@ -179,36 +178,10 @@ def encode(model: OpenWorldSAM, batch: Sequence[tuple[ImageEntry, Tensor]], head
     ]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description="Compute the frozen encoders' output for the training images and prompts, once."
-    )
-    parser.add_argument("--config-file", required=True, help="config of the training")
-    parser.add_argument("--output", required=True, help="folder of the cache; its content is kept")
-    parser.add_argument(
-        "--image-features",
-        choices=tuple(IMAGE_FEATURES),
-        default="none",
-        help="all: SAM2's output too, 8 MiB per image at 1024 pixels in half precision",
-    )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="number format on the disk")
-    parser.add_argument("--part", type=int, default=0, help="number of the part to do, from 0")
-    parser.add_argument("--num-parts", type=int, default=1, help="number of parts, for several machines or jobs")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine; they share this part")
-    parser.add_argument("--batch-size", type=int, default=4, help="images encoded at a time")
-    parser.add_argument("--verify", action="store_true", help="only compare an existing cache with its checksums")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    args = parser.parse_args(argv)
-    if not args.output.strip():
-        parser.error("--output is the name of a folder, got an empty one")
-    return args
-
-
 def cache_features(args: argparse.Namespace) -> None:
     """Fill or verify the cache; every process runs this."""
     setup_logger(None, comm.get_rank(), name="openworldsam")
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     if args.verify:
         cache = FeatureCache(args.output)
         cache.check(cfg, {})
@@ -236,8 +209,7 @@ def cache_features(args: argparse.Namespace) -> None:
     say(f"added {added.prompts:,} prompts of {added.images:,} images; {len(added.skipped)} images were not readable")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Start the processes; exit with 2 after a user error, with 130 after Ctrl-C."""
-    args = parse_args(argv)
-    num_gpus = 1 if args.verify else args.num_gpus
-    launch_command(cache_features, stopped="stopped; the same command goes on", args=(args,), num_gpus=num_gpus)
+    processes = 1 if args.verify else args.processes
+    launch_command(cache_features, stopped="stopped; the same command goes on", args=(args,), num_gpus=processes)

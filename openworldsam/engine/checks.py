@@ -135,7 +135,7 @@ def check_evaluation(cfg: CfgNode) -> None:
 def _check_test(cfg: CfgNode) -> None:
     """Raise ValueError if the registered datasets of DATASETS.TEST cannot be evaluated as TEST says."""
     if not cfg.DATASETS.TEST:
-        raise ValueError("nothing to evaluate: DATASETS.TEST is empty (tools/eval_net.py also takes --benchmarks)")
+        raise ValueError("nothing to evaluate: DATASETS.TEST is empty (openworldsam evaluate also takes --benchmarks)")
     for name in cfg.DATASETS.TEST:
         if not getattr(MetadataCatalog.get(name), "tasks", ()):
             raise ValueError(f"{name} cannot be evaluated: its metadata have no tasks")

@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def describe_training(cfg: CfgNode) -> str:
-    """Describe config, data, trained parameters, schedule, memory and weights of a config that `check_training` passed.
+    """Describe data, trained parameters, schedule, memory and weights of a config that `check_training` passed.
 
     Raises:
         ValueError: data, weights or a cache exist but do not fit.
@@ -50,7 +50,6 @@ def describe_training(cfg: CfgNode) -> str:
     frozen = 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     optimized = 16 * sum(p.numel() for p in trained)
     lines = [
-        cfg.dump(),
         f"preset       {cfg.PRESET}",
         f"data         {data}",
         f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
@@ -101,7 +100,7 @@ def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
     """Name the weight files, or those that are missing."""
     paths = [cfg.MODEL.WEIGHTS, *(cfg.MODEL[part].WEIGHTS for part in ("SAM2", "PROMPT_ENCODER", "SCORE_HEAD"))]
     if missing := [path for path in paths if path and not Path(path).exists()]:
-        return f"not there: {', '.join(missing)} (weights/README.md)"
+        return f"not there: {', '.join(missing)} (openworldsam doctor says how to get them)"
     # checks that every tensor fits; a model on meta takes no memory
     sources = load_weights(model, cfg, need_adapter=False)
     return ", ".join(f"{name}: {source.file}" for name, source in sources.items())

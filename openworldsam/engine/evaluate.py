@@ -1,24 +1,21 @@
-"""The command tools/eval_net.py."""
+"""The command `openworldsam evaluate`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from openworldsam.checkpoint import load_weights, provenance, score_rule
 from openworldsam.checkpoint.layouts import Source
-from openworldsam.config import add_openworldsam_config, load_config
+from openworldsam.config import load_config
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.comparison import comparison
@@ -42,33 +39,14 @@ IRRELEVANT = ("WEIGHTS", "DEVICE", "CHUNK")
 """Keys of MODEL and its sections that change no prediction: paths of weights, the device, sizes of chunks."""
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; argparse takes overrides that follow the names of benchmarks for more names."""
-    parser = argparse.ArgumentParser(description="Evaluate a model on registered datasets.")
-    parser.add_argument("--config-file", required=True)
-    named = "datasets, in place of DATASETS.TEST; table1 stands for all of the paper's Table 1, and so on"
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help=named)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"gets {RESULTS} and log.txt")
-    saving = f"write DIR/{PREDICTIONS}, also of the ground truth; images that are there already are not predicted again"
-    parser.add_argument("--save-predictions", action="store_true", help=saving)
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    args = parser.parse_args(argv)
-    add_openworldsam_config(cfg := get_cfg())
-    names = args.benchmarks or []
-    end = next((index for index, word in enumerate(names) if word.split(".")[0] in cfg), len(names))
-    args.benchmarks, args.opts = names[:end], [*names[end:], *args.opts]
-    return args
-
-
-def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
+def evaluate_benchmarks(args: argparse.Namespace) -> None:
     """Evaluate as the command line says, on every process; the first writes the results.
 
     Raises:
         FileNotFoundError: benchmarks are missing or damaged, after the others have been evaluated and written.
     """
     start = time.monotonic()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     cfg.DATASETS.TEST = with_tables(args.benchmarks) or cfg.DATASETS.TEST
     check_evaluation(cfg)
     path = output_file(args.output / RESULTS)
@@ -95,7 +73,7 @@ def evaluate_benchmarks(args: argparse.Namespace, command: str) -> None:
         "score": score_rule(model, cfg),
         "paper": paper._asdict(),
         "versions": versions(),
-        "command": command,
+        "command": args.command,
         "seconds": round(time.monotonic() - start, 1),
     }
     save_json(path, content, indent=1)
@@ -130,9 +108,6 @@ def identity(cfg: CfgNode, model: OpenWorldSAM, sources: Mapping[str, Source]) -
     return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config, "threshold": threshold}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exits with 2 after a user error."""
-    args = parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "tools/eval_net.py", *words])
-    launch_command(evaluate_benchmarks, args=(args, command), num_gpus=args.num_gpus)
+    launch_command(evaluate_benchmarks, args=(args,), num_gpus=args.processes)

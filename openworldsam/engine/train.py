@@ -1,11 +1,10 @@
-"""The command tools/train_net.py, and a training with its hooks and results."""
+"""The command `openworldsam train`, and a training with its hooks and results."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -24,27 +23,13 @@ from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.summary import scalars
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.files import save_png, save_text
-from openworldsam.utils.launch import launch_command, log_to, say
+from openworldsam.utils.launch import launch_command, log_to, say, user_errors
 from openworldsam.utils.locking import lock
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Train the adapter of OpenWorldSAM.")
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest state in OUTPUT_DIR")
-    parser.add_argument("--dry-run", action="store_true", help="describe the training without running it")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
-    parser.add_argument("--dist-url", default="auto", help="address of the first machine")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, or describe the training; runs on every process."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     check_training(cfg)
     if args.dry_run:
         if comm.is_main_process():
@@ -111,14 +96,19 @@ def _hooks(trainer: Trainer) -> list[HookBase]:
     return around
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exits with 2 after a user error."""
-    args = parse_args(argv)
     logging.captureWarnings(True)
     # Detectron2 logs the traceback of any error in the loop, which launch_command prints in a line
     loop = logging.getLogger("detectron2.engine.train_loop")
     loop.addHandler(logging.NullHandler())
     loop.propagate = False
-    where = {name: getattr(args, name) for name in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
+    where = {name: getattr(args, name) for name in ("num_machines", "machine_rank", "dist_url")}
     stopped = "stopped; --resume continues from the last state in OUTPUT_DIR"
-    launch_command(train, stopped=stopped, args=(args,), **where)
+    if args.processes > 1:
+        with user_errors():  # what all of them would say is said once
+            cfg = load_config(args.config, args.opts)
+            check_training(cfg)
+            for name in () if args.dry_run else cfg.DATASETS.TRAIN:
+                DatasetCatalog.get(name)
+    launch_command(train, stopped=stopped, args=(args,), num_gpus=args.processes, **where)

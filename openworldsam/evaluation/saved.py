@@ -1,4 +1,4 @@
-"""Predictions of an evaluation and their ground truth as files that tools/score_predictions.py reads.
+"""Predictions of an evaluation and their ground truth as files that openworldsam score reads.
 
 A benchmark's folder has `prediction` and `truth`, each with what its tasks need:
     panoptic.json, panoptic/*.png: COCO panoptic.
@@ -105,7 +105,7 @@ class SavedPredictions:
             names = regular_file(folder / "classes.txt").read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{folder} has no predictions; tools/eval_net.py --save-predictions makes them"
+                f"{folder} has no predictions; openworldsam evaluate --save-predictions makes them"
             ) from None
         return cls(folder, names, ())
 
@@ -311,7 +311,7 @@ def _stem(image_id: ImageId) -> str:
 @contextmanager
 def _marked(path: Path) -> Iterator[dict[str, Any]]:
     """Read the json of an image; a missing entry becomes a ValueError that names the file."""
-    with expect(path, "file of tools/eval_net.py"):
+    with expect(path, "file of openworldsam evaluate"):
         yield read_json(path)
 
 

@@ -1,26 +1,6 @@
-"""Score saved predictions, of this or any other model, against ground truth in the same formats.
+"""Score saved predictions, of this or any other model, against ground truth.
 
-panoptic: COCO panoptic jsons and folders of PNGs, by default those beside the jsons without their ".json". An image
-    without a prediction is an error, as in panopticapi.
-instance: a COCO json of annotations and a list of COCO results, with masks or boxes. An image without results has no
-    detections, as in pycocotools.
-concept: the same files; every image is asked for some phrases, which may be absent. These are the categories of its
-    annotations and its neg_category_ids, less its not_exhaustive_category_ids, as in LVIS; without neg_category_ids all
-    categories, so that files of SA-Co, which have one category and an image for every phrase, are read as they are.
-    Several files of annotations are those of several annotators. As in SA-Co, an image that is not
-    "is_instance_exhaustive" in one of them is left out.
-cityscapes: Cityscapes' own AP. A folder of its *_gtFine_instanceIds.png (--gt-dir), and either a list of COCO results
-    with masks, whose categories are those of labelIds and whose image ids are names such as ulm_000000_000019 or those
-    of a json (--gt); or a folder with a text file for each image (--pred-dir), as cityscapesScripts reads it.
-semantic: folders of PNGs or TIFFs of the same names, where a pixel is the number of its class from 0. One without a
-    prediction is an error; a predicted label that is no class is a pixel without a prediction.
-referring: a COCO json whose annotations are expressions, and one, or a list of results, that has a mask under the "id"
-    of each. An expression without a prediction counts as an empty mask.
-generalized_referring: the same files with gRefCOCO's metrics. Where an expression refers to nothing, or is said to, is
-    an empty mask, "no_target": true, or no prediction.
-
-The output has the metrics by name, 0 to 100 (IL_MCC: -1 to 1), null where there was nothing to measure; "per_class",
-the same by class name; and "without_prediction", the ids of images or expressions that had none.
+`openworldsam score --help` has the formats.
 """
 
 from __future__ import annotations
@@ -57,7 +37,7 @@ from openworldsam.evaluation.cityscapes_files import find_truths, read_predictio
 from openworldsam.evaluation.metrics.accumulator import Scores
 from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
 from openworldsam.evaluation.metrics.concept import ConceptScores
-from openworldsam.evaluation.metrics.instance import IOU_TYPES, InstanceAP
+from openworldsam.evaluation.metrics.instance import InstanceAP
 from openworldsam.evaluation.metrics.panoptic import PanopticQuality
 from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores, ReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
@@ -370,21 +350,8 @@ def _progress(items: Any) -> Any:
     return tqdm(items, unit="image", disable=None)  # None: only on a terminal
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exit with status 2 after a user error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, choices=TASKS)
-    several = "ground truth: the json; concept: one for each annotator"
-    parser.add_argument("--gt", type=Path, nargs="+", default=[], metavar="FILE", help=several)
-    parser.add_argument("--gt-dir", type=Path, metavar="DIR", help="its PNGs; by default beside a panoptic json")
-    parser.add_argument("--pred", type=Path, metavar="FILE", help="predictions: the json")
-    parser.add_argument("--pred-dir", type=Path, metavar="DIR", help="their PNGs; by default beside a panoptic json")
-    parser.add_argument("--iou-type", choices=IOU_TYPES, default="segm", help="instance: masks (default) or boxes")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="semantic: a class name per line, or a json")
-    void = "semantic: label not to count; default 255, or 65535 from 256 classes on"
-    parser.add_argument("--ignore", type=int, metavar="V", help=void)
-    parser.add_argument("--output", required=True, type=Path, metavar="OUT.json")
-    args = parser.parse_args(argv)
     with user_errors():
         output_file(args.output)  # an error before the work
         report = _score(args)

@@ -99,7 +99,7 @@ SAM2 = Component(
     ),
     recognised_by="image_encoder.trunk.",
     layout="SAM",
-    hint="(python weights/download.py sam2_hiera_large)",
+    hint="(openworldsam download sam2_hiera_large)",
     advice=_sam2_advice,
     key="MODEL.SAM2.WEIGHTS",
     modules=("image_encoder", "mask_decoder"),

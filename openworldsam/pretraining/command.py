@@ -1,10 +1,9 @@
-"""The command line of tools/pretrain_shapes.py."""
+"""The command line of openworldsam pretrain."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,22 +42,9 @@ SCORED_SCENES = 200
 """Scenes to score an encoder on after its training."""
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Train the frozen encoders of the Shapes world, or its video memory.")
-    parser.add_argument("encoder", choices=tuple(SCHEDULES), help="memory extends an existing SAM2")
-    parser.add_argument("--config-file", default="configs/shapes/paper.yaml")
-    parser.add_argument("--output", type=Path, default=Path("output/shapes"), help="folder for the training state")
-    steps = ", ".join(f"{schedule.steps:,} ({name})" for name, schedule in SCHEDULES.items())
-    parser.add_argument("--steps", type=int, help=f"default: {steps}")
-    parser.add_argument("--batch-size", type=int, help="scenes per step")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_intermixed_args(argv)
-
-
 def pretrain_component(args: argparse.Namespace) -> None:
     """Train an encoder and write it to its path in the config; write a SAM2 with memory to the output folder."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     cfg.MODEL.PRECISION = "bf16"
     args.output.mkdir(parents=True, exist_ok=True)
@@ -127,6 +113,6 @@ def _note(schedule: Schedule) -> str:
     return f"{SHAPES_NOTE}, {schedule.steps} steps of {schedule.batch_size} scenes"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; exit with status 2 after a user error."""
-    launch_command(pretrain_component, args=(parse_args(argv),))
+def run(args: argparse.Namespace) -> None:
+    """Run the command; exits with 2 after a user error."""
+    launch_command(pretrain_component, args=(args,))

@@ -1,13 +1,10 @@
-"""The command tools/calibrate.py, and its part of the page about evaluations."""
+"""The command openworldsam calibrate, and its part of the page about evaluations."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import shlex
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +32,7 @@ COLUMNS = {"ece": ".3f", "auc": ".3f", "threshold": ".2f", "f1": ".3f"}
 """Numbers of each score that the table shows, with their formats."""
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Compare scores with the quality of masks on DATASETS.HELD_OUT.")
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=f"gets {RESULTS} and {DIAGRAM}")
-    parser.add_argument("--store", action="store_true", help="write the thresholds into the file of the score head")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
-
-
-def calibrate_scores(args: argparse.Namespace, command: str) -> None:
+def calibrate_scores(args: argparse.Namespace) -> None:
     """Calibrate as the command line says, on every process; the first writes the files.
 
     Raises:
@@ -54,7 +40,7 @@ def calibrate_scores(args: argparse.Namespace, command: str) -> None:
             score head, it finds nothing, or the split is also trained or tested on.
     """
     start = time.monotonic()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config, args.opts)
     held_out = list(cfg.DATASETS.HELD_OUT)
     if not held_out:
         raise ValueError("nothing to calibrate on: DATASETS.HELD_OUT is empty")
@@ -77,7 +63,7 @@ def calibrate_scores(args: argparse.Namespace, command: str) -> None:
     content = {
         **{"datasets": held_out, "protocol": PROTOCOL, **calibration.content()},
         **provenance(cfg, sources),
-        **{"versions": versions(), "command": command, "seconds": round(time.monotonic() - start, 1)},
+        **{"versions": versions(), "command": args.command, "seconds": round(time.monotonic() - start, 1)},
     }
     save_json(path, content, indent=1)
     figure = reliability(content["scores"])
@@ -120,7 +106,7 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
         if not content["scores"] or not all(map(math.isfinite, numbers)):
             raise TypeError("no score, or an infinite number")
     except (KeyError, TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
-        raise ValueError(f"{path} is not what tools/calibrate.py writes; calibrate again") from error
+        raise ValueError(f"{path} is not what openworldsam calibrate writes; calibrate again") from error
     return content
 
 
@@ -136,8 +122,6 @@ def calibration_html(content: dict[str, Any], name: str) -> Html:
     return join((note(f"{name}: {split}, {right}."), table, figure_html(reliability(content["scores"]), "Calibration")))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exits with 2 after a user error."""
-    args = parse_args(argv)
-    command = shlex.join(["python", "tools/calibrate.py", *(sys.argv[1:] if argv is None else argv)])
-    launch_command(calibrate_scores, args=(args, command), num_gpus=args.num_gpus)
+    launch_command(calibrate_scores, args=(args,), num_gpus=args.processes)

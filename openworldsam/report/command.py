@@ -1,16 +1,15 @@
-"""HTML page about one evaluation or several side by side, from the output folders of tools/eval_net.py.
+"""HTML page about one evaluation or several side by side, from the output folders of openworldsam evaluate.
 
-It shows: the scores beside the paper's; how reliable the models' own scores are, where tools/calibrate.py has written
-into the same folders; images and benchmarks that were not scored, and why; IoU, AP and PQ of every class, sorted;
-confusions of the worst classes; and pictures of image, ground truth and the prediction of every run, and of other
-methods. Confusions and pictures need evaluations with --save-predictions, and the images at their original paths.
+It shows: the scores beside the paper's; how reliable the models' own scores are, where openworldsam calibrate has
+written into the same folders; images and benchmarks that were not scored, and why; IoU, AP and PQ of every class,
+sorted; confusions of the worst classes; and pictures of image, ground truth and the prediction of every run, and of
+other methods. Confusions and pictures need evaluations with --save-predictions, and the images at their original paths.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from openworldsam.evaluation.answer import Answer
 from openworldsam.report import page
@@ -80,7 +79,7 @@ def _overview(runs: Sequence[Evaluation]) -> Html:
 
 
 def _calibrations(runs: Sequence[Evaluation]) -> list[tuple[str, Html]]:
-    """Show what tools/calibrate.py wrote into the folders of runs; no section if it wrote nothing."""
+    """Show what openworldsam calibrate wrote into the folders of runs; no section if it wrote nothing."""
     found = [(run.name, content) for run in runs if (content := read_calibration(run.folder))]
     return [("Calibration", join(calibration_html(content, name) for name, content in found))] if found else []
 
@@ -117,27 +116,13 @@ def _pictures(runs: Sequence[Evaluation], benchmark: str, images: int, others: S
     return join(parts, "\n")
 
 
-def _other_method(text: str) -> OtherMethod:
-    """Parse NAME=DIR; raises ArgumentTypeError."""
-    name, _, folder = text.partition("=")
-    if not name or not Path(folder).is_dir() or not folder:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with a folder that exists")
-    return OtherMethod(name, Path(folder))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exit with status 2 after a user error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", required=True, type=Path, metavar="DIR", help="outputs of eval_net.py")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="names on the page; default: those of the folders")
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="default: all that a run was evaluated on")
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="images per benchmark and task (4)")
-    beside = "predictions of other methods to draw: DIR/BENCHMARK/{panoptic.json,panoptic/,instances.json,semantic/}"
-    parser.add_argument("--others", nargs="+", default=[], type=_other_method, metavar="NAME=DIR", help=beside)
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE.html")
-    args = parser.parse_args(argv)
     with user_errors():
         output_file(args.output)  # an error before the work
         runs = read_evaluations(args.runs, args.names)
-        save_text(args.output, build_report(runs, args.benchmarks, args.images, args.others))
+        others = [OtherMethod(*other) for other in args.others]
+        if missing := next((other.folder for other in others if not other.folder.is_dir()), None):
+            raise FileNotFoundError(f"{missing} is no folder of predictions; --others takes NAME=DIR")
+        save_text(args.output, build_report(runs, args.benchmarks, args.images, others))
         say(args.output)

@@ -45,7 +45,7 @@ NOTHING = "no class"
 
 
 class Evaluation(NamedTuple):
-    """The output folder of tools/eval_net.py: its name on the page, its path, and the content of results.json."""
+    """The output folder of openworldsam evaluate: its name on the page, its path, and the content of results.json."""
 
     name: str
     folder: Path
@@ -68,7 +68,7 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
-    """Read the results of evaluations from output folders of tools/eval_net.py.
+    """Read the results of evaluations from output folders of openworldsam evaluate.
 
     The page calls them by `names`, by default those of the folders.
 
@@ -85,7 +85,7 @@ def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None
 
 def _read_results(path: Path) -> dict[str, Any]:
     """Read a results.json and check that it has everything the page shows."""
-    content = read_json(path, f"tools/eval_net.py --output {path.parent} writes it")
+    content = read_json(path, f"openworldsam evaluate --output {path.parent} writes it")
     try:
         texts = [content["preset"], content["protocol"], content["command"], *content.get("missing", {}).values()]
         for source in content["weights"].values():
@@ -109,7 +109,7 @@ def _read_results(path: Path) -> dict[str, Any]:
             raise TypeError("a text is missing")
         json.dumps(content, ensure_ascii=False).encode()  # no half of a surrogate pair
     except (KeyError, TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
-        raise ValueError(f"{path} is not what tools/eval_net.py writes; evaluate again") from error
+        raise ValueError(f"{path} is not what openworldsam evaluate writes; evaluate again") from error
     return content
 
 

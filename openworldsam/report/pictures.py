@@ -79,7 +79,7 @@ def _row(
     columns: dict[str, list[LabelledMask]] = {"image": []}
     for run, saved in found.items():
         image, (prediction, truth) = saved.image(image_id), saved.answers(image_id)
-        with expect(saved.folder, "folder of predictions of tools/eval_net.py"), named(saved.folder):
+        with expect(saved.folder, "folder of predictions of openworldsam evaluate"), named(saved.folder):
             columns.setdefault(TRUTH, masks_of(truth, task, saved.class_names, image.prompts))
             columns[run] = masks_of(prediction, task, saved.class_names, image.prompts)
     for other in others:

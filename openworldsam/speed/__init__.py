@@ -1,1 +1,1 @@
-"""Time and cost of each stage: the implementation of tools/benchmark.py."""
+"""Time and cost of each stage: the implementation of openworldsam benchmark."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from openworldsam.speed.pipeline import Pipeline, encoded_image
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.report import markdown
 from openworldsam.speed.run import Run
-from openworldsam.utils.device import DTYPES, checked_device, keep_freed_memory, usable_device
+from openworldsam.utils.device import checked_device, keep_freed_memory, usable_device
 from openworldsam.utils.files import output_file, save_json, save_text
 from openworldsam.utils.launch import user_errors
 
@@ -73,8 +72,8 @@ def build(args: argparse.Namespace, path: str, name: str, image: bytes, scratch:
 
 
 def contenders(args: argparse.Namespace, image: bytes, scratch: Path) -> list[Contender]:
-    """Build --config-file, and --against if it is given."""
-    ours, about = build(args, args.config_file, Path(args.config_file).stem, image, scratch)
+    """Build --config, and --against if it is given."""
+    ours, about = build(args, args.config, Path(args.config).stem, image, scratch)
     found = [(ours, about)]
     if args.against == PLAIN:
         plain = PlainPipeline(ours.cfg, ours.model, image, random=ours.random)
@@ -91,8 +90,8 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
     Raises:
         FileNotFoundError, KeyError, ValueError: an argument, a config or a file is wrong.
     """
-    if min(*args.prompts, args.warmup, args.repeats, args.images) < 1:
-        raise ValueError("--prompts, --warmup, --repeats and --images are 1 or more")
+    if min(*args.num_prompts, args.warmup, args.repeats, args.images) < 1:
+        raise ValueError("--num-prompts, --warmup, --repeats and --images are 1 or more")
     table, report = (output_file(args.output / f"benchmark.{suffix}") for suffix in ("json", "md"))
     args.output.mkdir(parents=True, exist_ok=True)  # an error before the work
     pipelines, abouts = zip(*contenders(args, encoded_image(args.image), scratch), strict=True)
@@ -108,7 +107,7 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
             run.use(precision, compiled)
             for part in args.parts:
                 if part == "stages":
-                    run.stages(args.prompts)
+                    run.stages(args.num_prompts)
                 elif compiled:  # only the stages are
                     continue
                 elif part == "training":
@@ -122,28 +121,7 @@ def benchmark(args: argparse.Namespace, scratch: Path) -> None:
     print(report.read_text(encoding="utf-8"))
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="YAML", help="a preset for full size, or configs/tiny.yaml")
-    add("--against", metavar="YAML", help='a second config, or "plain"')
-    add("--image", metavar="IMG", help="default: a random one of 640 x 480 pixels")
-    add("--device", help="cpu, cuda; default: MODEL.DEVICE if available")
-    add("--prompts", type=int, nargs="+", default=[1, 6, 20, 150], metavar="P", help="numbers of prompts (1 6 20 150)")
-    add("--precision", nargs="+", choices=tuple(DTYPES), default=["fp32"], help="of the networks (fp32)")
-    add("--compile", action="store_true", help="also measure the stages with torch.compile")
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured; default: all")
-    add("--images", type=int, default=4, metavar="N", help="of an evaluation (4); a step has SOLVER.IMS_PER_BATCH")
-    add("--warmup", type=int, default=1, metavar="N", help="untimed rounds (1)")
-    add("--repeats", type=int, default=5, metavar="N", help="timed rounds (5)")
-    add("--output", required=True, type=Path, metavar="DIR")
-    add("opts", nargs="*", default=[], metavar="KEY VALUE", help="override keys of both configs")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command line; exit with 2 after a user error, with 130 after Ctrl-C."""
-    args = parse_args(argv)
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         benchmark(args, Path(scratch))

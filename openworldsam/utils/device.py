@@ -7,6 +7,7 @@ import logging
 import sys
 
 import torch
+from detectron2.utils import comm
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def usable_device(name: str) -> str:
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
         other = "mps" if torch.backends.mps.is_available() else "cpu"
-        logger.warning("no %s on this machine, running on %s", name, other)
+        if comm.is_main_process():
+            logger.warning("no %s on this machine, running on %s", name, other)
         return other
     return checked_device(name)
 

@@ -1,4 +1,7 @@
-"""Entry of a command: one process or many, with or without torchrun; user errors in one line."""
+"""Entry of a command: one process or many, with or without torchrun; user errors in one line.
+
+Torch is imported where processes start: an error on the command line is there to be read before.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
-
-import torch
-import torch.distributed as dist
-from detectron2.engine import launch as spawn
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from openworldsam.utils.files import output_file
 from openworldsam.utils.text import PrintableRecord, printable, shortened
@@ -45,6 +41,11 @@ def launch(
     Raises:
         ValueError: there are too few GPUs, or several machines have no common address.
     """
+    import torch
+    import torch.distributed as dist
+    from detectron2.engine import launch as spawn
+    from detectron2.utils import comm
+
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         if num_gpus < 1 or num_machines < 1:
             raise ValueError(f"need at least one process and one machine, got {num_gpus} and {num_machines}")
@@ -83,6 +84,8 @@ def launch_command(main: Callable[..., None], *, stopped: str = "stopped", **whe
     Args:
         stopped: printed after Ctrl-C; the exit status is then 130.
     """
+    from torch.multiprocessing import ProcessExitedException
+
     with user_errors(stopped):
         try:
             launch(_guarded, **{**where, "args": (main, *where.get("args", ()))})
@@ -123,6 +126,9 @@ def user_errors(stopped: str | None = "stopped") -> Iterator[None]:
 
 def log_to(folder: Path) -> None:
     """Log to the terminal and to the folder's log.txt; other processes than the first only to a log of their own."""
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
     output_file(folder / "log.txt")  # Detectron2 would wait for a pipe's reader
     setup_logger(str(folder), comm.get_rank(), name="openworldsam")
 

@@ -6,42 +6,21 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
+from openworldsam.annotate.prompts import parse_prompts
 from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.launch import item_error, say, user_errors
 from openworldsam.utils.text import not_found
 from openworldsam.video.frames import open_clip
-from openworldsam.video.predictor import OBJECT_TASKS, TRACKERS, VideoPredictor
+from openworldsam.video.predictor import VideoPredictor
 from openworldsam.video.results import ResultWriter
 
 MAX_LISTED = 20
 """Lost frames that are printed; tracks.json lists all."""
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line of openworldsam-video."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("--config-file", required=True, help="such as configs/presets/released.yaml")
-    add("--input", required=True, type=Path, metavar="CLIP", help="a video, or a folder of frames")
-    add("--prompts", nargs="+", required=True, metavar="TEXT", help="what to segment")
-    tasks = "every occurrence of a prompt (default), or the best"
-    add("--task", default="instance", choices=OBJECT_TASKS, help=tasks)
-    every = "look for new objects every N frames (default: 15); 0: first"
-    add("--every", type=int, default=15, metavar="N", help=every)
-    trackers = "SAM2's memory (default), or the prompts in every frame, for weights without video modules"
-    add("--tracker", default="memory", choices=TRACKERS, help=trackers)
-    add("--forget", type=int, default=300, metavar="N", help="forget objects out of sight for N frames (default: 300)")
-    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE)")
-    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="override config keys")
-    return parser.parse_args(argv)
 
 
 def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
@@ -54,11 +33,11 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     """
     clip = open_clip(args.input)
     writer = ResultWriter(args.output, clip.fps, clip.sound)
-    predictor = OpenWorldSAMPredictor(args.config_file, device=args.device, opts=args.opts)
+    predictor = OpenWorldSAMPredictor(args.config, device=args.device, opts=args.opts)
     if warning := photograph_warning(predictor.sources):
         say(warning, file=sys.stderr)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
-    video = VideoPredictor(predictor, args.prompts, **options)
+    video = VideoPredictor(predictor, parse_prompts(args.prompts).texts, **options)
     rule, threshold = predictor.model.inference.score, predictor.model.inference.threshold_of(args.task)
 
     def save_tracks() -> None:
@@ -92,9 +71,8 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     return f"{args.output}/overlay.mp4  {writer.written} frames, {objects}", clip.lost
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run the command; exit with 1 if frames were lost, 2 after a user error, 130 after Ctrl-C; results are kept."""
-    args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         result, lost = segment_clip(args)

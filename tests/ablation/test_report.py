@@ -63,7 +63,7 @@ def test_report_of_known_numbers(tmp_path, drawn):
     make_runs(out, "E5", (40, 41, 70.5), (42, 42, 72.5), (44, 43, 74.5))
     make_runs(out, "add", (60, 41, 60), (62, 42, 62), (64, 43, 64))
     make_run(out, "text_only", 0, (5, 6, 7))
-    write_report(out, path, "python tools/ablate.py")
+    write_report(out, path, "openworldsam ablate")
     text = path.read_text()
     assert "exposure" not in text
     assert "10,000 iterations of 8 images from shapes_train" in text and "Seeds: 0, 1, 2." in text

@@ -11,12 +11,14 @@ import torch
 from processes import is_running, run_script
 from safetensors.torch import load_file
 
-from openworldsam.ablation import runs
-from openworldsam.ablation.command import main
+from openworldsam import cli
 from openworldsam.ablation.runs import VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.data.datasets import shapes
+from openworldsam.engine import train
 from openworldsam.engine.training_state import newest_state
+
+main = cli.command("ablate")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/shapes/paper.yaml")
@@ -103,18 +105,18 @@ def test_a_stopped_training_is_resumed(opts, tmp_path, calls, monkeypatch):
     more = ["--runs", "E5", "--seeds", "1"]
     each = (*opts, "SOLVER.CHECKPOINT_PERIOD", "1")
     assert command(tmp_path / "whole", each, *more) == 0
-    step = runs.train.Trainer.run_step
+    step = train.Trainer.run_step
 
     def stopped(self):
         if self.iter == 1:
             raise KeyboardInterrupt
         step(self)
 
-    monkeypatch.setattr(runs.train.Trainer, "run_step", stopped)
+    monkeypatch.setattr(train.Trainer, "run_step", stopped)
     assert command(tmp_path, each, *more) == 130
     folder = tmp_path / "out/E5/seed42"
     assert newest_state(folder) and not (folder / "adapter.safetensors").exists()
-    monkeypatch.setattr(runs.train.Trainer, "run_step", step)
+    monkeypatch.setattr(train.Trainer, "run_step", step)
     assert command(tmp_path, each, *more) == 0
     resumed, whole = (load_file(f / "adapter.safetensors") for f in (folder, tmp_path / "whole/out/E5/seed42"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -123,10 +125,10 @@ def test_a_stopped_training_is_resumed(opts, tmp_path, calls, monkeypatch):
 def test_one_cache_per_prompt_encoder(opts, tmp_path, calls, monkeypatch):
     monkeypatch.setitem(shapes.SPLITS, "shapes_train", shapes.SPLITS["shapes_train"]._replace(images=4))
     assert command(tmp_path, opts, "--runs", "E3", "text_only", "--seeds", "2", "--feature-cache", "all") == 0
-    assert calls == ["cache_features"] * 2 + ["train", "evaluate"] * 4
+    assert calls == ["cache"] * 2 + ["train", "evaluate"] * 4
     more = ["--runs", "two_stage", "--seeds", "1", "--workers", "2", "--feature-cache", "all"]
     assert command(tmp_path, opts, *more) == 0
-    assert calls[10:] == ["cache_features"] * 2 + ["train", "evaluate", "evaluate"]  # a part for each worker
+    assert calls[10:] == ["cache"] * 2 + ["train", "evaluate", "evaluate"]  # a part for each worker
     headers = [json.loads((tmp_path / f"out/{name}/header.json").read_text()) for name in ("cache", "cache_text_only")]
     assert [header["settings"]["MODEL.PROMPT_ENCODER.USE_IMAGE"] for header in headers] == [True, False]
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from PIL import Image
 from processes import is_running
 from pycocotools.coco import COCO
 
+from openworldsam import cli
 from openworldsam.annotate import results
-from openworldsam.annotate.command import main, parse_args
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.text import rounded_down
+
+main = cli.command("annotate")
+parse_args = partial(cli.parse, "annotate")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/shapes/paper.yaml"

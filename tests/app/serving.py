@@ -2,7 +2,9 @@
 
 import tempfile
 
-from openworldsam.app.command import main
+from openworldsam import cli
+
+main = cli.command("app")
 
 
 def serve(folder, words):

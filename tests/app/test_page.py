@@ -1,6 +1,7 @@
 """The page's actions and its server; test_browser.py tests the page itself."""
 
 import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
+from openworldsam import cli  # noqa: E402
 from openworldsam.app.actions import ADD, SELECT, SLIDERS, Actions, view  # noqa: E402
-from openworldsam.app.command import main, parse_args  # noqa: E402
 from openworldsam.app.page import build_page  # noqa: E402
 from openworldsam.app.session import TASK_THRESHOLDS  # noqa: E402
 from openworldsam.app.uploads import Uploads  # noqa: E402
 from openworldsam.checkpoint import knowledge, photograph_warning  # noqa: E402
+
+main = cli.command("app")
+parse_args = partial(cli.parse, "app")
 
 ROOT = Path(__file__).parents[2]
 USUAL = (0.7, 0.5, 0.5)
@@ -154,7 +158,7 @@ def test_it_listens_to_this_machine_only_by_default():
 
 def test_errors_of_the_command_are_one_line(capsys, exit_status):
     assert exit_status(main, "--config-file", "none.yaml") == 2
-    assert capsys.readouterr().err.startswith("error: config file none.yaml not found")
+    assert capsys.readouterr().err.startswith("error: config none.yaml not found")
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch, capsys, exit_status):

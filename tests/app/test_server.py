@@ -22,11 +22,16 @@ from processes import TIME_LIMIT, is_running
 
 pytest.importorskip("gradio")
 
-from openworldsam.app.command import parse_args, serve
+from functools import partial
+
+from openworldsam import cli
+from openworldsam.app.command import serve
 from openworldsam.app.guard import MAX_REQUEST
 from openworldsam.app.session import MAX_CLICKS
 from openworldsam.app.uploads import MAX_BYTES, MAX_WAITING, Uploads, server_folder
 from openworldsam.utils.files import MACHINE
+
+parse_args = partial(cli.parse, "app")
 
 ROOT = Path(__file__).parents[2]
 USUAL = [0.7, 0.5, 0.5]
@@ -329,7 +334,7 @@ def test_the_masks_of_a_question_are_bounded(visitor, actions, png, shapes):
     prompts = [f"prompt {n}" for n in range(most + 1)]
     text = visitor.call(actions["ask"], None, prompts, "semantic", *USUAL)[3]
     assert f"{most + 1} prompts on 192 x 192 pixels take masks of {(most + 1) * each / 1e6:.0f} million pixels" in text
-    assert f"the limit is 2 (openworldsam-app --max-work): ask for at most {most} at once" in text
+    assert f"the limit is 2 (openworldsam app --max-work): ask for at most {most} at once" in text
     for few, task in ((prompts[:-1], "semantic"), (prompts, "referring")):
         assert "limit" not in visitor.call(actions["ask"], None, few, task, *USUAL)[3]
 
@@ -450,7 +455,7 @@ def test_a_stopped_server_leaves_no_upload(start, tmp_path):
     started = []
 
     def run(words):
-        program = "from openworldsam.app.command import main; main()"
+        program = "from openworldsam.cli import app; app()"
         environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
         with (tmp_path / "printed").open("w") as file:
             started.append(subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stdout=file))

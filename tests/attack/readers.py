@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.data import DatasetCatalog
 
+from openworldsam import cli
 from openworldsam.annotate.coco import write_coco
 from openworldsam.annotate.cvat import write_cvat
 from openworldsam.annotate.label_studio import write_label_studio
@@ -21,7 +22,6 @@ from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import read_categories
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.referring import load_referring
-from openworldsam.engine.train import main as train
 from openworldsam.evaluation.saved import SavedPredictions, claim_folder
 from openworldsam.evaluation.score import (
     read_class_names,
@@ -34,11 +34,12 @@ from openworldsam.evaluation.score import (
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import BEiT3Tokenizer
 from openworldsam.parity import read_golden
-from openworldsam.predictor.pretrained import folder_config
 from openworldsam.report.command import build_report
 from openworldsam.report.evaluations import read_evaluations
 from openworldsam.utils.files import read_json
 from openworldsam.video.frames import open_clip
+
+train = cli.command("train")
 
 
 class Reader(NamedTuple):
@@ -208,6 +209,6 @@ READERS = {
         text=True,
     ),
     "annotated image": Reader(read_annotated, "annotated/records/a.json", text=True),
-    "pretrained config": Reader(lambda path: folder_config(path.parent), "pretrained/config.json", text=True),
+    "pretrained config": Reader(lambda path: load_config(path.parent), "pretrained/config.json", text=True),
     "training state": Reader(resume, "trained/state_0000001.pth", share=0.2),
 }

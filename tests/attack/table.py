@@ -919,8 +919,8 @@ TOOLS = {
         "a pipe": (fifo, r"bad\.npz"),
     },
     "benchmark --config-file {w}/tiny.yaml --output {out}": {
-        "no prompts": (["--prompts", "0"], r"--prompts, --warmup, --repeats and --images are 1 or more"),
-        "no repeats": (["--repeats", "0"], r"--prompts, --warmup, --repeats and --images are 1 or more"),
+        "no prompts": (["--prompts", "0"], r"--num-prompts, --warmup, --repeats and --images are 1 or more"),
+        "no repeats": (["--repeats", "0"], r"--num-prompts, --warmup, --repeats and --images are 1 or more"),
         "missing image": (["--image", "nothing.png"], r"nothing\.png"),
         "no image": (["--image", "{w}/prompts.txt"], r"prompts\.txt"),
         "missing config": (["--against", "nothing.yaml"], r"nothing\.yaml not found"),

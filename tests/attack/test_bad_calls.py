@@ -77,7 +77,7 @@ CALLS = {
     "OpenWorldSAMPredictor(cfg, device='abacus')": "abacus",
     "OpenWorldSAMPredictor(cfg, opts=['MODEL.DEVICE'])": "options come in pairs",
     "OpenWorldSAMPredictor(cfg, opts=['MODEL.WEIGHT', 'x'])": "MODEL.WEIGHT",
-    "OpenWorldSAMPredictor.from_pretrained('nothing')": "nothing is no folder that save_pretrained wrote",
+    "OpenWorldSAMPredictor.from_pretrained('nothing')": "config nothing not found",
     "OpenWorldSAMPredictor.from_pretrained(world / 'pictures')": "is no folder that save_pretrained wrote",
     "predictor.save_pretrained(world / 'cat.png')": "cat.png",
     # video

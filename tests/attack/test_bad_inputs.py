@@ -1,9 +1,7 @@
 """Every bad input of the table gives its line, at once, and changes nothing."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,39 +11,32 @@ from sandbox import Task, run_tasks
 from table import TABLE
 from world import contents
 
-from openworldsam.ablation.command import main as ablate
-from openworldsam.annotate.command import main as annotate
-from openworldsam.app.command import main as app
-from openworldsam.data.check import main as check
+from openworldsam import cli
 from openworldsam.data.prepare.command import main as prepare
-from openworldsam.demo import main as demo
 from openworldsam.download import main as download
-from openworldsam.engine.cache_features import main as cache_features
-from openworldsam.engine.evaluate import main as evaluate
-from openworldsam.engine.train import main as train
-from openworldsam.evaluation.score import main as score
-from openworldsam.pretraining.command import main as pretrain
-from openworldsam.report.command import main as report
-from openworldsam.speed.command import main as benchmark
-from openworldsam.video.command import main as video
+
+ablate = cli.command("ablate")
+annotate = cli.command("annotate")
+app = cli.command("app")
+check = cli.command("check")
+demo = cli.command("segment")
+cache_features = cli.command("cache")
+evaluate = cli.command("evaluate")
+train = cli.command("train")
+score = cli.command("score")
+pretrain = cli.command("pretrain")
+report = cli.command("report")
+benchmark = cli.command("benchmark")
+video = cli.command("video")
 
 ROOT = Path(__file__).parents[2]
-
-
-def script(path):
-    """The `main` of a script that is in no package."""
-    spec = importlib.util.spec_from_file_location(f"attacked_{Path(path).stem}", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.main
 
 
 MAINS = {
     **{"ablate": ablate, "annotate": annotate, "app": app, "benchmark": benchmark, "cache_features": cache_features},
     **{"check": check, "demo": demo, "eval": evaluate, "prepare": prepare, "pretrain": pretrain, "report": report},
     **{"download": download, "score": score, "train": train, "video": video},
-    **{"convert": script("tools/convert_weights.py"), "parity": script("tools/check_parity.py")},
+    **{"convert": cli.command("convert"), "parity": cli.command("parity")},
 }
 ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
 

@@ -15,11 +15,13 @@ from sandbox import run_task
 from test_download import download, remote  # noqa: F401 (fixture)
 from world import contents
 
-from openworldsam.annotate.command import main as annotate
-from openworldsam.engine.cache_features import main as cache_features
-from openworldsam.engine.evaluate import main as evaluate
-from openworldsam.engine.train import main as train
+from openworldsam import cli
 from openworldsam.predictor import OpenWorldSAMPredictor
+
+annotate = cli.command("annotate")
+cache_features = cli.command("cache")
+evaluate = cli.command("evaluate")
+train = cli.command("train")
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod", "os.truncate", "shutil.copyfile")
 """Python's audit events around which files change."""

@@ -14,16 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sandbox import run_task
 
-from openworldsam.annotate.command import main as annotate
+from openworldsam import cli
 from openworldsam.checkpoint import convert_released
 from openworldsam.config import load_config
-from openworldsam.engine.cache_features import main as cache_features
 from openworldsam.engine.checks import check_training
-from openworldsam.engine.evaluate import main as evaluate
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import save_state
 from openworldsam.predictor import OpenWorldSAMPredictor
-from openworldsam.report.calibration import main as calibrate
+
+annotate = cli.command("annotate")
+cache_features = cli.command("cache")
+evaluate = cli.command("evaluate")
+calibrate = cli.command("calibrate")
 
 SIZE = (16, 20)
 """Height and width of the dataset's images, in pixels."""

@@ -1,10 +1,8 @@
 """Conversion from and to the released layout, by function and by command."""
 
-import importlib.util
 import json
 import logging
 import resource
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from processes import run_script
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from openworldsam import cli
 from openworldsam.checkpoint import (
     Source,
     convert_released,
@@ -273,26 +272,17 @@ def test_a_source_compares_by_its_fields(parts, released):
 # ----------------------------------------------------------------------------------------------- the command
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("convert_weights", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(monkeypatch, *words):
+def run(*words):
     """The command in this process; starting Python with torch takes seconds."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
     try:
-        load_script().main()
+        cli.run("convert", [*map(str, words)])
     except SystemExit as exited:
         return exited.code
     return 0
 
 
 def test_the_command_splits_and_joins(released, parts, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, "split", released, "--output", tmp_path / "parts") == 0
+    assert run("split", released, "--output", tmp_path / "parts") == 0
     made = [tmp_path / "parts" / f"{component}.safetensors" for component in COMPONENTS]
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, made))
     for path in made:  # in which order the metadata lie in a file is chance
@@ -300,7 +290,7 @@ def test_the_command_splits_and_joins(released, parts, tmp_path, monkeypatch, ca
         assert first.keys() == second.keys() and metadata_of(path) == metadata_of(parts[path.stem])
         assert all(torch.equal(first[name], second[name]) for name in first)
     options = [word for path in made for word in (f"--{path.stem}", path)]
-    assert run(monkeypatch, "join", *options, "--output", tmp_path / "joined.pth") == 0
+    assert run("join", *options, "--output", tmp_path / "joined.pth") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'joined.pth'}\n"
     assert_is_whole(tmp_path / "joined.pth", released)
 
@@ -324,7 +314,7 @@ def test_the_command_reports_errors_in_one_line(case, released, parts, tmp_path,
         ),
     }[case]
     output = tmp_path / ("a file" if case == "output is a file" else "out")
-    assert run(monkeypatch, *words, "--output", output) == 2
+    assert run(*words, "--output", output) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1

@@ -453,8 +453,8 @@ def test_an_encoder_alone_is_no_adapter(name, files, refused):
     ("missing", "advice"),
     [
         ("WEIGHTS", "to an adapter file"),
-        ("SAM2__WEIGHTS", "(python weights/download.py sam2_hiera_large)"),
-        ("PROMPT_ENCODER__WEIGHTS", "(python weights/download.py beit3_large, or evf_sam2_multitask as the "),
+        ("SAM2__WEIGHTS", "(openworldsam download sam2_hiera_large)"),
+        ("PROMPT_ENCODER__WEIGHTS", "(openworldsam download beit3_large, or evf_sam2_multitask as the "),
     ],
 )
 def test_a_component_without_a_file_names_its_key_and_command(missing, advice, refused):

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from openworldsam.data import check
+from openworldsam import cli
 from openworldsam.data.datasets.benchmarks import (
     COMMANDS,
     EXPECTED_IMAGES,
@@ -17,6 +17,7 @@ from openworldsam.data.datasets.benchmarks import (
     read_classes,
 )
 
+run_check = cli.command("check")
 CLASSES = {
     "ade20k_150_val": "ade20k_150",
     "ade20k_100_instance_val": "ade20k_instance_100",
@@ -92,7 +93,7 @@ def test_metadata_and_commands():
         assert metadata.tasks and len(metadata.vocabulary) == len(metadata.is_thing)
     things = {name: sum(MetadataCatalog.get(name).is_thing) for name in PANOPTIC}
     assert list(things.values()) == [100, 18, 8, 8, 10]
-    assert COMMANDS["bdd10k_40_panoptic_val"] == "python datasets/prepare.py bdd10k" and not COMMANDS["ade20k_150_val"]
+    assert COMMANDS["bdd10k_40_panoptic_val"] == "openworldsam prepare bdd10k" and not COMMANDS["ade20k_150_val"]
 
 
 def test_ade20k_150(shared, root):
@@ -216,7 +217,7 @@ def test_pairs_of_listed_images_need_not_exist(root):
 
 
 def test_check_names_missing_files_and_the_command_for_them(exit_status, shared, root, capsys, monkeypatch):
-    assert exit_status(check.main) == 1
+    assert exit_status(run_check) == 1
     text = capsys.readouterr().out
     assert text.count(" missing\n") == len(EXPECTED_IMAGES)
     assert all(command in text for command in COMMANDS.values())
@@ -226,19 +227,19 @@ def test_check_names_missing_files_and_the_command_for_them(exit_status, shared,
     link(sample / "panoptic", root / "coco/panoptic_val2017")
     link(sample / "panoptic.json", root / "coco/annotations/panoptic_val2017.json")
     coco = "coco_2017_val_panoptic_openworldsam"
-    assert exit_status(check.main, coco) == 1 and "3 images, published are 5000" in capsys.readouterr().out
+    assert exit_status(run_check, coco) == 1 and "3 images, published are 5000" in capsys.readouterr().out
     monkeypatch.setitem(EXPECTED_IMAGES, coco, 3)
-    assert exit_status(check.main, coco, "--read", "--workers", "1") == 0
-    assert exit_status(check.main, "cocoa") == 2 and "unknown datasets ['cocoa']" in capsys.readouterr().err
+    assert exit_status(run_check, coco, "--read", "--workers", "1") == 0
+    assert exit_status(run_check, "cocoa") == 2 and "unknown datasets ['cocoa']" in capsys.readouterr().err
 
 
 def test_check_reads_labels(exit_status, root, capsys, monkeypatch):
     monkeypatch.setitem(EXPECTED_IMAGES, "bdd10k_19_val", 5)
     for index in range(5):
         _, labels = put_labels(root, "bdd10k_19_val", str(index), labels=np.full((4, 6), 30, np.uint8))
-    assert exit_status(check.main, "bdd10k_19_val") == 0
+    assert exit_status(run_check, "bdd10k_19_val") == 0
     labels.unlink()
-    assert exit_status(check.main, "bdd10k_19_val", "--read", "--workers", "1") == 1
+    assert exit_status(run_check, "bdd10k_19_val", "--read", "--workers", "1") == 1
     text = capsys.readouterr().out
     assert "1 of 5 files are missing, such as" in text and "has the label 30" in text and "and 2 more images" in text
 
@@ -247,9 +248,9 @@ def test_check_of_a_custom_dataset(exit_status, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "own.yaml").write_text("{name: own_check, images: images, labels: images, classes: [a]}")
     try:
-        assert exit_status(check.main, "--own", str(tmp_path / "own.yaml")) == 1
+        assert exit_status(run_check, "--own", str(tmp_path / "own.yaml")) == 1
         assert "own.yaml has no images" in capsys.readouterr().out
-        assert exit_status(check.main, "--own", str(tmp_path / "none.yaml")) == 2
+        assert exit_status(run_check, "--own", str(tmp_path / "none.yaml")) == 2
     finally:
         DatasetCatalog.remove("own_check")
         MetadataCatalog.pop("own_check", None)

@@ -111,7 +111,7 @@ def test_the_root_is_looked_up_at_loading(tmp_path, monkeypatch):
         assert MetadataCatalog.get(VAL).image_root == str(tmp_path / root / "coco/val2017")
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"^datasets/coco/annotations/.*filtvlp.json .*prepare\.py coco"):
+    with pytest.raises(FileNotFoundError, match=r"^datasets/coco/annotations/.*filtvlp.json .*prepare coco"):
         DatasetCatalog.get("coco_2017_train_panoptic_openworldsam")
 
 

@@ -15,6 +15,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from openworldsam import cli
 from openworldsam.config import load_config
 from openworldsam.data.feature_cache import (
     CachedImage,
@@ -28,8 +29,10 @@ from openworldsam.data.feature_cache import (
 from openworldsam.data.feature_cache.index import write_index
 from openworldsam.data.loader import training_dataset
 from openworldsam.data.mapper import DatasetMapper
-from openworldsam.engine.cache_features import build_cache, image_bytes, main
+from openworldsam.engine.cache_features import build_cache, image_bytes
 from openworldsam.utils.locking import lock
+
+main = cli.command("cache")
 
 ROOT = Path(__file__).parents[2]
 WIDTH, CHANNELS, SIDE = 32, 32, 8  # of the tiny model
@@ -406,7 +409,7 @@ def test_rounded_arithmetic_does_not_serve_a_precise_training(cfg, tmp_path):
 def test_what_is_missing_is_named_with_the_command_that_adds_it(cfg, tmp_path):
     build_cache(cfg, tmp_path / "cache")
     cache, x = FeatureCache(tmp_path / "cache"), visits(cfg)[0]
-    with pytest.raises(KeyError, match=r"'a unicorn' of image \d.*cache_features.py .*--output .*--dtype bf16"):
+    with pytest.raises(KeyError, match=r"'a unicorn' of image \d.*openworldsam cache .*--output .*--dtype bf16"):
         cache.attach({**x, "prompts": ["cat", "a unicorn"]})
     with pytest.raises(KeyError, match="anything of image 77"):
         cache.attach({**x, "image_id": 77})

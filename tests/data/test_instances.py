@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworldsam.data import check
+from openworldsam import cli
 from openworldsam.data.check import read_record
 from openworldsam.data.mapper import DatasetMapper
 from openworldsam.data.records import as_record
 from openworldsam.data.records.coco_json import Category, read_categories
 from openworldsam.data.records.instances import load_instances
 from openworldsam.evaluation.examples import EvaluationDataset, remark
+
+run_check = cli.command("check")
 
 CATEGORIES = (Category(5, "fish", True), Category(2, "shark", True))
 
@@ -175,7 +177,7 @@ def test_only_crowds_and_objects_without_masks_are_said_at_once(make, capsys, ex
         with pytest.raises(ValueError, match="2 listed, none with an object that has a mask and is not a crowd"):
             load_instances(path, path.parent, categories=CATEGORIES)
     (tmp_path / "own.yaml").write_text(f"name: {tmp_path.name}\nimages: .\ninstances: a.json\n")
-    assert exit_status(check.main, "--own", tmp_path / "own.yaml") == 1
+    assert exit_status(run_check, "--own", tmp_path / "own.yaml") == 1
     assert "none with an object that has a mask" in capsys.readouterr().out
 
 
@@ -183,7 +185,7 @@ def test_the_check_counts_images_without_objects(make, capsys, exit_status, tmp_
     make()
     (tmp_path / "own.yaml").write_text(f"name: {tmp_path.name}\nimages: .\ninstances: a.json\n")
     for options in ((), ("--read", "--workers", 1)):
-        assert exit_status(check.main, "--own", tmp_path / "own.yaml", *options) == 0
+        assert exit_status(run_check, "--own", tmp_path / "own.yaml", *options) == 0
         assert "1 of 2 images have no object to learn from; a training passes them over" in capsys.readouterr().out
 
 

@@ -220,7 +220,7 @@ def test_check_reports_missing_files_and_counts(root, command, monkeypatch, caps
     assert "val: 2 images are listed, COCO has 5000" in err
     assert "val: 1 images missing, such as" in err and "val2017/000000000011.jpg" in err
     assert "val: 1 panoptic PNGs missing" in err and "val: 1 semantic PNGs missing" in err
-    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found. `python datasets/prepare.py coco` makes it" in err
+    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found. `openworldsam prepare coco` makes it" in err
     assert "val: 1 of 2 images" in out
 
 

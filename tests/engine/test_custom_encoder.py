@@ -11,17 +11,18 @@ from safetensors.torch import save_file
 from torch import nn
 from trainings import assert_same, make_dataset, run, training_cfg
 
-from openworldsam import OpenWorldSAMPredictor
+from openworldsam import OpenWorldSAMPredictor, cli
 from openworldsam.checkpoint import load_weights, read_weights
 from openworldsam.data.feature_cache import FeatureCache
 from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe_training
-from openworldsam.engine.evaluate import main as eval_net
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import resume
 from openworldsam.evaluation.comparison import row_of
 from openworldsam.modeling import PROMPT_ENCODER_REGISTRY, OpenWorldSAM, PromptEncoder
 from openworldsam.modeling.components import Component
+
+eval_net = cli.command("evaluate")
 
 
 @PROMPT_ENCODER_REGISTRY.register()

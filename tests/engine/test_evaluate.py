@@ -1,25 +1,25 @@
-"""tools/eval_net.py: its files and errors, several processes, and the same code during training."""
+"""`openworldsam evaluate`: its files and errors, several processes, and the same code during training."""
 
 import json
-import re
-import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from trainings import assert_same, read_metrics, run
 
+from openworldsam import cli
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
-from openworldsam.data.datasets import register_datasets
-from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.engine.checks import check_evaluation, check_training
-from openworldsam.engine.evaluate import main, parse_args
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.saved import Saving
-from openworldsam.evaluation.score import main as score_predictions
 from openworldsam.modeling import OpenWorldSAM
+
+main = cli.command("evaluate")
+parse_args = partial(cli.parse, "evaluate")
+score_predictions = cli.command("score")
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ["shapes_val", "shapes_novel_val", "shapes_refer_val", "shapes_absent_val"]
@@ -33,7 +33,7 @@ def options(tiny_weights, *more):
 
 @pytest.fixture
 def command(exit_status):
-    """Run tools/eval_net.py; returns its exit status."""
+    """Run `openworldsam evaluate`; returns its exit status."""
 
     def run(output, benchmarks, opts):
         chosen = ["--benchmarks", *benchmarks] if benchmarks else []
@@ -58,7 +58,7 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
     assert results["weights"].keys() == {"sam2", "beit3", "adapter"}
     assert results["weights"]["adapter"].keys() == {"file", "layout", "fingerprint", "note", "trained_on"}
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] and all(results["versions"].values())
-    assert results["command"].startswith("python tools/eval_net.py --config-file")
+    assert results["command"].startswith("openworldsam evaluate --config-file")
     segmentation = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
     tasks = dict.fromkeys([*SHAPES, coco_sample], segmentation) | {
         "shapes_refer_val": {"referring": "cIoU"},
@@ -86,18 +86,6 @@ def test_overrides_may_follow_the_names_of_benchmarks():
         assert (args.benchmarks, args.opts) == (names, opts)
     assert parse_args([*plain, *opts]).opts == opts
     assert parse_args(plain).benchmarks == parse_args([*plain, "--benchmarks", *names]).opts == []
-
-
-@pytest.mark.parametrize("page", ["README.md", "datasets/README.md", "docs/evaluation.md", "docs/score.md"])
-def test_the_commands_of_the_pages_are_understood(page):
-    text = (ROOT / page).read_text().replace("\\\n", " ")
-    commands = re.findall(r"^python tools/eval_net\.py (.*)$", text, re.MULTILINE)
-    assert commands
-    for args in map(parse_args, map(shlex.split, commands)):
-        cfg = load_config(ROOT / args.config_file, args.opts)
-        cfg.DATASETS.OWN = []
-        register_datasets(cfg)
-        check_registered(set(with_tables(args.benchmarks)) - {"reef_val"})
 
 
 def test_a_table_of_the_paper_names_its_benchmarks(command, tiny_weights, tmp_path, capsys, monkeypatch):

@@ -13,17 +13,20 @@ from PIL import Image
 from processes import is_running
 from trainings import ONE_STEP, adapter_of, assert_same, read_metrics, register, run, train
 
+from openworldsam import cli
 from openworldsam.checkpoint import convert_released, load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine.cache_features import build_cache
-from openworldsam.engine.train import main, run_training
+from openworldsam.engine.train import run_training
 from openworldsam.engine.trainer import Trainer
 from openworldsam.engine.training_state import newest_state, resume
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.utils.launch import launch
 from openworldsam.utils.locking import lock
+
+main = cli.command("train")
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +39,7 @@ def change_records(data, change):
 
 @pytest.fixture
 def command(data, tiny_weights, tmp_path, exit_status):
-    """Run tools/train_net.py with some words; returns its exit status."""
+    """Run `openworldsam train` with some words; returns its exit status."""
 
     def run(*words):
         opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "DATASETS.TRAIN", [register(data)]]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from trainings import assert_same, read_metrics, register, train, training_cfg
 
+from openworldsam import cli
 from openworldsam.checkpoint import read_weights
-from openworldsam.engine.train import main
+
+main = cli.command("train")
 
 ROOT = Path(__file__).parents[2]
 EVERY_STEP = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.LOG_PERIOD", 1]
@@ -121,7 +123,7 @@ def test_one_of_two_processes_is_killed_while_saving(processes, shared_data, tin
 
 
 def command(data, weights, output, words, moment=None):
-    """tools/train_net.py on the rectangles."""
+    """`openworldsam train` on the rectangles."""
     if moment:
         MOMENTS[moment]()
     cfg = training_cfg(Path(data), Path(weights), Path(output))

@@ -10,12 +10,14 @@ import yaml
 from PIL import Image
 from trainings import Losses, make_dataset, register, trained
 
+from openworldsam import cli
 from openworldsam.checkpoint import convert_released, read_weights
 from openworldsam.config import load_config
 from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.checks import check_training
-from openworldsam.engine.train import main
 from openworldsam.engine.trainer import Trainer
+
+main = cli.command("train")
 
 ROOT = Path(__file__).parents[2]
 

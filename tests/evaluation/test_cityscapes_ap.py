@@ -11,14 +11,16 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from openworldsam import cli
 from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.prepare.command import main as prepare
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
-from openworldsam.evaluation.score import main as score_predictions
 from openworldsam.evaluation.score import score_panoptic
 from openworldsam.inference.nms import mask_boxes
+
+score_predictions = cli.command("score")
 
 PERSON, CAR, BICYCLE = 24, 26, 33
 EVALUATED = {*(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23), *(24, 25, 26, 27, 28, 31, 32, 33)}

@@ -15,13 +15,15 @@ from PIL import Image
 from test_benchmark import Oracle
 from test_saved import IDENTITY, scored
 
-from openworldsam.data import check
+from openworldsam import cli
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.benchmarks import EXPECTED_IMAGES, read_classes
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.saved import SavedPredictions, Saving
 from openworldsam.evaluation.score import score_instance, score_panoptic
+
+run_check = cli.command("check")
 
 ADE, SCANNET, CITYSCAPES = "ADEChallengeData2016", "scannet", "cityscapes"
 # for each publisher: classes; name in our catalog; the place of the json; image id; the image's file and its name in
@@ -73,7 +75,7 @@ def published(request, tmp_path, monkeypatch):
 
 def test_a_registered_benchmark(published, exit_status, capsys):
     name, _, _, path, image_id = published
-    assert exit_status(check.main, name, "--read", "--workers", "1") == 0, capsys.readouterr().out
+    assert exit_status(run_check, name, "--read", "--workers", "1") == 0, capsys.readouterr().out
     (record,) = DatasetCatalog.get(name)
     assert (Path(record["file_name"]).resolve(), record["image_id"]) == (path, image_id)
     assert (record["height"], record["width"]) == (16, 20) and isinstance(record["width"], int)
@@ -93,7 +95,7 @@ def test_a_custom_dataset_is_evaluated_saved_and_resumed(published, tmp_path, ti
     files = {"panoptic": str(json_file), "panoptic_images": str(json_file.with_suffix(""))}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "images": str(images), **files}))
     try:
-        assert exit_status(check.main, "--own", str(tmp_path / "mine.yaml"), "--read", "--workers", "1") == 0
+        assert exit_status(run_check, "--own", str(tmp_path / "mine.yaml"), "--read", "--workers", "1") == 0
         tiny_cfg.merge_from_list(["DATASETS.OWN", [str(tmp_path / "mine.yaml")], "DATASETS.TEST", ("mine",)])
         tiny_cfg.DATALOADER.NUM_WORKERS = 0
         register_datasets(tiny_cfg)

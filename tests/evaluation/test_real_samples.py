@@ -1,4 +1,4 @@
-"""tools/eval_net.py and tools/report.py as people run them, over a small DETECTRON2_DATASETS of real pictures.
+"""`openworldsam evaluate` and tools/report.py as people run them, over a small DETECTRON2_DATASETS of real pictures.
 
 The model is the tiny one with weights by rule: that figures come out is what is shown, not which.
 """
@@ -115,7 +115,7 @@ def script(processes, shared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluate(script, tiny_weights):
-    """Runs tools/eval_net.py over all of them into a folder; what it printed."""
+    """Runs `openworldsam evaluate` over all of them into a folder; what it printed."""
 
     def run(output, *more):
         opts = ["MODEL.WEIGHTS", tiny_weights / "model_final.pth", "MODEL.DEVICE", "cpu"]
@@ -139,7 +139,7 @@ def test_the_table_has_every_benchmark_and_says_what_is_missing_and_that_a_tiny_
     results = json.loads((folder / "results.json").read_text())
     assert {name: content["images"] for name, content in results["benchmarks"].items()} == IMAGES
     assert not any(content["skipped"] or content["remarks"] for content in results["benchmarks"].values())
-    assert "datasets/prepare.py sun_rgbd" in results["missing"]["sun_rgbd_37_val"]
+    assert "openworldsam prepare sun_rgbd" in results["missing"]["sun_rgbd_37_val"]
     assert results["paper"]["row"] is None
     *lines, reason, _ = done.stdout.splitlines()
     assert reason == f"not compared with the paper: {results['paper']['reason']}"

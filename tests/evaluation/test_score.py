@@ -8,7 +8,10 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from openworldsam.evaluation.score import main
+from openworldsam import cli
+
+main = cli.command("score")
+
 
 SIZE = {"height": 4, "width": 6}
 CATEGORIES = [{"id": 17, "name": "cat", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]

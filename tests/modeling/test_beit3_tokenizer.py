@@ -179,7 +179,7 @@ def test_full_width_letters_are_the_plain_ones(letters):
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"beit3\.spm not found.*download\.py.*TOKENIZER"):
+    with pytest.raises(FileNotFoundError, match=r"beit3\.spm not found.*openworldsam download.*TOKENIZER"):
         BEiT3Tokenizer(tmp_path / "beit3.spm")
 
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from openworldsam import cli
 from openworldsam.checkpoint import load_weights
 from openworldsam.config import load_config
 from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import beit3, sam2
-from openworldsam.pretraining.command import main
 from openworldsam.pretraining.loop import Schedule, pretrain
+
+main = cli.command("pretrain")
 
 ROOT = Path(__file__).parents[2]
 

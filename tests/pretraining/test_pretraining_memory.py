@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from openworldsam import cli
 from openworldsam.checkpoint import load_component, read_weights, save_component
 from openworldsam.config import load_config
 from openworldsam.data.shapes.clip import Moving, render_clip
@@ -92,8 +93,8 @@ def test_a_batch_without_visible_things_has_a_loss(tiny, world):
 def test_the_command_adds_a_memory_and_keeps_the_image_model(opts, cfg, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "SCORED_SCENES", 2)
     before = read_weights(cfg.MODEL.SAM2.WEIGHTS).components["sam2"]
-    words = ["memory", "--config-file", str(CONFIG), "--output", str(tmp_path / "out"), "--steps", "2"]
-    command.main([*words, "--batch-size", "2", *opts])
+    words = ["pretrain", "memory", "--config", str(CONFIG), "--output", str(tmp_path / "out"), "--steps", "2"]
+    cli.main([*words, "--batch-size", "2", *opts])
     file = read_weights(tmp_path / "out/sam2_video.safetensors")
     assert file.metadata["note"] == "random; memory: 2 steps of 2 clips"
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, file.components["sam2"][name])}

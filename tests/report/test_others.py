@@ -11,13 +11,16 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from test_report_page import write
 
+from openworldsam import cli
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import Answer
 from openworldsam.evaluation.saved import SavedPredictions
-from openworldsam.report.command import build_report, main
+from openworldsam.report.command import build_report
 from openworldsam.report.evaluations import read_evaluations
 from openworldsam.report.others import OtherMethod
 from openworldsam.report.pictures import picture_rows
+
+main = cli.command("report")
 
 NAMES, IDS = ["cat", "grass"], [17, 193]
 LEFT = np.repeat([[True, True, False, False]], 4, axis=0)

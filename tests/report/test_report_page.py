@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from openworldsam import cli
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.saved import SavedPredictions
 from openworldsam.report.charts import MOST_BARS, class_bars, overview_bars, sorted_classes
-from openworldsam.report.command import build_report, main
+from openworldsam.report.command import build_report
 from openworldsam.report.evaluations import (
     NOTHING,
     class_metrics,
@@ -25,6 +26,8 @@ from openworldsam.report.evaluations import (
     read_evaluations,
 )
 from openworldsam.report.pictures import TRUTH, masks_of, picture_rows, spread_out
+
+main = cli.command("report")
 
 NAMES = ["sky", "cat <small>", "road, route"]
 TRUE = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, NO_CLASS]])
@@ -47,7 +50,7 @@ def write(folder, benchmarks, **more):
     content = {"preset": "paper", "protocol": "oracle", "sentences": "first"}
     content["paper"] = {"row": "OpenWorldSAM", "tuned_on": "", "reason": ""}
     weights = {"adapter": {"file": "a", "layout": "adapter", "fingerprint": "0123456789abcdef", "note": "tiny & new"}}
-    content |= {"weights": weights, "command": "python tools/eval_net.py <x>", "seconds": 1.5, "missing": {}}
+    content |= {"weights": weights, "command": "openworldsam evaluate <x>", "seconds": 1.5, "missing": {}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps({**content, "benchmarks": benchmarks, **more}))
     return folder
@@ -269,23 +272,23 @@ def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runs", "nowhere"], "nowhere/results.json not found. tools/eval_net.py --output nowhere writes it"),
+        (["--runs", "nowhere"], "nowhere/results.json not found. openworldsam evaluate --output nowhere writes it"),
         (["--runs", "one", "broken"], "broken/results.json is not json"),
-        (["--runs", "damaged"], "damaged/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "unlike"], "unlike/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "cut"], "images/000000000000.json is no file of tools/eval_net.py: it has no 'prediction'"),
-        (["--runs", "lacking"], "lacking/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "damaged"], "damaged/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "unlike"], "unlike/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "cut"], "images/000000000000.json is no file of openworldsam evaluate: it has no 'prediction'"),
+        (["--runs", "lacking"], "lacking/results.json is not what openworldsam evaluate writes"),
         (["--runs", "one", "one"], "--names needs 2 different names, one per run; got one, one"),
         (["--runs", "one", "other", "--names", "a"], "--names needs 2 different names"),
         (["--runs", "one", "--benchmarks", "b_val"], "no run was evaluated on b_val; available: ade20k_150_val"),
         (["--runs", "one", "--images", "-1"], "--images must be at least 0, got -1"),
         (["--runs", "lost"], "0.jpg"),
-        (["--runs", "papered"], "papered/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "uncounted"], "uncounted/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "huge"], "huge/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "endless"], "endless/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "seen"], "seen/results.json is not what tools/eval_net.py writes"),
-        (["--runs", "half"], "half/results.json is not what tools/eval_net.py writes"),
+        (["--runs", "papered"], "papered/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "uncounted"], "uncounted/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "huge"], "huge/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "endless"], "endless/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "seen"], "seen/results.json is not what openworldsam evaluate writes"),
+        (["--runs", "half"], "half/results.json is not what openworldsam evaluate writes"),
         (["--runs", "one", "--others", "one=other"], "--others needs names that no run and no other method has"),
     ],
 )

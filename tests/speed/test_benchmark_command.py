@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from openworldsam import OpenWorldSAMPredictor
+from openworldsam import OpenWorldSAMPredictor, cli
 from openworldsam.config import load_config
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.speed.command import main
 from openworldsam.speed.measure import measure, operations_and_waits, peak_memory
 from openworldsam.speed.pipeline import STAGES, Pipeline, coco_prompts, encoded_image
 from openworldsam.speed.plain import PlainPipeline
 from openworldsam.speed.training import CACHES, training_batch, training_step
 from openworldsam.speed.waits import WaitCounter
+
+main = cli.command("benchmark")
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs/tiny.yaml")
@@ -131,7 +132,7 @@ def test_half_precision_and_compilation_are_runs_of_their_own(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prompts", "0", "--warmup", "1"], "--prompts, --warmup, --repeats and --images are 1 or more"),
+        (["--prompts", "0", "--warmup", "1"], "--num-prompts, --warmup, --repeats and --images are 1 or more"),
         (["--image", "nowhere.jpg"], "image nowhere.jpg not found"),
         (["--against", "nowhere.yaml"], "nowhere.yaml not found"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),

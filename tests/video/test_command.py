@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openworldsam import cli
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import configured_world
 from openworldsam.data.shapes.clip import Moving, render_clip
@@ -16,7 +17,8 @@ from openworldsam.data.shapes.drawing import Thing
 from openworldsam.utils.files import save_png
 from openworldsam.utils.text import rounded_down
 from openworldsam.video import VideoPredictor, open_clip, results
-from openworldsam.video.command import main
+
+main = cli.command("video")
 
 ROOT = Path(__file__).parents[2]
 CROSSING = (

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openworldsam.data.datasets.catalog import PanopticFiles, dataset_root, register_dataset, register_panoptic
+from openworldsam.config_files import dataset_root
+from openworldsam.data.datasets.catalog import PanopticFiles, register_dataset, register_panoptic
 from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.instances import InstanceRecord, load_instances
@@ -57,7 +58,7 @@ _ADE, _ADE_FULL = "ADEChallengeData2016", "ADE20K_2021_17_01"
 _VOC, _CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
 _FRAMES, _SCENES = "scannet/scannet_frames_25k", "scannet/scannetv2_val.txt"
 _CONTEXT_LIST = f"{_CONTEXT}/ImageSets/Main/val.txt"
-_MAKE = "python datasets/prepare.py {}"
+_MAKE = "openworldsam prepare {}"
 
 LABELS: dict[str, LabelBenchmark] = {
     "ade20k_150_val": LabelBenchmark(

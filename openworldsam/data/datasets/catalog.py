@@ -8,7 +8,6 @@ dataset's own files), an entry per contiguous class id each, and tasks, on which
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from openworldsam.config_files import dataset_root
 from openworldsam.data.records import PanopticRecord, Record, as_record
 from openworldsam.data.records.coco_json import Category
 from openworldsam.data.records.labels import void_label
@@ -27,11 +27,6 @@ SEGMENTATION = ("panoptic", "instance", "semantic")
 """Tasks on which a dataset with panoptic ground truth can be scored."""
 VOID = 255
 """Label of pixels without a class, in semantic PNGs."""
-
-
-def dataset_root() -> Path:
-    """Return the folder of all datasets: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def load_records(name: str) -> list[Record]:

@@ -57,7 +57,7 @@ CATEGORIES: tuple[Category, ...] = tuple(
 COCO_STUFF = frozenset(category.name for category in CATEGORIES if not category.is_thing)
 """The 53 stuff names of COCO; panoptic segmentation treats them as stuff unless told otherwise."""
 
-HINT = "datasets/README.md says how to get COCO; `python datasets/prepare.py coco` makes what is not for download"
+HINT = "datasets/README.md says how to get COCO; `openworldsam prepare coco` makes what is not for download"
 
 
 def _split(split: str, list_name: str) -> PanopticFiles:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-from openworldsam.data.datasets.catalog import dataset_root, register_dataset, set_metadata
+from openworldsam.config_files import dataset_root
+from openworldsam.data.datasets.catalog import register_dataset, set_metadata
 from openworldsam.data.records.referring import ReferringRecord, load_referring
 
 IMAGE_ROOT = "coco/train2017"
@@ -92,7 +93,7 @@ def register() -> None:
     """Register all splits; may be called again."""
     for command, benchmark in REFERRING.items():
         tasks = ("generalized_referring" if benchmark.generalized else "referring",)
-        hint = f"datasets/README.md says how to get it and COCO; `python datasets/prepare.py {command}` makes the json"
+        hint = f"datasets/README.md says how to get it and COCO; `openworldsam prepare {command}` makes the json"
         for split in benchmark.splits:
             name = f"{benchmark.prefix}_{split}"
             register_dataset(name, partial(_load, name, benchmark.json_file(split), hint), (), tasks)

@@ -122,7 +122,7 @@ def read_header(folder: str | Path) -> CacheHeader:
         ):
             raise ValueError("a field is missing or of another type")
     except FileNotFoundError:
-        hint = "tools/cache_features.py makes one"
+        hint = "openworldsam cache makes one"
         raise FileNotFoundError(f"{folder} holds no feature cache (no header.json); {hint}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {again}") from None

@@ -92,4 +92,4 @@ def damage(problems: Mapping[Path, str]) -> str:
     """Error message about shards of one cache, with the way to mend it."""
     found = "; ".join(f"{shard.name}: {what}" for shard, what in problems.items())
     indices = " ".join(str(shard.with_suffix(".json")) for shard in problems)
-    return f"{next(iter(problems)).parent}: {found}. Delete {indices} and run tools/cache_features.py again"
+    return f"{next(iter(problems)).parent}: {found}. Delete {indices} and run openworldsam cache again"

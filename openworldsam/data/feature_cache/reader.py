@@ -70,7 +70,7 @@ class FeatureCache:
     def command(self) -> str:
         """The command that adds what is missing."""
         return (
-            f"python tools/cache_features.py --config-file CONFIG --output {self.folder} "
+            f"openworldsam cache --config CONFIG --output {self.folder} "
             f"--image-features {self.header.image_features} --dtype {self.header.dtype}"
         )
 
@@ -90,7 +90,7 @@ class FeatureCache:
         if differences := self.header.differences(wanted):
             raise ValueError(
                 f"{self.folder} does not fit this training: its {'; its '.join(differences)}. "
-                "Make another cache with this config (tools/cache_features.py), or train with that of the cache"
+                "Make another cache with this config (openworldsam cache), or train with that of the cache"
             )
 
     def missing(

@@ -215,7 +215,7 @@ def check_panoptic(record: PanopticRecord) -> str | None:
 def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
     """Yield the problems with the filtered list, given the image ids of the full one."""
     path, files = root / FILTERED, SPLITS["train"]
-    hint = "`python datasets/prepare.py coco` makes it"
+    hint = "`openworldsam prepare coco` makes it"
     records = load_panoptic(path, root / files.image_root, root / files.panoptic_root, categories=CATEGORIES, hint=hint)
     listed = {record["image_id"] for record in records}
     origin = read_json(path).get("info", {}).get("openworldsam", "the public list, or of unknown origin")
@@ -226,7 +226,7 @@ def _check_filtered_list(root: Path, full: Collection[int]) -> Iterator[str]:
         yield "filtered list: nothing is removed; RefCOCOg's validation images should be"
     referring = root / REFERRING["refcocog"].json_file("val")
     if not referring.exists():
-        say("filtered list: not compared with RefCOCOg; `python datasets/prepare.py refcocog` has not been run")
+        say("filtered list: not compared with RefCOCOg; `openworldsam prepare refcocog` has not been run")
     elif leaked := listed & {image["id"] for image in read_json(referring)["images"]}:
         yield f"filtered list: {len(leaked)} images are in RefCOCOg val, such as {min(leaked)}"
 

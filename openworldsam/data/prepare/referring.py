@@ -47,7 +47,7 @@ def make_referring(name: str, plan: Plan, *, refs: Path | None, instances: Path 
     contents = {split: convert(references, objects, split, generalized=generalized) for split in benchmark.splits}
     for split, content in contents.items():
         target = plan.root / benchmark.json_file(split)
-        save_json(target, {"info": {"description": f"{target.stem}, by datasets/prepare.py {name}"}, **content})
+        save_json(target, {"info": {"description": f"{target.stem}, by openworldsam prepare {name}"}, **content})
         sentences = sum(len(annotation["sentences"]) for annotation in content["annotations"])
         kind = "expressions" if generalized else "objects"
         sizes = f"{len(content['images'])} images, {len(content['annotations'])} {kind}, {sentences} sentences"

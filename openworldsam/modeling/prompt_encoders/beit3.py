@@ -97,7 +97,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         recognised_by="beit3.",
         layout="BEiT-3",
         not_read=r"[^.]*head|pooler\.|logit_scale",  # heads of the pre-trained, retrieval and fine-tuned variants
-        hint="(python weights/download.py beit3_large, or evf_sam2_multitask as the released code uses)",
+        hint="(openworldsam download beit3_large, or evf_sam2_multitask as the released code uses)",
         fit=_fit,
         advice=_advice,
     )

@@ -1,0 +1,142 @@
+"""Options that several commands share, under the same name and form everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+TASKS = ("semantic", "instance", "panoptic", "referring")
+DTYPES = ("fp32", "bf16", "fp16")
+_KEY = re.compile(r"[A-Z][A-Z0-9_]+(\.[A-Z0-9_]{2,})+|OUTPUT_DIR|PRESET|SEED")
+"""A word that is a config key wherever it stands, or would be if it were spelt right."""
+
+
+class Command(NamedTuple):
+    """A subcommand: what it does in a line, "module:function" of its work, and what adds its options.
+
+    Without `add` the function takes the words of the command line. `check` may call `parser.error`. With `weights` the
+    command is refused if a weight file of its config is missing.
+    """
+
+    summary: str
+    target: str
+    add: Callable[[Parser], None] | None = None
+    examples: str = ""
+    details: str = ""
+    check: Callable[[Parser, argparse.Namespace], None] | None = None
+    weights: bool = False
+
+    @property
+    def description(self) -> str:
+        """The text above the options."""
+        return f"{self.summary[:1].upper()}{self.summary[1:]}.\n\n{self.details}".rstrip()
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest option for one that does not exist."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str = "") -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        examples = f"Examples:\n{epilog}" if epilog else None
+        super().__init__(prog=prog, description=description, epilog=examples, formatter_class=form)
+        self.takes_config = False
+
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Parse words; a misspelt option is the first error to be reported."""
+        known = self._option_string_actions
+        for word in () if self._subparsers else words:
+            if (match := re.match(r"--[a-z][\w-]*", word)) and not any(option.startswith(match[0]) for option in known):
+                self.error(f"there is no option {match[0]}{nearest(match[0], known)}")
+        return super().parse_args(words)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is unknown: "; did you mean --prompts?", or nothing."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into its own words and the KEY VALUE pairs of a config, which may stand anywhere.
+
+    All words after -o or --opts up to the next option are pairs; elsewhere, a word like MODEL.DEVICE and the next one.
+    """
+    own: list[str] = []
+    pairs: list[str] = []
+    within = False  # after -o
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word in ("-o", "--opts"):
+            within = True
+        elif (within and not word.startswith("--")) or _KEY.fullmatch(word):
+            pairs += words[position : position + 2]
+            position += 1
+        else:
+            within = False
+            own.append(word)
+        position += 1
+    return own, pairs
+
+
+def stated_overrides(args: argparse.Namespace) -> list[str]:
+    """The KEY VALUE pairs that --weights, --threshold and --device stand for."""
+    pairs: list[str] = []
+    if weights := getattr(args, "weights", None):
+        pairs += ["MODEL.WEIGHTS", weights]
+    if (threshold := getattr(args, "threshold", None)) is not None:  # of whichever score the config ranks by
+        pairs += ["MODEL.INFERENCE.SCORE_THRESHOLD", threshold, "MODEL.INFERENCE.MATCH_THRESHOLD", threshold]
+    if device := getattr(args, "device", None):
+        pairs += ["MODEL.DEVICE", device]
+    return pairs
+
+
+def add_config(parser: Parser, default: str | None = None, *, choose: str = "") -> None:
+    """Add --config, --weights, --device and -o KEY VALUE.
+
+    Args:
+        choose: describes the default that the command chooses itself.
+    """
+    parser.takes_config = True
+    add = parser.add_argument
+    shown = f" (default: {choose or default})" if choose or default else ""
+    names = f'YAML file, saved model, or name such as "released", "shapes", "coco"{shown}'
+    required = default is None and not choose
+    add("--config", "--config-file", metavar="CONFIG", default=default, required=required, help=names)
+    add("--weights", metavar="FILE", help="MODEL.WEIGHTS: a full checkpoint or an adapter")
+    add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE, or what this machine has)")
+    pairs = "override config keys; the pairs may also stand alone at the end"
+    add("-o", "--opts", nargs=2, metavar=("KEY", "VALUE"), help=pairs)
+
+
+def add_threshold(parser: Parser) -> None:
+    """Add --threshold."""
+    text = "lowest score of a mask, 0 to 1 (default: the config's)"
+    parser.add_argument("--threshold", type=_fraction, metavar="T", help=text)
+
+
+def add_prompts(parser: Parser, help: str = "texts, or @FILE with one per line", *, required: bool = True) -> None:
+    """Add --prompts."""
+    parser.add_argument("--prompts", nargs="+", required=required, metavar="TEXT", help=help)
+
+
+def add_processes(parser: Parser, default: int | None = 1, help: str = "processes on this machine") -> None:
+    """Add --processes."""
+    spellings = ("--processes", "--num-gpus", "--num-processes")
+    parser.add_argument(*spellings, type=int, default=default, metavar="N", help=help)
+
+
+def add_output(parser: Parser, help: str = "folder of the results", metavar: str = "DIR") -> None:
+    """Add --output."""
+    parser.add_argument("--output", required=True, type=Path, metavar=metavar, help=help)
+
+
+def _fraction(text: str) -> str:
+    """A number from 0 to 1, as its text; raises ValueError for any other."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError
+    return text
