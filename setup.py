@@ -79,6 +79,7 @@ setup(
         "lint": ["ruff", "mypy"],
         "supervision": ["supervision"],
         "fiftyone": ["fiftyone"],
+        "label-studio": ["label-studio-ml", "rq"],  # in an environment of its own: an old Flask
         "app": ["gradio>=6.31,<7"],
         "cityscapes": ["cityscapesscripts"],  # for the test that Cityscapes' AP equals it
     },

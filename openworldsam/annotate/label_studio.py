@@ -48,25 +48,34 @@ def write_label_studio(results: FolderResults, folder: Path) -> list[Path]:
 def _tasks(results: FolderResults, folder: str) -> Iterator[dict[str, Any]]:
     for _, record in results.records():
         regions = [
-            {
-                "id": f"mask{number}",
-                "type": "brushlabels",
-                "from_name": TAG,
-                "to_name": IMAGE,
-                "original_width": record["width"],
-                "original_height": record["height"],
-                "image_rotation": 0,
-                "score": annotation["score"],
-                "value": {
-                    "format": "rle",
-                    "rle": pack_mask(results.mask(record, annotation)),
-                    "brushlabels": [results.prompts.texts[annotation["category_id"] - 1]],
-                },
-            }
+            brush_region(
+                f"mask{number}",
+                results.mask(record, annotation),
+                results.prompts.texts[annotation["category_id"] - 1],
+                annotation["score"],
+            )
             for number, annotation in enumerate(record["annotations"], start=1)
         ]
         url = "/data/local-files/?d=" + quote(f"{folder}/{record['file_name']}")
         yield {"data": {IMAGE: url}, "predictions": [{"model_version": "openworldsam", "result": regions}]}
+
+
+def brush_region(
+    id_: str, mask: np.ndarray, label: str, score: float, tag: str = TAG, image: str = IMAGE
+) -> dict[str, Any]:
+    """Make the region of a mask, bool [H, W], for the control and object tags of these names."""
+    height, width = mask.shape
+    return {
+        "id": id_,
+        "type": "brushlabels",
+        "from_name": tag,
+        "to_name": image,
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "score": score,
+        "value": {"format": "rle", "rle": pack_mask(mask), "brushlabels": [label]},
+    }
 
 
 def pack_mask(mask: np.ndarray) -> list[int]:

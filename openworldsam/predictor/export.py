@@ -5,7 +5,7 @@
     detections = predictor("zebra.jpg", "zebra").to_supervision()
     sv.MaskAnnotator().annotate(image, detections)
 
-All but `coco_annotations` are methods of `Prediction`.
+The functions named `to_...` are methods of `Prediction`.
 
 Shapes: N masks of P prompts in an image of H x W pixels.
 """
@@ -135,6 +135,14 @@ def to_fiftyone(prediction: Prediction, path: str | Path | None = None, field: s
     fo = _optional("fiftyone")
     if (path := path or prediction.path) is None:
         raise ValueError("the image was not read from a file: give its path")
+    sample = fo.Sample(filepath=str(path))
+    sample[field] = fiftyone_detections(prediction)
+    return sample
+
+
+def fiftyone_detections(prediction: Prediction) -> fiftyone.Detections:
+    """Convert to the label of a FiftyOne sample; see `to_fiftyone`."""
+    fo = _optional("fiftyone")
     height, width = prediction.label_map.shape
     detections = [
         fo.Detection(
@@ -146,9 +154,7 @@ def to_fiftyone(prediction: Prediction, path: str | Path | None = None, field: s
         )
         for n, (x0, y0, x1, y1) in enumerate(prediction.boxes.astype(int).tolist())
     ]
-    sample = fo.Sample(filepath=str(path))
-    sample[field] = fo.Detections(detections=detections)
-    return sample
+    return fo.Detections(detections=detections)
 
 
 def _optional(package: str) -> Any:

@@ -206,7 +206,7 @@ class OpenWorldSAMPredictor:
         Args:
             images: each as in `encode`, or an array or tensor [N, ...] of them.
             batch_size: images that pass the encoders together.
-            prompts, task, stuff, options: asked of every image; see `predict`, which also takes boxes.
+            prompts, task, stuff, options: asked of every image; see `predict`. Boxes belong to one image.
 
         Yields:
             the result of each image, in their order.

@@ -1,0 +1,1 @@
+"""Models for programs that call models: FiftyOne and Label Studio. Each module imports its program."""
