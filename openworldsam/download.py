@@ -241,13 +241,18 @@ def _fetch(weight: Weight, part: Path) -> None:
         raise _TransientError(f"the connection ended after {offset} of {size} bytes")
 
 
-def check(path: Path, record: Path, published: str) -> str:
-    """Compute a file's SHA-256. Raises DownloadError for another one than published or in ``record``, by sha256sum."""
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK):
             digest.update(piece)
-    found, recorded = digest.hexdigest(), record.read_text(errors="replace").split()[:1] if record.exists() else []
+    return digest.hexdigest()
+
+
+def check(path: Path, record: Path, published: str) -> str:
+    """Compute a file's SHA-256. Raises DownloadError for another one than published or in ``record``, by sha256sum."""
+    found, recorded = sha256(path), record.read_text(errors="replace").split()[:1] if record.exists() else []
     if published not in ("", found):
         advice = "It is damaged, or the publisher has changed it; delete it and run the command again"
         raise DownloadError(f"{path} has SHA-256 {found}, the published file {published}. {advice}")

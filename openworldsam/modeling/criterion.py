@@ -182,11 +182,11 @@ def num_present(targets: list[Tensor]) -> int:
 
 def best_ious(logits: Tensor, targets: list[Tensor]) -> Tensor:
     """Largest IoU of each query with a mask of its prompt, 0 without one: logits [P, K, h, w] -> [P, K]."""
-    pairs = matching_costs(logits, targets, [_paired_iou])
+    pairs = matching_costs(logits, targets, [paired_iou])
     return torch.stack([ious.amax(dim=1) if ious.shape[1] else ious.new_zeros(len(ious)) for ious in pairs])
 
 
-def _paired_iou(logits: Tensor, targets: Tensor) -> Tensor:
+def paired_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """IoU of every pair: logits [r, pixels], 0/1 targets [m, pixels] -> [r, m]; 0 if both are empty."""
     masks = (logits > 0).float()
     shared = masks @ targets.T
