@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from label_studio_ml.model import LabelStudioMLBase
 
@@ -54,7 +55,9 @@ class LabelStudioBackend(LabelStudioMLBase):
         for task in tasks:
             url = task["data"][control["inputs"][0]["value"]]
             try:
-                regions = self._regions(self.get_local_path(url), tag, control, drawn)
+                # label-studio-ml 1.0.9 takes the name in such a URL as it stands
+                path = self.get_local_path(unquote(url) if "/local-files/?d=" in url else url)
+                regions = self._regions(path, tag, control, drawn)
             except Exception as error:
                 logger.warning("skipped %s", item_error(error, url))
                 regions = []

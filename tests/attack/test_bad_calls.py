@@ -72,6 +72,16 @@ CALLS = {
     "predictor.click([(1, 1)], mask=np.zeros((3, 3)))": "mask",
     "predictor.click([(1, 1)], mask='all')": "mask",
     "predictor.click([(1, 1)], mask=np.zeros((30, 40), bool), among=predictor.predict('cat'))": "mask or among",
+    # one call, boxes and batches
+    "predictor('nothing.png', 'cat')": "image nothing.png not found",
+    "predictor([PIXELS, 'nothing.png'], 'cat')": "image nothing.png not found",
+    "predictor([PIXELS, 3], 'cat')": "image 1: an image is a path, .* got int",
+    "predictor(PIXELS, 'cat', boxes=[[0, 0, 41, 9]])": "within the image of 40 x 30 pixels, got 0, 0, 41, 9",
+    "predictor(PIXELS, 'cat', boxes=[[0, 0, NAN, 9]])": "got 0, 0, nan, 9",
+    "predictor(PIXELS, 'cat', boxes=[[0, 0, 9, 9]], box_labels=[[1]])": r"a box label is .* got \[1\]",
+    "predictor(PIXELS, 'cat', box_labels=[1])": r"got \[1\] for 0 boxes",
+    "predictor([PIXELS], 'cat', boxes=[[0, 0, 9, 9]])": "unknown option boxes; there are",
+    "predictor.predict_batch(PIXELS, 'cat')": "images are several, got one ndarray",
     # construction
     "OpenWorldSAMPredictor('nothing.yaml')": "nothing.yaml not found",
     "OpenWorldSAMPredictor(cfg, device='abacus')": "abacus",

@@ -103,6 +103,28 @@ def test_clicks_and_boxes(predictors, picture):
         assert number <= MOST
 
 
+def test_boxes_beside_texts(predictors, picture, opts_of):
+    """They cost a wait, and each thing that is shown another."""
+    cpu, device = predictors(*opts_of("match"))
+    boxes = {"boxes": [[10, 10, 60, 50], [0, 0, 20, 20]], "box_labels": ["within", "not"]}
+    for prompts, given, more in (
+        (PROMPTS, boxes, 1),
+        (["cat"], boxes, 1),
+        (["cat"], {"boxes": [[10, 10, 40, 50], [40, 5, 80, 50]]}, 2),
+    ):
+        for predictor in (cpu, device):
+            predictor.set_image(picture)
+        answer, number = waits(lambda: device.predict(prompts, **given))  # noqa: B023
+        assert_same(answer, cpu.predict(prompts, **given))
+        assert number <= MOST + more
+
+
+def test_many_images(predictors, pictures):
+    answers = [list(predictor.predict_batch(pictures, PROMPTS[:3], batch_size=2)) for predictor in predictors()]
+    for answer, expected in zip(*reversed(answers), strict=True):
+        assert_same(answer, expected)
+
+
 @pytest.mark.parametrize("opts", [[], ["INSTANCE_NMS", "box"], ["SEMANTIC_WEIGHT", "softmax"]])
 def test_a_large_vocabulary(predictors, pictures, opts):
     cpu, device = predictors(*(f"MODEL.INFERENCE.{key}" if n % 2 == 0 else key for n, key in enumerate(opts)))

@@ -16,10 +16,10 @@ CONFIG = """<View><Image name="picture" value="$photo"/>
 
 @pytest.fixture
 def client(predictor, photograph, tmp_path, monkeypatch):
-    """A client of the server; the folder that Label Studio serves images from has the photograph a.png."""
+    """A client of the server; the folder that Label Studio serves images from has the photograph "a b.png"."""
     io = pytest.importorskip("label_studio_tools.core.utils.io")
     monkeypatch.setattr(io, "LOCAL_FILES_DOCUMENT_ROOT", str(tmp_path))
-    Image.open(photograph).save(tmp_path / "a.png")
+    Image.open(photograph).save(tmp_path / "a b.png")
     monkeypatch.setattr(api._manager, "_current_model", None)
     app = api.init_app(backend(predictor, nms_threshold=0.9), model_dir=str(tmp_path / "models"))
     return app.test_client()
@@ -44,7 +44,7 @@ def ask(client):
 
 def test_health_setup_and_predictions_by_text(ask, predictor, photograph):
     """A missing image has no regions, and takes no other with it."""
-    found, missing, again = ask("a.png", "nothing.png", "a.png")
+    found, missing, again = ask("a%20b.png", "nothing.png", "a%20b.png")
     expected = predictor(photograph, ["cat", "grass"], nms_threshold=0.9)
     assert missing["result"] == [] and missing["score"] == 0 and again == found
     assert len(found["result"]) == len(expected) > 0 and found["model_version"] == "openworldsam"
@@ -80,7 +80,7 @@ BOX = drawn("rectanglelabels", x=10, y=20, width=90, height=50)
     ],
 )
 def test_a_smart_tool_is_answered_by_a_click(ask, predictor, photograph, items, click):
-    (found,) = ask("a.png", context={"result": items})
+    (found,) = ask("a%20b.png", context={"result": items})
     (region,) = found["result"]
     (expected,) = predictor.click(**click, image=photograph)
     assert region["value"] == {"format": "rle", "rle": pack_mask(expected.mask), "brushlabels": ["cat"]}
@@ -88,5 +88,5 @@ def test_a_smart_tool_is_answered_by_a_click(ask, predictor, photograph, items, 
 
 
 def test_a_configuration_without_brush_labels_is_an_error(ask):
-    answer = ask("a.png", config=CONFIG.replace("BrushLabels", "PolygonLabels"))
+    answer = ask("a%20b.png", config=CONFIG.replace("BrushLabels", "PolygonLabels"))
     assert answer.status_code == 500 and b"needs <BrushLabels> of an <Image>" in answer.data
