@@ -85,7 +85,7 @@ def find_config(config: str | Path) -> Path:
             return _from_here(found)
     if path.is_dir():
         raise FileNotFoundError(f"{path} is no folder that save_pretrained wrote to the end: it has no {SAVED}")
-    near = difflib.get_close_matches(name, config_names(), 1, 0.4)
+    near = difflib.get_close_matches(name, config_names(), 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise FileNotFoundError(f"config {path} not found: no file, no saved model and no config that ships{hint}")
 

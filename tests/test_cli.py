@@ -167,7 +167,9 @@ def test_missing_weights_are_named_together(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: weights/model_final.pth and weights/beit3.spm not found beside the config")
+    assert error.startswith(
+        "error: weight file weights/model_final.pth and tokenizer file weights/beit3.spm not found beside the config"
+    )
     assert error.endswith("`openworldsam download openworldsam_coco beit3_tokenizer` fetches them")
     assert not (tmp_path / "o").exists()
     assert missing_weights("shapes") == {}

@@ -140,7 +140,7 @@ def test_images_of_one_name_are_refused(command, photograph, tmp_path, capsys, e
 @pytest.mark.parametrize(
     ("prompts", "opts", "message"),
     [
-        (["cat", " "], [], "prompt 2 is empty"),
+        (["cat", " "], [], "prompt 1 is empty"),
         (["cat"], ["MODEL.WEIGHTS", "none.pth"], "none.pth not found"),
         (["cat"], ["MODEL.WEIGHT", "none.pth"], "MODEL.WEIGHT"),
         (["cat"], ["MODEL.WEIGHTS"], "pairs KEY VALUE"),

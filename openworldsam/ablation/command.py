@@ -25,7 +25,7 @@ def run_ablation(args: argparse.Namespace) -> None:
     args.runs = list(VARIANTS) if args.runs is None else args.runs
     if unknown := [name for name in args.runs if name not in VARIANTS]:
         rows = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
-        raise ValueError(f"there is no row {unknown[0]}; the rows are {rows}")
+        raise ValueError(f"--runs: there is no row {unknown[0]}; the rows are {rows}")
     for name, least in (("seeds", 1), ("workers", 1), ("iterations", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"need --{name} >= {least}, got {value}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from openworldsam.data.datasets.coco import COCO_STUFF
 from openworldsam.modeling.prompt_encoders import clean_prompts
+from openworldsam.modeling.prompt_encoders.base import check_prompts
 from openworldsam.utils.files import named, regular_file
 from openworldsam.utils.text import printable
 
@@ -80,10 +81,9 @@ def parse_prompts(words: Sequence[str]) -> Prompts:
     """
     if len(words) == 1 and (words[0].endswith(".txt") or os.path.isfile(words[0])):
         return read_prompts(words[0])
+    check_prompts(words)
     found: dict[str, bool] = {}
-    for number, word in enumerate(words, start=1):
-        if not word.strip():
-            raise ValueError(f"prompt {number} is empty")
+    for word in words:
         if word.startswith("@"):
             for text, is_thing in zip(*read_prompts(word[1:]), strict=True):
                 _add(found, text, is_thing)

@@ -16,7 +16,7 @@ from openworldsam.checkpoint.layouts import THRESHOLDS, Source, WeightFile
 from openworldsam.checkpoint.loading import TRAINED_WITH, training_record
 from openworldsam.modeling.components import ADAPTER, SCORE_HEAD, Component, StateDict, rename
 from openworldsam.modeling.openworldsam import OpenWorldSAM
-from openworldsam.utils.files import save_atomically
+from openworldsam.utils.files import save_safetensors
 
 
 def save_trained(model: OpenWorldSAM, folder: Path, cfg: CfgNode, sources: Mapping[str, Source]) -> None:
@@ -116,7 +116,7 @@ def _save_tensors(state: StateDict, path: Path, metadata: Mapping[str, str]) -> 
         save_file(tensors, partial, metadata={"format": "pt", **metadata})
         _sort_metadata(partial)
 
-    save_atomically(path, write)
+    save_safetensors(path, write)
 
 
 def _sort_metadata(path: Path) -> None:

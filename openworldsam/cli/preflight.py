@@ -46,10 +46,20 @@ def _flat(section: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def check_weights(config: str | Path, opts: Sequence[str] = ()) -> None:
-    """Raise FileNotFoundError if weights of a config are missing; names all of them, and how to get them."""
+    """Name all weights of a config that are missing, and how to get them.
+
+    Raises:
+        FileNotFoundError: weights are missing.
+        KeyError, ValueError: weights are missing, and the config is not right.
+    """
     if not (missing := missing_weights(config, opts)):
         return
+    from openworldsam.config import load_config
+
+    load_config(config, opts)  # a misspelt key may be why, and is then the error
     files = list(dict.fromkeys(missing.values()))
     fetch = f"; `openworldsam download {' '.join(names)}` fetches them" if (names := names_of(files)) else ""
     places = looked_for(next((file for file in files if not Path(file).is_absolute()), files[0]))
-    raise FileNotFoundError(f"{' and '.join(files)} not found{places}{fetch}")
+    kinds = {missing.get(TOKENIZER): "tokenizer"}
+    named = " and ".join(f"{kinds.get(file, 'weight')} file {file}" for file in files)
+    raise FileNotFoundError(f"{named} not found{places}{fetch}")

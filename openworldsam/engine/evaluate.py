@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from openworldsam.checkpoint import load_weights, provenance, score_rule
 from openworldsam.checkpoint.layouts import Source
 from openworldsam.config import load_config
+from openworldsam.data.feature_cache import tokenizer_fingerprint
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.comparison import comparison
@@ -35,8 +36,8 @@ RESULTS = "results.json"
 PREDICTIONS = "predictions"
 ASKED = ("SENTENCES", "NUM_ABSENT", "PROMPT_CAPS", "TEMPLATE", "FIRST_SYNONYM", "READABLE_NAMES")
 """Keys of TEST that are written into the results, besides the protocol."""
-IRRELEVANT = ("WEIGHTS", "DEVICE", "CHUNK")
-"""Keys of MODEL and its sections that change no prediction: paths of weights, the device, sizes of chunks."""
+IRRELEVANT = ("WEIGHTS", "TOKENIZER", "DEVICE", "CHUNK")
+"""Keys of MODEL and its sections that change no prediction: paths, the device, sizes of chunks."""
 
 
 def evaluate_benchmarks(args: argparse.Namespace) -> None:
@@ -103,7 +104,7 @@ def identity(cfg: CfgNode, model: OpenWorldSAM, sources: Mapping[str, Source]) -
     for part in (keys, *(value for value in keys.values() if isinstance(value, dict))):
         for key in IRRELEVANT:
             part.pop(key, None)
-    weights = {component: source.fingerprint for component, source in sources.items()}
+    weights = {component: source.fingerprint for component, source in sources.items()} | tokenizer_fingerprint(cfg)
     threshold = model.inference.score_threshold
     return {"weights": weights, "sentences": cfg.TEST.SENTENCES, **config, "threshold": threshold}
 

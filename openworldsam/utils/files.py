@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import time
@@ -57,6 +58,22 @@ def output_file(path: str | Path) -> Path:
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def save_safetensors(path: Path, write: Callable[[Path], object]) -> None:
+    """`save_atomically` for a writer of safetensors, which has temporary files of its own beside what it writes."""
+
+    def within(partial: Path) -> None:
+        # named as a part, so that the next writing removes what a killed process leaves of it
+        folder = partial.with_name(re.sub(r"-\d+\.part$", f"-{next(_NUMBERS)}.part", partial.name))
+        folder.mkdir()
+        try:
+            write(folder / "part")
+            os.replace(folder / "part", partial)
+        finally:
+            shutil.rmtree(folder)
+
+    save_atomically(path, within)
 
 
 def save_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -116,7 +133,7 @@ def _remove_left(target: Path) -> None:
             if (part := _PART.fullmatch(name)) and is_left(target.with_name(name), part[2], int(part[3])):
                 left.setdefault(part[1], []).append(target.with_name(name))
     for path in _LEFT[folder].pop(_key(target), ()):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def is_left(part: Path, machine: str, process: int) -> bool:

@@ -83,7 +83,7 @@ CONFIGS = {
         "a link to itself": (loop, r"bad\.yaml"),
     },
     "demo --input {w}/cat.png --prompts cat --output {out} --config-file": {
-        "missing": (["nothing.yaml"], r"config file nothing\.yaml not found"),
+        "missing": (["nothing.yaml"], r"config nothing\.yaml not found"),
         "no file": (["/dev/null"], r"/dev/null"),
         "endless": (["/dev/zero"], r"/dev/zero"),
         "a name with a line break": (["a\nb.yaml"], r"a\\nb\.yaml"),
@@ -364,7 +364,7 @@ PICTURES = {
     },
     "demo --config-file {w}/tiny.yaml --input {w}/cat.png --output {out} --prompts": {
         "blank": (["cat", " "], r"prompt 1 is empty"),
-        "no letter": (["\u200b"], r"prompt 0 is empty"),
+        "no letter": (["\u200b"], r"unprintable"),
         "none": ([], r"--prompts"),
         "no text": (["\udcff"], r"prompt"),
     },

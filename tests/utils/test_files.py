@@ -1,7 +1,10 @@
 """Files are written whole or not at all, with the permissions of the umask."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -18,6 +21,7 @@ from openworldsam.utils.files import (
     read_json,
     regular_file,
     save_atomically,
+    save_safetensors,
     save_text,
 )
 from openworldsam.utils.text import brief, shortened
@@ -179,3 +183,16 @@ def test_values_in_messages_are_short():
         assert len(brief(value)) <= 100
     assert (brief("a"), brief([1, "b"]), brief({"a": None})) == ("'a'", "[1, 'b']", "{'a': None}")
     assert shortened("abc" * 1000, 20).startswith("abcabc") and len(shortened("abc" * 1000, 20)) == 20
+
+
+def test_what_a_killed_writer_of_safetensors_leaves_is_removed(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path; from openworldsam.utils.files import save_safetensors\n"
+        "def write(part): (part.parent / '.tmpAbCdEf').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "save_safetensors(Path(sys.argv[1]), write)"
+    )
+    path = tmp_path / "a" / "b-c.safetensors"
+    assert subprocess.run([sys.executable, "-c", program, path]).returncode == -signal.SIGKILL
+    assert len(list(path.parent.iterdir())) == 2  # the part, and the folder of the writer's own file
+    save_safetensors(path, lambda part: part.write_text("whole"))
+    assert [file.read_text() for file in path.parent.iterdir()] == ["whole"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, write_index
 from openworldsam.utils.device import DTYPES
-from openworldsam.utils.files import save_atomically, save_json
+from openworldsam.utils.files import save_json, save_safetensors
 
 
 class CachedImage(NamedTuple):
@@ -65,7 +65,7 @@ class FeatureCacheWriter:
             for feature, value in zip(names, image.features, strict=True):
                 tensors[f"{number}.{feature}"] = self._stored(image, value)
         path = self.folder / f"shard-{name}.safetensors"
-        save_atomically(path, lambda partial: save_file(tensors, partial))
+        save_safetensors(path, lambda partial: save_file(tensors, partial))
         write_index(path, [image.entry for image in images])
 
     def _stored(self, image: CachedImage, value: Tensor) -> Tensor:
