@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -51,6 +52,18 @@ The output has the metrics by name, 0 to 100 (IL_MCC: -1 to 1), null where there
 the same by class name; and "without_prediction", the ids of images or expressions that had none."""
 
 
+def _verify(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, metavar="DIR", help="COCO panoptic images, to compare the fusions on")
+    add("--output", type=Path, default=Path("output/verify"), metavar="DIR", help="gets verify.md and verify.json")
+    add_config(parser, "released")
+
+
+def _check_verify(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.weights:
+        parser.error("the following arguments are required: --weights")
+
+
 def _convert(parser: Parser) -> None:
     commands = parser.add_subparsers(dest="direction", required=True)
     split = commands.add_parser("split", prog=f"{parser.prog} split", description="a full checkpoint into its parts")
@@ -83,6 +96,14 @@ def _doctor(parser: Parser) -> None:
 
 COMMANDS = {
     "download": Command("fetch public weights by name", "openworldsam.download:main"),
+    "verify": Command(
+        "say what a weight file holds, and which fusion it was trained with",
+        "openworldsam.verify.command:run",
+        _verify,
+        "  openworldsam verify --weights model_final.pth --images DIR --output output/verify",
+        "weights/README.md explains the report, which can be attached to an issue.",
+        _check_verify,
+    ),
     "convert": Command(
         "convert weights from and to the released checkpoints' layout",
         "openworldsam.checkpoint.command:run",

@@ -71,11 +71,11 @@ def run(args: argparse.Namespace) -> None:
     """Write the report; exit with status 1 if the file does not fit the config, 2 after a user error.
 
     Args:
-        args: weights, images, config and opts as for `verify`; output, the folder of the report, output/verify if None.
+        args: weights, images, config and opts as for `verify`; output, the folder of the report.
     """
     setup_logger(name="openworldsam")
     with user_errors():
-        files = [output_file(Path(args.output or "output/verify") / f"verify.{suffix}") for suffix in ("md", "json")]
+        files = [output_file(args.output / f"verify.{suffix}") for suffix in ("md", "json")]
         content = verify(args.weights, args.images, args.config, args.opts)
         save_text(files[0], markdown(content))
         save_json(files[1], content, indent=1)
