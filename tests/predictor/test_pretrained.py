@@ -156,7 +156,6 @@ def test_an_interrupted_save_does_not_load(predictor, tmp_path, monkeypatch, sta
 
     save = pretrained.save_atomically
     monkeypatch.setattr(pretrained, "save_atomically", interrupted)
-    monkeypatch.setattr("openworldsam.checkpoint.writing.save_atomically", interrupted)
     monkeypatch.setattr("openworldsam.utils.files.save_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predictor.save_pretrained(folder)
