@@ -37,6 +37,13 @@ DETECTRON2_KEYS = frozenset(
     )
 )
 """Detectron2's keys that this package, or a function of Detectron2 that it calls, reads; its others have no effect."""
+LOCAL_KEYS = frozenset(
+    (
+        *("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.COMPILE", "DATALOADER.NUM_WORKERS", "SOLVER.INIT_WEIGHTS"),
+        *("DATASETS.OWN", "DATASETS.FEATURE_CACHE"),
+    )
+)
+"""Keys that belong to a machine and its folders."""
 INSTEAD = {
     "DATALOADER.FILTER_EMPTY": "a training always leaves out images without objects",
     "DATALOADER.": "an epoch has each image once, in an order that follows from SEED",
@@ -416,6 +423,17 @@ def check_keys(cfg: CfgNode) -> None:
             raise ValueError(
                 f"{key} is Detectron2's and has no effect here, got {brief(got[key])}; leave it out{instead}"
             )
+
+
+def portable(cfg: CfgNode) -> dict[str, Any]:
+    """The sections of a config, as JSON, with the keys that have an effect here, except those of `LOCAL_KEYS`."""
+    unread = _flat(get_cfg()).keys() - DETECTRON2_KEYS
+    sections: dict[str, Any] = {}
+    for key, value in _flat(cfg).items():
+        if key not in unread and key not in LOCAL_KEYS:
+            *path, name = key.split(".")
+            reduce(lambda section, part: section.setdefault(part, {}), path, sections)[name] = value
+    return sections
 
 
 def starting_config(cfg: CfgNode) -> CfgNode:

@@ -1,6 +1,6 @@
 """A folder that is a whole model, which `save_pretrained` of the predictor writes; it is used as a config.
 
-config.json           the part of the config that changes results, and the CRC-32 of every other file; written last
+config.json           the config without what belongs to this machine, and the CRC-32 of every other file; written last
 NAME.safetensors      each component (adapter, sam2, the prompt encoder's) under its public names
 tokenizer             a file or folder, under the name that the prompt encoder declares (beit3.spm)
 """
@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 import openworldsam
 from openworldsam.checkpoint import Source, component_files, save_components
-from openworldsam.config import config_value, load_config, merge_options
+from openworldsam.config import config_value, load_config, merge_options, portable
 from openworldsam.config_files import SAVED
 from openworldsam.download import fetch, names_of
 from openworldsam.modeling.components import SCORE_HEAD, Component, components_with
@@ -24,19 +24,6 @@ from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.files import checksum, output_file, save_atomically, save_json
 
 TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
-MODEL_KEYS = (
-    "WEIGHTS",
-    "PRECISION",
-    "PIXEL_MEAN",
-    "PIXEL_STD",
-    "SAM2",
-    "PROMPT_ENCODER",
-    "ADAPTER",
-    "SCORE_HEAD",
-    "MASK_DECODER",
-    "INFERENCE",
-)
-"""Keys of MODEL that are saved; DEVICE and COMPILE belong to the machine, CRITERION to the training."""
 
 
 def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> None:
@@ -57,13 +44,12 @@ def save_folder(cfg: CfgNode, sources: Mapping[str, Source], folder: Path) -> No
     kept = cfg.clone()
     kept.defrost()
     if SCORE_HEAD.name not in files:
-        kept.MODEL.SCORE_HEAD.HIDDEN = 0
+        kept.MODEL.SCORE_HEAD.HIDDEN, kept.MODEL.CRITERION.SCORE_WEIGHT = 0, 0.0
         names.pop(SCORE_HEAD.key, None)
     merge_options(kept, [word for pair in names.items() for word in pair])
-    model, inputs = {key: kept.MODEL[key] for key in MODEL_KEYS}, {"ANTIALIAS": kept.INPUT.ANTIALIAS}
     saved = {
         "openworldsam": openworldsam.__version__,
-        "config": {"PRESET": kept.PRESET, "INPUT": inputs, "MODEL": model},
+        "config": portable(kept),
         "crc32": {path.relative_to(folder).as_posix(): checksum(path) for path in sorted(written)},
     }
     save_json(folder / SAVED, saved, indent=2)

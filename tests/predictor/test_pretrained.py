@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openworldsam import OpenWorldSAMPredictor
+from openworldsam import OpenWorldSAMPredictor, cli
 from openworldsam.checkpoint import read_weights, store_thresholds
+from openworldsam.config import LOCAL_KEYS, config_value, load_config
 from openworldsam.predictor import pretrained
 from openworldsam.utils.files import save_json
 
@@ -236,3 +237,19 @@ def test_what_is_missing_is_fetched_when_asked_for(predictor, tiny_weights, tmp_
     assert first.startswith(f"fetching model_final.pth, beit3.spm (3.6 GB) into {tmp_path}/weights; ")
     assert_same_answers(predictor, OpenWorldSAMPredictor.from_pretrained(config, download=True), photograph)
     assert capsys.readouterr().err == ""
+
+
+def test_the_folder_is_a_config_for_every_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    OpenWorldSAMPredictor("shapes/paper", device="cpu").save_pretrained("mine")
+    saved, original = load_config("mine"), load_config("shapes/paper")
+    for node in (saved, original):
+        for key in LOCAL_KEYS:
+            *path, name = key.split(".")
+            (config_value(node, ".".join(path)) if path else node)[name] = None
+        for key in ("MODEL", "MODEL.SAM2", "MODEL.PROMPT_ENCODER", "MODEL.SCORE_HEAD"):
+            config_value(node, key).WEIGHTS = ""
+        node.MODEL.PROMPT_ENCODER.TOKENIZER = ""
+    assert saved == original  # among them the world, on which the scores of shapes_val depend
+    cli.main(["evaluate", "--config", "mine", "--benchmarks", "shapes_val", "--output", "out", "TEST.MAX_IMAGES", "2"])
+    cli.main(["train", "--config", "mine", "--dry-run", "DATASETS.TRAIN_IMAGES", "4"])
