@@ -72,10 +72,10 @@ setup(
         "filelock",
         "fvcore",
         "pycocotools",
-        "panopticapi-lite",  # imports as `panopticapi`; the original is not on the package index
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "scikit-image", "h5py"],
+        # panopticapi-lite imports as `panopticapi`; the original is not on the package index
+        "test": ["pytest", "pytest-xdist", "scikit-image", "h5py", "panopticapi-lite"],
         "lint": ["ruff", "mypy"],
         "supervision": ["supervision"],
         "fiftyone": ["fiftyone"],

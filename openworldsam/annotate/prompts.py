@@ -79,7 +79,7 @@ def parse_prompts(words: Sequence[str]) -> Prompts:
     Raises:
         FileNotFoundError, ValueError: as in `read_prompts`.
     """
-    if len(words) == 1 and (words[0].endswith(".txt") or os.path.isfile(words[0])):
+    if len(words) == 1 and not words[0].startswith("@") and (words[0].endswith(".txt") or os.path.isfile(words[0])):
         return read_prompts(words[0])
     check_prompts(words)
     found: dict[str, bool] = {}

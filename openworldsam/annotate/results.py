@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from panopticapi.utils import id2rgb
 
 from openworldsam.annotate.images import LoadedImage
 from openworldsam.annotate.prompts import Prompts
@@ -27,6 +26,7 @@ from openworldsam.data.records.labels import void_label
 from openworldsam.data.records.rle import decode_mask
 from openworldsam.predictor import Prediction, coco_annotations
 from openworldsam.utils.files import named, read_json, save_json, save_png
+from openworldsam.utils.panoptic_png import id2rgb
 from openworldsam.visualization import draw_prediction
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from panopticapi.utils import id2rgb, rgb2id
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect
@@ -36,6 +35,7 @@ from openworldsam.data.records.labels import read_labels, void_label
 from openworldsam.data.records.rle import decode_mask, encode_mask
 from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.utils.files import read_json, regular_file, save_json, save_png, save_text
+from openworldsam.utils.panoptic_png import id2rgb, rgb2id
 
 KINDS = ("prediction", "truth")
 FILES = {"panoptic": "panoptic.json", "instance": "instances.json", "referring": "referring.json"}

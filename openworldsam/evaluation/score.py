@@ -13,7 +13,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from panopticapi.utils import rgb2id
 from tqdm import tqdm
 
 from openworldsam.data.datasets.benchmarks import read_classes
@@ -43,6 +42,7 @@ from openworldsam.evaluation.metrics.referring import GeneralizedReferringScores
 from openworldsam.evaluation.metrics.semantic import SemanticScores
 from openworldsam.utils.files import by_stem, named, output_file, read_any_json, read_json, regular_file, save_json
 from openworldsam.utils.launch import say, user_errors
+from openworldsam.utils.panoptic_png import rgb2id
 
 TASKS = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
 _PANOPTIC = "COCO panoptic json"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import ImageId, expect, whole
@@ -28,6 +27,7 @@ from openworldsam.evaluation.answer import NO_CLASS, Answer
 from openworldsam.evaluation.metrics.accumulator import finite
 from openworldsam.evaluation.saved import FILES, SavedImage, SavedPredictions
 from openworldsam.utils.files import by_stem, named, read_any_json, read_json
+from openworldsam.utils.panoptic_png import rgb2id
 
 SMALLEST_SCORE = 0.5
 """Instances are drawn from this score on; other methods may list a hundred for an image."""

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import openworldsam
 
-PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools", "panopticapi")
+PACKAGES = ("torch", "torchvision", "numpy", "detectron2", "sam2", "torchscale", "pycocotools")
 """Packages that can change results, by their import names."""
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from openworldsam.annotate.prompts import read_prompts
+from openworldsam.annotate.prompts import parse_prompts, read_prompts
 
 
 @pytest.fixture
@@ -58,3 +58,10 @@ def test_bad_files_are_named(written, content, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="one prompt per line"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_a_file_and_texts_on_the_command_line(written):
+    path = written("zebra\nsky")
+    for words in ([f"@{path}"], [str(path)], ["zebra", "sky"], ["zebra", "stuff: sky"]):
+        assert parse_prompts(words) == read_prompts(path)
+    assert parse_prompts(["a cat", f"@{path}"]).texts == ("a cat", "zebra", "sky")

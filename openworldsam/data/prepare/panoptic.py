@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from panopticapi.utils import id2rgb
 
 from openworldsam.data.datasets.benchmarks import ADE20K_INSTANCE, LABELS, PANOPTIC, find_pairs, matching, read_classes
 from openworldsam.data.prepare.labels import make_scannet_labels
@@ -24,6 +23,7 @@ from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.utils.launch import say
+from openworldsam.utils.panoptic_png import id2rgb
 
 _STEP = 1000  # an object's value in Cityscapes and ScanNet is 1000 * class + number
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import rgb2id
 
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.coco_json import (
@@ -34,6 +33,7 @@ from openworldsam.data.records.coco_json import (
 from openworldsam.data.records.labels import read_labels
 from openworldsam.data.records.record import Record, Segment
 from openworldsam.utils.files import named, read_json
+from openworldsam.utils.panoptic_png import rgb2id
 
 logger = logging.getLogger(__name__)
 
