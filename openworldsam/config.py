@@ -18,7 +18,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from openworldsam.config_files import MAX_BASES, WEIGHT_KEYS, config_contents, find_config, find_weights
+from openworldsam.config_files import MAX_BASES, WEIGHT_KEYS, config_contents, find_config, find_weights, flat
 from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
 from openworldsam.utils.text import brief, shortened
 
@@ -358,7 +358,7 @@ def load_config(config: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         with _in_a_line(file):
             cfg.merge_from_other_cfg(CfgNode(content))
     merge_options(cfg, opts)
-    for key, value in _flat(cfg).items():
+    for key, value in flat(cfg).items():
         section, _, name = key.rpartition(".")
         if name in WEIGHT_KEYS:
             config_value(cfg, section)[name] = find_weights(value)
@@ -380,7 +380,7 @@ def _in_a_line(source: object) -> Iterator[None]:
 def _nearest_key(message: str) -> str:
     """The end of a message about a key that does not exist, "Non-existent ... key: NAME"."""
     add_openworldsam_config(cfg := get_cfg())
-    known = {key for name in _flat(cfg) for key in accumulate(name.split("."), "{}.{}".format)}
+    known = {key for name in flat(cfg) for key in accumulate(name.split("."), "{}.{}".format)}
     near = difflib.get_close_matches(message.rpartition(" ")[2], known, 1)
     return f"; did you mean {near[0]}?" if near else "; openworldsam/config.py lists the keys"
 
@@ -414,9 +414,9 @@ def merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
 def check_keys(cfg: CfgNode) -> None:
     """Raise ValueError if a key of Detectron2 that has no effect differs from its default."""
     default = get_cfg()
-    others = sorted(_flat(default).keys() - DETECTRON2_KEYS)
+    others = sorted(flat(default).keys() - DETECTRON2_KEYS)
     add_openworldsam_config(default)
-    expected, got = _flat(default), _flat(cfg)
+    expected, got = flat(default), flat(cfg)
     for key in others:
         if key in got and json.dumps(got[key]) != json.dumps(expected[key]):  # tuples are read back as lists
             instead = "".join([f": {hint}" for start, hint in INSTEAD.items() if key.startswith(start)][:1])
@@ -427,9 +427,9 @@ def check_keys(cfg: CfgNode) -> None:
 
 def portable(cfg: CfgNode) -> dict[str, Any]:
     """The sections of a config, as JSON, with the keys that have an effect here, except those of `LOCAL_KEYS`."""
-    unread = _flat(get_cfg()).keys() - DETECTRON2_KEYS
+    unread = flat(get_cfg()).keys() - DETECTRON2_KEYS
     sections: dict[str, Any] = {}
-    for key, value in _flat(cfg).items():
+    for key, value in flat(cfg).items():
         if key not in unread and key not in LOCAL_KEYS:
             *path, name = key.split(".")
             reduce(lambda section, part: section.setdefault(part, {}), path, sections)[name] = value
@@ -446,14 +446,6 @@ def starting_config(cfg: CfgNode) -> CfgNode:
 
 def _check_values(cfg: CfgNode) -> None:
     """Raise ValueError for a key without a value, or one that is NaN or infinite, which yacs lets pass."""
-    for key, value in _flat(cfg).items():
+    for key, value in flat(cfg).items():
         if (value is None and key not in _MAY_BE_NONE) or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{key} has no usable value, got {value}")
-
-
-def _flat(cfg: CfgNode, before: str = "") -> dict[str, Any]:
-    """Return the values of a config by dotted key."""
-    values: dict[str, Any] = {}
-    for key, value in cfg.items():
-        values |= _flat(value, f"{before}{key}.") if isinstance(value, CfgNode) else {f"{before}{key}": value}
-    return values

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,8 @@ def _saved_config(folder: Path) -> dict[str, Any]:
         config, crc32 = dict(content["config"]), dict(content["crc32"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or not what save_pretrained wrote ({shortened(str(error))})") from None
-    if {name.split("/")[0] for name in crc32} != set(_named_weights(config)):
+    named = {str(value) for key, value in flat(config).items() if key.split(".")[-1] in WEIGHT_KEYS and value}
+    if {name.split("/")[0] for name in crc32} != named:
         raise ValueError(f"{path} is damaged, or not what save_pretrained wrote (its files: {brief(list(crc32))})")
     for name, recorded in crc32.items():
         if not (folder / name).is_file():
@@ -148,12 +149,12 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _named_weights(section: dict[str, Any]) -> Iterator[str]:
+def flat(section: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """The values of a nested config by dotted key."""
+    values: dict[str, Any] = {}
     for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _named_weights(value)
-        elif key in WEIGHT_KEYS and value:
-            yield value
+        values |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return values
 
 
 def _locate_beside(section: dict[str, Any], folder: Path) -> None:

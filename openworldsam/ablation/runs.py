@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from openworldsam.ablation.jobs import Job
 from openworldsam.cli import run as run_command
 from openworldsam.config import load_config
+from openworldsam.config_files import flat
 from openworldsam.data.datasets.catalog import SEGMENTATION
 from openworldsam.engine.checks import check_evaluation
 from openworldsam.engine.evaluate import RESULTS
@@ -196,14 +197,6 @@ def adapter_of(folder: Path) -> Path:
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read the config that a run was trained with, by dotted key."""
     return flat(read_yaml(folder / CONFIG))
-
-
-def flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Flatten a nested config to dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return found
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

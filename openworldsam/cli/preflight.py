@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openworldsam.config_files import config_contents, find_config, find_weights, looked_for
+from openworldsam.config_files import config_contents, find_config, find_weights, flat, looked_for
 from openworldsam.download import names_of
 
 TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
@@ -34,15 +34,8 @@ def stated_values(config: str | Path, opts: Sequence[str] = ()) -> dict[str, Any
     """The values that a config's files and the KEY VALUE pairs state, by dotted key; without defaults."""
     values: dict[str, Any] = {}
     for _, content in config_contents(find_config(config)):
-        values |= _flat(content)
+        values |= flat(content)
     return values | dict(zip(opts[::2], opts[1::2], strict=False))
-
-
-def _flat(section: dict[str, Any], before: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        values |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return values
 
 
 def check_weights(config: str | Path, opts: Sequence[str] = ()) -> None:

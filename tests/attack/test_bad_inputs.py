@@ -15,28 +15,11 @@ from openworldsam import cli
 from openworldsam.data.prepare.command import main as prepare
 from openworldsam.download import main as download
 
-ablate = cli.command("ablate")
-annotate = cli.command("annotate")
-app = cli.command("app")
-check = cli.command("check")
-demo = cli.command("segment")
-cache_features = cli.command("cache")
-evaluate = cli.command("evaluate")
-train = cli.command("train")
-score = cli.command("score")
-pretrain = cli.command("pretrain")
-report = cli.command("report")
-benchmark = cli.command("benchmark")
-video = cli.command("video")
-
 ROOT = Path(__file__).parents[2]
-
-
 MAINS = {
-    **{"ablate": ablate, "annotate": annotate, "app": app, "benchmark": benchmark, "cache_features": cache_features},
-    **{"check": check, "demo": demo, "eval": evaluate, "prepare": prepare, "pretrain": pretrain, "report": report},
-    **{"download": download, "score": score, "train": train, "video": video},
-    **{"convert": cli.command("convert"), "parity": cli.command("parity")},
+    **{name: cli.command(name) for name in cli.COMMANDS},
+    **{"demo": cli.command("segment"), "cache_features": cli.command("cache"), "eval": cli.command("evaluate")},
+    **{"download": download, "prepare": prepare},
 }
 ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
 
