@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from openworldsam.config_files import looked_for
+from openworldsam.download import names_of
 from openworldsam.modeling.components import StateDict
 from openworldsam.utils.files import regular_file
 from openworldsam.utils.text import brief, shortened
@@ -82,7 +83,9 @@ def _shard_names(index: Path) -> list[str]:
 
 def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
     if not path.exists():
-        raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {_HINT}")
+        names = " ".join(names_of([path]))
+        hint = f"`openworldsam download {names}` fetches it" if names else _HINT
+        raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {hint}")
     with regular_file(path).open("rb") as file:
         start = file.read(64)
     try:
