@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SELECT, ADD, REMOVE = "Select", "Add", "Remove"
 LABELS = {ADD: 1, REMOVE: 0}
+FIRST_TASK = "instance"
+"""Task of a new image."""
 SLIDERS = {
     "score_threshold": "Minimum {score}",
     "nms_threshold": "Maximum overlap of two masks of a prompt",
@@ -39,7 +41,7 @@ T = TypeVar("T")
 
 
 def view(session: Session | None, message: str = "") -> View:
-    """Show a session; the default message says what was found or which mask is selected."""
+    """Show a session; its own message is the default."""
     if session is None:
         return [None, None, [], message]
     return [session, session.drawn(), session.table(), message or session.message]
@@ -92,20 +94,23 @@ class Actions:
         self.predictor, self.uploads, self.max_work = predictor, uploads, max_work
         self.warning = photograph_warning(predictor.sources)
         self.examples = list(example_questions(predictor.cfg))
+        self.thresholds = [getattr(predictor.model.inference, name) for name in SLIDERS]
 
     def open(self, upload: object, session: Session | None) -> View:
-        """Begin a session with an uploaded image, and delete the file; keep the old session if it is no image."""
+        """Begin a session with an uploaded image, delete the file and reset all controls; if it is no image, the old
+        session and the controls stay."""
         if upload is None:
-            return [None, *view(session)]
+            return [None, *view(session), *self.unchanged]
 
         def begin() -> Session:
             return Session(self.predictor, *self.uploads.take(upload), self.max_work, self.warning)
 
         new, message = attempt(begin)
-        return [None, *view(new or session, message or "now type what to look for")]
+        controls = self.unchanged if new is None else self.controls([], FIRST_TASK)
+        return [None, *view(new or session, message), *controls]
 
     def open_example(self, event: gr.EventData, session: Session | None) -> View:
-        """Begin a session with an example image, and fill in its prompts and task."""
+        """Begin a session with an example image, fill in its prompts and task, and reset the other controls."""
 
         def begin() -> tuple[Session, ExampleQuestion]:
             example = self.examples[number(sent(event, "index"), len(self.examples), "example")]
@@ -113,8 +118,17 @@ class Actions:
 
         new, message = attempt(begin)
         if new is None:
-            return [*view(session, message), gr.skip(), gr.skip()]
-        return [*view(new[0]), new[1].prompts, new[1].task]
+            return [*view(session, message), *self.unchanged]
+        return [*view(new[0]), *self.controls(new[1].prompts, new[1].task)]
+
+    def controls(self, prompts: list[str], task: str) -> list[Any]:
+        """List the controls' values for a new image: prompts, task, the model's thresholds, clicks that select."""
+        return [prompts, task, *self.thresholds, SELECT]
+
+    @property
+    def unchanged(self) -> list[Any]:
+        """Controls that keep their values."""
+        return [gr.skip()] * len(self.controls([], ""))
 
     def ask(self, session: Session | None, prompts: Any, task: Any, *thresholds: Any) -> View:
         """Segment what the prompts name, with the thresholds in the order of `SLIDERS`."""

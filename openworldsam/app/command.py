@@ -68,6 +68,7 @@ def serve(
 
     from openworldsam.app.guard import Guard
     from openworldsam.app.page import build_page
+    from openworldsam.app.scripts import CSS, SETUP_SCRIPT
 
     uploads = Uploads(folder)
     page = build_page(predictor, uploads, queue=queue, max_work=max_work)
@@ -80,6 +81,8 @@ def serve(
         max_file_size=MAX_BYTES,
         state_session_capacity=SESSIONS,
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # from no other server
+        css=CSS,
+        js=SETUP_SCRIPT,
         footer_links=[],
         ssr_mode=False,
         quiet=True,

@@ -11,7 +11,8 @@ import gradio as gr
 import numpy as np
 from gradio.data_classes import ImageData
 
-from openworldsam.app.actions import ADD, REMOVE, SELECT, SLIDERS, Actions
+from openworldsam.app.actions import ADD, FIRST_TASK, REMOVE, SELECT, SLIDERS, Actions
+from openworldsam.app.scripts import SAVE_SCRIPT
 from openworldsam.app.session import SCORE_NAMES, TASK_THRESHOLDS, score_columns
 from openworldsam.app.uploads import MAX_BYTES, MAX_PIXELS, Uploads
 from openworldsam.checkpoint import knowledge
@@ -22,17 +23,6 @@ from openworldsam.utils.files import png_bytes
 from openworldsam.utils.text import printable
 
 logger = logging.getLogger(__name__)
-
-SAVE_SCRIPT = """(file) => {
-    if (!file) return;
-    const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([bytes], {type: "application/zip"}));
-    link.download = file.name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-}"""
-"""Saves the content of the server's answer, so that no result has to wait on the server's disk for a download."""
 
 
 class Page(gr.Blocks):
@@ -59,13 +49,21 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
     scores = [SCORE_NAMES[name] for name in score_columns(predictor)]
     sources = predictor.sources.values()
     files = ", ".join(dict.fromkeys(source.file for source in sources))
-    heading = [f"Preset {predictor.cfg.PRESET}; weights: {files}.", knowledge(predictor.sources)]
+    known = knowledge(predictor.sources) or "The files of these weights do not say what they were trained on."
     if any(source.note.startswith(NOTE) for source in sources):
-        heading.append(f"These weights are {NOTE}: the masks mean nothing.")
+        known = f"These weights are {NOTE}: the masks mean nothing."
     with Page(title="OpenWorldSAM", analytics_enabled=False) as page:
         session = gr.State(None)
-        gr.HTML(f"<h1>OpenWorldSAM</h1><p>{html.escape(printable(' '.join(heading)))}</p>")
+        gr.HTML(f"<h1>OpenWorldSAM</h1><p>{html.escape(printable(known))}</p>")
         with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                canvas = _canvas()
+                message = _message()
+                mode = gr.Radio([SELECT, ADD, REMOVE], value=SELECT, label="Click on the image", elem_id="mode")
+                with gr.Row():
+                    everything = gr.Button("Show all", size="md", min_width=90, elem_id="everything")
+                    undo = gr.Button("Undo", size="md", min_width=90, elem_id="undo")
+                    save = gr.Button("Download", size="md", min_width=90, elem_id="save")
             with gr.Column(scale=2, min_width=320):
                 limits = f"Image, up to {MAX_BYTES / 2**20:.0f} MB and {MAX_PIXELS / 1e6:g} million pixels"
                 upload = gr.File(label=limits, height=160, elem_id="upload")
@@ -73,33 +71,28 @@ def build_page(predictor: OpenWorldSAMPredictor, uploads: Uploads, *, queue: int
                     [], value=[], multiselect=True, allow_custom_value=True, elem_id="prompts",
                     label="Prompts", info="a noun or a sentence, then Enter; repeat for more",
                 )  # fmt: skip
-                task = gr.Radio(list(TASKS), value="instance", label="Task", elem_id="task")
+                task = gr.Radio(list(TASKS), value=FIRST_TASK, label="Task", elem_id="task")
                 ask = gr.Button("Segment", variant="primary", elem_id="ask")
-                sliders = _sliders(predictor)
+                with gr.Accordion("Thresholds", open=False, elem_id="thresholds"):
+                    sliders = _sliders(predictor)
                 gr.Markdown("Examples")
                 gallery = gr.Gallery(
-                    [(example.image, ", ".join(example.prompts)) for example in actions.examples],
+                    [(example.image, example.task) for example in actions.examples],
                     columns=4, height=150, show_label=False, allow_preview=False, buttons=[], elem_id="examples",
                 )  # fmt: skip
-            with gr.Column(scale=3, min_width=320):
-                canvas = _canvas()
-                message = gr.Textbox(show_label=False, interactive=False, max_lines=6, elem_id="message")
-                mode = gr.Radio([SELECT, ADD, REMOVE], value=SELECT, label="Click on the image", elem_id="mode")
-                with gr.Row():
-                    everything = gr.Button("Show all masks", elem_id="everything")
-                    undo = gr.Button("Undo click", elem_id="undo")
-                    save = gr.Button("Download results", elem_id="save")
-                table = gr.Dataframe(
-                    headers=["#", "prompt", *scores, "% of image"], interactive=False,
-                    max_height=300, label="Masks (click to select)", elem_id="table",
-                )  # fmt: skip
-                file = gr.JSON(visible=False)
-        shown, question = [session, canvas, table, message], [session, prompts, task, *sliders]
+        table = gr.Dataframe(
+            headers=["#", "prompt", *scores, "% of image"], interactive=False,
+            max_height=300, label="Masks (click to select)", elem_id="table",
+        )  # fmt: skip
+        gr.HTML(f"<small>Preset {html.escape(printable(f'{predictor.cfg.PRESET}; weights: {files}'))}</small>")
+        file = gr.JSON(visible=False)
+        shown, controls = [session, canvas, table, message], [prompts, task, *sliders]
+        question = [session, *controls]
         turn: dict[str, Any] = {  # one request at a time, as they share the model
             "concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private", "show_progress_on": canvas,
         }  # fmt: skip
-        upload.upload(actions.open, [upload, session], [upload, *shown], **turn)
-        example = gallery.select(actions.open_example, session, [*shown, prompts, task], **turn)
+        upload.upload(actions.open, [upload, session], [upload, *shown, *controls, mode], **turn)
+        example = gallery.select(actions.open_example, session, [*shown, *controls, mode], **turn)
         example.then(actions.ask, question, shown, **turn)
         ask.click(actions.ask, question, shown, **turn)
         gr.on(
@@ -135,11 +128,23 @@ def _slider_visibility(task: Any) -> list[Any]:
     return [gr.update(visible=name in applying) for name in SLIDERS]
 
 
+def _message() -> gr.HTML:
+    """Make the line that says what happened; `SETUP_SCRIPT` lets screen readers announce it."""
+    message = gr.HTML(elem_id="message")
+
+    def as_text(value: str | None) -> str | None:
+        return value and html.escape(value, quote=False)
+
+    message.postprocess = as_text  # type: ignore[method-assign]
+    return message
+
+
 def _canvas() -> gr.Image:
     """Make the image control. Its pixels travel within the answer; Gradio would write a file."""
     canvas = gr.Image(
-        type="numpy", interactive=False, buttons=["fullscreen"], label="Image", elem_id="canvas", height=500
-    )
+        type="numpy", interactive=False, buttons=["fullscreen"], label="Image", elem_id="canvas",
+        height="min(500px, 95vw)",
+    )  # fmt: skip
 
     def in_memory(image: np.ndarray | None) -> ImageData | None:
         if image is None:

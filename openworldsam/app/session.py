@@ -26,7 +26,7 @@ from openworldsam.modeling.prompt_encoders import clean_prompts
 from openworldsam.predictor import OpenWorldSAMPredictor, Prediction
 from openworldsam.utils.files import png_bytes
 from openworldsam.utils.text import brief
-from openworldsam.visualization import LabelledMasks, at_drawn_size, draw_masks, draw_prediction
+from openworldsam.visualization import at_drawn_size, draw_clicks, draw_masks, draw_prediction
 
 TASK_THRESHOLDS: dict[str, tuple[str, ...]] = {
     "instance": ("score_threshold", "nms_threshold"),
@@ -199,16 +199,18 @@ class Session:
         self.shown, self._slots = with_clicks(self.found, {slot: self._answers[slot] for slot in newest_first})
 
     def drawn(self) -> np.ndarray:
-        """Draw all shown masks, or the selected one over a darkened image: uint8 [h, w, 3]."""
-        shown = self.shown
+        """Draw all shown masks, or the selected one and its clicks over a darkened image: uint8 [h, w, 3]."""
+        shown, n = self.shown, self.selected
         if shown is None:
             return at_drawn_size(self.image)
-        if self.selected is None:
+        if n is None:
             return draw_masks(self.image, shown, scores=True)
-        one = slice(self.selected, self.selected + 1)
-        columns = shown.masks[one], shown.scores[one], shown.prompt_index[one]
-        image = np.where(shown.masks[self.selected][..., None], self.image, self.image // 3)
-        return draw_masks(image, LabelledMasks(shown.task, shown.prompts, *columns), alpha=0.25, scores=True)
+        image = np.where(shown.masks[n][..., None], self.image, self.image // 3)
+        drawn = draw_masks(image, shown, alpha=0.25, scores=True, only=n)
+        clicks = [click for click in self._clicks if click.slot == self._slots[n]]
+        scale = drawn.shape[1] / self.image.shape[1], drawn.shape[0] / self.image.shape[0]
+        places = [((click.x + 0.5) * scale[0], (click.y + 0.5) * scale[1]) for click in clicks]
+        return draw_clicks(drawn, places, [click.label for click in clicks])
 
     def table(self) -> list[list[str | float]]:
         """List each shown mask: number from 1, prompt, `score_columns` ("" for none), percentage of the image."""
@@ -224,12 +226,15 @@ class Session:
 
     @property
     def message(self) -> str:
-        """Say what was found, or the scores of the selected mask; empty before the first question."""
+        """Say what to do first, what was found, or the scores of the selected mask; and the warning, if any."""
+        return "\n".join(filter(None, (self._state(), self.warning)))
+
+    def _state(self) -> str:
         shown, n = self.shown, self.selected
         if shown is None:
-            return ""
+            return "now type what to look for"
         if n is None:
-            return "\n".join(filter(None, (shown.summary, self.warning)))
+            return shown.summary
         scores = shown.evidence(n)
         words = [f"{SCORE_NAMES[name]} {scores[name]:.3f}" for name in SCORE_NAMES if name in scores]
         if len(scores) < len(self._columns):

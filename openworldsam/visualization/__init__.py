@@ -3,6 +3,7 @@
 from openworldsam.visualization.drawing import (
     at_drawn_size,
     contact_sheet,
+    draw_clicks,
     draw_comparison,
     draw_masks,
     draw_prediction,
@@ -14,6 +15,7 @@ __all__ = [
     "LabelledMasks",
     "at_drawn_size",
     "contact_sheet",
+    "draw_clicks",
     "draw_comparison",
     "draw_masks",
     "draw_prediction",

@@ -35,6 +35,7 @@ _MIN_LONG_SIDE = 448  # smaller images are enlarged, otherwise a label would be 
 _MAX_SIDE = 1600  # larger images are reduced
 _MIN_SHORT_SIDE = 8  # thinner strips are stretched: a line of one pixel shows nothing
 _REACH = 5  # how far a label may move from its anchor, in label heights, along each axis
+_ADDS, _REMOVES = (0, 130, 60), (200, 30, 30)  # colours of clicks
 _CROWD = 16  # number of masks from which labels are smaller
 
 
@@ -67,20 +68,27 @@ def draw_prediction(
 
 
 def draw_masks(
-    image: RGBImage, prediction: Drawable, *, alpha: float = 0.45, max_side: int = _MAX_SIDE, scores: bool = False
+    image: RGBImage,
+    prediction: Drawable,
+    *,
+    alpha: float = 0.45,
+    max_side: int = _MAX_SIDE,
+    scores: bool = False,
+    only: int | None = None,
 ) -> RGBImage:
     """Draw masks and labels over an image: `draw_prediction` without the legend.
 
     Args:
         image, prediction, alpha, max_side: see `draw_prediction`, like result and errors.
         scores: add the score to each label.
+        only: index of the one mask to draw, in the same colour as with the others.
     """
     _check_image(image)
     _check_prediction(image, prediction)
     if not 0.0 <= alpha <= 1.0 or max_side < 64:
         raise ValueError(f"need 0 <= alpha <= 1 and max_side >= 64, got {alpha} and {max_side}")
     size = _canvas_size(image.shape[1], image.shape[0], max_side)
-    order = layer_order(prediction.masks, prediction.scores).tolist()
+    order = layer_order(prediction.masks, prediction.scores).tolist() if only is None else [only]
     by_mask = mask_colors(prediction)
     colors = [by_mask[n] for n in order]
     layers = _to_canvas((prediction.masks[n] for n in order), size)
@@ -107,6 +115,18 @@ def draw_comparison(image: RGBImage, name: str, predictions: Mapping[str, Drawab
     drawings.append(np.array(draw_legend(comparison_legend(shown), size, _text_size(size))))
     panels = list(zip([name, *predictions, ""], drawings, strict=True))
     return contact_sheet(panels, next(columns for columns in (3, 2, len(panels)) if len(panels) % columns == 0))
+
+
+def draw_clicks(drawn: RGBImage, places: Sequence[tuple[float, float]], labels: Sequence[int]) -> RGBImage:
+    """Mark clicks at places x, y in a drawing, uint8 [h, w, 3]: a green plus for label 1, a red minus for 0."""
+    marked = Image.fromarray(drawn)
+    draw, radius = ImageDraw.Draw(marked), max(7, max(drawn.shape) // 110)
+    for (x, y), label in zip(places, labels, strict=True):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), _ADDS if label else _REMOVES, (255, 255, 255), 2)
+        draw.line((x - radius / 2, y, x + radius / 2, y), (255, 255, 255), 2)
+        if label:
+            draw.line((x, y - radius / 2, x, y + radius / 2), (255, 255, 255), 2)
+    return np.array(marked)
 
 
 def at_drawn_size(image: RGBImage) -> RGBImage:

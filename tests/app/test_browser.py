@@ -16,6 +16,8 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 from openworldsam.app.actions import SLIDERS  # noqa: E402
 from openworldsam.app.command import serve  # noqa: E402
+from openworldsam.app.examples import example_questions  # noqa: E402
+from openworldsam.app.session import Session  # noqa: E402
 from openworldsam.app.uploads import MAX_BYTES  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -56,8 +58,8 @@ def visit(browser, address):
         if not request.url.startswith((address, "data:", "blob:")):
             elsewhere.append(request.url)
 
-    def make():
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 1000}))
+    def make(width=1280):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 1000}))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
         page.on("request", watch)
@@ -97,7 +99,7 @@ def files(folder):
 
 
 def says(page, text):
-    sync_api.expect(page.locator("#message textarea")).to_have_value(re.compile(text), timeout=PATIENCE)
+    sync_api.expect(page.locator("#message")).to_contain_text(re.compile(text), timeout=PATIENCE)
 
 
 def upload(page, path):
@@ -149,13 +151,13 @@ def test_upload_prompt_result_refine_download(visit, answered, scenes, images, f
     page.screenshot(path=tmp_path / "3_result.png", full_page=True)
 
     page.locator("#table").get_by_text(str(expected.table()[1][2]), exact=True).first.click()
-    says(page, "^mask 2: ")
+    says(page, "mask 2: ")
     page.screenshot(path=tmp_path / "4_single.png", full_page=True)
     page.locator("#everything").click()
     says(page, re.escape(expected.shown.summary))
     x, y = (int(place.mean()) for place in expected.shown.masks[0].nonzero()[::-1])
     click(page, x, y)
-    says(page, f"^mask {expected.mask_at(x, y) + 1}: ")
+    says(page, f"mask {expected.mask_at(x, y) + 1}: ")
 
     single = canvas(page)
     page.get_by_label("Remove").check()
@@ -178,6 +180,7 @@ def test_upload_prompt_result_refine_download(visit, answered, scenes, images, f
     wait_for_another_image(page, refined)
     assert np.array_equal(canvas(page), single)
 
+    page.locator("#thresholds button").first.click()
     page.locator("#score_threshold input[type=number]").fill("1")
     page.locator("#score_threshold input[type=number]").press("Enter")
     says(page, r"no mask passed the threshold 1 \(best predicted IoU 0\.")
@@ -220,9 +223,27 @@ def test_two_visitors_at_once_see_their_own(visit, answered, images, folder, tmp
     assert files(folder) == before
 
 
-def test_an_example(visit, answered, scenes, tmp_path):
-    page, expected = visit(), answered("panoptic", scenes["panoptic"].prompts, "panoptic")
+def test_an_example_and_clicks_by_keyboard(visit, shapes, tmp_path):
+    """The cross starts in the middle of the image, three arrows up move it by 6 % of the height."""
+    page, example = visit(), next(example_questions(shapes.cfg))
     page.locator("#examples button").nth(0).click()
+    expected = Session(shapes, example.image, "", 10**9)
+    expected.ask(example.prompts, example.task, {name: getattr(shapes.model.inference, name) for name in SLIDERS})
     says(page, re.escape(expected.shown.summary))
-    page.locator("#overlap_threshold").wait_for()
     page.screenshot(path=tmp_path / "example.png", full_page=True)
+    status, image = page.locator("#message"), page.locator("#canvas button:has(img)")
+    assert (status.get_attribute("role"), status.get_attribute("aria-live")) == ("status", "polite")
+    assert "arrow keys" in image.get_attribute("aria-label")
+    image.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    says(page, f"mask {expected.mask_at(*expected.pixel([224, 0.44 * 448])) + 1}: ")
+    page.screenshot(path=tmp_path / "keyboard.png", full_page=True)
+
+
+def test_on_a_phone_the_image_comes_first_and_nothing_is_cut_off(visit, tmp_path):
+    page = visit(390)
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("canvas", "message", "mode", "upload", "ask")]
+    assert tops == sorted(tops) and not page.locator("#score_threshold").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)

@@ -61,8 +61,10 @@ def select(index, row_value=None):
 
 
 def test_an_upload_is_shown_and_deleted(actions, upload, scenes):
-    cleared, session, drawn, table, message = actions.open({"path": str(upload)}, None)
-    assert cleared is None and table == [] and message == "now type what to look for"
+    cleared, session, drawn, table, message, *controls = actions.open({"path": str(upload)}, None)
+    warning = photograph_warning(actions.predictor.sources)
+    assert cleared is None and table == [] and warning and message == f"now type what to look for\n{warning}"
+    assert controls == [[], "instance", *USUAL, SELECT]
     assert session.name == "mine.png" and np.array_equal(session.image, scenes["instance"].image)
     assert drawn.shape == (448, 448, 3)
     assert not upload.parents[1].exists()
@@ -72,8 +74,9 @@ def test_a_wrong_file_is_deleted_and_the_old_image_stays(actions, session, place
     path = place("<b>notes.txt")
     path.write_text("no image")
     with pytest.warns(UserWarning, match="^&lt;b&gt;notes.txt is not a readable image"):
-        _, kept, _, _, message = actions.open({"path": str(path)}, session)
+        _, kept, _, _, message, *controls = actions.open({"path": str(path)}, session)
     assert kept is session and message.startswith("<b>notes.txt is not a readable image")
+    assert len(controls) == 6 and all(control == gradio.skip() for control in controls)
     assert not path.parents[1].exists()
     with pytest.warns(UserWarning, match="the upload is gone"):
         assert actions.open({"path": str(path)}, None)[1] is None
@@ -84,7 +87,9 @@ def test_a_question_and_clicks(actions, upload, scenes):
     _, drawn, table, message = actions.ask(session, scenes["instance"].prompts, "instance", *USUAL)
     assert len(table) == 3 and message == f"{session.shown.summary}\n{photograph_warning(actions.predictor.sources)}"
     shown = actions.list_click(select([0, 1], table[2]), session)  # the table may be sorted by another column
-    assert session.selected == 2 and shown[3] == f"mask 3: {table[2][1]}, predicted IoU {table[2][2]:.3f}"
+    line, warning = shown[3].splitlines()
+    assert session.selected == 2 and line == f"mask 3: {table[2][1]}, predicted IoU {table[2][2]:.3f}"
+    assert warning == photograph_warning(actions.predictor.sources)
     assert np.array_equal(actions.show_all(session)[1], drawn)
     y, x = (place.mean() for place in session.shown.masks[0].nonzero())
     actions.image_click(select([448 * x / 192, 448 * y / 192]), session, SELECT)
@@ -97,9 +102,9 @@ def test_a_question_and_clicks(actions, upload, scenes):
 
 def test_examples_are_opened_with_their_question(actions):
     for index, example in enumerate(actions.examples):
-        session, _, _, _, prompts, task = actions.open_example(select(index), None)
+        session, _, _, _, prompts, task, *others = actions.open_example(select(index), None)
         assert np.array_equal(session.image, example.image)
-        assert (prompts, task) == (example.prompts, example.task)
+        assert (prompts, task, others) == (example.prompts, example.task, [*USUAL, SELECT])
         session.ask(prompts, task, dict(zip(SLIDERS, USUAL, strict=True)))
         assert len(session.shown.masks) and view(session)[3] == session.shown.summary  # no warning, as it is no upload
     assert {example.task for example in actions.examples} == TASK_THRESHOLDS.keys()
@@ -142,8 +147,13 @@ def page(shapes, tmp_path, monkeypatch):
 
 
 def test_the_heading_says_what_the_weights_know(page, shapes):
-    (heading,) = (block.value for block in page.blocks.values() if isinstance(block, gradio.HTML))
+    heading, *_ = (block.value for block in page.blocks.values() if isinstance(block, gradio.HTML))
     assert "only the synthetic Shapes world" in heading and knowledge(shapes.sources) in heading
+
+
+def test_the_message_is_text(page):
+    (message,) = (block for block in page.blocks.values() if getattr(block, "elem_id", None) == "message")
+    assert message.postprocess("<b>a & b</b>\n'c'") == "&lt;b&gt;a &amp; b&lt;/b&gt;\n'c'"
 
 
 def test_sliders_start_at_the_values_of_the_config(shapes, page):

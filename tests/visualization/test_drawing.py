@@ -15,6 +15,7 @@ from openworldsam.visualization.drawing import (
     _to_canvas,
     at_drawn_size,
     contact_sheet,
+    draw_clicks,
     draw_comparison,
     draw_masks,
     draw_prediction,
@@ -137,6 +138,26 @@ def test_specks_are_filled_but_not_outlined():
     assert not large[395:410, 395:410].any() and not large[190:215, 140:165].any()
     drawn = draw_masks(np.zeros((480, 640, 3), np.uint8), labelled(masks, ("", "b"), [0, 1]), alpha=1.0)
     assert drawn[402, 402].any() and not drawn[202, 152].any()
+
+
+def test_one_mask_alone_keeps_its_colour():
+    masks = np.zeros((2, 480, 640), dtype=bool)
+    masks[0, :, :400] = masks[1, :, 400:] = True
+    image, prediction = np.zeros((480, 640, 3), np.uint8), labelled(masks)
+    drawn = draw_masks(image, prediction, alpha=1.0, only=1)
+    assert not drawn[400, 60].any()
+    np.testing.assert_array_equal(drawn[400, 580], draw_masks(image, prediction, alpha=1.0)[400, 580])
+    np.testing.assert_array_equal(drawn[400, 580], fill_color(mask_colors(prediction)[1]))
+
+
+def test_clicks_are_a_green_plus_and_a_red_minus():
+    """Of radius 7, with white bars from -3.5 to 3.5: only the plus has one above its middle."""
+    drawn = draw_clicks(np.zeros((200, 300, 3), np.uint8), [(50, 60), (250.5, 100)], [1, 0]).astype(int)
+    (red, green, _), (red_2, green_2, _) = drawn[60 + 4, 50 + 3], drawn[100 + 4, 250 + 3]
+    assert green > red + 60 and red_2 > green_2 + 60
+    assert drawn[60, 48].min() == drawn[60 - 3, 50].min() == drawn[100, 248].min() == 255 > drawn[100 - 3, 250].min()
+    changed = np.argwhere(drawn.any(axis=-1))
+    assert changed.min(axis=0).tolist() == [53, 43] and not drawn[:53].any() and not drawn[:, 60:240].any()
 
 
 def test_labels_neither_overlap_nor_leave_the_image():
