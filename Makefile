@@ -53,7 +53,7 @@ test-wheel: $(EXTRAS)
 	$(WHEEL)/env/bin/pip install -q --no-build-isolation -c requirements.txt ./tools/detectron2_wheel
 	SAM2_BUILD_CUDA=0 $(WHEEL)/env/bin/pip install -q --no-build-isolation -c requirements.txt "$$(echo $(WHEEL)/*.whl)[app]"
 	$(WHEEL)/env/bin/pip check
-	OPENWORLDSAM_BIN=$(WHEEL)/env/bin $(PY) -m pytest -q -rs tests/session
+	OPENWORLDSAM_BIN=$(CURDIR)/$(WHEEL)/env/bin $(PY) -m pytest -q -rs -n logical --maxprocesses 4 tests/session
 
 # Every reader with a thousand damaged files, every command killed fifty times: docs/reliability.md.
 attack: $(EXTRAS)

@@ -75,7 +75,8 @@ def name(index):
 def official(folder, images, monkeypatch):
     """AP and AP50, 0 to 1, of cityscapesScripts on files."""
     evaluator = pytest.importorskip("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-    monkeypatch.chdir(folder)  # it writes matches.json
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(evaluator, "writeDict2JSON", lambda *_: None)  # of what is not read; fails with NumPy 2
     for key, value in {"quiet": True, "JSONOutput": False, "gtInstancesFile": str(folder / "gt.json")}.items():
         monkeypatch.setattr(evaluator.args, key, value)
     monkeypatch.setattr(evaluator.args, "predictionPath", str(folder))

@@ -30,7 +30,10 @@ def detectron2_scores(tmp_path):
         ]
         DatasetCatalog.register(name, lambda: records)
         MetadataCatalog.get(name).set(stuff_classes=[f"class{i}" for i in range(CLASSES)], ignore_label=255)
-        evaluator = SemSegEvaluator(name, distributed=False)
+        # its own reader fails with NumPy 2
+        evaluator = SemSegEvaluator(
+            name, distributed=False, sem_seg_loading_fn=lambda path, dtype: np.asarray(Image.open(path), dtype)
+        )
         evaluator.reset()
         for record, (predicted, truth) in zip(records, images, strict=True):
             Image.fromarray(truth.astype(np.uint8)).save(record["sem_seg_file_name"])
