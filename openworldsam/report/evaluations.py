@@ -70,17 +70,24 @@ class Evaluation(NamedTuple):
 def read_evaluations(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
     """Read the results of evaluations from output folders of openworldsam evaluate.
 
-    The page calls them by `names`, by default those of the folders.
+    The page calls them by `names`, by default by the ends of their paths, as long as it takes to tell them apart.
 
     Raises:
         FileNotFoundError: a folder has no results.
         ValueError: results are damaged, or the names are not unique or not one per folder.
     """
-    names = names or [os.path.basename(os.path.realpath(folder)) for folder in folders]
+    names = names or _path_ends([Path(os.path.realpath(folder)).parts for folder in folders])
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise ValueError(f"--names needs {len(folders)} different names, one per run; got {', '.join(names)}")
     contents = [_read_results(folder / RESULTS) for folder in folders]
     return [Evaluation(*each) for each in zip(names, folders, contents, strict=True)]
+
+
+def _path_ends(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Shorten paths to their last parts, the fewest that differ; to the last one if some are equal."""
+    longest = max(map(len, paths), default=1)
+    ends = (["/".join(parts[-kept:]) for parts in paths] for kept in range(1, longest + 1))
+    return next((names for names in ends if len(set(names)) == len(names)), [parts[-1] for parts in paths])
 
 
 def _read_results(path: Path) -> dict[str, Any]:

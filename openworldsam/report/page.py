@@ -20,24 +20,36 @@ from openworldsam.report.pictures import PictureRow
 from openworldsam.visualization.drawing import RGBImage
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem; color: #1e1e1e }
-h1, h2, h3 { line-height: 1.2 } h2 { border-top: 2px solid #1e1e1e; padding-top: .6rem; margin-top: 2.5rem }
+:root { color-scheme: light dark; --ink: #1e1e1e; --paper: #fff; --line: #ddd; --note: #666; --link: #0645ad }
+@media (prefers-color-scheme: dark) {
+    :root { --ink: #e6e6e6; --paper: #161616; --line: #444; --note: #aaa; --link: #8ab4f8 }
+    .chart { background: #fff } }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1.2rem;
+    color: var(--ink); background: var(--paper) }
+h1, h2, h3 { line-height: 1.2 } h2 { border-top: 2px solid; padding-top: .6rem; margin-top: 2.5rem }
+h1, h2, h3 { scroll-margin-top: 3rem; overflow-wrap: anywhere } a { color: var(--link) }
 table { border-collapse: collapse; margin: .8rem 0 } .wide { overflow-x: auto }
-th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
-.pictures td, .pictures th { border: 0; padding: 0 .5rem .2rem 0 } .pictures img { width: 100%; min-width: 240px }
-.chip { display: inline-block; margin: 0 .8rem .2rem 0; white-space: nowrap }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+td { min-width: 4.5em; overflow-wrap: anywhere } td.number, th.number { text-align: right }
+td.number { font-variant-numeric: tabular-nums }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 320px)); gap: .2rem .6rem }
+.pictures figure { margin: 0 } .pictures img { width: 100% }
+.chip { display: inline-block; margin: 0 .8rem .8rem 0 }
 .chip i { display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em }
-img { max-width: 100% } code { overflow-wrap: anywhere } .note { color: #666 } .bad { color: #b00020 }
-nav a { margin-right: 1rem }
+.wide img { max-width: max(100%, 700px) } .note { color: var(--note) } .bad { color: #e0304a }
+nav { position: sticky; top: 0; background: var(--paper); display: flex; flex-wrap: wrap; gap: .2rem 1rem;
+    padding: .4rem 0 }
 """
+
+
+META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 def page(title: str, sections: Sequence[tuple[str, Html]]) -> str:
     """Assemble the document from a title and the heading and body of each section."""
-    links = join(tag("a", heading, href=f"#s{i}") for i, (heading, _) in enumerate(sections))
+    links = join((tag("a", heading, href=f"#s{i}") for i, (heading, _) in enumerate(sections)), "\n")
     parts = [join((tag("h2", heading, id=f"s{i}"), body), "\n") for i, (heading, body) in enumerate(sections)]
-    head = tag("head", Html('<meta charset="utf-8">'), tag("title", title), tag("style", Html(STYLE)))
+    head = tag("head", Html(META), tag("title", title), tag("style", Html(STYLE)))
     body = tag("body", join((tag("h1", title), tag("nav", links), *parts), "\n"))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -55,12 +67,13 @@ def html_table(header: Sequence[object], rows: Iterable[Sequence[object]], numbe
 
 def figure_html(figure: Figure, alt: str) -> Html:
     """Embed a chart in the page."""
-    return _embedded(lambda file: figure.savefig(file, format="png", dpi=110), "png", alt)
+    image = _embedded(lambda file: figure.savefig(file, format="png", dpi=110), "png", alt)
+    return tag("div", image, class_="wide chart")
 
 
 def picture_html(picture: RGBImage, alt: str) -> Html:
     """Embed a picture, uint8 [H, W, 3], in the page."""
-    return _embedded(lambda file: Image.fromarray(picture).save(file, format="JPEG", quality=80), "jpeg", alt)
+    return _embedded(lambda file: Image.fromarray(picture).save(file, format="WebP", quality=70), "webp", alt)
 
 
 def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> Html:
@@ -70,8 +83,8 @@ def _embedded(save: Callable[[io.BytesIO], None], kind: str, alt: str) -> Html:
 
 
 def about_runs(runs: Sequence[Evaluation]) -> Html:
-    """Tabulate preset, protocol, prompt options, score, weights and command of each run."""
-    rows = []
+    """Tabulate preset, protocol, prompt options, score, weights and command, with a column per run."""
+    columns = []
     for run in runs:
         content = run.content
         options = {key: content.get(key) for key in map(str.lower, ASKED)}
@@ -79,8 +92,9 @@ def about_runs(runs: Sequence[Evaluation]) -> Html:
         score = score_line(content["score"]) if "score" in content else ""
         weights = join((_source(name, source) for name, source in content["weights"].items()), "<br>")
         command = join((tag("code", content["command"]), f"{content.get('seconds')} s"), "<br>")
-        rows.append((run.name, content["preset"], content["protocol"], prompts, score, weights, command))
-    return html_table(("run", "preset", "protocol", "prompts", "score", "weights", "command and time"), rows)
+        columns.append((content["preset"], content["protocol"], prompts, score, weights, command))
+    names = ("preset", "protocol", "prompts", "score", "weights", "command and time")
+    return html_table(("run", *(run.name for run in runs)), zip(names, *columns, strict=True))
 
 
 def _source(name: str, source: dict[str, Any]) -> Html:
@@ -95,10 +109,10 @@ def scores(runs: Sequence[Evaluation], benchmarks: Sequence[str]) -> Html:
     rows: list[tuple[object, ...]] = []
     for name in benchmarks:
         scored = [run.benchmarks.get(name) for run in runs]
-        rows.append((name, "images", *(image_count(content) if content else "" for content in scored)))
+        rows.append((name, "images", *(image_count(content) if content else "n/a" for content in scored)))
         for column in ((name, task, metric) for task, metrics in HEADLINES.items() for metric in metrics):
             if any(column in values for values in found):
-                cells = (_score(*values[column]) if column in values else "" for values in found)
+                cells = (_score(*values.get(column, (None, None))) for values in found)
                 rows.append((name, f"{column[1]} {column[2]}", *cells))
     table = html_table(("benchmark", "metric", *(run.name for run in runs)), rows, len(runs))
     lines = []
@@ -146,15 +160,17 @@ def class_table(runs: Mapping[str, ClassMetrics], classes: Sequence[str]) -> Htm
 
 
 def picture_table(rows: Sequence[PictureRow], task: str) -> Html:
-    """Show pictures side by side, with a legend of the colours below each row."""
-    lines = []
+    """Show pictures side by side, as far as the screen is wide enough, with a legend of the colours below each row."""
+    parts = []
     for row in rows:
         chips = [
             tag("span", tag("i", style=f"background: rgb{color}"), text, class_="chip")
             for text, color in row.legend.items()
         ]
-        lines.append(tag("tr", *(tag("th", name) for name in row.pictures)))
-        images = (picture_html(picture, f"{row.file_name}, {task}, {name}") for name, picture in row.pictures.items())
-        lines.append(tag("tr", *(tag("td", image) for image in images)))
-        lines.append(tag("tr", tag("td", tag("b", row.file_name), " ", *chips, colspan=len(row.pictures))))
-    return tag("div", tag("table", join(lines, "\n"), class_="pictures"), class_="wide")
+        figures = [
+            tag("figure", tag("figcaption", name), picture_html(picture, f"{row.file_name}, {task}, {name}"))
+            for name, picture in row.pictures.items()
+        ]
+        parts.append(tag("div", *figures, class_="pictures"))
+        parts.append(tag("p", tag("b", row.file_name), " ", *chips))
+    return join(parts, "\n")

@@ -23,7 +23,7 @@ from openworldsam.visualization import LabelledMasks, draw_masks
 from openworldsam.visualization.drawing import RGBImage
 from openworldsam.visualization.legend import prompt_colors
 
-PICTURE_SIDE = 480
+PICTURE_SIDE = 320
 """Longest side of a picture in pixels."""
 TRUTH = "ground truth"
 

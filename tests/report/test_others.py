@@ -159,10 +159,10 @@ def test_where_names_of_images_repeat_their_folders_decide(run, method, form):
 
 
 def test_the_page_shows_other_methods(run, method, tmp_path, exit_status, capsys):
-    assert build_report([run], others=[method]).count("<th>X-Decoder</th>") == 2 * 3 + 1
+    assert build_report([run], others=[method]).count("<figcaption>X-Decoder</figcaption>") == 2 * 3 + 1
     options = ["--runs", run.folder, "--output", tmp_path / "page.html", "--others"]
     assert exit_status(main, *options, f"X-Decoder={method.folder}") == 0
-    assert "<th>X-Decoder</th>" in (tmp_path / "page.html").read_text()
+    assert "<figcaption>X-Decoder</figcaption>" in (tmp_path / "page.html").read_text()
     assert exit_status(main, *options, "nowhere") == 2 and "is not NAME=DIR" in capsys.readouterr().err
 
 

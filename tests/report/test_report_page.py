@@ -25,7 +25,9 @@ from openworldsam.report.evaluations import (
     overview_scores,
     read_evaluations,
 )
-from openworldsam.report.pictures import TRUTH, masks_of, picture_rows, spread_out
+from openworldsam.report.page import picture_html
+from openworldsam.report.pictures import PICTURE_SIDE, TRUTH, masks_of, picture_rows, spread_out
+from openworldsam.visualization import LabelledMasks, draw_masks
 
 main = cli.command("report")
 
@@ -183,7 +185,7 @@ def test_pictures_show_the_images_that_all_runs_have_saved(tmp_path):
 def test_the_page_is_self_contained_and_complete(runs):
     html = build_report(runs)
     assert not re.search(r"<script|<link|@import|url\(", html)
-    assert set(re.findall(r'src="([^,"]{0,30})', html)) == {"data:image/png;base64", "data:image/jpeg;base64"}
+    assert set(re.findall(r'src="([^,"]{0,30})', html)) == {"data:image/png;base64", "data:image/webp;base64"}
     pictures = re.findall(r'base64,([^"]+)"', html)
     assert len(pictures) == 2 + 1 + 2 * 3  # two charts, one confusion table, three pictures of two images
     sizes = [Image.open(io.BytesIO(base64.b64decode(text))).size for text in pictures]
@@ -264,9 +266,30 @@ def test_figure_2_has_what_is_comparable_beside_the_paper(tmp_path, runs):
     assert "Fig. 2" in build_report(runs) and "Fig. 2" not in build_report(runs[1:])
 
 
+def test_runs_are_named_by_the_ends_of_their_paths_that_differ(tmp_path):
+    folders = [write(tmp_path / name, {"a_val": semantic()}) for name in ("a/main", "b/main", "b/other")]
+    assert [run.name for run in read_evaluations(folders[1:])] == ["main", "other"]
+    assert [run.name for run in read_evaluations(folders)] == ["a/main", "b/main", "b/other"]
+
+
+def test_a_benchmark_that_a_run_lacks_is_not_available(tmp_path):
+    runs = read_evaluations([write(tmp_path / name, {f"{name}_val": semantic()}) for name in ("a", "b")])
+    html = build_report(runs)
+    assert '<td>a_val</td><td>images</td><td class="number">2000</td><td class="number">n/a</td>' in html
+    assert '<td>semantic mIoU</td><td class="number">n/a</td><td class="number">45.80' in html
+
+
+def test_pictures_of_a_benchmark_take_less_than_a_megabyte(photograph):
+    """At most: four images, three tasks, and of each image, ground truth and prediction."""
+    image = np.array(Image.open(photograph).convert("RGB"))
+    masks = np.stack([image[..., 0] > 150, image[..., 2] < 60])
+    drawing = LabelledMasks("instance", ("light", "dark"), masks, np.ones(2, np.float32), np.arange(2))
+    assert 4 * 3 * 3 * len(picture_html(draw_masks(image, drawing, max_side=PICTURE_SIDE), "")) < 10**6
+
+
 def test_page_without_saved_predictions_says_how_to_get_pictures(runs):
     html = build_report(runs[1:])
-    assert "No pictures" in html and "jpeg" not in html
+    assert "No pictures" in html and "webp" not in html
 
 
 @pytest.mark.parametrize(
