@@ -1,12 +1,34 @@
-"""Progress of a long run over images, in the log."""
+"""Progress of a long run over images, in the log or on a terminal."""
 
 from __future__ import annotations
 
 import datetime
 import logging
+import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from openworldsam.utils.launch import say
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def with_progress(items: Iterable[T], total: int | None, unit: str) -> Iterator[T]:
+    """Yield items; show a bar on a terminal, elsewhere a line a minute on stderr. `total` is None if unknown."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, unit=unit)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        if (now := time.monotonic()) - last >= 60:
+            last = now
+            of_all = f" of {total:,}" if total else ""
+            say(f"{done:,}{of_all} {unit}s, {done / (now - start):.2g} a second", file=sys.stderr)
+        yield item
 
 
 class Progress:

@@ -7,13 +7,12 @@ import logging
 import sys
 from collections import Counter
 
-from tqdm import tqdm
-
 from openworldsam.annotate.prompts import parse_prompts
 from openworldsam.checkpoint import photograph_warning, provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.launch import item_error, say, user_errors
+from openworldsam.utils.progress import with_progress
 from openworldsam.utils.text import not_found
 from openworldsam.video.frames import open_clip
 from openworldsam.video.predictor import VideoPredictor
@@ -51,7 +50,7 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
 
     with writer:
         try:
-            for image in tqdm(clip.frames, total=clip.length or None, unit="frame", disable=None):
+            for image in with_progress(clip.frames, clip.length or None, "frame"):
                 number, seconds, known = len(video), clip.times[-1], len(video.tracks)
                 try:
                     writer.write(number, seconds, image, video.step(image), video.tracks)
