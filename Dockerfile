@@ -1,9 +1,10 @@
+# Not tried yet.
 # docker build -t openworldsam .                               for the CPU
 # docker build -t openworldsam --build-arg TORCH=cuda .        for NVIDIA GPUs; run it with --gpus all
-# docker run --rm -v "$PWD:/work" openworldsam segment --scene 38 --output output
+# docker run --rm -v "$PWD:/data" openworldsam segment --scene 38 --output output
 FROM python:3.12-slim
 
-# cpu: torch without CUDA, a fifth of the size; cuda: torch as it comes
+# cpu: torch without CUDA, much smaller; cuda: torch as it comes
 ARG TORCH=cpu
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -16,8 +17,8 @@ RUN if [ "$TORCH" = cpu ]; then set -- --extra-index-url "$TORCH_CPU_INDEX"; fi 
     && pip install --no-cache-dir --no-build-isolation -c requirements.txt ./tools/detectron2_wheel \
     && SAM2_BUILD_CUDA=0 pip install --no-cache-dir --no-build-isolation -c requirements.txt '.[app]'
 
-# weights that `openworldsam download` fetches stay outside of the container
-ENV OPENWORLDSAM_WEIGHTS=/work/weights
-WORKDIR /work
+# weights that `openworldsam download` fetches stay outside the container
+ENV OPENWORLDSAM_WEIGHTS=/data/weights
+WORKDIR /data
 ENTRYPOINT ["openworldsam"]
 CMD ["--help"]

@@ -54,7 +54,7 @@ def find_weights(path: str) -> str:
 
 
 def looked_for(path: str | Path) -> str:
-    """Where a missing weight file was looked for, as the end of a message."""
+    """List the places where a missing weight file was looked for, as the end of a message."""
     if os.path.isabs(path):
         return ""
     return f" beside the config, in the working directory or in {weights_folder()} ($OPENWORLDSAM_WEIGHTS)"

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 
+import openworldsam
 from openworldsam.cli.preflight import missing_weights
-from openworldsam.config_files import weights_folder
+from openworldsam.config_files import dataset_root, weights_folder
 from openworldsam.download import names_of
 from openworldsam.utils.launch import print_error, say
 from openworldsam.utils.versions import PACKAGES
 
-EXTRAS = {"app": "gradio", "supervision": "supervision", "fiftyone": "fiftyone"}
+EXTRAS = {"app": "gradio", "supervision": "supervision", "fiftyone": "fiftyone", "label-studio": "label_studio_ml"}
 """Packages that only some commands and exports need, by the extra of this package that installs them."""
 
 
@@ -42,20 +43,20 @@ def packages() -> Iterator[str]:
     """Versions of the required packages; the optional ones that are not installed."""
     distributions = metadata.packages_distributions()
     found = {name: metadata.version(distributions[name][0]) for name in PACKAGES if name in distributions}
-    yield f"openworldsam {metadata.version('openworldsam')}, Python {platform.python_version()}, {platform.platform()}"
+    yield f"openworldsam {openworldsam.__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield "  " + ", ".join(f"{name} {version}" for name, version in found.items())
     for name in PACKAGES:
         if not util.find_spec(name):
-            yield f"  missing: {name}; README.md, Installation, has the commands"
+            yield f"  missing: {name}; README.md, Manual installation, has the commands"
     for extra, name in EXTRAS.items():
         if not util.find_spec(name):
-            yield f"  not installed, as it is not always needed: {name} (pip install 'openworldsam[{extra}]')"
+            yield f"  not installed, needed by some commands only: {name} (pip install '.[{extra}]' in the repository)"
 
 
 def machine() -> Iterator[str]:
     """Cores, memory and devices."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield f"{len(os.sched_getaffinity(0))} cores, {memory / 1e9:.0f} GB of memory"
+    yield f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory"
     if not util.find_spec("torch"):
         return
     import torch
@@ -71,7 +72,7 @@ def machine() -> Iterator[str]:
 
 def folders() -> Iterator[str]:
     """The folders of weights and data."""
-    weights, data = weights_folder(), Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    weights, data = weights_folder(), dataset_root()
     files = sorted(path for path in weights.glob("*") if path.suffix in (".pth", ".pt", ".safetensors", ".spm", ".bin"))
     held = ", ".join(f"{path.name} {path.stat().st_size / 1e9:.2f} GB" for path in files) or "nothing"
     free = shutil.disk_usage(next(folder for folder in (weights, *weights.parents) if folder.exists())).free

@@ -1,10 +1,10 @@
 """The command `openworldsam`: overview, shared options, suggestions, missing files, and its speed."""
 
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from openworldsam.evaluation.metrics.instance import IOU_TYPES
 from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.score import TASKS as SCORE_TASKS
 from openworldsam.inference import TASKS as INFERENCE_TASKS
+from openworldsam.inference import InferenceOptions
 from openworldsam.pretraining.command import SCHEDULES
 from openworldsam.speed.command import PARTS
 from openworldsam.utils import device
@@ -74,9 +75,11 @@ def test_help_imports_neither_torch_nor_detectron2(name, tmp_path):
 
 
 def test_help_comes_at_once(tmp_path):
-    start = time.process_time(), time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "openworldsam"], capture_output=True, text=True, cwd=tmp_path)
-    assert time.monotonic() - start[1] < 10 and not done.returncode  # a second on a quiet machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 1 and not done.returncode  # CPU time, as the machine may be busy; 0.2 s were measured
     assert all(f"  {name} " in done.stdout for name in cli.COMMANDS)
 
 
@@ -149,6 +152,12 @@ def test_a_threshold_is_that_of_whichever_score_the_config_ranks_by():
     args = cli.parse("segment", ["--scene", "1", "--output", "o", "--threshold", "0.3"])
     keys = ("MODEL.INFERENCE.SCORE_THRESHOLD", "MODEL.INFERENCE.MATCH_THRESHOLD")
     assert args.opts == [keys[0], "0.3", keys[1], "0.3"] and args.config == "shapes"
+
+
+def test_a_threshold_of_0_is_not_that_stored_with_the_weights():
+    args = cli.parse("segment", ["--scene", "1", "--output", "o", "--threshold", "0"])
+    options = InferenceOptions.from_config(load_config("shapes", args.opts), stored={"match": 0.4})
+    assert options.score == "match" and 0 < options.score_threshold < 1e-8
 
 
 def test_the_output_of_a_training_is_its_key():

@@ -56,7 +56,8 @@ def serve(
 ) -> gradio.Blocks:
     """Start serving the page in the background, on a free port if `port` is None; its `close` stops the server.
 
-    The folder is private and holds uploads until they are read. Other arguments: see `parse_args` and `Session`.
+    The folder is private and holds uploads until they are read. Other arguments: see `openworldsam app --help` and
+    `Session`.
 
     Raises:
         ImportError: Gradio is not installed.

@@ -89,7 +89,8 @@ def stated_overrides(args: argparse.Namespace) -> list[str]:
     if weights := getattr(args, "weights", None):
         pairs += ["MODEL.WEIGHTS", weights]
     if (threshold := getattr(args, "threshold", None)) is not None:  # of whichever score the config ranks by
-        pairs += ["MODEL.INFERENCE.SCORE_THRESHOLD", threshold, "MODEL.INFERENCE.MATCH_THRESHOLD", threshold]
+        match = threshold if float(threshold) else "1e-9"  # 0 stands for the threshold stored with the weights
+        pairs += ["MODEL.INFERENCE.SCORE_THRESHOLD", threshold, "MODEL.INFERENCE.MATCH_THRESHOLD", match]
     if device := getattr(args, "device", None):
         pairs += ["MODEL.DEVICE", device]
     return pairs

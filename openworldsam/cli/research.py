@@ -145,7 +145,7 @@ COMMANDS = {
         _train,
         "  openworldsam train --config coco --processes 8\n"
         "  openworldsam train --config shapes/paper --output output/mine SOLVER.MAX_ITER 100\n"
-        "  torchrun --nproc-per-node 8 tools/train_net.py --config coco",
+        "  torchrun --nproc-per-node 8 -m openworldsam train --config coco",
         check=_use_output,
     ),
     "evaluate": Command(

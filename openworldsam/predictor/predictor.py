@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 class OpenWorldSAMPredictor:
     """Segments what texts name.
 
-        predictor = OpenWorldSAMPredictor("configs/presets/released.yaml", opts=["MODEL.WEIGHTS", "model_final.pth"])
+        predictor = OpenWorldSAMPredictor("released")
         result = predictor("street.jpg", ["car", "road"], task="panoptic")
         results = predictor(["a.jpg", "b.jpg"], "car")  # predict_batch: one by one, for any number of images
         predictor.set_image("zebra.jpg")  # several questions about one image: encoded once
         result = predictor.predict(["zebra", "grass"])
 
     Args:
-        cfg: a config, or the path of one.
+        cfg: a config, or the name, file or saved model that `load_config` takes.
         device: "cpu", "cuda", "mps"; by default MODEL.DEVICE, or the CPU where that does not exist.
         opts: KEY VALUE pairs that override the config.
 
@@ -154,8 +154,8 @@ class OpenWorldSAMPredictor:
                 without overlap; "referring" gives the one best mask of each prompt.
             boxes: [n, 4], x0 y0 x1 y1 in pixels, which say more than the texts do.
             box_labels: for each box "this" or 1 (the default): the thing in it is found for certain, with score 1, for
-                a single prompt; "not" or 0: masks of which half or more lies in it are taken away; "within": so are
-                those of which less lies in each such box.
+                a single prompt; "not" or 0: removes masks that lie at least half in it; "within": removes masks that
+                lie less than half in every such box.
             image: as in `encode`, or what that returned; by default the current image of this thread.
             stuff: the prompts that name regions rather than objects (case does not matter); by default those that
                 are COCO stuff classes, such as "grass" or "sky". Only panoptic segmentation distinguishes them.

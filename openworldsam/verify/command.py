@@ -25,7 +25,7 @@ from openworldsam.verify.inspection import inspect_weights
 from openworldsam.verify.report import markdown, summary
 
 DATASET = "coco_2017_val_panoptic_openworldsam"
-"""Whose protocol the images are scored by."""
+"""Dataset whose protocol scores the images."""
 
 
 def verify(

@@ -38,7 +38,7 @@ LAYOUTS = (
     ("coco/annotations/panoptic_val2017.json", "coco/val2017", "coco/panoptic_val2017"),
     ("panoptic.json", "images", "panoptic"),
 )
-"""Where a folder may have the list of images, the images, and the panoptic PNGs."""
+"""Possible places in a folder of the list of images, the images, and the panoptic PNGs."""
 IMAGES = 20
 """Images that are scored unless TEST.MAX_IMAGES says otherwise."""
 LEAST_IMAGES, LEAST_ERRORS, LEAST_IOU = 5, 3.0, 30.0

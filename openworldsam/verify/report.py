@@ -31,7 +31,7 @@ def summary(content: Content) -> list[str]:
 
 
 def _origin(component: str, compared: Content) -> str:
-    """Which public file a component equals, or comes closest to."""
+    """Name the public file that a component equals, or comes closest to."""
     same = [file for file, found in compared.items() if found["equal"] == found["tensors"]]
     if same:
         return f"{component}: equal to that of {' and '.join(same)} in all {compared[same[0]]['tensors']:,} tensors"

@@ -1,4 +1,4 @@
-"""tools/ablate.py: the whole command, resuming, feature caches, variants of others, and errors."""
+"""`openworldsam ablate`: the whole command, resuming, feature caches, variants of others, and errors."""
 
 import json
 import re

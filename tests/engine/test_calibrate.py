@@ -1,4 +1,4 @@
-"""tools/calibrate.py: its files, thresholds in the weights and who says them, several processes, and errors."""
+"""`openworldsam calibrate`: its files, thresholds in the weights and who says them, several processes, and errors."""
 
 import json
 import shutil

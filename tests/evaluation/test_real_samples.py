@@ -1,4 +1,4 @@
-"""`openworldsam evaluate` and tools/report.py as people run them, over a small DETECTRON2_DATASETS of real pictures.
+"""tools/eval_net.py and tools/report.py as people run them, over a small DETECTRON2_DATASETS of real pictures.
 
 The model is the tiny one with weights by rule: that figures come out is what is shown, not which.
 """

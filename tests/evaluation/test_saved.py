@@ -36,7 +36,7 @@ def model(build):
 
 
 def scored(folder, ignore=255):
-    """What `openworldsam score` makes of a benchmark's files, by task."""
+    """Scores that `openworldsam score` gives to a benchmark's files, by task."""
     truth, predicted = folder / "truth", folder / "prediction"
     reports = {}
     if (truth / "panoptic.json").exists():

@@ -1,4 +1,4 @@
-"""tools/score_predictions.py: correct scores of files of every format, and clear errors."""
+"""`openworldsam score`: correct scores of files of every format, and clear errors."""
 
 import json
 

@@ -30,7 +30,7 @@ LIMITS = {
     "SOLVER": {"MAX_ITER": 2, "STEPS": []},
     "TEST": {"MAX_IMAGES": 2},
 }
-"""Of every config by which a page trains or evaluates."""
+"""Settings of every config with which a page trains or evaluates."""
 TINY = ("released", "coco/openworldsam", "coco/score_released", "presets/paper")
 """Configs of the full size, which are made tiny."""
 

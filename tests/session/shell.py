@@ -142,7 +142,6 @@ class Shell:
             (done,) = self.processes(in_fork, program, words, given, cwd, environment)
             status, output = done.status, done.stdout + done.stderr
         self.ran.append(Ran([program, *words], status, output))
-
         return output
 
     def _visit(self, words, cwd, environment):

@@ -49,7 +49,7 @@ AFTER = {
     "docs/quickstart.ipynb": "assert sum(isinstance(value, Image.Image) for value in shown) == 4\n"
     "assert {annotation['category_id'] for annotation in shown[-1]} == {1}",
 }
-"""What holds at the end of a page's program."""
+"""Checks at the end of a page's program."""
 STATUS = {
     "openworldsam check --own": 0,
     "openworldsam check": 1,
@@ -73,7 +73,7 @@ SAID = {
     "docs/quickstart.ipynb": [r"star 2", r"no mask passed the threshold 0\.99 \(best match score 0\."],
     "weights/README.md": [r"sam2_hiera_large +sam2_hiera_large\.pt "],
 }
-"""What a page's commands print."""
+"""Patterns of the output of a page's commands."""
 
 
 def cells(notebook):

@@ -90,7 +90,7 @@ def test_inputs_are_not_modified_and_drawing_is_deterministic():
 
 
 def test_the_smaller_mask_is_on_top_and_of_equal_ones_the_higher_score():
-    """Whatever their order: half of the image over the whole, which has the higher score if it comes first."""
+    """Half of the image lies over the whole in either order, so once below a higher score."""
     image = np.zeros((480, 640, 3), dtype=np.uint8)
     masks = np.ones((2, 480, 640), dtype=bool)
     masks[0, :, 320:] = False
@@ -104,7 +104,7 @@ def test_the_smaller_mask_is_on_top_and_of_equal_ones_the_higher_score():
 
 
 def lines(masks, colors, prompts):
-    """Which pixels of a black image of 640 x 480 have the pure colour of an outline, by prompt."""
+    """Masks of the pixels with the pure colour of each outline, drawn over a black image of 640 x 480."""
     prediction = labelled(masks, prompts, range(len(masks)), "semantic")
     drawn = draw_masks(np.zeros((480, 640, 3), np.uint8), prediction, alpha=0.0).astype(int)
     return [(np.abs(drawn - color) < 60).all(axis=-1) for color in colors]

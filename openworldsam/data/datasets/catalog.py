@@ -89,7 +89,7 @@ def set_metadata(name: str, **entries: object) -> None:
 class PanopticFiles(NamedTuple):
     """Paths of a panoptic dataset, relative to `dataset_root` or absolute.
 
-    semseg_root: contiguous class ids as PNGs; `datasets/prepare.py coco` makes them. instances_json: COCO's own
+    semseg_root: contiguous class ids as PNGs; `openworldsam prepare coco` makes them. instances_json: COCO's own
     instances. Both are for Detectron2's evaluators; ours use the panoptic segments. instance_ids_root: Cityscapes' own
     ground truth, for its AP.
     """
