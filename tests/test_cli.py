@@ -154,10 +154,14 @@ def test_a_threshold_is_that_of_whichever_score_the_config_ranks_by():
     assert args.opts == [keys[0], "0.3", keys[1], "0.3"] and args.config == "shapes"
 
 
-def test_a_threshold_of_0_is_not_that_stored_with_the_weights():
-    args = cli.parse("segment", ["--scene", "1", "--output", "o", "--threshold", "0"])
-    options = InferenceOptions.from_config(load_config("shapes", args.opts), stored={"match": 0.4})
-    assert options.score == "match" and 0 < options.score_threshold < 1e-8
+@pytest.mark.parametrize(("threshold", "expected"), [("0", 1e-9), ("1", 1.0), ("0.3", 0.3)])
+def test_a_threshold_counts_as_it_is_given(threshold, expected):
+    """Not that stored with the weights, which MATCH_THRESHOLD 0 stands for."""
+    args = cli.parse("segment", ["--scene", "1", "--output", "o", "--threshold", threshold])
+    cfg = load_config("shapes", args.opts)
+    options = InferenceOptions.from_config(cfg, stored={"match": 0.4})
+    assert (options.score, options.score_threshold) == ("match", expected)
+    assert float(threshold) == cfg.MODEL.INFERENCE.SCORE_THRESHOLD
 
 
 def test_the_output_of_a_training_is_its_key():

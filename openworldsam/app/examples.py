@@ -12,7 +12,7 @@ from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.shapes import expressions
 
 SCENES = {90: "panoptic", 116: "instance", 11: "semantic", 123: "referring"}
-"""Scene numbers and the task of each. The bundled weights segment all of them correctly (tests/app/test_examples.py)."""
+"""Scene numbers and the task of each. The bundled weights segment all correctly (tests/app/test_examples.py)."""
 
 
 class ExampleQuestion(NamedTuple):

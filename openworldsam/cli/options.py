@@ -137,7 +137,7 @@ def add_output(parser: Parser, help: str = "folder of the results", metavar: str
 
 
 def _fraction(text: str) -> str:
-    """A number from 0 to 1, as its text; raises ValueError for any other."""
+    """A number from 0 to 1 as the text of a float, as a config takes no 0 or 1 for one; ValueError for any other."""
     if not 0 <= float(text) <= 1:
         raise ValueError
-    return text
+    return str(float(text))
