@@ -20,7 +20,7 @@ PROMISED = {
     " output/reef/results.json",
     "datasets/README.md": "output/shapes/results.json output/reef/results.json output/coco/adapter.safetensors",
     "docs/annotate.md": "output/photos/instances.json output/photos/panoptic/0.png output/photos/semantic/1.png"
-    " output/annotated/instances.json output/annotated/panoptic.json output/annotated/overlays/scene4.png",
+    " output/annotated/instances.json output/annotated/panoptic.json output/annotated/overlays/scene114.png",
     "docs/app.md": "",
     "docs/evaluation.md": "output/eval/results.json output/eval/report.html output/eval/coco_instances.json"
     " output/eval/cityscapes.json output/two_stage.html output/figure5.html",
