@@ -69,7 +69,7 @@ lint: install
 # IMAGE="'my images/a.jpg'" has a space.
 IMAGE ?=
 PROMPTS ?=
-SCENE ?= 38
+SCENE ?= 90
 TASK ?= all
 SHAPES = --config shapes --scene $(SCENE)
 PHOTOGRAPHS = --config released --input $(IMAGE)
