@@ -381,7 +381,7 @@ def _nearest_key(message: str) -> str:
     """The end of a message about a key that does not exist, "Non-existent ... key: NAME"."""
     add_openworldsam_config(cfg := get_cfg())
     known = {key for name in flat(cfg) for key in accumulate(name.split("."), "{}.{}".format)}
-    near = difflib.get_close_matches(message.rpartition(" ")[2], known, 1)
+    near = difflib.get_close_matches(message.rpartition(" ")[2].upper(), known, 1)
     return f"; did you mean {near[0]}?" if near else "; openworldsam/config.py lists the keys"
 
 

@@ -34,14 +34,14 @@ def shipped(name: str) -> Path:
 def weights_folder() -> Path:
     """The folder of downloaded weights: $OPENWORLDSAM_WEIGHTS, by default openworldsam/weights in the user's cache."""
     if given := os.environ.get("OPENWORLDSAM_WEIGHTS"):
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "openworldsam" / "weights"
+        return Path(os.path.expanduser(given))  # unlike Path.expanduser, without an error where there is no such home
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "openworldsam", "weights")
 
 
 def dataset_root() -> Path:
     """Return the folder of all datasets: $DETECTRON2_DATASETS, or `datasets` in the current folder."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
 
 
 def find_weights(path: str) -> str:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from openworldsam.config import load_config
-from openworldsam.config_files import config_names, find_config, find_weights, looked_for, shipped, weights_folder
+from openworldsam.config_files import (
+    config_names,
+    dataset_root,
+    find_config,
+    find_weights,
+    looked_for,
+    shipped,
+    weights_folder,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +68,12 @@ def test_a_folder_that_is_no_saved_model_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("opts", "near"),
-    [(["MODLE.WEIGHTS", "a"], "MODEL.WEIGHTS"), (["TEST.CHUNK", "1"], "TEST.PROMPT_CHUNK"), (["SOLVR", "1"], "SOLVER")],
+    [
+        (["MODLE.WEIGHTS", "a"], "MODEL.WEIGHTS"),
+        (["TEST.CHUNK", "1"], "TEST.PROMPT_CHUNK"),
+        (["SOLVR", "1"], "SOLVER"),
+        (["seed", "1"], "SEED"),
+    ],
 )
 def test_a_misspelt_key_is_corrected(opts, near):
     with pytest.raises(KeyError, match=f"did you mean {near}\\?"):
@@ -115,3 +128,11 @@ def test_the_shapes_model_is_found_from_anywhere(tmp_path, monkeypatch):
     encoder = cfg.MODEL.PROMPT_ENCODER
     for path in (cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, encoder.WEIGHTS, encoder.TOKENIZER):
         assert Path(path).is_relative_to(shipped("weights")) and Path(path).is_file()
+
+
+def test_a_home_that_does_not_exist_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENWORLDSAM_WEIGHTS", "~no-such-user/weights")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~no-such-user/data")
+    assert weights_folder() == Path("~no-such-user/weights") and dataset_root() == Path("~no-such-user/data")
+    assert find_weights("a.pth") == "a.pth"

@@ -58,7 +58,7 @@ def read_prompts(path: str | Path) -> Prompts:
     try:
         lines = regular_file(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found; write one prompt per line into it") from None
+        raise FileNotFoundError(f"prompt file {path} not found; write one prompt per line into it") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     found: dict[str, bool] = {}

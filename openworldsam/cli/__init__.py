@@ -65,7 +65,10 @@ def parse(name: str, argv: Sequence[str] | None = None) -> Any:
     parser = Parser(prog=f"openworldsam {name}", description=command.description, epilog=command.examples)
     if command.add:
         command.add(parser)
-    own, overrides = split_overrides(words) if parser.takes_config else (words, [])
+    try:
+        own, overrides = split_overrides(words) if parser.takes_config else (words, [])
+    except ValueError as error:
+        parser.error(str(error))
     args = parser.parse_args(own)
     args.command = shlex.join(["openworldsam", name, *words])
     if parser.takes_config:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from openworldsam.cli.options import Command, Parser, add_config, add_output
+from openworldsam.cli.options import Command, Parser, add_config, add_output, given_path
 
 SCORED = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
 
@@ -55,7 +55,7 @@ the same by class name; and "without_prediction", the ids of images or expressio
 def _verify(parser: Parser) -> None:
     add = parser.add_argument
     add("--images", type=Path, metavar="DIR", help="COCO panoptic images, to compare the fusions on")
-    add("--output", type=Path, default=Path("output/verify"), metavar="DIR", help="gets verify.md and verify.json")
+    add("--output", type=given_path, default=Path("output/verify"), metavar="DIR", help="gets verify.md, verify.json")
     add_config(parser, "released")
 
 

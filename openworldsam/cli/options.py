@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+from openworldsam.utils.launch import print_error
 
 TASKS = ("semantic", "instance", "panoptic", "referring")
 DTYPES = ("fp32", "bf16", "fp16")
@@ -53,6 +56,11 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"there is no option {match[0]}{nearest(match[0], known)}")
         return super().parse_args(words)
 
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 after one line, as after any other user error."""
+        print_error(ValueError(f"{message} ({self.prog} --help)"))
+        self.exit(2)
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that is unknown: "; did you mean --prompts?", or nothing."""
@@ -64,6 +72,9 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line into its own words and the KEY VALUE pairs of a config, which may stand anywhere.
 
     All words after -o or --opts up to the next option are pairs; elsewhere, a word like MODEL.DEVICE and the next one.
+
+    Raises:
+        ValueError: an option, or nothing, is where the value of a key should be.
     """
     own: list[str] = []
     pairs: list[str] = []
@@ -74,8 +85,11 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if word in ("-o", "--opts"):
             within = True
         elif (within and not word.startswith("--")) or _KEY.fullmatch(word):
-            pairs += words[position : position + 2]
             position += 1
+            if position == len(words) or words[position] == "-o" or words[position].startswith("--"):
+                found = words[position] if position < len(words) else "nothing"
+                raise ValueError(f"config key {word} needs a value, got {found}")
+            pairs += [word, words[position]]
         else:
             within = False
             own.append(word)
@@ -133,11 +147,19 @@ def add_processes(parser: Parser, default: int | None = 1, help: str = "processe
 
 def add_output(parser: Parser, help: str = "folder of the results", metavar: str = "DIR") -> None:
     """Add --output."""
-    parser.add_argument("--output", required=True, type=Path, metavar=metavar, help=help)
+    parser.add_argument("--output", required=True, type=given_path, metavar=metavar, help=help)
+
+
+def given_path(text: str) -> Path:
+    """A path; raises ArgumentTypeError for an empty word, as an unset shell variable leaves it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a name is needed, got an empty one")
+    return Path(text)
 
 
 def _fraction(text: str) -> str:
-    """A number from 0 to 1 as the text of a float, as a config takes no 0 or 1 for one; ValueError for any other."""
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return str(float(text))
+    """A number from 0 to 1 as the text of a float, as a config takes no 0 or 1 for one; ArgumentTypeError for others."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return str(float(text))
+    raise argparse.ArgumentTypeError(f"a number from 0 to 1 is needed, got {text}")

@@ -12,6 +12,7 @@ from openworldsam.cli.options import (
     add_config,
     add_output,
     add_processes,
+    given_path,
 )
 
 
@@ -23,13 +24,13 @@ def _train(parser: Parser) -> None:
     add("--num-machines", type=int, default=1)
     add("--machine-rank", type=int, default=0)
     add("--dist-url", default="auto", help="address of the first machine")
-    add("--output", metavar="DIR", help="OUTPUT_DIR: gets states, logs and the adapter")
+    add("--output", type=given_path, metavar="DIR", help="OUTPUT_DIR: gets states, logs and the adapter")
     add_config(parser)
 
 
 def _use_output(parser: Parser, args: argparse.Namespace) -> None:
     if args.output:
-        args.opts += ["OUTPUT_DIR", args.output]
+        args.opts += ["OUTPUT_DIR", str(args.output)]
 
 
 def _evaluate(parser: Parser) -> None:
@@ -71,7 +72,7 @@ def _calibrate(parser: Parser) -> None:
 
 def _cache(parser: Parser) -> None:
     add = parser.add_argument
-    add("--output", required=True, metavar="DIR", help="folder of the cache; its content is kept")
+    add_output(parser, "folder of the cache; its content is kept")
     features = "all: SAM2's output too, 8 MiB per image at 1024 pixels in half precision"
     add("--image-features", choices=("none", "all"), default="none", help=features)
     add("--dtype", choices=DTYPES, default="bf16", help="number format on the disk")
@@ -81,11 +82,6 @@ def _cache(parser: Parser) -> None:
     add("--verify", action="store_true", help="only compare an existing cache with its checksums")
     add_processes(parser, help="processes on this machine; they share this part")
     add_config(parser)
-
-
-def _check_cache(parser: Parser, args: argparse.Namespace) -> None:
-    if not args.output.strip():
-        parser.error("--output is the name of a folder, got an empty one")
 
 
 def _ablate(parser: Parser) -> None:
@@ -110,7 +106,7 @@ def _ablate(parser: Parser) -> None:
 def _pretrain(parser: Parser) -> None:
     add = parser.add_argument
     add("encoder", choices=("sam2", "beit3", "memory"), help="memory extends an existing SAM2")
-    add("--output", type=Path, default=Path("output/shapes"), metavar="DIR", help="folder for the training state")
+    add("--output", type=given_path, default=Path("output/shapes"), metavar="DIR", help="folder for the training state")
     add("--steps", type=int, help="default: 12,000 (sam2), 30,000 (beit3), 1,500 (memory)")
     add("--batch-size", type=int, help="scenes per step")
     add_config(parser, "shapes/paper")
@@ -180,7 +176,6 @@ COMMANDS = {
         "  openworldsam cache --config coco --output cache/coco\n"
         "  openworldsam cache --config coco --output cache/coco --verify",
         "Training then reads them: DATASETS.FEATURE_CACHE cache/coco",
-        _check_cache,
     ),
     "ablate": Command(
         "repeat the paper's ablations on Shapes",

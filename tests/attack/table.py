@@ -94,7 +94,7 @@ CONFIGS = {
 
 OPTIONS = {
     f"{DEMO} --opts": {
-        "no value": (["MODEL.DEVICE"], r"options come in pairs KEY VALUE, got 1 words: MODEL\.DEVICE"),
+        "no value": (["MODEL.DEVICE"], r"config key MODEL\.DEVICE needs a value, got nothing"),
         "unknown key": (["MODEL.WEIGHT", "a"], r"MODEL\.WEIGHT"),
         "a section": (["MODEL", "3"], r"options KEY VALUE: Type mismatch .* for config key: MODEL"),
         "below a value": (["MODEL.DEVICE.A", "3"], r"MODEL\.DEVICE"),
@@ -762,7 +762,7 @@ CACHES = {
         "unknown data": (["DATASETS.TRAIN", "['sea']"], r"unknown datasets \['sea'\]"),
     },
     "cache_features --config-file {w}/tiny.yaml --output": {
-        "no folder": ([""], r"--output is the name of a folder, got an empty one"),
+        "no folder": ([""], r"argument --output: a name is needed, got an empty one"),
         "a file": (["{w}/cat.png"], r"cat\.png"),
         "of other weights": (["{w}/cache", "--dtype", "fp32", "--image-features", "all"], r"cache.*dtype is bf16"),
     },

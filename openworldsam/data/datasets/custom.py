@@ -14,6 +14,7 @@ Relative paths start from the file's own folder.
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -114,7 +115,7 @@ def read_description(path: str | Path) -> Description:
         FileNotFoundError: the file, or a json or folder that it names, is missing.
         ValueError: the description is wrong; says where.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     # YAML is nearly a superset of JSON, but has no tabs
     hint, complaint = "DATASETS.OWN names it", "is neither YAML nor JSON"
     is_json = path.suffix.lower() == ".json"
@@ -181,7 +182,7 @@ def _text(content: Mapping[str, Any], key: str) -> str:
 
 
 def _there(path: Path, content: Mapping[str, Any], key: str, *, folder: bool) -> Path:
-    found = path.parent / Path(_text(content, key)).expanduser()
+    found = path.parent / os.path.expanduser(_text(content, key))
     if not (found.is_dir() if folder else found.is_file()):
         raise FileNotFoundError(f"{path}: {key}: there is no {'folder' if folder else 'file'} {found}")
     return found
