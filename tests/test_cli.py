@@ -18,6 +18,7 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
 from openworldsam.data.feature_cache import IMAGE_FEATURES
+from openworldsam.engine.checks import check_training
 from openworldsam.evaluation.metrics.instance import IOU_TYPES
 from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.score import TASKS as SCORE_TASKS
@@ -262,6 +263,19 @@ def test_the_commands_of_the_pages_are_understood(page, monkeypatch):
             cfg.DATASETS.OWN = []
             register_datasets(cfg)
             check_registered(set(with_tables(getattr(args, "benchmarks", []))) - {"reef_val"})
+
+
+@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.examples])
+def test_the_examples_of_the_help_are_understood(name):
+    for line in cli.COMMANDS[name].examples.splitlines():
+        words = shlex.split(line.partition("     ")[0])
+        if words[0] != "openworldsam":  # torchrun
+            continue
+        args = cli.parse(name, words[2:])
+        if hasattr(args, "config"):
+            cfg = load_config(args.config, args.opts)
+            if name == "train" and args.processes == 1:
+                check_training(cfg)
 
 
 def test_the_pages_name_every_command():

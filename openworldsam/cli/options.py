@@ -158,7 +158,7 @@ def given_path(text: str) -> Path:
 
 
 def _fraction(text: str) -> str:
-    """A number from 0 to 1 as the text of a float, as a config takes no 0 or 1 for one; ArgumentTypeError for others."""
+    """A number from 0 to 1 as the text of a float, as a config takes no 0 or 1 for one; else ArgumentTypeError."""
     with contextlib.suppress(ValueError):
         if 0 <= float(text) <= 1:
             return str(float(text))

@@ -140,7 +140,7 @@ COMMANDS = {
         "openworldsam.engine.train:run",
         _train,
         "  openworldsam train --config coco --processes 8\n"
-        "  openworldsam train --config shapes/paper --output output/mine SOLVER.MAX_ITER 100\n"
+        "  openworldsam train --config shapes/paper --output output/mine SOLVER.MAX_ITER 100 SOLVER.STEPS '[]'\n"
         "  torchrun --nproc-per-node 8 -m openworldsam train --config coco",
         check=_use_output,
     ),

@@ -78,7 +78,7 @@ def check_training(cfg: CfgNode) -> None:
         )
     steps, last = list(cfg.SOLVER.STEPS or ()), cfg.SOLVER.MAX_ITER
     if not all(isinstance(step, int) for step in steps) or steps != sorted({s for s in steps if 0 < s < last}):
-        raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}")
+        raise ValueError(f"SOLVER.STEPS {steps} must ascend and lie within SOLVER.MAX_ITER {last}; [] is none")
     if prompt_encoder_class(cfg).component is None and cfg.MODEL.PROMPT_ENCODER.TRAINABLE:
         raise ValueError(
             f"MODEL.PROMPT_ENCODER.TRAINABLE must be False: {cfg.MODEL.PROMPT_ENCODER.NAME} declares no weight file "
