@@ -201,16 +201,22 @@ def test_missing_weights_are_named_together(tmp_path, monkeypatch, capsys):
         "MODEL.PROMPT_ENCODER.WEIGHTS",
         "MODEL.PROMPT_ENCODER.TOKENIZER",
     }
+    released = ["MODEL.WEIGHTS", "a.pth", "DATASETS.FEATURE_CACHE", "cache"]
+    assert missing_weights("coco", [*released, "SOLVER.INIT_WEIGHTS", "fresh"], training=True) == {}
+    assert missing_weights("coco", released, training=True) == {"MODEL.WEIGHTS": "a.pth"}
     (tmp_path / "full.pth").touch()  # may hold the encoders
     assert set(missing_weights("coco", ["MODEL.WEIGHTS", "full.pth"])) == {"MODEL.PROMPT_ENCODER.TOKENIZER"}
 
 
 def test_missing_data_of_many_processes_are_named_once(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    keys = ("MODEL.SAM2.WEIGHTS", "MODEL.PROMPT_ENCODER.WEIGHTS", "MODEL.PROMPT_ENCODER.TOKENIZER")
+    (tmp_path / "there").touch()
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", "--config", "coco", "--processes", "8"])
+        cli.main(["train", "--config", "coco", "--processes", "8", *(word for key in keys for word in (key, "there"))])
     (error,) = capfd.readouterr().err.splitlines()
-    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found" in error and not list(tmp_path.iterdir())
+    assert "panoptic_train2017_filtrefgumdval_filtvlp.json not found" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def test_the_doctor_says_what_each_config_needs(tmp_path, monkeypatch, capsys):

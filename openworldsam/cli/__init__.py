@@ -86,8 +86,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         sys.exit(getattr(import_module(module), function)(argv))
     args = parse(name, argv)
     with user_errors():
-        if command.weights:
-            check_weights(args.config, args.opts)
+        if command.weights and not any(getattr(args, option, False) for option in ("dry_run", "verify")):
+            check_weights(args.config, args.opts, training=name in ("train", "cache"))
     getattr(import_module(module), function)(args)
 
 

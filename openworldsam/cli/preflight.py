@@ -13,16 +13,23 @@ TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
 ENCODERS = ("MODEL.SAM2.WEIGHTS", "MODEL.PROMPT_ENCODER.WEIGHTS")
 
 
-def missing_weights(config: str | Path, opts: Sequence[str] = ()) -> dict[str, str]:
+def missing_weights(config: str | Path, opts: Sequence[str] = (), *, training: bool = False) -> dict[str, str]:
     """Find the weight files of a config that exist nowhere: the path by config key.
 
     Where MODEL.WEIGHTS exists, the files of the encoders are not asked for: it may hold them.
+
+    Args:
+        training: it starts from SOLVER.INIT_WEIGHTS, if that is set, and needs no file that a feature cache replaces.
 
     Raises:
         FileNotFoundError, ValueError: there is no such config, or it cannot be read.
     """
     values = stated_values(config, opts)
     values.setdefault(TOKENIZER, "weights/beit3.spm")
+    if training and (start := values.get("SOLVER.INIT_WEIGHTS")):
+        values["MODEL.WEIGHTS"] = "" if start == "fresh" else start
+    if training and values.get("DATASETS.FEATURE_CACHE"):
+        values |= dict.fromkeys((*ENCODERS, TOKENIZER), "")
     named = {key: str(values.get(key) or "") for key in ("MODEL.WEIGHTS", *ENCODERS, TOKENIZER)}
     missing = {key: path for key, path in named.items() if path and not Path(find_weights(path)).exists()}
     if named["MODEL.WEIGHTS"] and "MODEL.WEIGHTS" not in missing:
@@ -38,14 +45,14 @@ def stated_values(config: str | Path, opts: Sequence[str] = ()) -> dict[str, Any
     return values | dict(zip(opts[::2], opts[1::2], strict=False))
 
 
-def check_weights(config: str | Path, opts: Sequence[str] = ()) -> None:
-    """Name all weights of a config that are missing, and how to get them.
+def check_weights(config: str | Path, opts: Sequence[str] = (), *, training: bool = False) -> None:
+    """Name all weights of a config that are missing, and how to get them; arguments as in `missing_weights`.
 
     Raises:
         FileNotFoundError: weights are missing.
         KeyError, ValueError: weights are missing, and the config is not right.
     """
-    if not (missing := missing_weights(config, opts)):
+    if not (missing := missing_weights(config, opts, training=training)):
         return
     from openworldsam.config import load_config
 

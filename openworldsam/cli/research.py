@@ -143,6 +143,7 @@ COMMANDS = {
         "  openworldsam train --config shapes/paper --output output/mine SOLVER.MAX_ITER 100 SOLVER.STEPS '[]'\n"
         "  torchrun --nproc-per-node 8 -m openworldsam train --config coco",
         check=_use_output,
+        weights=True,
     ),
     "evaluate": Command(
         "evaluate a model on datasets; a table and results.json",
@@ -176,6 +177,7 @@ COMMANDS = {
         "  openworldsam cache --config coco --output cache/coco\n"
         "  openworldsam cache --config coco --output cache/coco --verify",
         "Training then reads them: DATASETS.FEATURE_CACHE cache/coco",
+        weights=True,
     ),
     "ablate": Command(
         "repeat the paper's ablations on Shapes",
