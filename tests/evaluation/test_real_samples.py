@@ -160,6 +160,6 @@ def test_a_report_of_two_runs_side_by_side(evaluated, evaluate, script, tmp_path
     tasks["coco_2017_val_panoptic_openworldsam"] = ("panoptic", "instance", "semantic")
     pictures = [f"<h3>Pictures: {name}, {task}</h3>" for name, own in tasks.items() for task in own]
     assert all(heading in html for heading in pictures) and html.count("<h3>Pictures: ") == len(pictures)
-    assert html.count("data:image/jpeg") == 4 * len(pictures)
+    assert html.count("data:image/webp") == 4 * len(pictures)
     assert html.count("<h3>Confusions of the worst classes: ") == 2 * (len(IMAGES) - 1)
     assert "sun_rgbd_37_val" in html and "rule-made, not trained" in html
