@@ -623,7 +623,7 @@ def test_user_errors_are_one_line(cfg, tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["--config-file", str(tmp_path / "config.yaml"), "--output", ""])
-    assert "--output is the name of a folder" in capsys.readouterr().err
+    assert "argument --output: a name is needed, got an empty one" in capsys.readouterr().err
 
 
 def test_texts_are_all_that_a_visit_can_ask(cfg, referring_cfg):
