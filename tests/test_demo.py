@@ -143,7 +143,7 @@ def test_images_of_one_name_are_refused(command, photograph, tmp_path, capsys, e
         (["cat", " "], [], "prompt 1 is empty"),
         (["cat"], ["MODEL.WEIGHTS", "none.pth"], "none.pth not found"),
         (["cat"], ["MODEL.WEIGHT", "none.pth"], "MODEL.WEIGHT"),
-        (["cat"], ["MODEL.WEIGHTS"], "pairs KEY VALUE"),
+        (["cat"], ["MODEL.WEIGHTS"], "config key MODEL.WEIGHTS needs a value, got nothing"),
     ],
 )
 def test_errors_are_one_readable_line(command, tiny_opts, photograph, prompts, opts, message, capsys, exit_status):
