@@ -18,7 +18,15 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from openworldsam.config_files import MAX_BASES, WEIGHT_KEYS, config_contents, find_config, find_weights, flat
+from openworldsam.config_files import (
+    MAX_BASES,
+    TOKENIZER,
+    WEIGHT_KEYS,
+    config_contents,
+    find_config,
+    find_weights,
+    flat,
+)
 from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
 from openworldsam.utils.text import brief, shortened
 
@@ -121,7 +129,7 @@ def _add_encoder_config(cfg: CfgNode) -> None:
     # convert_weights.py.
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
     # File or folder of its tokenizer. BEiT-3: the sentencepiece file beit3.spm.
-    cfg.MODEL.PROMPT_ENCODER.TOKENIZER = "weights/beit3.spm"
+    cfg.MODEL.PROMPT_ENCODER.TOKENIZER = TOKENIZER
     # Side of the square input in pixels, a multiple of the patch size.
     cfg.MODEL.PROMPT_ENCODER.IMAGE_SIZE = 224
     cfg.MODEL.PROMPT_ENCODER.PATCH_SIZE = 16

@@ -21,6 +21,8 @@ SAVED = "config.json"
 """The config of a folder that `save_pretrained` wrote."""
 WEIGHT_KEYS = ("WEIGHTS", "TOKENIZER", "INIT_WEIGHTS")
 """Last names of the keys whose values are paths of weights."""
+TOKENIZER = "weights/beit3.spm"
+"""Default of MODEL.PROMPT_ENCODER.TOKENIZER."""
 MAX_BASES = 50
 """Most files that the `_BASE_` entries of a config file lead to."""
 

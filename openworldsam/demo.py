@@ -76,6 +76,7 @@ def segment_images(args: argparse.Namespace) -> int:
         ValueError, OSError, KeyError: config, weights, prompts or output are unusable.
     """
     args.sentences = []
+    args.output.mkdir(parents=True, exist_ok=True)  # an error before the work
     cfg = load_config(args.config, args.opts)
     if args.scene is not None:
         use_scene(cfg, args)

@@ -21,6 +21,9 @@ from openworldsam.utils.versions import PACKAGES
 EXTRAS = {"app": "gradio", "supervision": "supervision", "fiftyone": "fiftyone", "label-studio": "label_studio_ml"}
 """Packages that only some commands and exports need, by the extra of this package that installs them."""
 
+SUFFIXES = (".pth", ".pt", ".safetensors", ".spm", ".bin")
+"""Endings of weight and tokenizer files."""
+
 
 def run(args: argparse.Namespace) -> None:
     """Print the report; exits with 1 if a package or a weight file is missing."""
@@ -73,7 +76,7 @@ def machine() -> Iterator[str]:
 def folders() -> Iterator[str]:
     """The folders of weights and data."""
     weights, data = weights_folder(), dataset_root()
-    files = sorted(path for path in weights.glob("*") if path.suffix in (".pth", ".pt", ".safetensors", ".spm", ".bin"))
+    files = sorted(path for path in weights.glob("*") if path.suffix in SUFFIXES and path.is_file())
     held = ", ".join(f"{path.name} {path.stat().st_size / 1e9:.2f} GB" for path in files) or "nothing"
     free = shutil.disk_usage(next(folder for folder in (weights, *weights.parents) if folder.exists())).free
     yield f"weights in {weights} ($OPENWORLDSAM_WEIGHTS): {held}; {free / 1e9:.0f} GB free"

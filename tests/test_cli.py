@@ -202,8 +202,9 @@ def test_missing_weights_are_named_together(tmp_path, monkeypatch, capsys):
         "MODEL.PROMPT_ENCODER.TOKENIZER",
     }
     released = ["MODEL.WEIGHTS", "a.pth", "DATASETS.FEATURE_CACHE", "cache"]
-    assert missing_weights("coco", [*released, "SOLVER.INIT_WEIGHTS", "fresh"], training=True) == {}
-    assert missing_weights("coco", released, training=True) == {"MODEL.WEIGHTS": "a.pth"}
+    sam2 = {"MODEL.SAM2.WEIGHTS": "weights/sam2_hiera_large.pt"}  # its mask decoder is in no cache
+    assert missing_weights("coco", [*released, "SOLVER.INIT_WEIGHTS", "fresh"], training=True) == sam2
+    assert missing_weights("coco", released, training=True) == {"MODEL.WEIGHTS": "a.pth", **sam2}
     (tmp_path / "full.pth").touch()  # may hold the encoders
     assert set(missing_weights("coco", ["MODEL.WEIGHTS", "full.pth"])) == {"MODEL.PROMPT_ENCODER.TOKENIZER"}
 
@@ -227,6 +228,7 @@ def test_the_doctor_says_what_each_config_needs(tmp_path, monkeypatch, capsys):
     assert "torch " in out and "shapes: its weights are here" in out and str(tmp_path / "w") in out
     (tmp_path / "w").mkdir()
     (tmp_path / "w/model_final.pth").write_bytes(bytes(20_000_000))
+    (tmp_path / "w/broken.pth").symlink_to("nowhere")
     with pytest.raises(SystemExit, match="1"):
         cli.main(["doctor", "released", "nowhere"])
     said = capsys.readouterr()

@@ -152,10 +152,13 @@ def test_errors_are_one_readable_line(command, tiny_opts, photograph, prompts, o
     assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
 
 
-def test_an_output_that_cannot_be_written_is_an_error(command, photograph, tmp_path, capsys, exit_status):
+def test_an_output_that_cannot_be_written_is_an_error_before_the_model_is_loaded(
+    command, photograph, tmp_path, capsys, exit_status, monkeypatch
+):
+    monkeypatch.setattr("openworldsam.demo.OpenWorldSAMPredictor", None)
     (tmp_path / "out").write_text("a file where the folder should be")
     assert exit_status(main, *command("--input", photograph)) == 2
-    assert capsys.readouterr().err == f"error: {photograph}: cannot use {tmp_path / 'out'}: file exists\n"
+    assert capsys.readouterr().err == f"error: cannot use {tmp_path / 'out'}: file exists\n"
 
 
 def test_the_tools_run_as_commands(processes, tmp_path, photograph, monkeypatch):

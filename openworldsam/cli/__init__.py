@@ -58,8 +58,8 @@ def parse(name: str, argv: Sequence[str] | None = None) -> Any:
     """Parse the words after a subcommand.
 
     Returns:
-        a namespace with the options; `opts` are the KEY VALUE pairs, also those that --weights and --threshold stand
-        for, and `command` is the command line, where the command takes options of a config.
+        a namespace with the options and `command`, the command line as it can be pasted; where the subcommand takes a
+        config, also `opts`, the KEY VALUE pairs, with those that --weights, --threshold and --device stand for.
     """
     command, words = COMMANDS[name], list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=f"openworldsam {name}", description=command.description, epilog=command.examples)

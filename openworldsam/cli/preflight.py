@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openworldsam.config_files import config_contents, find_config, find_weights, flat, looked_for
+from openworldsam.config_files import TOKENIZER, config_contents, find_config, find_weights, flat, looked_for
 from openworldsam.download import names_of
 
-TOKENIZER = "MODEL.PROMPT_ENCODER.TOKENIZER"
-ENCODERS = ("MODEL.SAM2.WEIGHTS", "MODEL.PROMPT_ENCODER.WEIGHTS")
+ENCODER = "MODEL.PROMPT_ENCODER"
+ENCODERS = ("MODEL.SAM2.WEIGHTS", f"{ENCODER}.WEIGHTS")
 
 
 def missing_weights(config: str | Path, opts: Sequence[str] = (), *, training: bool = False) -> dict[str, str]:
@@ -19,18 +19,18 @@ def missing_weights(config: str | Path, opts: Sequence[str] = (), *, training: b
     Where MODEL.WEIGHTS exists, the files of the encoders are not asked for: it may hold them.
 
     Args:
-        training: it starts from SOLVER.INIT_WEIGHTS, if that is set, and needs no file that a feature cache replaces.
+        training: it starts from SOLVER.INIT_WEIGHTS, if that is set, and a feature cache stands for the prompt encoder.
 
     Raises:
         FileNotFoundError, ValueError: there is no such config, or it cannot be read.
     """
     values = stated_values(config, opts)
-    values.setdefault(TOKENIZER, "weights/beit3.spm")
+    values.setdefault(f"{ENCODER}.TOKENIZER", TOKENIZER)
     if training and (start := values.get("SOLVER.INIT_WEIGHTS")):
         values["MODEL.WEIGHTS"] = "" if start == "fresh" else start
     if training and values.get("DATASETS.FEATURE_CACHE"):
-        values |= dict.fromkeys((*ENCODERS, TOKENIZER), "")
-    named = {key: str(values.get(key) or "") for key in ("MODEL.WEIGHTS", *ENCODERS, TOKENIZER)}
+        values |= dict.fromkeys((f"{ENCODER}.WEIGHTS", f"{ENCODER}.TOKENIZER"), "")
+    named = {key: str(values.get(key) or "") for key in ("MODEL.WEIGHTS", *ENCODERS, f"{ENCODER}.TOKENIZER")}
     missing = {key: path for key, path in named.items() if path and not Path(find_weights(path)).exists()}
     if named["MODEL.WEIGHTS"] and "MODEL.WEIGHTS" not in missing:
         missing = {key: path for key, path in missing.items() if key not in ENCODERS}
@@ -58,8 +58,9 @@ def check_weights(config: str | Path, opts: Sequence[str] = (), *, training: boo
 
     load_config(config, opts)  # a misspelt key may be why, and is then the error
     files = list(dict.fromkeys(missing.values()))
-    fetch = f"; `openworldsam download {' '.join(names)}` fetches them" if (names := names_of(files)) else ""
+    them = "it" if len(files) == 1 else "them"
+    fetch = f"; `openworldsam download {' '.join(names)}` fetches {them}" if (names := names_of(files)) else ""
     places = looked_for(next((file for file in files if not Path(file).is_absolute()), files[0]))
-    kinds = {missing.get(TOKENIZER): "tokenizer"}
+    kinds = {missing.get(f"{ENCODER}.TOKENIZER"): "tokenizer"}
     named = " and ".join(f"{kinds.get(file, 'weight')} file {file}" for file in files)
     raise FileNotFoundError(f"{named} not found{places}{fetch}")
