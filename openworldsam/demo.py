@@ -12,7 +12,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from openworldsam.annotate.prompts import parse_prompts
-from openworldsam.checkpoint import photograph_warning, provenance
+from openworldsam.checkpoint import provenance
 from openworldsam.config import load_config
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.preprocessing import read_image
@@ -90,8 +90,8 @@ def segment_images(args: argparse.Namespace) -> int:
     notes = {source.note for source in predictor.sources.values() if source.note.startswith(NOTE)}
     if notes:
         say(f"These weights are {min(notes)}: the masks mean nothing.")
-    if args.scene is None and (warning := photograph_warning(predictor.sources)):
-        say(warning, file=sys.stderr)
+    if args.scene is not None:
+        predictor.photograph_warning = ""
     tasks = [*TASKS] if args.task == "all" else [args.task]
     failed = 0
     for path in args.input:

@@ -92,7 +92,8 @@ class Actions:
 
     def __init__(self, predictor: OpenWorldSAMPredictor, uploads: Uploads, max_work: int) -> None:
         self.predictor, self.uploads, self.max_work = predictor, uploads, max_work
-        self.warning = photograph_warning(predictor.sources)
+        self.warning = photograph_warning(predictor.sources)  # shown with every image but the examples
+        predictor.photograph_warning = ""
         self.examples = list(example_questions(predictor.cfg))
         self.thresholds = [getattr(predictor.model.inference, name) for name in SLIDERS]
 

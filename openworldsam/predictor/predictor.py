@@ -14,11 +14,12 @@ from pathlib import Path
 from threading import RLock, local
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from numpy.typing import ArrayLike
 
-from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint import load_weights, photograph_warning
 from openworldsam.config import load_config, merge_options
 from openworldsam.data.preprocessing import ImageLike, read_image
 from openworldsam.inference import Question, infer, prompt_chunk
@@ -50,6 +51,10 @@ class OpenWorldSAMPredictor:
         device: "cpu", "cuda", "mps"; by default MODEL.DEVICE, or the CPU where that does not exist.
         opts: KEY VALUE pairs that override the config.
 
+    Attributes:
+        photograph_warning: logged with the first image, as weights of the Shapes world know nothing of photographs;
+            empty for other weights, and after that. Set it to "" if all images are of that world.
+
     Raises:
         FileNotFoundError: a config, weight or tokenizer file is missing.
         KeyError: a config key that does not exist.
@@ -67,6 +72,7 @@ class OpenWorldSAMPredictor:
         self.model = OpenWorldSAM(cfg)
         self.model.prompt_encoder.prepare()
         self.sources = load_weights(self.model, cfg)
+        self.photograph_warning = photograph_warning(self.sources)
         self.model.to(target).eval()
         self._lock = RLock()  # guards the model and all its sessions
         self._current = local()
@@ -97,9 +103,16 @@ class OpenWorldSAMPredictor:
 
     def _encode(self, image: ImageLike, timed: Timed) -> ImageSession:
         with timed("reading"):
-            pixels = read_image(image)
+            pixels = self._read(image)
         with self._lock:
             return ImageSession(self.model, pixels, _path_of(image), timed)
+
+    def _read(self, image: ImageLike) -> np.ndarray:
+        pixels = read_image(image)
+        warning, self.photograph_warning = self.photograph_warning, ""
+        if warning:
+            logger.warning(warning)
+        return pixels
 
     @property
     def session(self) -> ImageSession:
@@ -229,7 +242,7 @@ class OpenWorldSAMPredictor:
             pixels = []
             for index, image in enumerate(batch, start=first):
                 with named(f"image {index}"):
-                    pixels.append(read_image(image))
+                    pixels.append(self._read(image))
             with self._lock:
                 results = list(request.batch(self.model, pixels, chunk))
             for image, result in zip(batch, results, strict=True):

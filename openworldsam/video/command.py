@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 
 from openworldsam.annotate.prompts import parse_prompts
-from openworldsam.checkpoint import photograph_warning, provenance
+from openworldsam.checkpoint import provenance
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.predictor.prediction import why_nothing
 from openworldsam.utils.launch import item_error, say, user_errors
@@ -33,8 +33,6 @@ def segment_clip(args: argparse.Namespace) -> tuple[str, list[str]]:
     clip = open_clip(args.input)
     writer = ResultWriter(args.output, clip.fps, clip.sound)
     predictor = OpenWorldSAMPredictor(args.config, device=args.device, opts=args.opts)
-    if warning := photograph_warning(predictor.sources):
-        say(warning, file=sys.stderr)
     options = {"task": args.task, "every": args.every, "tracker": args.tracker, "forget": args.forget}
     video = VideoPredictor(predictor, parse_prompts(args.prompts).texts, **options)
     rule, threshold = predictor.model.inference.score, predictor.model.inference.threshold_of(args.task)

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from openworldsam import OpenWorldSAMPredictor
+from openworldsam.checkpoint import photograph_warning
 from openworldsam.data.datasets.coco import COCO_STUFF
 
 PROMPTS = ["cat", "grass", "a blue ball"]
@@ -234,3 +235,30 @@ def test_more_queries_than_the_weights_have_but_not_fewer(tiny_cfg, head_opts, p
     assert len(result.masks) == 20 and len(set(result.match.tolist())) == 20
     with pytest.raises(ValueError, match="NUM_TIE_BREAKERS 4"):
         OpenWorldSAMPredictor(tiny_cfg, opts=[*opts, "3"])
+
+
+ASKED = {
+    "set_image": lambda predictor, image: predictor.set_image(image),
+    "predict": lambda predictor, image: predictor.predict("cat", image=image),
+    "predict_batch": lambda predictor, image: list(predictor.predict_batch([image, image], "cat")),
+    "click": lambda predictor, image: predictor.click([(9, 9)], image=image),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_weights_that_know_no_photographs_say_so_with_the_first_image(predictor, photograph, ask, caplog):
+    predictor.photograph_warning = "for shapes alone"
+    with pytest.raises(FileNotFoundError):
+        ask(predictor, "nowhere.jpg")
+    assert not caplog.messages
+    for _ in range(2):
+        ask(predictor, photograph)
+    assert caplog.messages == ["for shapes alone"] and caplog.records[0].levelname == "WARNING"
+
+
+def test_shapes_weights_know_no_photographs(predictor):
+    shapes = OpenWorldSAMPredictor("shapes")
+    assert shapes.photograph_warning == photograph_warning(shapes.sources) and "only the synthetic Shapes world" in (
+        shapes.photograph_warning
+    )
+    assert predictor.photograph_warning == ""
