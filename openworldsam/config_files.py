@@ -1,5 +1,7 @@
 """Config files, and where they, weights and data are looked for; imports neither torch nor Detectron2.
 
+Packages are imported by the functions that read files, as weights/download.py runs where none is installed.
+
 A config is a YAML file, a folder that `save_pretrained` wrote, or the name of a config that ships: "shapes",
 "released", "coco/openworldsam". A relative path of weights is looked for beside the file that states it, in the
 working directory and in the weights folder (`weights_folder`), in this order.
@@ -13,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from openworldsam.utils.files import checksum, read_json
-from openworldsam.utils.safe_yaml import read_yaml
 from openworldsam.utils.text import brief, shortened
 
 SAVED = "config.json"
@@ -105,6 +105,8 @@ def config_contents(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[
         FileNotFoundError: a `_BASE_` is missing.
         ValueError: a file is no config, its `_BASE_` lead in a circle or to more than `MAX_BASES` files.
     """
+    from openworldsam.utils.safe_yaml import read_yaml
+
     if path.is_dir() and above:
         raise ValueError(f"{above[-1]}: _BASE_ {path} is a folder, where a file is needed")
     content = _saved_config(path) if path.is_dir() else read_yaml(path, "", "is not a config file")
@@ -134,6 +136,8 @@ def _find_base(path: Path, base: str) -> Path:
 
 def _saved_config(folder: Path) -> dict[str, Any]:
     """Read the config of a folder that `save_pretrained` wrote, and compare its files with their checksums."""
+    from openworldsam.utils.files import checksum, read_json
+
     path = folder / SAVED
     try:
         content = read_json(path)

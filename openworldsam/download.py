@@ -1,4 +1,4 @@
-"""Download of the public weights that OpenWorldSAM builds on, by name; needs nothing but Python.
+"""Download of the public weights that OpenWorldSAM builds on, by name; needs nothing installed.
 
 Files of Hugging Face come through huggingface_hub where it is installed, and are linked from its cache. Any other
 download goes to FILE.part, which the same command again resumes. A file gets its final name only when it is complete,
@@ -27,6 +27,9 @@ from email.message import Message
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from openworldsam.config_files import weights_folder
+from openworldsam.utils.launch import user_errors
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0
@@ -361,7 +364,7 @@ def fetch(names: Sequence[str], folder: Path | None = None) -> list[Path]:
     Returns their paths. Raises KeyError for an unknown name, otherwise as `download` does.
     """
     weights = _find(names, REGISTRY)
-    folder = folder or _weights_folder()
+    folder = folder or weights_folder()
     paths = [Path(os.path.realpath(folder / weight.filename)) for weight in weights]  # a link is written through
     if missing := [weight for weight, path in zip(weights, paths, strict=True) if not path.exists()]:
         size = sum(weight.gigabytes for weight in missing)
@@ -381,46 +384,20 @@ def _find(names: Sequence[str], registry: Mapping[str, Weight]) -> list[Weight]:
     return [registry[name] for name in names]
 
 
-def _weights_folder() -> Path:
-    from openworldsam.config_files import weights_folder  # which needs packages; the script of a clone does without
-
-    return weights_folder()
-
-
-def main(
-    argv: Sequence[str] | None = None, registry: Mapping[str, Weight] = REGISTRY, folder: Path | None = None
-) -> int:
-    """Run the command line; returns the exit status: 0, 1 if anything failed, 130 for Ctrl-C.
-
-    folder: default of --output.
-    """
-    about = "Fetch public weights. The same command again resumes."
-    parser = argparse.ArgumentParser(prog="openworldsam download", description=about)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
-    parser.add_argument("--list", action="store_true", help="show every name, its file, and whether it is here")
-    parser.add_argument("--output", type=Path, default=folder or _weights_folder(), help="default: %(default)s")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="check files that are here against the published SHA-256, or their .sha256",
-    )
-    args = parser.parse_args(argv)
-    folder, status = Path(os.path.realpath(args.output)), 0
-    if args.list or not args.names:
-        print(_table(registry, folder))
-    try:
-        weights = _find(args.names, registry)
-    except KeyError as error:
-        parser.error(error.args[0])
-    for weight in weights:
-        target = Path(os.path.realpath(folder / weight.filename))  # a link is written through
-        try:
-            _say(f"{target}: {_get(weight, target, args.verify)}")
-        except (DownloadError, OSError) as error:
-            status = 1
-            kept = "; the same command again resumes" if isinstance(error, OSError) else ""
-            _say(f"error: {target}: {error}{kept}")
-        except KeyboardInterrupt:
-            _say(f"{target}: stopped; the same command again resumes")
-            return 130
-    return status
+def run(args: argparse.Namespace) -> None:
+    """Run the command; exits with 1 if a file failed, 2 for an unknown name, 130 after Ctrl-C."""
+    with user_errors("stopped; the same command again resumes"):
+        folder = Path(os.path.realpath(args.output or weights_folder()))
+        if args.list or not args.names:
+            print(_table(REGISTRY, folder))
+        failed = False
+        for weight in _find(args.names, REGISTRY):
+            target = Path(os.path.realpath(folder / weight.filename))  # a link is written through
+            try:
+                _say(f"{target}: {_get(weight, target, args.verify)}")
+            except (DownloadError, OSError) as error:
+                failed = True
+                kept = "; the same command again resumes" if isinstance(error, OSError) else ""
+                _say(f"error: {target}: {error}{kept}")
+        if failed:
+            sys.exit(1)

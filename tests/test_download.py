@@ -27,7 +27,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from openworldsam import download
+from openworldsam import cli, download
 
 ROOT = Path(__file__).parents[1]
 HUB = re.escape("https://huggingface.co")
@@ -138,12 +138,17 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(remote: Remote, tmp_path: Path) -> Run:
+def status(exit_status: Callable[..., int]) -> Run:
+    """Run the command with some words; returns its exit status."""
+    return functools.partial(exit_status, cli.command("download"))
+
+
+@pytest.fixture
+def run(remote: Remote, tmp_path: Path, status: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(*options: str, **known: Any) -> int:
         about = ("net.pt", "tests", "https://example.org/terms", " A note.")
-        registry = {"net": download.Weight(remote.url, *about, **known)}
-        status: int = download.main(["net", "--output", str(tmp_path), *options], registry)
-        return status
+        monkeypatch.setattr(download, "REGISTRY", {"net": download.Weight(remote.url, *about, **known)})
+        return status("net", "--output", tmp_path, *options)
 
     return run
 
@@ -301,15 +306,15 @@ def test_a_web_page_is_not_saved(
     assert "web page" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("code", [403, 404])
 def test_a_refusal_is_an_error_at_once(
-    remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int
+    remote: Remote, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int
 ) -> None:
-    remote.statuses = [status] * 9
+    remote.statuses = [code] * 9
     assert run() == 1
     assert len(remote.asked) == 1 and not list(tmp_path.iterdir())
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"HTTP {status}" in error and error.endswith("A note.")
+    assert f"HTTP {code}" in error and error.endswith("A note.")
 
 
 def test_an_overloaded_server_is_asked_again(remote: Remote, run: Run, tmp_path: Path) -> None:
@@ -331,10 +336,13 @@ def test_without_a_network_says_what_to_fetch_by_hand(
     assert not list(tmp_path.iterdir())
 
 
-def test_one_failure_does_not_stop_the_others(remote: Remote, tmp_path: Path) -> None:
+def test_one_failure_does_not_stop_the_others(
+    remote: Remote, tmp_path: Path, status: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote.statuses = [404]
     registry = {name: download.Weight(remote.url, f"{name}.pt", "tests", "") for name in ("gone", "net")}
-    assert download.main(["gone", "net", "--output", str(tmp_path)], registry) == 1
+    monkeypatch.setattr(download, "REGISTRY", registry)
+    assert status("gone", "net", "--output", tmp_path) == 1
     assert_whole(tmp_path)
 
 
@@ -364,9 +372,9 @@ def test_ctrl_c_keeps_the_part(remote: Remote, run: Run, tmp_path: Path, monkeyp
 def test_kill_9_in_the_middle_then_resume(remote: Remote, run: Run, tmp_path: Path) -> None:
     remote.hold = threading.Event()
     program = (
-        "import sys; from openworldsam import download as d\n"
-        "d.SCHEMES = ('http',)\n"
-        "d.main(['net', '--output', sys.argv[2]], {'net': d.Weight(sys.argv[1], 'net.pt', '', '')})\n"
+        "import sys; from openworldsam import cli, download as d\n"
+        "d.SCHEMES, d.REGISTRY = ('http',), {'net': d.Weight(sys.argv[1], 'net.pt', '', '')}\n"
+        "cli.run('download', ['net', '--output', sys.argv[2]])\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program, remote.url, str(tmp_path)])
     part, deadline = tmp_path / "net.pt.part", time.monotonic() + 10
@@ -469,9 +477,12 @@ def test_redirects_stay_within_the_scheme(
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/net.pt", "file:///etc/hostname", "net.pt"])
-def test_only_https_is_asked(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_only_https_is_asked(
+    tmp_path: Path, url: str, status: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
-    assert download.main(["net", "--output", str(tmp_path)], {"net": download.Weight(url, "net.pt", "", "")}) == 1
+    monkeypatch.setattr(download, "REGISTRY", {"net": download.Weight(url, "net.pt", "", "")})
+    assert status("net", "--output", tmp_path) == 1
     assert f"{url!r} is no https address" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
@@ -517,9 +528,9 @@ def test_a_folder_in_the_place_of_the_file_is_an_error(
     assert "it is no file" in capsys.readouterr().err
 
 
-def test_a_link_to_itself_is_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_to_itself_is_no_output(tmp_path: Path, status: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "self").symlink_to("self")
-    assert download.main(["beit3_tokenizer", "--output", str(tmp_path / "self")]) == 1
+    assert status("beit3_tokenizer", "--output", tmp_path / "self") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/self/beit3.spm: ")
 
 
@@ -634,12 +645,19 @@ def test_the_script_of_a_clone_needs_no_packages(tmp_path: Path) -> None:
     command = [sys.executable, "-S", str(ROOT / "weights" / "download.py"), "--help"]
     shown = subprocess.run(command, cwd=tmp_path, env={"COLUMNS": "500"}, capture_output=True, text=True, check=True)
     assert f"default: {ROOT / 'weights'}\n" in shown.stdout
+    failed = subprocess.run([*command[:-1], "--lst"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr == "error: there is no option --lst; did you mean --list? (openworldsam download --help)\n"
+    listed = subprocess.run([*command[:-1], "--list"], cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
+    assert len(listed.stdout.splitlines()) == 1 + len(download.REGISTRY)
 
 
-def test_list_shows_every_name_and_what_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_name_and_what_is_here(
+    tmp_path: Path, status: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sam2_hiera_large.pt").touch()
     (tmp_path / "model_final.pth.part").touch()
-    assert download.main(["--list", "--output", str(tmp_path)]) == 0
+    assert status("--list", "--output", tmp_path) == 0
     rows = {row.split()[0]: row.split() for row in capsys.readouterr().out.splitlines()}
     assert list(rows) == ["NAME", *download.REGISTRY]
     assert rows["sam2_hiera_large"][2:4] == ["0.9", "yes"]
@@ -649,13 +667,13 @@ def test_list_shows_every_name_and_what_is_here(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_unknown_name_lists_near_ones_before_anything_is_fetched(
-    remote: Remote, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    remote: Remote, tmp_path: Path, status: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = {"net": download.Weight(remote.url, "net.pt", "tests", ""), **download.REGISTRY}
-    with pytest.raises(SystemExit) as stopped:
-        download.main(["net", "sam2_heira_large", "--output", str(tmp_path)], registry)
-    assert stopped.value.code == 2
-    assert "sam2_hiera_large" in capsys.readouterr().err
+    monkeypatch.setattr(download, "REGISTRY", registry)
+    assert status("net", "sam2_heira_large", "--output", tmp_path) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: there is no sam2_heira_large; did you mean sam2_hiera_large")
     assert not remote.asked
 
 

@@ -3,15 +3,17 @@
 python weights/download.py --list
 python weights/download.py sam2_hiera_large openworldsam_coco
 
-`openworldsam.download` has the code.
+It is `openworldsam download` with another default of --output.
 """
 
+import os
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))
-from openworldsam.download import main  # noqa: E402
+from openworldsam.cli import run  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(folder=FOLDER))
+    os.environ["OPENWORLDSAM_WEIGHTS"] = str(FOLDER)
+    run("download")

@@ -1,5 +1,7 @@
 """The command `openworldsam` and its subcommands; imports only what parsing needs, so that --help comes at once.
 
+That takes no package: weights/download.py runs where none is installed.
+
 `COMMANDS` names each subcommand's module; its `run(args)` does the work. `tools/*.py` call the same.
 """
 
@@ -63,8 +65,7 @@ def parse(name: str, argv: Sequence[str] | None = None) -> Any:
     """
     command, words = COMMANDS[name], list(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=f"openworldsam {name}", description=command.description, epilog=command.examples)
-    if command.add:
-        command.add(parser)
+    command.add(parser)
     try:
         own, overrides = split_overrides(words) if parser.takes_config else (words, [])
     except ValueError as error:
@@ -82,8 +83,6 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     """Run a subcommand, given the words after it."""
     command = COMMANDS[name]
     module, _, function = command.target.partition(":")
-    if command.add is None:  # parses its own command line
-        sys.exit(getattr(import_module(module), function)(argv))
     args = parse(name, argv)
     with user_errors():
         if command.weights and not any(getattr(args, option, False) for option in ("dry_run", "verify")):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from openworldsam.cli.options import Command, Parser, add_config, add_output, given_path
+from openworldsam.config_files import dataset_root, weights_folder
 
 SCORED = ("panoptic", "instance", "cityscapes", "concept", "semantic", "referring", "generalized_referring")
 
@@ -94,8 +95,40 @@ def _doctor(parser: Parser) -> None:
     add("configs", nargs="*", default=["shapes", "released", "coco"], metavar="CONFIG", help="default: %(default)s")
 
 
+def _download(parser: Parser) -> None:
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
+    add("--list", action="store_true", help="show every name, its file, and whether it is here")
+    add("--output", type=given_path, metavar="DIR", help=f"default: {weights_folder()}")
+    add(
+        "--verify",
+        action="store_true",
+        help="check files that are here against the published SHA-256, or their .sha256",
+    )
+
+
+def _prepare(parser: Parser) -> None:
+    from openworldsam.data.prepare.command import PREPARATIONS
+
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, entry in PREPARATIONS.items():
+        about = f"Make {entry.help}.\n\n{entry.files}\n\n{REPEATED}"
+        command = names.add_parser(name, help=entry.help, description=about)
+        root = "default: $DETECTRON2_DATASETS or datasets"
+        command.add_argument("--root", type=Path, default=dataset_root(), metavar="DIR", help=root)
+        for flag, option in entry.options.items():
+            command.add_argument(flag, **option)
+
+
+REPEATED = "May be interrupted and repeated. datasets/README.md says what must be there first."
 COMMANDS = {
-    "download": Command("fetch public weights by name", "openworldsam.download:main"),
+    "download": Command(
+        "fetch public weights by name",
+        "openworldsam.download:run",
+        _download,
+        "  openworldsam download --list\n  openworldsam download openworldsam_coco beit3_tokenizer",
+        "The same command again resumes.",
+    ),
     "verify": Command(
         "say what a weight file holds, and which fusion it was trained with",
         "openworldsam.verify.command:run",
@@ -114,7 +147,11 @@ COMMANDS = {
         "checkpoint that the released code loads. S and B may be any file that holds these weights.",
     ),
     "prepare": Command(
-        "make the files of a dataset that its publisher does not offer", "openworldsam.data.prepare.command:main"
+        "make the files of a dataset that its publisher does not offer",
+        "openworldsam.data.prepare.command:run",
+        _prepare,
+        "  openworldsam prepare coco\n  openworldsam prepare ade20k_150 --root /data --workers 8",
+        REPEATED,
     ),
     "check": Command(
         "check that datasets are complete",

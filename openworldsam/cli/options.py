@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from openworldsam.utils.launch import print_error
 
@@ -21,13 +21,12 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]+(\.[A-Z0-9_]{2,})+|OUTPUT_DIR|PRESET|SEED")
 class Command(NamedTuple):
     """A subcommand: what it does in a line, "module:function" of its work, and what adds its options.
 
-    Without `add` the function takes the words of the command line. `check` may call `parser.error`. With `weights` the
-    command is refused if a weight file of its config is missing.
+    `check` may call `parser.error`. With `weights` the command is refused if a weight file of its config is missing.
     """
 
     summary: str
     target: str
-    add: Callable[[Parser], None] | None = None
+    add: Callable[[Parser], None]
     examples: str = ""
     details: str = ""
     check: Callable[[Parser, argparse.Namespace], None] | None = None
@@ -40,7 +39,7 @@ class Command(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names the nearest option for one that does not exist."""
+    """A parser whose errors are a line, with the nearest word for an option or choice that does not exist."""
 
     def __init__(self, *, prog: str, description: str, epilog: str = "") -> None:
         form = argparse.RawDescriptionHelpFormatter
@@ -48,13 +47,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=examples, formatter_class=form)
         self.takes_config = False
 
-    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Parse words; a misspelt option is the first error to be reported."""
+    def parse_known_args(self, words: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse words, as `parse_args` and subparsers do; a misspelt option is the first error to be reported."""
         known = self._option_string_actions
         for word in () if self._subparsers else words:
             if (match := re.match(r"--[a-z][\w-]*", word)) and not any(option.startswith(match[0]) for option in known):
                 self.error(f"there is no option {match[0]}{nearest(match[0], known)}")
-        return super().parse_args(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += nearest(str(value), map(str, action.choices or ()))
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2 after one line, as after any other user error."""

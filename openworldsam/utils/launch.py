@@ -1,6 +1,7 @@
 """Entry of a command: one process or many, with or without torchrun; user errors in one line.
 
-Torch is imported where processes start: an error on the command line is there to be read before.
+Torch is imported where processes start: an error on the command line is there to be read before. Importing this module
+takes nothing that must be installed, as weights/download.py does without.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from openworldsam.utils.files import output_file
 from openworldsam.utils.text import PrintableRecord, printable, shortened
 
 
@@ -128,6 +128,8 @@ def log_to(folder: Path) -> None:
     """Log to the terminal and to the folder's log.txt; other processes than the first only to a log of their own."""
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
+
+    from openworldsam.utils.files import output_file
 
     output_file(folder / "log.txt")  # Detectron2 would wait for a pipe's reader
     setup_logger(str(folder), comm.get_rank(), name="openworldsam")

@@ -898,13 +898,14 @@ PREPARATIONS = {
     },
     "prepare": {
         "nothing": ([], r"NAME"),
-        "unknown": (["sea"], r"'sea'"),
-        "missing data": (["cityscapes", "--root", "{out}"], r"0 images of cityscapes_19_panoptic_val under .*out"),
-        "missing COCO": (["coco", "--root", "{out}"], r"out/refcocog/refs\(umd\)\.p not found"),
-        "missing ADE20K": (["ade20k_150", "--root", "{out}"], r"0 images of ade20k_150_panoptic_val under .*out"),
-        "missing ScanNet": (["scannet", "--root", "{out}"], r"out/scannet/scannetv2_val\.txt not found"),
-        "missing BDD10K": (["bdd10k", "--root", "{out}"], r"0 images of bdd10k_40_panoptic_val under .*out"),
-        "missing Context": (["pascal_context", "--root", "{out}"], r"out/VOCdevkit/.*val\.txt not found"),
+        "unknown": (["ade20k"], r"'ade20k' .*did you mean ade20k_\d+\?"),
+        "unknown option": (["coco", "--rot", "x"], r"there is no option --rot; did you mean --root\?"),
+        "missing data": (["cityscapes", "--root", "{out}"], r"out/cityscapes/leftImg8bit/val and "),
+        "missing COCO": (["coco", "--root", "{out}"], r"panoptic_train2017\.json and .*refs\(umd\)\.p not found"),
+        "missing ADE20K": (["ade20k_150", "--root", "{out}"], r"out/ADEChallengeData2016/images/validation not found"),
+        "missing ScanNet": (["scannet", "--root", "{out}"], r"out/scannet/scannetv2_val\.txt and "),
+        "missing BDD10K": (["bdd10k", "--root", "{out}"], r"out/bdd100k/images/10k/val and "),
+        "missing Context": (["pascal_context", "--root", "{out}"], r"out/VOCdevkit/.*val\.txt and "),
     },
 }
 

@@ -12,14 +12,11 @@ from table import TABLE
 from world import contents
 
 from openworldsam import cli
-from openworldsam.data.prepare.command import main as prepare
-from openworldsam.download import main as download
 
 ROOT = Path(__file__).parents[2]
 MAINS = {
     **{name: cli.command(name) for name in cli.COMMANDS},
     **{"demo": cli.command("segment"), "cache_features": cli.command("cache"), "eval": cli.command("evaluate")},
-    **{"download": download, "prepare": prepare},
 }
 ROWS = [(command, name) for command, rows in TABLE.items() for name in rows]
 

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 
-from openworldsam.data.prepare.command import main
+from openworldsam import cli
 
 
 @pytest.fixture
 def prepare(exit_status):
     """Run datasets/prepare.py with some arguments; returns the exit status."""
-    return partial(exit_status, main)
+    return partial(exit_status, cli.command("prepare"))

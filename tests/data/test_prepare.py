@@ -236,8 +236,8 @@ def test_many_problems_are_not_all_shown(root, command, capsys):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("coco/annotations/panoptic_train2017.json", "panoptic_train2017.json not found. datasets/README.md"),
-        ("refcocog/refs(umd).p", "refs(umd).p not found. datasets/README.md says where the files of refcocog are"),
+        ("coco/annotations/panoptic_train2017.json", "panoptic_train2017.json not found. datasets/README.md says"),
+        ("refcocog/refs(umd).p", "refs(umd).p not found. datasets/README.md says how to get it"),
     ],
 )
 def test_missing_input_is_named(root, command, capsys, missing, message):

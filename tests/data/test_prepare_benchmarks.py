@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from openworldsam.data.datasets import benchmarks
 from openworldsam.data.datasets.benchmarks import read_classes
 from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.prepare import coco
-from openworldsam.data.prepare.command import PREPARATIONS
+from openworldsam.data.prepare.command import FILTERED, PREPARATIONS
 from openworldsam.data.prepare.labels import ade20k_classes, read_scannet_table
 from openworldsam.data.preprocessing import read_image
 from openworldsam.data.records.labels import read_labels
@@ -140,6 +141,8 @@ def test_counts_are_checked(run, root, capsys):
     ade20k(root)
     assert run("ade20k_150", root, check=True) == 2
     assert "1 images of ade20k_150_panoptic_val under" in capsys.readouterr().err
+    for folder in ("leftImg8bit", "gtFine"):
+        (root / "cityscapes" / folder / "val").mkdir(parents=True)
     assert run("cityscapes", root) == 2, "nothing at all is an error in any case"
     assert "0 images of cityscapes_19_panoptic_val" in capsys.readouterr().err
 
@@ -398,12 +401,16 @@ def test_sun_rgbd(run, root, capsys):
 
 def test_sun_rgbd_without_its_toolbox(run, root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h5py", sys)
+    for folder in ("SUNRGBD", "SUNRGBDtoolbox"):
+        (root / "sun_rgbd" / folder).mkdir(parents=True)
     assert run("sun_rgbd", root) == 2
     assert re.search(r"allsplit\.mat not found\. It is in SUNRGBDtoolbox\.zip", capsys.readouterr().err)
 
 
 def test_sun_rgbd_without_h5py(run, root, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "h5py", None)
+    for folder in ("SUNRGBD", "SUNRGBDtoolbox"):
+        (root / "sun_rgbd" / folder).mkdir(parents=True)
     assert run("sun_rgbd", root) == 2 and "pip install h5py" in capsys.readouterr().err
 
 
@@ -418,3 +425,13 @@ def test_every_command_exists():
         assert f"ROOT/{benchmark.references} " in PREPARATIONS[name].files
         assert f"-> ROOT/{benchmark.json_file('*')}\n" in PREPARATIONS[name].files
     assert PREPARATIONS["coco"].options["--splits"]["choices"] == list(coco.SPLITS)
+    assert FILTERED == coco.FILTERED
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_missing_sources_are_named_together_and_before_torch_is_imported(name, tmp_path):
+    program = f"import sys\nfrom openworldsam import cli\ntry: cli.main(['prepare', {name!r}, '--root', 'nowhere'])\n"
+    program += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    named = r"error: nowhere/\S+( and nowhere/\S+)* not found\. datasets/README\.md says how to get (it|them)\n"
+    assert done.returncode == 2 and re.fullmatch(named, done.stderr)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from openworldsam import cli
 from openworldsam.data.datasets.benchmarks import read_classes
-from openworldsam.data.prepare.command import main as prepare
 from openworldsam.data.records.rle import encode_mask
 from openworldsam.evaluation.benchmark import evaluate
 from openworldsam.evaluation.metrics.cityscapes import CityscapesAP
@@ -230,7 +229,7 @@ def test_the_evaluation_of_cityscapes_has_it_beside_cocos(tmp_path, monkeypatch,
         for folder, file, pixels in (pair, truth):
             (tmp_path / "cityscapes" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / "cityscapes" / folder / file)
-    prepare(["cityscapes", "--root", str(tmp_path), "--workers", "1", "--no-check"])
+    cli.run("prepare", ["cityscapes", "--root", str(tmp_path), "--workers", "1", "--no-check"])
     tiny_cfg.merge_from_list(["DATASETS.TEST", ["cityscapes_19_panoptic_val"], "DATALOADER.NUM_WORKERS", 0])
     content = evaluate(tiny_cfg, Given(images))["cityscapes_19_panoptic_val"]
     assert content["images"] == 6 and content["instance"]["AP"] != content["cityscapes"]["AP_cityscapes"]
