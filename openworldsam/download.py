@@ -387,7 +387,7 @@ def _find(names: Sequence[str], registry: Mapping[str, Weight]) -> list[Weight]:
 def run(args: argparse.Namespace) -> None:
     """Run the command; exits with 1 if a file failed, 2 for an unknown name, 130 after Ctrl-C."""
     with user_errors("stopped; the same command again resumes"):
-        folder = Path(os.path.realpath(args.output or weights_folder()))
+        folder = Path(os.path.realpath(args.output))
         if args.list or not args.names:
             print(_table(REGISTRY, folder))
         failed = False

@@ -99,7 +99,7 @@ def _download(parser: Parser) -> None:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="files to fetch, see --list")
     add("--list", action="store_true", help="show every name, its file, and whether it is here")
-    add("--output", type=given_path, metavar="DIR", help=f"default: {weights_folder()}")
+    add("--output", type=given_path, default=weights_folder(), metavar="DIR", help="default: %(default)s")
     add(
         "--verify",
         action="store_true",
