@@ -9,10 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
 
 from openworldsam import cli
 from openworldsam.cli.files import SCORED
-from openworldsam.cli.options import DTYPES, TASKS
+from openworldsam.cli.options import DTYPES, SECTIONS, TASKS
 from openworldsam.cli.preflight import missing_weights
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
@@ -99,7 +100,10 @@ def test_help_comes_at_once(tmp_path):
         (["train", "--config", "cocoa"], "config cocoa not found"),
         (["train", "--config", "coco", "SOLVER.MAXITER", "3"], "did you mean SOLVER.MAX_ITER?"),
         (["train", "--config", "coco", "SOLVER.MAX_ITER"], "config key SOLVER.MAX_ITER needs a value, got nothing"),
-        (["segment", "--prompts", "SEED", "--input", "a"], "config key SEED needs a value, got --input"),
+        (
+            ["segment", "--input", "a", "SOLVER.STEPS", "--prompts", "b"],
+            "key SOLVER.STEPS needs a value, got --prompts",
+        ),
         (["train", "-o", "SEED", "-o", "TEST.PROTOCOL", "global"], "config key SEED needs a value, got -o"),
         (["evaluate", "--config", "shapes", "--output", ""], "argument --output: a name is needed, got an empty one"),
         (["train", "--config", "shapes", "--output", " "], "argument --output: a name is needed, got an empty one"),
@@ -144,7 +148,11 @@ EVALUATE = ["--config", "shapes", "--output", "o"]
         (["-o", "SEED", "3", "-o", "TEST.CHUNK", "-1"], ["SEED", "3", "TEST.CHUNK", "-1"]),
         (["--opts", "SEED", "3", "MODEL.WEIGHTS", ""], ["SEED", "3", "MODEL.WEIGHTS", ""]),
         (["SEED", "3"], ["SEED", "3"]),
-        (["--benchmarks", "a", "b", "SEED", "3"], ["SEED", "3"]),
+        (["--save-predictions", "SEED", "3"], ["SEED", "3"]),
+        (
+            ["--benchmarks", "a", "b", "TEST.PROTOCOL", "x", "SOLVER.STEPS", "[]"],
+            ["TEST.PROTOCOL", "x", "SOLVER.STEPS", "[]"],
+        ),
         (["--benchmarks", "a", "b", "MODLE.WEIGHTS", "x"], ["MODLE.WEIGHTS", "x"]),
         (["-o", "lower", "3", "--benchmarks", "a", "b"], ["lower", "3"]),
         (["--weights", "w.pth"], ["MODEL.WEIGHTS", "w.pth"]),
@@ -156,6 +164,20 @@ def test_keys_and_values_may_stand_anywhere(words, opts):
         args = cli.parse("evaluate", order)
         assert args.opts == opts and str(args.output) == "o"
         assert args.benchmarks == (["a", "b"] if "--benchmarks" in words else [])
+
+
+@pytest.mark.parametrize("text", ["SEED", "NO.12", "ST.PAUL", "PRESET", "TEXT.ON", "U.S."])
+def test_prompts_and_files_are_no_keys(text):
+    words = ["--input", f"{text}.JPG", "DSC_0001.JPG", "--output", "SEED", "--prompt", text, "a cat"]
+    for pairs in ([], ["-o", "SEED", "3"], ["MODEL.DEVICE", "cpu"], ["MODLE.DEVICE", "cpu", "-o", "SEED", "3"]):
+        args = cli.parse("segment", [*words, *pairs])
+        assert [str(path) for path in args.input] == [f"{text}.JPG", "DSC_0001.JPG"] and str(args.output) == "SEED"
+        assert args.prompts == [text, "a cat"] and args.opts == [word for word in pairs if word != "-o"]
+
+
+def test_the_sections_are_those_of_the_config():
+    sections = {key for key, value in load_config("tiny").items() if isinstance(value, CfgNode)}
+    assert sections - {"GLOBAL"} == {*SECTIONS}  # GLOBAL is Detectron2's, for hacks
 
 
 def test_old_spellings_are_read():

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from openworldsam.cli import files, research, use
-from openworldsam.cli.options import Parser, nearest, split_overrides, stated_overrides
+from openworldsam.cli.options import Parser, nearest, stated_overrides
 from openworldsam.cli.preflight import check_weights
 from openworldsam.utils.launch import print_error, user_errors
 
@@ -67,7 +67,7 @@ def parse(name: str, argv: Sequence[str] | None = None) -> Any:
     parser = Parser(prog=f"openworldsam {name}", description=command.description, epilog=command.examples)
     command.add(parser)
     try:
-        own, overrides = split_overrides(words) if parser.takes_config else (words, [])
+        own, overrides = parser.split_overrides(words) if parser.takes_config else (words, [])
     except ValueError as error:
         parser.error(str(error))
     args = parser.parse_args(own)

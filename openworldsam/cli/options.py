@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from openworldsam.utils.launch import print_error
 
 TASKS = ("semantic", "instance", "panoptic", "referring")
 DTYPES = ("fp32", "bf16", "fp16")
-_KEY = re.compile(r"[A-Z][A-Z0-9_]+(\.[A-Z0-9_]{2,})+|OUTPUT_DIR|PRESET|SEED")
-"""A word that is a config key wherever it stands, or would be if it were spelt right."""
+_KEY = re.compile(r"([A-Z][A-Z0-9_]+)(\.[A-Z0-9_]{2,})+|OUTPUT_DIR|PRESET|SEED")
+"""A word that is a config key, or would be if it were spelt right, unless it belongs to an option."""
+SECTIONS = ("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST")
+"""Sections of a config: a key that begins with one, such as MODEL.DEVICE, ends the words of an option."""
 
 
 class Command(NamedTuple):
@@ -62,45 +65,64 @@ class Parser(argparse.ArgumentParser):
             error.message += nearest(str(value), map(str, action.choices or ()))
             raise
 
+    def split_overrides(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Split a command line into its own words and the KEY VALUE pairs of a config, which may stand anywhere.
+
+        All words after -o or --opts up to the next option are pairs; elsewhere a key and the next word. A word that an
+        option takes, such as a prompt or file, is a key only if the option takes several and it begins with a section.
+
+        Raises:
+            ValueError: an option, or nothing, is where the value of a key should be.
+        """
+        own: list[str] = []
+        pairs: list[str] = []
+        within = False  # after -o
+        takes = 0.0  # words of the option before
+        position = 0
+        while position < len(words):
+            word = words[position]
+            if word in ("-o", "--opts"):
+                within = True
+            elif word.startswith("--"):
+                within, takes = False, self._takes(word)
+                own.append(word)
+            elif within or _is_key(word, takes):
+                position += 1
+                if position == len(words) or words[position] == "-o" or words[position].startswith("--"):
+                    found = words[position] if position < len(words) else "nothing"
+                    raise ValueError(f"config key {word} needs a value, got {found}")
+                pairs += [word, words[position]]
+            else:
+                own.append(word)
+                takes = max(0, takes - 1)
+            position += 1
+        return own, pairs
+
+    def _takes(self, option: str) -> float:
+        """How many words an option takes after it."""
+        known = self._option_string_actions
+        action = known.get(option) or next((known[name] for name in known if name.startswith(option)), None)
+        if action is None or action.nargs in ("+", "*"):
+            return math.inf if action else 0
+        return 1 if action.nargs is None else int(action.nargs)
+
     def error(self, message: str) -> NoReturn:
         """Exit with 2 after one line, as after any other user error."""
         print_error(ValueError(f"{message} ({self.prog} --help)"))
         self.exit(2)
 
 
+def _is_key(word: str, takes: float) -> bool:
+    """Whether a word is a config key if the option before it still takes so many words."""
+    if not (match := _KEY.fullmatch(word)) or takes == 0:
+        return match is not None
+    return takes == math.inf and bool(match[1]) and bool(difflib.get_close_matches(match[1], SECTIONS, 1, cutoff=0.8))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that is unknown: "; did you mean --prompts?", or nothing."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into its own words and the KEY VALUE pairs of a config, which may stand anywhere.
-
-    All words after -o or --opts up to the next option are pairs; elsewhere, a word like MODEL.DEVICE and the next one.
-
-    Raises:
-        ValueError: an option, or nothing, is where the value of a key should be.
-    """
-    own: list[str] = []
-    pairs: list[str] = []
-    within = False  # after -o
-    position = 0
-    while position < len(words):
-        word = words[position]
-        if word in ("-o", "--opts"):
-            within = True
-        elif (within and not word.startswith("--")) or _KEY.fullmatch(word):
-            position += 1
-            if position == len(words) or words[position] == "-o" or words[position].startswith("--"):
-                found = words[position] if position < len(words) else "nothing"
-                raise ValueError(f"config key {word} needs a value, got {found}")
-            pairs += [word, words[position]]
-        else:
-            within = False
-            own.append(word)
-        position += 1
-    return own, pairs
 
 
 def stated_overrides(args: argparse.Namespace) -> list[str]:
@@ -130,7 +152,7 @@ def add_config(parser: Parser, default: str | None = None, *, choose: str = "") 
     add("--config", "--config-file", metavar="CONFIG", default=default, required=required, help=names)
     add("--weights", metavar="FILE", help="MODEL.WEIGHTS: a full checkpoint or an adapter")
     add("--device", help="cpu, cuda or mps (default: MODEL.DEVICE, or what this machine has)")
-    pairs = "override config keys; the pairs may also stand alone at the end"
+    pairs = "override config keys. A pair may stand alone, after texts and files if it is like MODEL.DEVICE cpu"
     add("-o", "--opts", nargs=2, metavar=("KEY", "VALUE"), help=pairs)
 
 
@@ -141,7 +163,7 @@ def add_threshold(parser: Parser) -> None:
 
 
 def add_prompts(parser: Parser, help: str = "texts, or @FILE with one per line", *, required: bool = True) -> None:
-    """Add --prompts."""
+    """Add --prompts. Texts are no keys unless they begin with a section: `Parser.split_overrides`."""
     parser.add_argument("--prompts", nargs="+", required=required, metavar="TEXT", help=help)
 
 

@@ -80,7 +80,8 @@ def test_the_file_and_the_table(command, tiny_weights, tmp_path, capsys, coco_sa
 
 
 def test_overrides_may_follow_the_names_of_benchmarks():
-    plain, names, opts = ["--config-file", "c", "--output", "o"], ["a.b", "REEF"], ["SEED", "3", "MODEL.WEIGHTS", "a"]
+    plain, names = ["--config-file", "c", "--output", "o"], ["a.b", "REEF", "SEED"]
+    opts = ["TEST.PROTOCOL", "global", "MODEL.WEIGHTS", "a"]
     for words in (["--benchmarks", *names, *opts, *plain], [*plain, "--benchmarks", *names, *opts]):
         args = parse_args(words)
         assert (args.benchmarks, args.opts) == (names, opts)
