@@ -28,6 +28,7 @@ from openworldsam.config_files import (
     flat,
 )
 from openworldsam.data.preprocessing import MAX_PIXELS, limit_pixels
+from openworldsam.utils.device import best_device
 from openworldsam.utils.text import brief, shortened
 
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_BIAS",)
@@ -85,6 +86,8 @@ def add_openworldsam_config(cfg: CfgNode) -> None:
     cfg.INPUT.ANTIALIAS = False
 
     cfg.MODEL.META_ARCHITECTURE = "OpenWorldSAM"
+    # cpu, cuda, cuda:1, mps, ... By default CUDA or MPS where this machine has it, else the CPU.
+    cfg.MODEL.DEVICE = best_device()
     # A full checkpoint in the released layout, or an adapter file; the latter needs both encoder files too.
     cfg.MODEL.WEIGHTS = ""
     # Arithmetic of the networks: fp32, bf16 or fp16 (autocast; frozen matrices are stored in it, the adapter in fp32).

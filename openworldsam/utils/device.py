@@ -16,14 +16,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Number formats by their names in configs and on command lines."""
 
 
+def best_device() -> str:
+    """Return CUDA where this machine has it, else MPS, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def usable_device(name: str) -> str:
-    """Return the configured device; if it is CUDA and this machine has none, MPS or the CPU, with a warning.
+    """Return the configured device; if it is CUDA and this machine has none, the best one, with a warning.
 
     Raises:
         ValueError: no such device.
     """
     if name.startswith("cuda") and not torch.cuda.is_available():
-        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        other = best_device()
         if comm.is_main_process():
             logger.warning("no %s on this machine, running on %s", name, other)
         return other
