@@ -88,7 +88,8 @@ def add_openworldsam_config(cfg: CfgNode) -> None:
     cfg.MODEL.META_ARCHITECTURE = "OpenWorldSAM"
     # cpu, cuda, cuda:1, mps, ... By default CUDA or MPS where this machine has it, else the CPU.
     cfg.MODEL.DEVICE = best_device()
-    # A full checkpoint in the released layout, or an adapter file; the latter needs both encoder files too.
+    # A full checkpoint in the released layout, an EVF-SAM2 file or folder (configs/baselines/evf_sam2.yaml), or an
+    # adapter file; the latter needs both encoder files too.
     cfg.MODEL.WEIGHTS = ""
     # Arithmetic of the networks: fp32, bf16 or fp16 (autocast; frozen matrices are stored in it, the adapter in fp32).
     # Half precision rounds scores (bf16: to steps of 0.004 near 0.7), which can change thresholds and ties.

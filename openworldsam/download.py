@@ -95,7 +95,7 @@ def _beit3(filename: str, purpose: str, parameters: int = 0) -> Weight:
 
 def _evf_sam2(repository: str, remote: str = "model.safetensors", other: str = "") -> Weight:
     page = f"https://huggingface.co/YxZhang/{repository}"
-    purpose = "BEiT-3 of EVF-SAM2" + (f" (its file name there, {remote}, is a guess)" if other else "")
+    purpose = "EVF-SAM2, and its BEiT-3" + (f" (its file name there, {remote}, is a guess)" if other else "")
     note = f" It may have another name there, or be split: try {other}, or see {page}/tree/main." if other else ""
     return _known(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, 898, note)
 

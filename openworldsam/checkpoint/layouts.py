@@ -10,12 +10,14 @@ A weight file holds one or more components, kept under their public names until 
 | file                             | components           | recognised by                                     |
 |----------------------------------|----------------------|---------------------------------------------------|
 | released OpenWorldSAM checkpoint | sam2, beit3, adapter | visual_model.*, mm_extractor.*, positional_tokens |
-| EVF-SAM2 (one file or shards)    | sam2, beit3          | visual_model.*, mm_extractor.*                    |
+| EVF-SAM2 (one file or shards)    | sam2, beit3, adapter | visual_model.*, mm_extractor.*                    |
 | SAM2 2.0 or 2.1                  | sam2                 | image_encoder.trunk.*                             |
 | BEiT-3                           | beit3                | beit3.*                                           |
 | another prompt encoder           | its own              | as it declares                                    |
 | adapter file                     | adapter, score_head  | adapter.*                                         |
 | score head                       | score_head           | score_head.*                                      |
+
+The adapter of EVF-SAM2 is its projector alone, for a model with neither tie-breakers nor soft-prompt layers.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ RELEASED_ADAPTER = (
     ("positional_tokens", "adapter.tie_breakers"),
     ("cross_attention_transformer.", "adapter.soft_prompt."),
 )
-"""(name in the released checkpoint, our name) by prefix."""
+"""(name in the released checkpoint, our name) by prefix; EVF-SAM2 has the first."""
 RELEASED_PREFIX = {"sam2": "visual_model.", "beit3": "mm_extractor."}
 """Prefix of a component's public names in the released checkpoint and in EVF-SAM2."""
 RELEASED_TRAINING = {
@@ -186,12 +188,11 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     encoders = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}
     if not all(encoders.values()):
         return "unknown", {}
-    if not has((DUPLICATES, "positional_tokens")):
-        return "EVF-SAM2", encoders  # its projector is not OpenWorldSAM's
+    layout = "released" if has((DUPLICATES, "positional_tokens")) else "EVF-SAM2"
     others = (DUPLICATES, *RELEASED_PREFIX.values())
     # a tensor that the adapter does not know keeps its name, so that loading can report it
     adapter = {renamed(n, RELEASED_ADAPTER) or n: t for n, t in state.items() if not n.startswith(others)}
-    return "released", {**encoders, "adapter": adapter}
+    return layout, encoders | ({ADAPTER.name: adapter} if adapter else {})
 
 
 def _as_released(state: StateDict) -> StateDict:

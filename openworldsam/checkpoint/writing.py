@@ -76,14 +76,18 @@ def save_components(files: Mapping[str, WeightFile], folder: Path) -> dict[str, 
     """
     written = {name: folder / f"{name}.safetensors" for name in files}
     encoders = [name for name in files if name not in (ADAPTER.name, SCORE_HEAD.name)]
+    # a component's own file no longer shows that it was fine-tuned
+    notes = {
+        name: {"note": file.metadata.get("note", f"from {file.path.name} ({file.layout})")}
+        for name, file in files.items()
+    }
     for name in encoders:
-        # its own file no longer shows that an encoder was fine-tuned
-        note = {"note": files[name].metadata.get("note", f"from {files[name].path.name} ({files[name].layout})")}
-        _save_tensors(files[name].components[name], written[name], note)
+        _save_tensors(files[name].components[name], written[name], notes[name])
     for name, others in ((ADAPTER.name, encoders), (SCORE_HEAD.name, [*encoders, ADAPTER.name])):
         if name in files:
             sources = {other: files[name].recorded(other) or files[other].source(other) for other in others}
-            metadata = carried_over(files[name])
+            unknown = "trained_on" not in files[name].metadata
+            metadata = (notes[name] if unknown else {}) | carried_over(files[name])
             _save_trained_state(files[name].components[name], written[name], metadata, sources)
     return written
 

@@ -115,6 +115,20 @@ PUBLIC = (
         "EVF-SAM issue 45; its README also names COCO",
     ),
     Weights(
+        "EVF-SAM2's projector",
+        "adapter",
+        ("evf-sam2",),
+        _EXPRESSIONS,
+        "EVF-SAM issue 20: trained with its BEiT-3",
+    ),
+    Weights(
+        "EVF-SAM2-multitask's projector",
+        "adapter",
+        ("evf-sam2-multitask",),
+        _MULTITASK,
+        "EVF-SAM issues 20 and 45",
+    ),
+    Weights(
         "the released BEiT-3 (taken for EVF-SAM2-multitask's)",
         "beit3",
         _RELEASED,

@@ -85,7 +85,13 @@ def _adapter_fit(state: StateDict, expected: StateDict) -> None:
 def _adapter_advice(public: StateDict) -> str:
     queries = public[TIE_BREAKERS].shape[0] if TIE_BREAKERS in public and public[TIE_BREAKERS].ndim else 0
     layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
-    return f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
+    keys = f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
+    if queries or layers:
+        return keys
+    return (
+        f"{keys} For EVF-SAM2 as it is, use configs/baselines/evf_sam2.yaml; for its encoders alone, name its file in "
+        "MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS."
+    )
 
 
 SAM2 = Component(

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from published import beit3_state, our_adapter, released_adapter, sam2_state, write_all
+from published import beit3_state, evf_projector, our_adapter, released_adapter, sam2_state, write_all
 
 from openworldsam.config import load_config
 
@@ -31,6 +31,7 @@ def states():
         "beit3": beit3_state(),
         "released adapter": released_adapter(),
         "adapter": our_adapter(released_adapter()),
+        "evf projector": evf_projector(),
     }
 
 

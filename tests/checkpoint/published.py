@@ -27,8 +27,8 @@ def filled(state, seed):
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
 
 
-def sam2_state(version, seed=1, **trunk):
-    """A state dict of the sam2 package's own model with its video modules, but a small trunk."""
+def sam2_model(version, **trunk):
+    """The sam2 package's own model with its video modules, but a small trunk."""
     trunk = {**TINY_TRUNK, **trunk}
     width = trunk["embed_dim"]
     config = {"2.0": "configs/sam2/sam2_hiera_l.yaml", "2.1": "configs/sam2.1/sam2.1_hiera_l.yaml"}[version]
@@ -39,10 +39,14 @@ def sam2_state(version, seed=1, **trunk):
         f"++model.image_encoder.neck.backbone_channel_list={[8 * width, 4 * width, 2 * width, width]}",
         *(f"++model.image_encoder.trunk.{key}={value}" for key, value in trunk.items()),
     ]
-    return filled(build_sam2(config, None, device="cpu", hydra_overrides_extra=overrides).state_dict(), seed)
+    return build_sam2(config, None, device="cpu", hydra_overrides_extra=overrides)
 
 
-def beit3_state(width=32, seed=2):
+def sam2_state(version, seed=1, **trunk):
+    return filled(sam2_model(version, **trunk).state_dict(), seed)
+
+
+def beit3_model(width=32):
     config = EncoderConfig(
         img_size=32,
         patch_size=16,
@@ -58,7 +62,11 @@ def beit3_state(width=32, seed=2):
         encoder_layers=2,
         max_source_positions=1024,
     )
-    return filled({f"beit3.{name}": tensor for name, tensor in BEiT3(config).state_dict().items()}, seed)
+    return BEiT3(config)
+
+
+def beit3_state(width=32, seed=2):
+    return filled(with_prefix("beit3.", beit3_model(width).state_dict()), seed)
 
 
 def adapter_shapes(embed=32, width=256, queries=4, layers=3):
@@ -101,16 +109,19 @@ def with_prefix(prefix, state):
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def evf_state(sam2, beit3, seed=4):
-    """EVF-SAM2: both encoders and its own projector."""
+def evf_projector(seed=4):
     shapes = {name: shape for name, shape in adapter_shapes().items() if name.startswith("text_hidden_fcs")}
-    projector = filled({name: torch.empty(shape) for name, shape in shapes.items()}, seed)
+    return filled({name: torch.empty(shape) for name, shape in shapes.items()}, seed)
+
+
+def evf_state(sam2, beit3, projector):
+    """EVF-SAM2: both encoders and its own projector, all under its names."""
     return {**with_prefix("visual_model.", sam2), **with_prefix("mm_extractor.", beit3), **projector}
 
 
 def released_state(sam2, beit3, adapter):
     """As the official code saves it: both encoders twice, and an unused projector."""
-    evf = evf_state(sam2, beit3)
+    evf = evf_state(sam2, beit3, evf_projector())
     encoders = {name: tensor for name, tensor in evf.items() if not name.startswith("text_hidden_fcs")}
     return {**encoders, **adapter, **with_prefix("evf_sam2.", evf)}
 
@@ -155,11 +166,18 @@ def write_with_detectron2(folder, state):
     return folder / "model_final.pth"
 
 
+def by_transformers(state):
+    """As transformers may save a model within another: all names begin with "model.", and a "gamma" is a weight."""
+    return {
+        re.sub(r"(fuser\.layers\.\d\.)gamma", r"\1weight", name): tensor
+        for name, tensor in with_prefix("model.", state).items()
+    }
+
+
 def resaved(released):
     """The spellings of a released checkpoint that saving it again gives, by name.
 
-    Safetensors stores a tensor of two names once; a wrapper puts its attribute's name before all;
-    transformers calls a "gamma" a weight.
+    Safetensors stores a tensor of two names once; a wrapper puts its attribute's name before all.
     """
     encoders = ("visual_model.", "mm_extractor.")
     copies = {name: tensor for name, tensor in released.items() if not name.startswith(encoders)}
@@ -167,15 +185,11 @@ def resaved(released):
     once = {}
     for number, (name, tensor) in enumerate(own.items()):
         once[f"evf_sam2.{name}" if name.startswith(encoders) and number % 2 else name] = tensor
-    renamed = {
-        re.sub(r"(fuser\.layers\.\d\.)gamma", r"\1weight", name): tensor
-        for name, tensor in with_prefix("model.", own).items()
-    }
     return {
         "only copies": copies,
         "own names": own,
         "stored once": once,
-        "wrapped": renamed,
+        "wrapped": by_transformers(own),
         "wrapped copies": with_prefix("model.", copies),
         "wrapped twice": with_prefix("module.model.", once),
     }
@@ -185,7 +199,7 @@ def write_all(folder, states):
     """A file of every layout, by name."""
     arguments = argparse.Namespace(lr=1e-3, model="beit3", betas=[0.9, 0.98], resume=None)
     beit3 = {**states["beit3"], **retrieval_heads()}
-    evf = evf_state(states["2.0"], states["beit3"])
+    evf = evf_state(states["2.0"], states["beit3"], states["evf projector"])
     released = released_state(states["2.0"], states["beit3"], states["released adapter"])
     for name, content in {
         "sam2_hiera.pt": {"model": states["2.0"]},
@@ -193,6 +207,7 @@ def write_all(folder, states):
         "beit3.pth": {"model": beit3},
         "beit3_trained.pth": {"model": beit3, "epoch": 3, "args": arguments, "scaler": {"scale": 1024.0}},
         "pytorch_model.bin": evf,
+        "evf_parallel.pth": {"state_dict": with_prefix("module.", evf)},
         "bare.pth": released,
     }.items():
         torch.save(content, folder / name)
@@ -200,6 +215,7 @@ def write_all(folder, states):
     (folder / "snapshot/config.json").write_text('{"hidden_size": 1024}')
     save_file(evf, folder / "snapshot/model.safetensors")
     save_file(evf, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(by_transformers(evf), folder / "evf_wrapped.safetensors")
     save_file(states["adapter"], folder / "adapter.safetensors")
     paths = {path.name: path for path in folder.iterdir()}
     paths["sharded safetensors"] = write_shards(folder / "sharded_safetensors", evf, "safetensors")

@@ -10,11 +10,13 @@ import zipfile
 
 import pytest
 import torch
-from published import resaved, write_shards
+from published import our_adapter, resaved, write_shards
 from safetensors.torch import save_file
 
 from openworldsam.checkpoint import fingerprint, read_weights
 
+EVF = ["pytorch_model.bin", "model.safetensors", "sharded safetensors", "sharded bin", "folder of shards", "snapshot"]
+EVF += ["evf_wrapped.safetensors", "evf_parallel.pth"]
 SMALL = {"adapter.tie_breakers": torch.arange(6.0).view(2, 3), "adapter.projector.0.bias": torch.arange(3.0)}
 
 
@@ -25,12 +27,7 @@ SMALL = {"adapter.tie_breakers": torch.arange(6.0).view(2, 3), "adapter.projecto
         ("sam2.1_hiera.pt", "SAM 2.1", {"sam2"}),
         ("beit3.pth", "BEiT-3", {"beit3"}),
         ("beit3_trained.pth", "BEiT-3", {"beit3"}),
-        ("pytorch_model.bin", "EVF-SAM2", {"sam2", "beit3"}),
-        ("model.safetensors", "EVF-SAM2", {"sam2", "beit3"}),
-        ("sharded safetensors", "EVF-SAM2", {"sam2", "beit3"}),
-        ("sharded bin", "EVF-SAM2", {"sam2", "beit3"}),
-        ("folder of shards", "EVF-SAM2", {"sam2", "beit3"}),
-        ("snapshot", "EVF-SAM2", {"sam2", "beit3"}),
+        *((name, "EVF-SAM2", {"sam2", "beit3", "adapter"}) for name in EVF),
         ("model_final.pth", "released", {"sam2", "beit3", "adapter"}),
         ("bare.pth", "released", {"sam2", "beit3", "adapter"}),
         *((name, "released", {"sam2", "beit3", "adapter"}) for name in (*resaved({}), "parallel.pth")),
@@ -42,6 +39,8 @@ def test_each_layout_is_recognised_and_read_under_public_names(name, layout, com
     assert file.layout == layout
     assert file.components.keys() == components
     expected = {**states, "sam2": states["2.1" if layout == "SAM 2.1" else "2.0"]}
+    if layout == "EVF-SAM2":
+        expected["adapter"] = our_adapter(states["evf projector"])
     for component, state in file.components.items():
         assert state.keys() == expected[component].keys()
         assert all(torch.equal(tensor, expected[component][n]) for n, tensor in state.items())

@@ -147,8 +147,8 @@ def test_every_public_file_has_entries():
     for stem in stems:
         components = [weights.component for weights in PUBLIC if stem in weights.files]
         kind = stem.split("_")[0]
-        expected = {"model": ["sam2", "beit3", "adapter"], "beit3": ["beit3"], "sam2": ["sam2"], "sam2.1": ["sam2"]}
-        assert components == expected.get(kind, ["sam2", "beit3"])
+        expected = {"beit3": ["beit3"], "sam2": ["sam2"], "sam2.1": ["sam2"]}
+        assert components == expected.get(kind, ["sam2", "beit3", "adapter"])
 
 
 @pytest.mark.parametrize("name", ["model_final", "model_final_refcocog"])

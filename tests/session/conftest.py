@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as mask_util
+from safetensors.torch import save_file
 from shell import Shell
 
 from openworldsam import OpenWorldSAMPredictor
@@ -104,6 +105,8 @@ def make_datasets(root, pictures):
     person, bed = {"id": 1, "name": "person"}, {"id": 8, "name": "bed"}
     objects = {"images": images, "annotations": [square(1, 1, 1)], "categories": [person]}
     write_json(coco / "annotations/instances_val2017.json", objects)
+    referred = [{**square(1, 1, 1), "sentences": ["the person", "person on the bed"]}]
+    write_json(coco / "annotations/refcocog_umd_val.json", {**objects, "annotations": referred})
     write_json(ade / "ade20k_instance_val.json", {**objects, "annotations": [square(1, 1, 8)], "categories": [bed]})
     instance_ids = np.where(IDS == 2, 26_000, 7).astype(np.uint16)  # a car on the road
     save(instance_ids, cityscapes / "gtFine/val/ulm/ulm_000000_000019_gtFine_instanceIds.png")
@@ -134,6 +137,9 @@ def weights(tiny_weights, tiny_opts, tmp_path_factory):
     torch.save(full, folder / "model_final.pth")
     for name in ("sam2_hiera_large.pt", "beit3_large_patch16_224.pth"):
         (folder / name).symlink_to("model_final.pth")
+    parts = ("visual_model.", "mm_extractor.", "text_hidden_fcs.")
+    evf = {name: tensor.clone() for name, tensor in full["model"].items() if name.startswith(parts)}
+    save_file(evf, folder / "evf-sam2-multitask.safetensors")
     return folder
 
 
@@ -165,6 +171,8 @@ def belongings(weights, photograph, tmp_path_factory):
     save_component(model, "sam2", path, "untrained memory", video=SAM2Memory(model).video_state())
     for name in TINY:
         make_config(folder, name, {"MODEL": sizes})
+    del sizes["ADAPTER"]
+    make_config(folder, "baselines/evf_sam2", {"MODEL": sizes})
     for name in ("shapes/openworldsam", "shapes/score", "shapes/paper"):
         make_config(folder, name, {})
     return folder

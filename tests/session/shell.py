@@ -44,6 +44,7 @@ NOT_RUN = {
     "openworldsam verify": "needs the public checkpoint; tests/verify",
     "openworldsam download sam2": "fetches gigabytes; tests/test_download.py",
     "openworldsam download openworldsam": "the same",
+    "openworldsam download evf": "the same",
 }
 STUB = """\
 #!{python} -IS

@@ -23,7 +23,7 @@ PROMISED = {
     " output/annotated/instances.json output/annotated/panoptic.json output/annotated/overlays/scene114.png",
     "docs/app.md": "",
     "docs/evaluation.md": "output/eval/results.json output/eval/report.html output/eval/coco_instances.json"
-    " output/eval/cityscapes.json output/two_stage.html output/figure5.html",
+    " output/eval/cityscapes.json output/two_stage.html output/figure5.html output/evf_sam2/results.json",
     "docs/performance.md": "",
     "docs/python.md": "output/overlay.png output/scene3.png",
     "docs/quickstart.ipynb": "",
