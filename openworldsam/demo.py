@@ -22,6 +22,7 @@ from openworldsam.parity.rule_weights import NOTE
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.files import save_json, save_png
 from openworldsam.utils.launch import item_error, say, user_errors
+from openworldsam.utils.progress import progress_of_prompts
 from openworldsam.visualization import contact_sheet, draw_comparison, draw_prediction
 
 
@@ -96,7 +97,8 @@ def segment_images(args: argparse.Namespace) -> int:
     failed = 0
     for path in args.input:
         try:
-            segment_image(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
+            with progress_of_prompts():
+                segment_image(predictor, path, tasks, args, f" ({NOTE}: the masks mean nothing)" if notes else "")
         except Exception as error:
             say(f"error: {item_error(error, path)}", file=sys.stderr)
             failed += 1

@@ -20,6 +20,7 @@ from openworldsam.config import arguments
 from openworldsam.modeling.adapter import DecoderTokens
 from openworldsam.modeling.image_encoder import STRIDE, ImageFeatures
 from openworldsam.modeling.two_way import SharedImage, decode_masks, shared_image
+from openworldsam.utils.progress import chunks
 
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
@@ -129,7 +130,7 @@ class SAM2MaskDecoder(nn.Module):
         no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         dynamic = self.dynamic_multimask and not single_mask
 
-        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
             image, shared = -1, None
             for chunk in tokens.chunks(selected, self.chunk):
                 if shared is None or tokens.image_index[chunk[0]] != image:
@@ -137,7 +138,7 @@ class SAM2MaskDecoder(nn.Module):
                     shared = self._shared(features, image, no_mask)
                 yield self._decode(shared, tokens.gather(chunk), None, dynamic)
 
-        return self._join(len(selected), chunks())
+        return self._join(len(selected), decoded())
 
     def refine(self, features: ImageFeatures, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Decode again with masks as the only prompt (paper Sec. 3, two-stage inference).
@@ -151,13 +152,13 @@ class SAM2MaskDecoder(nn.Module):
         """
         shared = self._shared(features, 0, None)
 
-        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
             for logits in mask_logits.split(self.chunk) if len(mask_logits) else ():
                 dense = self.prompt_encoder.mask_downscaling(logits[:, None])
                 no_tokens = logits.new_zeros(len(logits), 0, features.embed.shape[1])
                 yield self._decode(shared, no_tokens, dense, self.dynamic_multimask)
 
-        return self._join(len(mask_logits), chunks())
+        return self._join(len(mask_logits), decoded())
 
     def decode_clicks(
         self, features: ImageFeatures, points: Tensor, labels: Tensor, mask_logits: Tensor | None
@@ -197,13 +198,13 @@ class SAM2MaskDecoder(nn.Module):
         logits, iou = self._decode_masks(self.decoder, image, tokens, 4 if dynamic_multimask else 1, dense)
         return select_mask(logits, iou, dynamic_multimask)
 
-    def _join(self, num_queries: int, chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _join(self, num_queries: int, decoded: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Copy chunks into one fp32 result as they are decoded, so that memory holds no mask twice."""
         side = 4 * self.prompt_encoder.image_embedding_size[0]
         device = self.prompt_encoder.no_mask_embed.weight.device
         logits, iou = torch.empty(num_queries, side, side, device=device), torch.empty(num_queries, device=device)
         start = 0
-        for chunk_logits, chunk_iou in chunks:
+        for chunk_logits, chunk_iou in chunks(decoded, num_queries, "mask", self.chunk):
             stop = start + len(chunk_iou)
             logits[start:stop], iou[start:stop] = chunk_logits, chunk_iou
             start = stop

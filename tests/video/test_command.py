@@ -44,7 +44,7 @@ def iou(a, b):
     return np.count_nonzero(a & b) / np.count_nonzero(a | b)
 
 
-def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
+def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys, caplog):
     """The whole command with the weights that ship; the circle hides nearly all of the square for some frames."""
     monkeypatch.chdir(ROOT)
     identities = write_clip(tmp_path / "clip", CROSSING, 16)
@@ -52,9 +52,9 @@ def test_two_shapes_cross_and_keep_their_ids(tmp_path, monkeypatch, capsys):
     words = ["--config-file", "configs/shapes/refer.yaml", "--input", tmp_path / "clip", "--output", tmp_path / "out"]
     words += ["--prompts", "blue square", "green circle", "--task", "referring"]
     main([*map(str, words), "--tracker", "detection", "--every", "1"])
-    printed = capsys.readouterr()
-    assert "16 frames, blue square 1, green circle 1" in printed.out
-    assert printed.err.count("on a photograph their masks mean nothing") == 1
+    printed = capsys.readouterr().out
+    assert "16 frames, blue square 1, green circle 1" in printed
+    assert caplog.text.count("on a photograph their masks mean nothing") == 1
     about = json.loads((tmp_path / "out/tracks.json").read_text())
     assert about["frames"] == 16 and about["weights"]["sam2"]["file"] == "sam2.safetensors"
     ids = {track["prompt"]: track["id"] for track in about["tracks"]}

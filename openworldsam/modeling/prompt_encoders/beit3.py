@@ -31,6 +31,7 @@ from openworldsam.modeling.components import Component, StateDict
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID, BEiT3Tokenizer
 from openworldsam.utils.device import upload
+from openworldsam.utils.progress import chunks
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ class BEiT3PromptEncoder(PromptEncoder):
         order = lengths.argsort(descending=True, stable=True)  # keeps padding within a chunk short
         on_device = partial(upload, device=images.device)
         embeddings = []
-        for chunk in order.split(self.chunk):
+        for chunk in chunks(order.split(self.chunk), len(order), "prompt", self.chunk):
             texts = ids[chunk, : int(lengths[chunk[0]])]
             of_prompts = None if vision is None else vision[on_device(image_index[chunk])]
             padding = on_device(texts == PAD_ID) if (texts == PAD_ID).any() else None
