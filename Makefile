@@ -29,10 +29,10 @@ $(STAMP): requirements.txt setup.py pyproject.toml $(wildcard tools/detectron2_w
 	SAM2_BUILD_CUDA=0 $(PIP) install --no-build-isolation -r requirements.txt -e .
 	@touch $@
 
-# Optional packages of the page, the exporters and Cityscapes' evaluator, installed for the tests alone.
+# Optional packages of the page, the other prompt encoders, the exporters and Cityscapes' evaluator, for the tests alone.
 EXTRAS := $(VENV)/.openworldsam-extras-installed
 $(EXTRAS): $(STAMP)
-	$(PIP) install --no-build-isolation -c requirements.txt -e '.[app,supervision,cityscapes]'
+	$(PIP) install --no-build-isolation -c requirements.txt -e '.[app,encoders,supervision,cityscapes]'
 	@touch $@
 
 # One process per core, at most four; each takes a gigabyte. All tests of a file run in one process and share fixtures.

@@ -81,6 +81,7 @@ setup(
         "fiftyone": ["fiftyone"],
         "label-studio": ["label-studio-ml", "rq"],  # in an environment of its own: an old Flask
         "app": ["gradio>=6.31,<7"],
+        "encoders": ["transformers>=5.24,<6", "open_clip_torch>=2.32"],
         "cityscapes": ["cityscapesscripts"],  # for the test that Cityscapes' AP equals it
     },
     entry_points={

@@ -127,12 +127,14 @@ def _add_encoder_config(cfg: CfgNode) -> None:
     cfg.MODEL.SAM2.WIDTH = 256
 
     cfg.MODEL.PROMPT_ENCODER = CfgNode()
-    # Name in PROMPT_ENCODER_REGISTRY; the keys below are those of BEiT-3, other encoders read what they need of them.
+    # Name in PROMPT_ENCODER_REGISTRY (docs/encoders.md); the keys below are those of BEiT-3, other encoders read what
+    # they need of them.
     cfg.MODEL.PROMPT_ENCODER.NAME = "BEiT3PromptEncoder"
     # File or folder of its weights. BEiT-3: Microsoft's .pth, an EVF-SAM2 file or folder, or the .safetensors of
     # convert_weights.py.
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
-    # File or folder of its tokenizer. BEiT-3: the sentencepiece file beit3.spm.
+    # File or folder of its tokenizer. BEiT-3: the sentencepiece file beit3.spm; encoders of libraries: the folder that
+    # also has config.json, from which they know their sizes.
     cfg.MODEL.PROMPT_ENCODER.TOKENIZER = TOKENIZER
     # Side of the square input in pixels, a multiple of the patch size.
     cfg.MODEL.PROMPT_ENCODER.IMAGE_SIZE = 224

@@ -18,8 +18,14 @@ from openworldsam.download import names_of
 from openworldsam.utils.launch import print_error, say
 from openworldsam.utils.versions import PACKAGES
 
-EXTRAS = {"app": "gradio", "supervision": "supervision", "fiftyone": "fiftyone", "label-studio": "label_studio_ml"}
-"""Packages that only some commands and exports need, by the extra of this package that installs them."""
+EXTRAS = {
+    "app": "gradio",
+    "encoders": "transformers",
+    "supervision": "supervision",
+    "fiftyone": "fiftyone",
+    "label-studio": "label_studio_ml",
+}
+"""Packages that only some commands, exports and encoders need, by the extra of this package that installs them."""
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".spm", ".bin")
 """Endings of weight and tokenizer files."""

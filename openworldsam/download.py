@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import http.client
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from itertools import chain
 from pathlib import Path
@@ -43,7 +44,10 @@ WEB_PAGES = ("text/html", "application/xhtml+xml", "application/xml", "text/xml"
 
 @dataclass(frozen=True)
 class Weight:
-    """A public file: its address, its name here, its purpose, the page with its terms; checksum and size if known."""
+    """A public file: its address, its name here, its purpose, the page with its terms; checksum and size if known.
+
+    With `files` it is a folder of them, which lie below its address; an index brings its shards.
+    """
 
     url: str
     filename: str
@@ -53,6 +57,7 @@ class Weight:
     parameters: int = 0  # millions
     sha256: str = ""
     size: int = 0
+    files: tuple[str, ...] = ()
 
     @property
     def gigabytes(self) -> float:
@@ -100,6 +105,19 @@ def _evf_sam2(repository: str, remote: str = "model.safetensors", other: str = "
     return _known(f"{page}/resolve/main/{remote}", repository + Path(remote).suffix, purpose, page, 898, note)
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "preprocessor_config.json")
+
+
+def _folder(repository: str, purpose: str, parameters: int, *files: str) -> Weight:
+    """A model for transformers or open_clip; unless it is among the files, its weights are model.safetensors."""
+    page = f"https://huggingface.co/{repository}"
+    if not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in files):
+        files += ("model.safetensors",)
+    url, name = f"{page}/resolve/main", repository.split("/")[1]
+    return Weight(url, name, purpose, page, parameters=parameters, files=files)
+
+
 HUB_FILE = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/main/(.+)")
 _SIZES = {"tiny": 39, "small": 46, "base_plus": 81, "large": 224}
 REGISTRY: dict[str, Weight] = {
@@ -115,6 +133,7 @@ REGISTRY: dict[str, Weight] = {
     "evf_sam2_multitask": _evf_sam2("evf-sam2-multitask", "model.safetensors", "evf_sam2_multitask_bin"),
     "evf_sam2_multitask_bin": _evf_sam2("evf-sam2-multitask", "pytorch_model.bin", "evf_sam2_multitask"),
     "evf_sam2": _evf_sam2("evf-sam2"),
+    "clip_large": _folder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 428, *MODEL_FILES, *TOKENIZER_FILES),
 }
 
 
@@ -197,12 +216,14 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
         raise _TransientError(f"the connection broke ({error})") from error
 
 
-def _check_answer(headers: Message, first: bytes) -> None:
-    """Raise DownloadError if an answer is not the bytes of a file."""
+def _check_answer(headers: Message, first: bytes, name: str) -> None:
+    """Raise DownloadError if an answer is not the bytes of the file of this name."""
     if (encoding := headers.get("Content-Encoding", "identity").lower()) != "identity":
         raise DownloadError(f"the answer is encoded ({encoding[:50]!r}), against the request")
     begins = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if headers.get_content_type() in WEB_PAGES or b"<html" in begins or begins.startswith((b"<!doctype", b"<?xml")):
+    kind = headers.get_content_type()
+    json_file = name.endswith(".json") and kind == "application/json"
+    if (kind in WEB_PAGES and not json_file) or b"<html" in begins or begins.startswith((b"<!doctype", b"<?xml")):
         raise DownloadError("the answer is a web page (a quota notice, a login?), not the file")
 
 
@@ -225,7 +246,7 @@ def _fetch(weight: Weight, part: Path) -> None:
             raise _TransientError("the server does not continue where the part ends")
         pieces = _pieces(response)
         first = next(pieces)
-        _check_answer(response.headers, first)
+        _check_answer(response.headers, first, weight.filename)
         if response.length is None and not response.chunked:
             raise DownloadError("the server does not say where the file ends")
         if size and size != (weight.size or size):
@@ -328,11 +349,48 @@ def download(weight: Weight, target: Path) -> str:
 def _table(registry: Mapping[str, Weight], folder: Path) -> str:
     rows = [("NAME", "FILE", "GB", "HERE", "FOR", "TERMS")]
     for name, weight in registry.items():
-        target = folder / weight.filename
-        here = "yes" if target.exists() else "part" if Path(f"{target}.part").exists() else "no"
+        here = _here(weight, folder)
         rows.append((name, weight.filename, f"{weight.gigabytes:.2g}", here, weight.purpose, weight.terms_url))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows)
+
+
+def _here(weight: Weight, folder: Path) -> str:
+    """Say whether a file, or all of a folder's, are here: yes, part or no."""
+    try:
+        targets = [folder / file.filename for file in _files(weight, folder)]
+    except DownloadError:
+        return "part"
+    some = any(path.exists() or Path(f"{path}.part").exists() for path in targets)
+    return "yes" if all(path.exists() for path in targets) else "part" if some else "no"
+
+
+def _files(weight: Weight, folder: Path) -> Iterator[Weight]:
+    """Yield a file, or those of a folder; the shards of an index follow it if it is there by then.
+
+    Raises DownloadError for a damaged index.
+    """
+    for name in weight.files:
+        file = Weight(
+            f"{weight.url}/{name}", f"{weight.filename}/{name}", weight.purpose, weight.terms_url, weight.note
+        )
+        yield file
+        index = folder / file.filename
+        if name.endswith(".index.json") and index.exists():
+            yield from _files(replace(weight, files=_shards(index)), folder)
+    if not weight.files:
+        yield weight
+
+
+def _shards(index: Path) -> tuple[str, ...]:
+    """Names of the shards of an index. Raises DownloadError if it is damaged."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not all(re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name) for name in names):
+            raise ValueError("a name of a shard is none")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DownloadError(f"{index} is damaged ({str(error)[:100]}); delete it and run the command again") from error
+    return tuple(names)
 
 
 def _get(weight: Weight, target: Path, verify: bool) -> str:
@@ -361,18 +419,17 @@ def fetch(names: Sequence[str], folder: Path | None = None) -> list[Path]:
 
     folder: by default the weights folder.
 
-    Returns their paths. Raises KeyError for an unknown name, otherwise as `download` does.
+    Returns the paths of the files and folders. Raises KeyError for an unknown name, otherwise as `download` does.
     """
     weights = _find(names, REGISTRY)
     folder = folder or weights_folder()
-    paths = [Path(os.path.realpath(folder / weight.filename)) for weight in weights]  # a link is written through
-    if missing := [weight for weight, path in zip(weights, paths, strict=True) if not path.exists()]:
+    if missing := [weight for weight in weights if _here(weight, folder) != "yes"]:
         size = sum(weight.gigabytes for weight in missing)
         files = ", ".join(weight.filename for weight in missing)
         _say(f"fetching {files} ({size:.2g} GB) into {folder}; `openworldsam download --list` names their terms")
-    for weight, path in zip(weights, paths, strict=True):
-        _get(weight, path, verify=False)
-    return paths
+    for file in chain.from_iterable(_files(weight, folder) for weight in weights):
+        _get(file, Path(os.path.realpath(folder / file.filename)), verify=False)  # a link is written through
+    return [Path(os.path.realpath(folder / weight.filename)) for weight in weights]
 
 
 def _find(names: Sequence[str], registry: Mapping[str, Weight]) -> list[Weight]:
@@ -392,9 +449,11 @@ def run(args: argparse.Namespace) -> None:
             print(_table(REGISTRY, folder))
         failed = False
         for weight in _find(args.names, REGISTRY):
-            target = Path(os.path.realpath(folder / weight.filename))  # a link is written through
+            target = folder / weight.filename
             try:
-                _say(f"{target}: {_get(weight, target, args.verify)}")
+                for file in _files(weight, folder):
+                    target = Path(os.path.realpath(folder / file.filename))  # a link is written through
+                    _say(f"{target}: {_get(file, target, args.verify)}")
             except (DownloadError, OSError) as error:
                 failed = True
                 kept = "; the same command again resumes" if isinstance(error, OSError) else ""

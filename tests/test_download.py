@@ -700,3 +700,36 @@ def test_the_bar(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
     known = "[##########..........] 2.0 of 4.0 MB, 1.0 MB/s, 0:02 left"
     unknown = "[####################] 2.0 of 2.0 MB, 1.0 MB/s, 0:00 left"
     assert terminal.getvalue() == f"\r\033[K{known if total else unknown}"
+
+
+def test_a_folder_is_complete_with_the_shards_of_its_index(
+    remote: Remote, status: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here() -> str:
+        assert status("--list", "--output", tmp_path) == 0
+        return capsys.readouterr().out.splitlines()[1].split()[3]
+
+    files = ("config.json", "model.safetensors.index.json")
+    monkeypatch.setattr(download, "REGISTRY", {"net": download.Weight(remote.url, "net", "tests", "", files=files)})
+    remote.headers["Content-Type"] = "application/json"
+    remote.body = b'{"weight_map": {"a": "b.safetensors", "c": "d.safetensors", "e": "b.safetensors"}}'
+    assert here() == "no"
+    assert status("net", "--output", tmp_path) == 1  # JSON in place of a shard
+    assert sorted(path.name for path in (tmp_path / "net").iterdir() if path.suffix == ".json") == sorted(files)
+    assert "d.safetensors" not in os.listdir(tmp_path / "net") and here() == "part"
+    remote.headers["Content-Type"], remote.body = "application/octet-stream", BODY
+    assert status("net", "--output", tmp_path) == 0
+    assert (tmp_path / "net/d.safetensors").read_bytes() == (tmp_path / "net/b.safetensors").read_bytes() == BODY
+    assert here() == "yes"
+
+
+@pytest.mark.parametrize("index", [b"[]", b'{"weight_map": {"a": "../b.bin"}}', b'{"weight_map": {"a": 1}}', b"{"])
+def test_a_damaged_index_is_an_error(
+    status: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], index: bytes
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/model.bin.index.json").write_bytes(index)
+    weight = download.Weight("https://example.org", "net", "", "", files=("model.bin.index.json",))
+    monkeypatch.setattr(download, "REGISTRY", {"net": weight})
+    assert status("net", "--output", tmp_path) == 1
+    assert "model.bin.index.json is damaged" in capsys.readouterr().err

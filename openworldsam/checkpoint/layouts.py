@@ -182,7 +182,7 @@ def _components(state: StateDict) -> tuple[str, dict[str, StateDict]]:
     declared = {c.name: c for _, encoder in PROMPT_ENCODER_REGISTRY if (c := encoder.component)}
     if found := [c for c in declared.values() if has(c.recognised_by)]:
         # files of two encoders may look alike; a model takes the component that its encoder declares
-        layout = " or ".join(c.layout for c in found)
+        layout = " or ".join(dict.fromkeys(c.layout for c in found))
         return layout, {c.name: {n: t for n, t in state.items() if not re.match(c.not_read, n)} for c in found}
     state = _as_released(state)
     encoders = {component: rename(state, ((prefix, ""),)) for component, prefix in RELEASED_PREFIX.items()}

@@ -61,7 +61,12 @@ def _file_in_folder(folder: Path) -> Path:
             raise ValueError(f"{folder} holds several weight files ({names}); name one of them")
         if found:
             return found[0]
-    raise FileNotFoundError(f"no weight file in the folder {folder}")
+    raise FileNotFoundError(f"no weight file in the folder {folder}; {_fetching(folder)}")
+
+
+def _fetching(path: Path) -> str:
+    names = " ".join(names_of([path]))
+    return f"`openworldsam download {names}` fetches it" if names else _HINT
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -83,9 +88,7 @@ def _shard_names(index: Path) -> list[str]:
 
 def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
     if not path.exists():
-        names = " ".join(names_of([path]))
-        hint = f"`openworldsam download {names}` fetches it" if names else _HINT
-        raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {hint}")
+        raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {_fetching(path)}")
     with regular_file(path).open("rb") as file:
         start = file.read(64)
     try:

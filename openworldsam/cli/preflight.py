@@ -61,6 +61,7 @@ def check_weights(config: str | Path, opts: Sequence[str] = (), *, training: boo
     them = "it" if len(files) == 1 else "them"
     fetch = f"; `openworldsam download {' '.join(names)}` fetches {them}" if (names := names_of(files)) else ""
     places = looked_for(next((file for file in files if not Path(file).is_absolute()), files[0]))
-    kinds = {missing.get(f"{ENCODER}.TOKENIZER"): "tokenizer"}
-    named = " and ".join(f"{kinds.get(file, 'weight')} file {file}" for file in files)
+    tokenizer = missing.get(f"{ENCODER}.TOKENIZER")
+    kinds = {tokenizer: "tokenizer file" if Path(str(tokenizer)).suffix else "folder"}
+    named = " and ".join(f"{kinds.get(file, 'weight file')} {file}" for file in files)
     raise FileNotFoundError(f"{named} not found{places}{fetch}")

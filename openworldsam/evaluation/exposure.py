@@ -58,7 +58,7 @@ class Weights(NamedTuple):
 
     Attributes:
         name: as messages call it.
-        component: "sam2", "beit3" or "adapter".
+        component: "sam2", "adapter" or the prompt encoder's; several are joined by " or ".
         files: names of the files, or of their folders, without suffix.
         trained_on: training data; see `SHARED`.
         source: who says so.
@@ -135,6 +135,13 @@ PUBLIC = (
         (_WEB, *_MULTITASK),
         "inferred: the released code starts from that file; the tensors were not compared",
     ),
+    Weights(
+        "CLIP",
+        "clip_text or clip",
+        ("clip-vit-large-patch14",),
+        (_WEB,),
+        "CLIP's paper: 400 million pairs from the web; from memory",
+    ),
     Weights("the released adapter", "adapter", ("model_final",), ("COCO",), "paper, Sec. 4"),
     Weights(
         "the released adapter for RefCOCOg",
@@ -202,6 +209,6 @@ def _training(component: str, source: Mapping[str, Any]) -> tuple[str, tuple[str
     if split := re.fullmatch(r"from (.+) \(.+\)", note):  # `save_components` wrote it to a file of its own
         file, note = split[1], ""
     for public in PUBLIC:
-        if component == public.component and Path(file).stem in public.files and not note:
+        if component in public.component.split(" or ") and Path(file).stem in public.files and not note:
             return public.name, public.trained_on
     return name, ()

@@ -13,11 +13,15 @@ from openworldsam.modeling.prompt_encoders.base import (
 )
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
+from openworldsam.modeling.prompt_encoders.clip_late_fusion import CLIPLateFusionEncoder
+from openworldsam.modeling.prompt_encoders.clip_text import CLIPTextEncoder
 from openworldsam.modeling.prompt_encoders.zero import ZeroPromptEncoder
 
 __all__ = [
     "PROMPT_ENCODER_REGISTRY",
     "BEiT3PromptEncoder",
+    "CLIPLateFusionEncoder",
+    "CLIPTextEncoder",
     "CachedPromptEncoder",
     "PromptEncoder",
     "ZeroPromptEncoder",

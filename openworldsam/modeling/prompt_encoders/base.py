@@ -1,20 +1,25 @@
 """The interface of a prompt encoder, and the registry that the config chooses from.
 
-Shapes: B images, P prompts of the whole batch, D width of the prompt embedding, S side of the encoder's input.
+Shapes: B images, P prompts of the whole batch, N prompts of a chunk, L text tokens, D width of the prompt embedding,
+S side of the encoder's input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from openworldsam.modeling.components import Component
+from openworldsam.utils.device import upload
+from openworldsam.utils.progress import chunks
 
 PROMPT_ENCODER_REGISTRY = Registry("PROMPT_ENCODER")
 PROMPT_ENCODER_REGISTRY.__doc__ = "Prompt encoders by name; each is built from the whole config."
@@ -113,6 +118,43 @@ def build_prompt_encoder(cfg: CfgNode) -> PromptEncoder:
             f"MODEL.PROMPT_ENCODER.EMBED_DIM to it, not {cfg.MODEL.PROMPT_ENCODER.EMBED_DIM}"
         )
     return encoder
+
+
+def encode_in_chunks(
+    encode: Callable[[Tensor | None, Tensor, Tensor | None], Tensor],
+    images: Tensor | None,
+    ids: Tensor,
+    lengths: Tensor,
+    image_index: Tensor,
+    size: int,
+    device: torch.device,
+) -> Tensor:
+    """Encode P prompts, `size` at a time and those of similar length together, which keeps padding short.
+
+    Args:
+        encode: embeds a chunk: (the images of its prompts [N, ...] or None, ids [N, L], padding) -> [N, D]; padding is
+            bool [N, L], True after a text's end, or None if all texts have L tokens.
+        images: [B, ...] on the device, what all prompts of an image share; None for text alone.
+        ids: [P, L] on the CPU, padded on the right.
+        lengths: [P] on the CPU, tokens of each prompt.
+        image_index: [P] on the CPU, the image of each prompt.
+        size: N, prompts of a chunk.
+        device: of the encoder.
+
+    Returns:
+        [P, D], in the order of the prompts.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    on_device = partial(upload, device=device)
+    embeddings = []
+    for chunk in chunks(order.split(size), len(order), "prompt", size):
+        longest = int(lengths[chunk[0]])
+        padding = torch.arange(longest) >= lengths[chunk, None]
+        of_prompts = None if images is None else images[on_device(image_index[chunk])]
+        embeddings.append(
+            encode(of_prompts, on_device(ids[chunk, :longest]), on_device(padding) if padding.any() else None)
+        )
+    return torch.cat(embeddings)[on_device(order.argsort())]
 
 
 def clean_prompts(prompts: Sequence[str]) -> list[str]:

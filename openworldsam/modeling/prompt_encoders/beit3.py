@@ -28,10 +28,9 @@ from torchscale.component.multiway_network import MultiwayNetwork
 from torchscale.model.BEiT3 import BEiT3
 
 from openworldsam.modeling.components import Component, StateDict
-from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
+from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder, encode_in_chunks
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import EOS_ID, PAD_ID, BEiT3Tokenizer
 from openworldsam.utils.device import upload
-from openworldsam.utils.progress import chunks
 
 logger = logging.getLogger(__name__)
 
@@ -217,15 +216,8 @@ class BEiT3PromptEncoder(PromptEncoder):
             )
         vision = embed_images(self.beit3, images) if self.use_image else None
         lengths = (ids != PAD_ID).sum(dim=1)
-        order = lengths.argsort(descending=True, stable=True)  # keeps padding within a chunk short
-        on_device = partial(upload, device=images.device)
-        embeddings = []
-        for chunk in chunks(order.split(self.chunk), len(order), "prompt", self.chunk):
-            texts = ids[chunk, : int(lengths[chunk[0]])]
-            of_prompts = None if vision is None else vision[on_device(image_index[chunk])]
-            padding = on_device(texts == PAD_ID) if (texts == PAD_ID).any() else None
-            embeddings.append(self._first_token(self.beit3, of_prompts, on_device(texts), padding))
-        return torch.cat(embeddings)[on_device(order.argsort())]
+        encode = partial(self._first_token, self.beit3)
+        return encode_in_chunks(encode, vision, ids, lengths, image_index, self.chunk, images.device)
 
 
 Streams = dict[str, Tensor]

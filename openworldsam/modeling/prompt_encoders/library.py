@@ -1,0 +1,212 @@
+"""Prompt encoders of maintained libraries, built from a folder as their authors publish it; nothing is fetched.
+
+    config.json                 sizes of the model
+    preprocessor_config.json    size, crop, interpolation, mean and standard deviation of its images
+    tokenizer.json, ...         the tokenizer
+    model.safetensors, ...      the weights, in one file, or in shards with an index
+
+MODEL.PROMPT_ENCODER.TOKENIZER is this folder, and MODEL.PROMPT_ENCODER.WEIGHTS the same one, or a file of weights. So
+the sizes are known wherever the tokenizer is: a saved model has a copy of all but the weights. MODEL.PROMPT_ENCODER.
+EMBED_DIM alone is in the config; a training from a cache needs nothing else.
+
+A library is imported when an encoder of it is built, not before.
+
+Shapes: B images, P prompts of the whole batch, N prompts of a chunk, L text tokens, D width of the prompt embedding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from openworldsam.modeling.components import Component
+from openworldsam.modeling.prompt_encoders.base import PromptEncoder, check_prompts, encode_in_chunks
+from openworldsam.utils.device import upload
+from openworldsam.utils.files import read_json, regular_file
+from openworldsam.utils.text import brief, shortened
+
+logger = logging.getLogger(__name__)
+
+
+def import_library(name: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        ValueError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        install = "pip install 'openworldsam[encoders]', in the repository pip install -e '.[encoders]'"
+        raise ValueError(f"this prompt encoder needs the package {name} ({error}): {install}") from error
+
+
+class LibraryEncoder(PromptEncoder):
+    """An encoder whose images are encoded once, and its prompts in chunks, by modules of transformers.
+
+    To add one: subclass; declare `component` and the names of the library's classes; write `build`, `table`,
+    `encode_texts` and, if it reads the image, `encode_images`.
+    """
+
+    component: ClassVar[Component]
+    tokenizer_name = "encoder"
+    settings = ("MODEL.PROMPT_ENCODER.MAX_TOKENS",)
+    config_class: ClassVar[str]
+    """Name of the library's class for config.json."""
+    tokenizer_class: ClassVar[str]
+    """Name of its class for the tokenizer."""
+    image_processor: ClassVar[str] = ""
+    """Name of its class for preprocessor_config.json; empty for an encoder that does not read the image."""
+    max_tokens: int
+    """Positions of the text; `build` sets it."""
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        keys = cfg.MODEL.PROMPT_ENCODER
+        if keys.CHUNK < 1 or keys.MAX_TOKENS < 3:
+            got = f"got {keys.CHUNK} and {keys.MAX_TOKENS}"
+            raise ValueError(f"MODEL.PROMPT_ENCODER.CHUNK is at least 1 and MAX_TOKENS at least 3, {got}")
+        if not keys.USE_IMAGE:
+            raise ValueError(
+                "MODEL.PROMPT_ENCODER.USE_IMAGE False is for BEiT-3: choose an encoder that reads the text"
+            )
+        self.folder, self.chunk = Path(keys.TOKENIZER), keys.CHUNK
+        library, path = import_library("transformers"), self.folder / "config.json"
+        content, config_class = read_json(path, self._hint), getattr(library, self.config_class)
+        if (found := content.get("model_type")) != config_class.model_type:
+            raise ValueError(f"{path} describes a {brief(found)}, not a {config_class.model_type!r}. {self._hint}")
+        with self._read(path):
+            self.build(library, config_class.from_dict(content))
+        self.max_tokens = min(self.max_tokens, keys.MAX_TOKENS)
+        if self.image_processor:
+            self._read_image_processor(library)
+
+    @abstractmethod
+    def build(self, library: Any, config: Any) -> None:
+        """Make the library's modules, named as in the public files, and set `embed_dim` and `max_tokens`.
+
+        config: an instance of `config_class`.
+        """
+
+    @property
+    @abstractmethod
+    def table(self) -> nn.Embedding:
+        """The embedding table of the text's tokens."""
+
+    def encode_images(self, images: Tensor) -> Tensor | None:
+        """Encode images [B, 3, S, S] as what all prompts of an image share, [B, ...]; None without image."""
+        return None
+
+    @abstractmethod
+    def encode_texts(self, images: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
+        """Embed N prompts of a chunk; see `encode_in_chunks`. Returns [N, D]."""
+
+    @property
+    def _hint(self) -> str:
+        layout, hint = self.component.layout, self.component.hint
+        return f"MODEL.PROMPT_ENCODER.TOKENIZER is the folder of a {layout} model, with all its files {hint}"
+
+    @contextlib.contextmanager
+    def _read(self, path: Path) -> Iterator[None]:
+        """Report in one line whatever a library raises while it reads a file."""
+        try:
+            yield
+        except Exception as error:
+            reason = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+            raise ValueError(f"{path} is damaged, or not of {self.component.layout} ({reason})") from error
+
+    def _read_image_processor(self, library: Any) -> None:
+        path = regular_file(self.folder / "preprocessor_config.json", self._hint)
+        with self._read(path):
+            processor = getattr(library, self.image_processor).from_pretrained(self.folder, local_files_only=True)
+            size, crop = processor.size, processor.crop_size
+            self.image_size = [size.height, size.width] if size.height else [size.shortest_edge]
+            self.image_crop = [crop.height, crop.width] if processor.do_center_crop else None
+            self.interpolation = InterpolationMode(Image.Resampling(processor.resample).name.lower())
+            for name, values in (("image_mean", processor.image_mean), ("image_std", processor.image_std)):
+                numbers = torch.tensor(values)[:, None, None] / processor.rescale_factor
+                self.register_buffer(name, numbers, persistent=False)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Resize, crop and normalise as the library's image processor does; without image, a placeholder [3, 1, 1]."""
+        if not self.image_processor:
+            return torch.zeros(3, 1, 1, device=image.device)
+        image = transforms.resize(image, self.image_size, self.interpolation, antialias=True)
+        if self.image_crop:
+            image = transforms.center_crop(image, self.image_crop)
+        return (image.float() - self.image_mean) / self.image_std
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The library's tokenizer, read from the folder at first use."""
+        known = getattr(import_library("transformers"), self.tokenizer_class)
+        names = {"tokenizer_file": "tokenizer.json", **known.vocab_files_names}
+        whole, *others = (self.folder / name for name in names.values())
+        if not whole.is_file():  # the library would make an empty vocabulary
+            for path in others or [whole]:
+                regular_file(path, self._hint)
+        with self._read(self.folder):
+            return known.from_pretrained(self.folder, local_files_only=True)
+
+    def prepare(self) -> None:
+        self.tokenizer  # noqa: B018
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode P texts as ids [P, L], padded on the right, and their lengths [P].
+
+        Raises:
+            ValueError: a prompt is empty or not a text, or an id is beyond the embedding table.
+        """
+        check_prompts(prompts)
+        texts, most = list(prompts), self.max_tokens
+        ids = self.tokenizer(texts, verbose=False)["input_ids"]
+        for index, (text, found) in enumerate(zip(texts, ids, strict=True)):
+            if len(found) > most:
+                logger.warning("prompt %.40r... has %d tokens; only the first %d count", text, len(found), most)
+            if not set(found) - set(self.tokenizer.all_special_ids):
+                raise ValueError(f"prompt {index} is empty: {text!r}")
+        if max(map(len, ids)) > most:
+            ids = self.tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+        if (largest := max(map(max, ids))) >= self.table.num_embeddings:
+            raise ValueError(
+                f"token id {largest} is beyond the {self.table.num_embeddings} entries of the text embedding: "
+                f"the tokenizer in {self.folder} and its config.json do not belong together"
+            )
+        padded = pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=self._pad_id)
+        return padded, torch.tensor(list(map(len, ids)))
+
+    @property
+    def _pad_id(self) -> int:
+        return self.tokenizer.pad_token_id or 0
+
+    def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
+        ids, lengths = self.tokenize(prompts)
+        encoded = self.encode_images(images)
+        return encode_in_chunks(self.encode_texts, encoded, ids, lengths, image_index, self.chunk, images.device)
+
+    def word_embeddings(self, prompts: Sequence[str]) -> Tensor:
+        """The mean of the words' entries in the embedding table, with zeros up to the width D."""
+        ids, _ = self.tokenize(prompts)
+        device, width = self.table.weight.device, self.table.embedding_dim
+        if width > self.embed_dim:
+            raise ValueError(f"word embeddings have width {width}, more than the {self.embed_dim} of a prompt's")
+        words = ~torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+        weights = upload(words / words.sum(dim=1, keepdim=True), device)
+        return F.pad((self.table(upload(ids, device)) * weights[..., None]).sum(dim=1), (0, self.embed_dim - width))

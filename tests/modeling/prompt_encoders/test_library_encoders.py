@@ -1,0 +1,247 @@
+"""Every encoder of a library (the CASES of case_*.py) equals the library, and works wherever BEiT-3 does."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+from trainings import assert_same, make_dataset, run, training_cfg
+
+from openworldsam import OpenWorldSAMPredictor, cli
+from openworldsam.checkpoint import load_weights, read_weights
+from openworldsam.config import load_config
+from openworldsam.download import names_of
+from openworldsam.engine.cache_features import build_cache
+from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.speed.waits import WaitCounter
+
+PROMPTS = ["cat", "a dog and a cat on the grass", "x", "the dog"]
+IMAGE_INDEX = torch.tensor([0, 1, 1, 0])
+
+
+def loaded(cfg):
+    """The prompt encoder of a model with its weights."""
+    model = OpenWorldSAM(cfg)
+    load_weights(model, cfg, need_adapter=False)
+    return model.eval().prompt_encoder
+
+
+@pytest.fixture
+def make_cfg(case, folder, tiny_weights):
+    """Make the config of a short training with this encoder."""
+
+    def make(data, output, *opts, read=folder):
+        words = ["MODEL.WEIGHTS", "", "MODEL.SAM2.WEIGHTS", str(tiny_weights / "model_final.pth")]
+        words += ["MODEL.PROMPT_ENCODER.NAME", case.name, "MODEL.PROMPT_ENCODER.EMBED_DIM", case.width]
+        words += ["MODEL.PROMPT_ENCODER.WEIGHTS", str(read), "MODEL.PROMPT_ENCODER.TOKENIZER", str(read)]
+        return training_cfg(data, tiny_weights, output, *words, "SOLVER.STEPS", [], *opts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("encoder_rectangles"), 3)
+
+
+@pytest.fixture
+def cfg(make_cfg, data, tmp_path):
+    return make_cfg(data, tmp_path / "out", "MODEL.PROMPT_ENCODER.CHUNK", 3)
+
+
+@pytest.fixture
+def encoder(cfg):
+    return loaded(cfg)
+
+
+def embed(encoder, pictures, prompts, image_index):
+    with torch.no_grad():
+        return encoder(torch.stack([encoder.preprocess(picture) for picture in pictures]), prompts, image_index)
+
+
+def test_it_gives_the_vector_of_the_library_and_a_prompt_depends_on_no_other(case, folder, encoder, pictures):
+    found = embed(encoder, pictures, PROMPTS, IMAGE_INDEX)
+    assert found.shape == (4, case.width) == (4, encoder.embed_dim)
+    with torch.no_grad():
+        expected = [case.expected(folder, pictures[i], text) for i, text in zip(IMAGE_INDEX, PROMPTS, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    for index, text in enumerate(PROMPTS):
+        alone = embed(encoder, [pictures[IMAGE_INDEX[index]]], [text], torch.tensor([0]))
+        torch.testing.assert_close(found[index], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_it_depends_on_the_text_and_where_it_says_so_on_the_image(case, encoder, pictures):
+    a, b, other = embed(encoder, pictures, ["cat", "cat", "dog"], torch.tensor([0, 1, 1]))
+    assert (b - other).abs().max() > 1e-3
+    assert ((a - b).abs().max() > 1e-4) == case.reads_image
+
+
+def test_images_are_encoded_once_and_prompts_in_chunks(encoder, pictures, monkeypatch):
+    calls, chunks = [], []
+    whole = encoder.encode_images, encoder.encode_texts
+    monkeypatch.setattr(encoder, "encode_images", lambda x: calls.append(len(x)) or whole[0](x))
+    monkeypatch.setattr(encoder, "encode_texts", lambda *x: chunks.append(len(x[1])) or whole[1](*x))
+    embed(encoder, pictures, [*PROMPTS, *PROMPTS], IMAGE_INDEX.repeat(2))
+    assert (calls, chunks) == ([2], [3, 3, 2])
+
+
+@torch.no_grad()
+def test_the_host_waits_for_no_result(encoder, pictures):
+    on_device = [*encoder.parameters(), *encoder.buffers(), *pictures]
+    with WaitCounter(on_device) as counter:
+        inputs = torch.stack([encoder.preprocess(picture) for picture in pictures])
+    with WaitCounter([*on_device, inputs]) as encoding:
+        encoder(inputs, PROMPTS, IMAGE_INDEX)
+    assert counter.waits + counter.uploads + encoding.waits + encoding.uploads == []
+
+
+def test_its_images_are_those_of_the_librarys_processor(case, folder, encoder):
+    sizes = [(60, 90), (75, 50), (24, 24), (10, 200)]
+    for size in sizes if case.reads_image else ():
+        picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8))
+        theirs = getattr(transformers, encoder.image_processor).from_pretrained(folder)(picture, return_tensors="pt")
+        torch.testing.assert_close(encoder.preprocess(picture), theirs["pixel_values"][0], rtol=0, atol=1e-5)
+
+
+def test_in_half_precision_the_vector_is_nearly_the_same(make_cfg, data, tmp_path, pictures, encoder):
+    cfg = make_cfg(data, tmp_path / "half", "MODEL.PRECISION", "bf16")
+    model = OpenWorldSAM(cfg)
+    load_weights(model, cfg, need_adapter=False)
+    half = model.eval().encode_prompts(model.prompt_inputs(pictures), PROMPTS, IMAGE_INDEX)
+    whole = embed(encoder, pictures, PROMPTS, IMAGE_INDEX)
+    assert torch.cosine_similarity(half.float(), whole).min() > 0.99
+    assert any(p.dtype == torch.bfloat16 for p in model.prompt_encoder.parameters())
+
+
+def test_it_trains_and_resumes_from_a_cache_without_its_files(make_cfg, data, folder, tmp_path):
+    steps = ["SOLVER.MAX_ITER", 20, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.CHECKPOINT_PERIOD", 10]
+    whole = run(make_cfg(data, tmp_path / "whole", *steps))
+    half = make_cfg(data, tmp_path / "parts", *steps, "SOLVER.MAX_ITER", 10)
+    run(half)
+    build_cache(half, tmp_path / "cache", dtype="fp32")
+    rest = make_cfg(data, tmp_path / "parts", *steps, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
+    rest.MODEL.PROMPT_ENCODER.WEIGHTS = rest.MODEL.PROMPT_ENCODER.TOKENIZER = str(tmp_path / "absent")
+    resumed = run(rest, resume=True)
+    for key in whole:
+        torch.testing.assert_close(resumed[key], whole[key], rtol=1e-3, atol=1e-4)
+    name = prompt_encoder_class(rest).component.name
+    recorded = read_weights(tmp_path / "parts/adapter.safetensors").recorded(name)
+    assert recorded.fingerprint == read_weights(folder).source(name).fingerprint
+
+
+def test_it_is_trained_too(make_cfg, data, folder, tmp_path):
+    cfg = make_cfg(data, tmp_path / "out", "SOLVER.MAX_ITER", 2, "MODEL.PROMPT_ENCODER.TRAINABLE", True)
+    run(cfg)
+    name = prompt_encoder_class(cfg).component.name
+    cfg.MODEL.PROMPT_ENCODER.WEIGHTS = str(tmp_path / f"out/{name}.safetensors")
+    trained, before = loaded(cfg).state_dict(), read_weights(folder).components[name]
+    assert trained.keys() == before.keys()
+    assert any((trained[key] != before[key]).any() for key in trained)
+
+
+def test_it_is_saved_loaded_and_evaluated(case, make_cfg, folder, data, tmp_path, photograph):
+    published = shutil.copytree(folder, tmp_path / "copy")
+    cfg = make_cfg(data, tmp_path / "out", "SOLVER.MAX_ITER", 2, read=published)
+    run(cfg)
+    cfg.MODEL.WEIGHTS = f"{cfg.OUTPUT_DIR}/adapter.safetensors"
+    predictor = OpenWorldSAMPredictor(cfg)
+    predictor.set_image(photograph)
+    expected = predictor.predict(["cat", "grass"], "referring").scores
+    predictor.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(published)
+    saved = OpenWorldSAMPredictor.from_pretrained(tmp_path / "saved")
+    saved.set_image(photograph)
+    assert np.allclose(saved.predict(["cat", "grass"], "referring").scores, expected, atol=1e-5)
+    assert str(tmp_path) not in (tmp_path / "saved/config.json").read_text()
+
+    small = ["DATASETS.SHAPES.SIZE", "64", "DATASETS.SHAPES.THING_SIZE", "[10, 40]", "TEST.MAX_IMAGES", "1"]
+    words = ["--config", str(tmp_path / "saved"), "--benchmarks", "shapes_val", "--output", str(tmp_path / "eval")]
+    cli.command("evaluate")([*words, *small, "DATALOADER.NUM_WORKERS", "0"])
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert {name: source["fingerprint"] for name, source in results["weights"].items()} == {
+        name: source.fingerprint for name, source in predictor.sources.items()
+    }
+
+
+def test_sharded_weights_are_the_same(case, folder, make_cfg, data, tmp_path, encoder):
+    sharded = shutil.copytree(folder, tmp_path / "sharded")
+    state = load_file(sharded / case.weights)
+    (sharded / case.weights).unlink()
+    places = {name: f"model-0000{number % 2}-of-00002.safetensors" for number, name in enumerate(state)}
+    for shard in set(places.values()):
+        save_file({name: tensor for name, tensor in state.items() if places[name] == shard}, sharded / shard)
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert_same(loaded(make_cfg(data, tmp_path / "out", read=sharded)).state_dict(), encoder.state_dict())
+
+
+def test_a_wrong_or_incomplete_folder_gives_one_line(case, folder, make_cfg, data, tmp_path):
+    def error(change):
+        changed = shutil.copytree(folder, tmp_path / "changed", dirs_exist_ok=True)
+        change(changed)
+        cfg = make_cfg(data, tmp_path / "out", read=changed)
+        with pytest.raises((ValueError, FileNotFoundError)) as raised:
+            loaded(cfg).prepare()
+        shutil.rmtree(changed)
+        message = str(raised.value)
+        assert "\n" not in message and len(message) < 1000 and "changed" in message
+        return message
+
+    needless = ["generation_config.json", "special_tokens_map.json", "tokenizer_config.json"]
+    needless += [] if case.reads_image else ["preprocessor_config.json"]
+    for file in {path.name for path in folder.iterdir()} - set(needless):
+        assert file in error(lambda changed, file=file: (changed / file).unlink()) or file == case.weights
+    for text in ("{", "[]", "{}", '{"model_type": "other"}'):
+        assert case.config_file in error(lambda changed, text=text: (changed / case.config_file).write_text(text))
+
+    def drop_one(changed):
+        state = load_file(changed / case.weights)
+        state.pop(next(name for name in state if name.startswith(case.needed)))
+        save_file(state, changed / case.weights)
+
+    assert "missing prompt_encoder." in error(drop_one)
+
+
+def test_the_config_names_it_and_its_width_is_checked(case, make_cfg, data, tmp_path):
+    shipped = load_config(ROOT / "configs/encoders" / f"{case.config}.yaml").MODEL.PROMPT_ENCODER
+    assert case.name == shipped.NAME
+    assert names_of([shipped.WEIGHTS]) and shipped.WEIGHTS == shipped.TOKENIZER
+    with pytest.raises(ValueError, match=f"width {case.width}: set MODEL.PROMPT_ENCODER.EMBED_DIM"):
+        OpenWorldSAM(make_cfg(data, tmp_path / "out", "MODEL.PROMPT_ENCODER.EMBED_DIM", case.width + 8))
+    with pytest.raises(ValueError, match="USE_IMAGE False is for BEiT-3"):
+        OpenWorldSAM(make_cfg(data, tmp_path / "out", "MODEL.PROMPT_ENCODER.USE_IMAGE", False))
+
+
+def test_prompts_that_are_long_or_empty(case, encoder, pictures, caplog):
+    long = embed(encoder, pictures, ["cat " * 600], torch.tensor([0]))
+    assert "tokens; only the first" in caplog.text and long.isfinite().all()
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        embed(encoder, pictures, ["cat", " "], torch.tensor([0, 0]))
+
+
+def test_a_score_head_reads_the_mean_of_its_words(case, encoder):
+    words = encoder.word_embeddings(["cat", "cat dog", "dog"])
+    assert words.shape == (3, case.width)
+    both = (words[0] + words[2]) / 2
+    torch.testing.assert_close(words[1], both)
+
+
+def test_nothing_of_a_library_is_imported_for_other_encoders():
+    program = (
+        "import sys; from openworldsam.modeling import OpenWorldSAM; from openworldsam.config import load_config\n"
+        f"OpenWorldSAM(load_config({str(ROOT / 'configs/tiny.yaml')!r}))\n"
+        "assert not {'transformers', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_missing_package_names_the_extra(cfg, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs the package .*pip install 'openworldsam\[encoders\]'"):
+        OpenWorldSAM(cfg)
