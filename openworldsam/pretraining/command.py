@@ -39,7 +39,7 @@ VIDEO = "sam2_video.safetensors"
 TOKENIZER_SCENES = 3000
 """Scenes whose texts train the tokenizer."""
 SCORED_SCENES = 200
-"""Scenes to score an encoder on after its training."""
+"""Scenes to score an encoder on after its training, unless TEST.MAX_IMAGES says."""
 
 
 def pretrain_component(args: argparse.Namespace) -> None:
@@ -65,7 +65,7 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     pretrain(tiny, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     for name, scored in (("scenes", world), ("crowds", crowded(world))):
         exact = sam2.PromptedScenes((scored,), _seed(cfg, "sam2_val"), exact=True)
-        logger.info("IoU, %s: %s", name, validate(tiny.eval(), exact, SCORED_SCENES))
+        logger.info("IoU, %s: %s", name, validate(tiny.eval(), exact, cfg.TEST.MAX_IMAGES or SCORED_SCENES))
     save_component(model, "sam2", cfg.MODEL.SAM2.WEIGHTS, _note(schedule), torch.float16)
 
 
@@ -84,7 +84,8 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     data = described((world, crowded(world)), _seed(cfg, "beit3_train"))
     pretrain(pointing, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     for name, scored in (("scenes", world), ("crowds", crowded(world))):
-        found = validate(pointing.eval(), described((scored,), _seed(cfg, "beit3_val")), SCORED_SCENES)
+        held_out = described((scored,), _seed(cfg, "beit3_val"))
+        found = validate(pointing.eval(), held_out, cfg.TEST.MAX_IMAGES or SCORED_SCENES)
         logger.info("share of texts that point into their region, %s: %s", name, found)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
 
@@ -99,7 +100,7 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     data = memory.MovingThings(world, _seed(cfg, "memory_train"), TRAINED_FRAMES)
     scored = memory.MovingThings(world, _seed(cfg, "memory_val"), SCORED_FRAMES)
     pretrain(tiny, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
-    logger.info("tracking: %s", validate(tiny, scored, SCORED_SCENES))
+    logger.info("tracking: %s", validate(tiny, scored, cfg.TEST.MAX_IMAGES or SCORED_SCENES))
     note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
 

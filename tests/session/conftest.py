@@ -32,7 +32,7 @@ LIMITS = {
     "TEST": {"MAX_IMAGES": 2},
 }
 """Settings of every config with which a page trains or evaluates."""
-TINY = ("released", "coco/openworldsam", "coco/score_released", "presets/paper")
+TINY = ("released", "coco/openworldsam", "coco/score_released", "presets/paper", "presets/improved")
 """Configs of the full size, which are made tiny."""
 
 
@@ -163,6 +163,8 @@ def belongings(weights, photograph, tmp_path_factory):
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
     shutil.copytree(weights, folder / "weights", symlinks=True)
+    (folder / "model_final.pth").symlink_to("weights/model_final.pth")
+    (folder / "DIR").symlink_to("datasets/coco")
     tiny = read_yaml(ROOT / "configs/tiny.yaml", "", "")
     sizes = {key: tiny["MODEL"][key] for key in ("DEVICE", "SAM2", "PROMPT_ENCODER", "ADAPTER", "INFERENCE")}
     del sizes["PROMPT_ENCODER"]["TOKENIZER"]
