@@ -90,7 +90,10 @@ def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
     if not path.exists():
         raise FileNotFoundError(f"weight file {path} not found{looked_for(path)}; {_fetching(path)}")
     with regular_file(path).open("rb") as file:
-        start = file.read(64)
+        start = file.read(512)
+    if start[257:262] == b"ustar":
+        kinds = "packed files, or the format of the first PyTorch releases"
+        raise ValueError(f"{path} is a tar archive ({kinds}): unpack it, or save its tensors again with a current PyTorch")
     try:
         if path.suffix != ".safetensors":
             return _from_pickle(_load_pickle(path))

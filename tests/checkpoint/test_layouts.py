@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import tarfile
 import zipfile
 
 import pytest
@@ -212,6 +213,19 @@ def test_a_pickle_that_announces_much_takes_no_memory(content, tmp_path):
     with pytest.raises(ValueError, match=r"a\.pth is damaged"):
         read_weights(tmp_path / "a.pth")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # KB
+
+
+def test_a_tar_archive_is_refused_without_torchs_advice(tmp_path):
+    """The first PyTorch releases wrote such files; torch would advise to run the code in them."""
+    with tarfile.open(tmp_path / "a.pth", "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            (tmp_path / name).write_bytes(pickle.dumps({}, 2))
+            archive.add(tmp_path / name, name)
+    with pytest.raises(RuntimeError, match="Re-running `torch.load` with `weights_only` set to `False`"):
+        torch.load(tmp_path / "a.pth", weights_only=True)
+    with pytest.raises(ValueError, match=r"a\.pth is a tar archive .*save its tensors again") as refused:
+        read_weights(tmp_path / "a.pth")
+    assert "weights_only" not in str(refused.value)
 
 
 def test_archives_that_grow_are_refused(tmp_path):
