@@ -93,7 +93,8 @@ def _read_file(path: Path) -> tuple[StateDict, dict[str, str]]:
         start = file.read(512)
     if start[257:262] == b"ustar":
         kinds = "packed files, or the format of the first PyTorch releases"
-        raise ValueError(f"{path} is a tar archive ({kinds}): unpack it, or save its tensors again with a current PyTorch")
+        advice = "unpack it, or save its tensors again with a current PyTorch"
+        raise ValueError(f"{path} is a tar archive ({kinds}): {advice}")
     try:
         if path.suffix != ".safetensors":
             return _from_pickle(_load_pickle(path))
