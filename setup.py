@@ -46,7 +46,7 @@ setup(
     packages=find_packages(include=["openworldsam*"]),
     # makes an editable install a plain path; the usual import hook would lose to a clone folder named openworldsam
     package_dir={"": "."},
-    package_data={"openworldsam.data.datasets": ["classes/*.json"]},
+    package_data={"openworldsam": ["py.typed"], "openworldsam.data.datasets": ["classes/*.json"]},
     cmdclass={"build_py": BuildWithData},
     python_requires=">=3.10,<3.13",
     # The bounds the code needs; requirements.txt pins one set that is known to work.

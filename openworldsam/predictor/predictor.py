@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import RLock, local
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -139,7 +139,27 @@ class OpenWorldSAMPredictor:
         """SAM2's features of the current image of this thread, B = 1."""
         return self.session.features
 
-    def __call__(self, image: ImageLike, prompts: str | Sequence[str], task: str = "instance", **options: Any) -> Any:
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[ImageLike, ...],
+        prompts: str | Sequence[str],
+        task: str = "instance",
+        **options: Any,
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(
+        self, image: ImageLike, prompts: str | Sequence[str], task: str = "instance", **options: Any
+    ) -> Prediction: ...
+
+    def __call__(
+        self,
+        image: ImageLike | list[Any] | tuple[ImageLike, ...],
+        prompts: str | Sequence[str],
+        task: str = "instance",
+        **options: Any,
+    ) -> Prediction | list[Prediction]:
         """Segment what the prompts name in an image: its `predict`. A list of images gives a list: `predict_batch`."""
         if isinstance(image, (list, tuple)):
             return list(self.predict_batch(image, prompts, task, **options))
