@@ -133,6 +133,9 @@ REGISTRY: dict[str, Weight] = {
     "evf_sam2_multitask": _evf_sam2("evf-sam2-multitask", "model.safetensors", "evf_sam2_multitask_bin"),
     "evf_sam2_multitask_bin": _evf_sam2("evf-sam2-multitask", "pytorch_model.bin", "evf_sam2_multitask"),
     "evf_sam2": _evf_sam2("evf-sam2"),
+    "vilt": _folder(
+        "dandelin/vilt-b32-mlm", "ViLT-B/32", 136, *MODEL_FILES, *TOKENIZER_FILES, "vocab.txt", "pytorch_model.bin"
+    ),
     "clip_large": _folder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 428, *MODEL_FILES, *TOKENIZER_FILES),
 }
 

@@ -142,6 +142,13 @@ PUBLIC = (
         (_WEB,),
         "CLIP's paper: 400 million pairs from the web; from memory",
     ),
+    Weights(
+        "ViLT",
+        "vilt",
+        ("vilt-b32-mlm",),
+        (_WEB, "COCO and Visual Genome captions"),
+        "ViLT's paper: also Conceptual Captions and SBU captions; from memory",
+    ),
     Weights("the released adapter", "adapter", ("model_final",), ("COCO",), "paper, Sec. 4"),
     Weights(
         "the released adapter for RefCOCOg",

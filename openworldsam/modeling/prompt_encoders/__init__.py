@@ -15,6 +15,7 @@ from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
 from openworldsam.modeling.prompt_encoders.clip_late_fusion import CLIPLateFusionEncoder
 from openworldsam.modeling.prompt_encoders.clip_text import CLIPTextEncoder
+from openworldsam.modeling.prompt_encoders.vilt import ViltEncoder
 from openworldsam.modeling.prompt_encoders.zero import ZeroPromptEncoder
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CLIPTextEncoder",
     "CachedPromptEncoder",
     "PromptEncoder",
+    "ViltEncoder",
     "ZeroPromptEncoder",
     "build_prompt_encoder",
     "check_prompts",

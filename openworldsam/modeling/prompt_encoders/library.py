@@ -144,11 +144,15 @@ class LibraryEncoder(PromptEncoder):
                 numbers = torch.tensor(values)[:, None, None] / processor.rescale_factor
                 self.register_buffer(name, numbers, persistent=False)
 
+    def resized_size(self, height: int, width: int) -> list[int]:
+        """The size of a resized image, [height, width] or [shorter side], given its own."""
+        return self.image_size
+
     def preprocess(self, image: Tensor) -> Tensor:
         """Resize, crop and normalise as the library's image processor does; without image, a placeholder [3, 1, 1]."""
         if not self.image_processor:
             return torch.zeros(3, 1, 1, device=image.device)
-        image = transforms.resize(image, self.image_size, self.interpolation, antialias=True)
+        image = transforms.resize(image, self.resized_size(*image.shape[1:]), self.interpolation, antialias=True)
         if self.image_crop:
             image = transforms.center_crop(image, self.image_crop)
         return (image.float() - self.image_mean) / self.image_std
@@ -181,7 +185,7 @@ class LibraryEncoder(PromptEncoder):
             if len(found) > most:
                 logger.warning("prompt %.40r... has %d tokens; only the first %d count", text, len(found), most)
             if not set(found) - set(self.tokenizer.all_special_ids):
-                raise ValueError(f"prompt {index} is empty: {text!r}")
+                raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {text!r}")
         if max(map(len, ids)) > most:
             ids = self.tokenizer(texts, truncation=True, max_length=most)["input_ids"]
         if (largest := max(map(max, ids))) >= self.table.num_embeddings:

@@ -23,8 +23,8 @@ def test_the_docs_have_its_numbers(case, tmp_path):
     cfg = load_config(path, ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tmp_path)])
     with torch.device("meta"):
         encoder = build_prompt_encoder(cfg)
-        side = encoder.image_size[-1] if case.reads_image else 1
-        images, of_image = count(lambda: encoder.encode_images(torch.zeros(1, 3, side, side)))
+        picture = encoder.preprocess(torch.zeros(3, 480, 640, dtype=torch.uint8))
+        images, of_image = count(lambda: encoder.encode_images(picture[None]))
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
         vector, of_prompt = count(lambda: encoder.encode_texts(images, ids, None))
     assert vector.shape == (1, cfg.MODEL.PROMPT_ENCODER.EMBED_DIM)
