@@ -1,6 +1,8 @@
 """FiftyOne applies the model to samples; only its database is replaced, which is not on the package index."""
 
+import re
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,11 @@ from PIL import Image
 fo = pytest.importorskip("fiftyone")
 models = pytest.importorskip("fiftyone.core.models")
 
+import openworldsam  # noqa: E402
 from openworldsam.integrations.fiftyone import FiftyOneModel  # noqa: E402
+
+PAGE = Path(__file__).parents[2] / "docs/ecosystem.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 PROMPTS = ["cat", "grass"]
 
@@ -57,6 +63,20 @@ def test_samples_get_the_predictors_masks(predictor, paths, apply, task, batch_s
             drawn = detection.to_segmentation(frame_size=(width, height)).mask > 0
             assert (drawn != mask).mean() < (1e-3 if batch_size == 2 else 1e-9)  # rounding of batches
             assert detection.label == prompt and detection.confidence == pytest.approx(score, abs=1e-5)
+
+
+def test_the_snippet_of_the_page_runs(predictor, paths, apply, monkeypatch):
+    monkeypatch.setattr(openworldsam, "OpenWorldSAMPredictor", lambda name: predictor)
+    (snippet,) = (block for block in SNIPPETS if "fiftyone" in block)
+    labels = []
+
+    class Dataset:
+        def apply_model(self, model, label_field, batch_size):
+            assert label_field == "openworldsam"
+            labels.extend(apply(paths, model, batch_size=batch_size))
+
+    exec(snippet, {"dataset": Dataset()})
+    assert len(labels) == len(paths)
 
 
 def test_fiftyones_threshold_and_classes_apply(predictor, paths, apply):

@@ -1,13 +1,20 @@
 """Label Studio's own server of backends serves ours; requests are those that Label Studio sends."""
 
+import re
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
 api = pytest.importorskip("label_studio_ml.api")
 
+import flask  # noqa: E402
+
+import openworldsam  # noqa: E402
 from openworldsam.annotate.label_studio import pack_mask  # noqa: E402
 from openworldsam.integrations.label_studio import backend  # noqa: E402
 
+PAGE = Path(__file__).parents[2] / "docs/ecosystem.md"
 CONFIG = """<View><Image name="picture" value="$photo"/>
 <KeyPointLabels name="point" toName="picture" smart="true"><Label value="cat"/></KeyPointLabels>
 <RectangleLabels name="box" toName="picture" smart="true"><Label value="cat"/></RectangleLabels>
@@ -55,6 +62,22 @@ def test_health_setup_and_predictions_by_text(ask, predictor, photograph):
         assert (region["original_width"], region["original_height"]) == (451, 300)
         assert region["score"] == pytest.approx(score)
     assert len({region["id"] for region in found["result"]}) == len(found["result"])
+
+
+def test_the_snippet_of_the_page_serves_and_its_configuration_has_the_labels(predictor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(openworldsam, "OpenWorldSAMPredictor", lambda name: predictor)
+    monkeypatch.setattr(api._manager, "_current_model", None)
+    served = []
+    monkeypatch.setattr(flask.Flask, "run", lambda app, port: served.append((app, port)))
+    page = PAGE.read_text()
+    (snippet,) = (block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "label_studio" in block)
+    (config,) = re.findall(r"^```xml\n(.*?)^```", page, re.M | re.S)
+    exec(snippet, {})
+    ((app, port),) = served
+    client = app.test_client()
+    assert port == 9090 and client.get("/health").json["status"] == "UP"
+    assert client.post("/setup", json={"project": "1.1700000000", "schema": config}).status_code == 200
 
 
 def drawn(kind, is_positive=1, **value):
