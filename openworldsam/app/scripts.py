@@ -48,5 +48,11 @@ CSS = """
 #examples .caption-label { font-size: 11px; padding: 0 3px; max-width: 100%; }
 #cross { position: fixed; width: 20px; height: 20px; margin: -10px; border: 2px solid white; border-radius: 50%;
     outline: 2px solid black; pointer-events: none; z-index: 1000; }
-@media (max-width: 640px) { #table { font-size: 12px; } }
+#examples, #examples .grid-wrap { height: auto !important; min-height: 0; }
+@media (max-width: 640px) {
+    #canvas:not(:has(img)) { height: 140px !important; }
+    #canvas:not(:has(img)) .empty { height: 100%; min-height: 0; }
+    #table th *, #table td * { font-size: 11px !important; white-space: normal !important; }
+    #table .cell-wrap, #table .header-content { padding: 4px !important; }
+}
 """
