@@ -107,6 +107,7 @@ def _evf_sam2(repository: str, remote: str = "model.safetensors", other: str = "
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "preprocessor_config.json")
+OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_pytorch_model.bin")
 
 
 def _folder(repository: str, purpose: str, parameters: int, *files: str) -> Weight:
@@ -136,6 +137,9 @@ REGISTRY: dict[str, Weight] = {
     "vilt": _folder(
         "dandelin/vilt-b32-mlm", "ViLT-B/32", 136, *MODEL_FILES, *TOKENIZER_FILES, "vocab.txt", "pytorch_model.bin"
     ),
+    "siglip2_base": _folder("google/siglip2-base-patch16-224", "SigLIP 2", 375, "config.json", *TOKENIZER_FILES),
+    "eva_clip": _folder("timm/eva02_large_patch14_clip_224.merged2b_s4b_b131k", "EVA02-CLIP", 428, *OPEN_CLIP_FILES),
+    "coca": _folder("laion/CoCa-ViT-L-14-laion2B-s13B-b90k", "CoCa ViT-L/14", 638, *OPEN_CLIP_FILES),
     "clip_large": _folder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 428, *MODEL_FILES, *TOKENIZER_FILES),
 }
 

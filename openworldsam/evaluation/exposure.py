@@ -149,6 +149,27 @@ PUBLIC = (
         (_WEB, "COCO and Visual Genome captions"),
         "ViLT's paper: also Conceptual Captions and SBU captions; from memory",
     ),
+    Weights(
+        "SigLIP 2",
+        "siglip2",
+        ("siglip2-base-patch16-224",),
+        (_WEB,),
+        "SigLIP 2's paper: WebLI, 10 billion images; from memory",
+    ),
+    Weights(
+        "EVA-CLIP",
+        "eva_clip",
+        ("eva02_large_patch14_clip_224",),
+        (_WEB,),
+        "EVA-CLIP's paper: LAION-2B and COYO-700M (Merged-2B); from memory",
+    ),
+    Weights(
+        "CoCa",
+        "coca",
+        ("CoCa-ViT-L-14-laion2B-s13B-b90k",),
+        (_WEB,),
+        "its page: LAION-2B; from memory",
+    ),
     Weights("the released adapter", "adapter", ("model_final",), ("COCO",), "paper, Sec. 4"),
     Weights(
         "the released adapter for RefCOCOg",

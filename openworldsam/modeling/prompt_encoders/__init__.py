@@ -15,6 +15,8 @@ from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
 from openworldsam.modeling.prompt_encoders.clip_late_fusion import CLIPLateFusionEncoder
 from openworldsam.modeling.prompt_encoders.clip_text import CLIPTextEncoder
+from openworldsam.modeling.prompt_encoders.open_clip_text import CoCaTextEncoder, EVACLIPTextEncoder
+from openworldsam.modeling.prompt_encoders.siglip2 import SigLIP2TextEncoder
 from openworldsam.modeling.prompt_encoders.vilt import ViltEncoder
 from openworldsam.modeling.prompt_encoders.zero import ZeroPromptEncoder
 
@@ -24,7 +26,10 @@ __all__ = [
     "CLIPLateFusionEncoder",
     "CLIPTextEncoder",
     "CachedPromptEncoder",
+    "CoCaTextEncoder",
+    "EVACLIPTextEncoder",
     "PromptEncoder",
+    "SigLIP2TextEncoder",
     "ViltEncoder",
     "ZeroPromptEncoder",
     "build_prompt_encoder",

@@ -57,7 +57,7 @@ def import_library(name: str) -> Any:
 
 
 class LibraryEncoder(PromptEncoder):
-    """An encoder whose images are encoded once, and its prompts in chunks, by modules of transformers.
+    """An encoder whose images are encoded once, and its prompts in chunks, by modules of a library.
 
     To add one: subclass; declare `component` and the names of the library's classes; write `build`, `table`,
     `encode_texts` and, if it reads the image, `encode_images`.
@@ -66,12 +66,16 @@ class LibraryEncoder(PromptEncoder):
     component: ClassVar[Component]
     tokenizer_name = "encoder"
     settings = ("MODEL.PROMPT_ENCODER.MAX_TOKENS",)
+    library: ClassVar[str] = "transformers"
+    config_file: ClassVar[str] = "config.json"
     config_class: ClassVar[str]
     """Name of the library's class for config.json."""
     tokenizer_class: ClassVar[str]
     """Name of its class for the tokenizer."""
     image_processor: ClassVar[str] = ""
     """Name of its class for preprocessor_config.json; empty for an encoder that does not read the image."""
+    padded: ClassVar[bool] = False
+    """Whether the model wants every text padded to `max_tokens`, and reads the padding as part of it."""
     max_tokens: int
     """Positions of the text; `build` sets it."""
     image_mean: Tensor
@@ -88,21 +92,30 @@ class LibraryEncoder(PromptEncoder):
                 "MODEL.PROMPT_ENCODER.USE_IMAGE False is for BEiT-3: choose an encoder that reads the text"
             )
         self.folder, self.chunk = Path(keys.TOKENIZER), keys.CHUNK
-        library, path = import_library("transformers"), self.folder / "config.json"
-        content, config_class = read_json(path, self._hint), getattr(library, self.config_class)
-        if (found := content.get("model_type")) != config_class.model_type:
-            raise ValueError(f"{path} describes a {brief(found)}, not a {config_class.model_type!r}. {self._hint}")
+        library, path = import_library(self.library), self.folder / self.config_file
+        content = read_json(path, self._hint)
         with self._read(path):
-            self.build(library, config_class.from_dict(content))
+            self.build(library, self.read_config(library, content))
         self.max_tokens = min(self.max_tokens, keys.MAX_TOKENS)
         if self.image_processor:
             self._read_image_processor(library)
+
+    def read_config(self, library: Any, content: dict[str, Any]) -> Any:
+        """Make an instance of `config_class` from the content of its file.
+
+        Raises:
+            ValueError: the file describes another kind of model.
+        """
+        config_class = getattr(library, self.config_class)
+        if (found := content.get("model_type")) != config_class.model_type:
+            raise ValueError(f"it describes a {brief(found)}, not a {config_class.model_type!r}; {self._hint}")
+        return config_class.from_dict(content)
 
     @abstractmethod
     def build(self, library: Any, config: Any) -> None:
         """Make the library's modules, named as in the public files, and set `embed_dim` and `max_tokens`.
 
-        config: an instance of `config_class`.
+        config: from `read_config`.
         """
 
     @property
@@ -129,7 +142,7 @@ class LibraryEncoder(PromptEncoder):
         try:
             yield
         except Exception as error:
-            reason = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+            reason = shortened(" ".join(str(error).split()) or type(error).__name__, 400)
             raise ValueError(f"{path} is damaged, or not of {self.component.layout} ({reason})") from error
 
     def _read_image_processor(self, library: Any) -> None:
@@ -180,25 +193,30 @@ class LibraryEncoder(PromptEncoder):
         """
         check_prompts(prompts)
         texts, most = list(prompts), self.max_tokens
-        ids = self.tokenizer(texts, verbose=False)["input_ids"]
+        ids = self.token_ids(texts)
         for index, (text, found) in enumerate(zip(texts, ids, strict=True)):
             if len(found) > most:
                 logger.warning("prompt %.40r... has %d tokens; only the first %d count", text, len(found), most)
             if not set(found) - set(self.tokenizer.all_special_ids):
                 raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {text!r}")
-        if max(map(len, ids)) > most:
-            ids = self.tokenizer(texts, truncation=True, max_length=most)["input_ids"]
+        if self.padded or max(map(len, ids)) > most:
+            ids = self.token_ids(texts, most)
         if (largest := max(map(max, ids))) >= self.table.num_embeddings:
             raise ValueError(
                 f"token id {largest} is beyond the {self.table.num_embeddings} entries of the text embedding: "
                 f"the tokenizer in {self.folder} and its config.json do not belong together"
             )
-        padded = pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=self._pad_id)
+        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        padded = pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=pad_id)
         return padded, torch.tensor(list(map(len, ids)))
 
-    @property
-    def _pad_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+    def token_ids(self, texts: list[str], most: int = 0) -> list[list[int]]:
+        """Encode texts, cut to at most so many tokens, and if the model wants it padded to them; 0: whole."""
+        limits: dict[str, Any] = {"truncation": True, "max_length": most} if most else {}
+        if most and self.padded:
+            limits["padding"] = "max_length"
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False, **limits)["input_ids"]
+        return ids
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         ids, lengths = self.tokenize(prompts)
@@ -207,10 +225,15 @@ class LibraryEncoder(PromptEncoder):
 
     def word_embeddings(self, prompts: Sequence[str]) -> Tensor:
         """The mean of the words' entries in the embedding table, with zeros up to the width D."""
-        ids, _ = self.tokenize(prompts)
         device, width = self.table.weight.device, self.table.embedding_dim
         if width > self.embed_dim:
             raise ValueError(f"word embeddings have width {width}, more than the {self.embed_dim} of a prompt's")
-        words = ~torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
-        weights = upload(words / words.sum(dim=1, keepdim=True), device)
-        return F.pad((self.table(upload(ids, device)) * weights[..., None]).sum(dim=1), (0, self.embed_dim - width))
+        special = set(self.tokenizer.all_special_ids)
+        words = [
+            torch.tensor([i for i in ids[: self.max_tokens] if i not in special], dtype=torch.long)
+            for ids in self.token_ids(list(prompts))
+        ]
+        counts = torch.tensor(list(map(len, words)))[:, None]
+        weights = (torch.arange(int(counts.max())) < counts) / counts.clamp(min=1)
+        table = self.table(upload(pad_sequence(words, batch_first=True), device))
+        return F.pad((table * upload(weights, device)[..., None]).sum(dim=1), (0, self.embed_dim - width))

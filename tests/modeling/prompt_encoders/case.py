@@ -19,6 +19,7 @@ class Case:
     needed: prefix of tensors in the weight file that the encoder reads.
     expected: the library's vector [D] for a folder, a picture (uint8 [3, H, W]) and a text, one at a time.
     write_sizes: fills a folder with the public model's files that give its sizes.
+    tokens: of a prompt whose operations are counted.
     reads_image: whether the vector depends on the picture.
     config_file: the file in the folder that holds the sizes.
     weights: the weight file in the folder.
@@ -31,6 +32,7 @@ class Case:
     needed: str
     expected: Callable[[Path, torch.Tensor, str], torch.Tensor]
     write_sizes: Callable[[Path], None]
+    tokens: int = 8
     reads_image: bool = False
     config_file: str = "config.json"
     weights: str = "model.safetensors"

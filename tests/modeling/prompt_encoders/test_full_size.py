@@ -7,8 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from openworldsam.config import load_config
 from openworldsam.modeling.prompt_encoders import build_prompt_encoder
 
-TOKENS = 8
-
 
 def count(call):
     """Operations in billions, a multiplication and an addition counted as two."""
@@ -25,7 +23,7 @@ def test_the_docs_have_its_numbers(case, tmp_path):
         encoder = build_prompt_encoder(cfg)
         picture = encoder.preprocess(torch.zeros(3, 480, 640, dtype=torch.uint8))
         images, of_image = count(lambda: encoder.encode_images(picture[None]))
-        ids = torch.zeros(1, TOKENS, dtype=torch.long)
+        ids = torch.zeros(1, case.tokens, dtype=torch.long)
         vector, of_prompt = count(lambda: encoder.encode_texts(images, ids, None))
     assert vector.shape == (1, cfg.MODEL.PROMPT_ENCODER.EMBED_DIM)
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
