@@ -30,15 +30,17 @@ h1, h2, h3 { line-height: 1.2 } h2 { border-top: 2px solid; padding-top: .6rem; 
 h1, h2, h3 { scroll-margin-top: 3rem; overflow-wrap: anywhere } a { color: var(--link) }
 table { border-collapse: collapse; margin: .8rem 0 } .wide { overflow-x: auto }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-td { min-width: 4.5em; overflow-wrap: anywhere } td.number, th.number { text-align: right }
+td { min-width: 4.5em } code { overflow-wrap: anywhere } td.number, th.number { text-align: right }
 td.number { font-variant-numeric: tabular-nums }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 320px)); gap: .2rem .6rem }
 .pictures figure { margin: 0 } .pictures img { width: 100% }
 .chip { display: inline-block; margin: 0 .8rem .8rem 0 }
 .chip i { display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em }
-.wide img { max-width: max(100%, 700px) } .note { color: var(--note) } .bad { color: #e0304a }
+.wide img { max-width: max(100%, 700px) } .chart { width: fit-content; max-width: 100% }
+.note { color: var(--note) } .bad { color: #e0304a }
 nav { position: sticky; top: 0; background: var(--paper); display: flex; flex-wrap: wrap; gap: .2rem 1rem;
     padding: .4rem 0 }
+@media (max-width: 640px) { table { font-size: 13px } th, td { padding-right: .5rem } }
 """
 
 

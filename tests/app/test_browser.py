@@ -246,4 +246,5 @@ def test_on_a_phone_the_image_comes_first_and_nothing_is_cut_off(visit, tmp_path
     tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("canvas", "message", "mode", "upload", "ask")]
     assert tops == sorted(tops) and not page.locator("#score_threshold").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#table .table-wrap").evaluate("table => table.scrollWidth <= table.clientWidth")
     page.screenshot(path=tmp_path / "phone.png", full_page=True)
