@@ -141,6 +141,7 @@ REGISTRY: dict[str, Weight] = {
     "eva_clip": _folder("timm/eva02_large_patch14_clip_224.merged2b_s4b_b131k", "EVA02-CLIP", 428, *OPEN_CLIP_FILES),
     "coca": _folder("laion/CoCa-ViT-L-14-laion2B-s13B-b90k", "CoCa ViT-L/14", 638, *OPEN_CLIP_FILES),
     "clip_large": _folder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 428, *MODEL_FILES, *TOKENIZER_FILES),
+    "florence2_base": _folder("florence-community/Florence-2-base", "Florence-2", 231, *MODEL_FILES, *TOKENIZER_FILES),
 }
 
 

@@ -170,6 +170,14 @@ PUBLIC = (
         (_WEB,),
         "its page: LAION-2B; from memory",
     ),
+    Weights(
+        "Florence-2",
+        "florence2",
+        ("Florence-2-base",),
+        ("FLD-5B",),
+        "Florence-2's paper: 126 million images, among them ImageNet-22k, Objects365, Open Images and web images; "
+        "from memory",
+    ),
     Weights("the released adapter", "adapter", ("model_final",), ("COCO",), "paper, Sec. 4"),
     Weights(
         "the released adapter for RefCOCOg",

@@ -15,6 +15,7 @@ from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder
 from openworldsam.modeling.prompt_encoders.clip_late_fusion import CLIPLateFusionEncoder
 from openworldsam.modeling.prompt_encoders.clip_text import CLIPTextEncoder
+from openworldsam.modeling.prompt_encoders.florence2 import Florence2Encoder
 from openworldsam.modeling.prompt_encoders.open_clip_text import CoCaTextEncoder, EVACLIPTextEncoder
 from openworldsam.modeling.prompt_encoders.siglip2 import SigLIP2TextEncoder
 from openworldsam.modeling.prompt_encoders.vilt import ViltEncoder
@@ -28,6 +29,7 @@ __all__ = [
     "CachedPromptEncoder",
     "CoCaTextEncoder",
     "EVACLIPTextEncoder",
+    "Florence2Encoder",
     "PromptEncoder",
     "SigLIP2TextEncoder",
     "ViltEncoder",

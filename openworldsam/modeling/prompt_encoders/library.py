@@ -56,6 +56,14 @@ def import_library(name: str) -> Any:
         raise ValueError(f"this prompt encoder needs the package {name} ({error}): {install}") from error
 
 
+def joint_mask(images: Tensor, padding: Tensor | None) -> Tensor | None:
+    """Mark the tokens of image [N, T, D] and text, in this order, that all attend to: bool [N, 1, 1, T + L].
+
+    The library checks a mask of four axes no further, which would wait for the device. None if there is no padding.
+    """
+    return None if padding is None else ~F.pad(padding, (images.shape[1], 0))[:, None, None]
+
+
 class LibraryEncoder(PromptEncoder):
     """An encoder whose images are encoded once, and its prompts in chunks, by modules of a library.
 
@@ -76,6 +84,8 @@ class LibraryEncoder(PromptEncoder):
     """Name of its class for preprocessor_config.json; empty for an encoder that does not read the image."""
     padded: ClassVar[bool] = False
     """Whether the model wants every text padded to `max_tokens`, and reads the padding as part of it."""
+    template: ClassVar[str] = "{}"
+    """The text that the model reads of a prompt, as its training words the task."""
     max_tokens: int
     """Positions of the text; `build` sets it."""
     image_mean: Tensor
@@ -94,11 +104,11 @@ class LibraryEncoder(PromptEncoder):
         self.folder, self.chunk = Path(keys.TOKENIZER), keys.CHUNK
         library, path = import_library(self.library), self.folder / self.config_file
         content = read_json(path, self._hint)
+        if self.image_processor:
+            self._read_image_processor(library)
         with self._read(path):
             self.build(library, self.read_config(library, content))
         self.max_tokens = min(self.max_tokens, keys.MAX_TOKENS)
-        if self.image_processor:
-            self._read_image_processor(library)
 
     def read_config(self, library: Any, content: dict[str, Any]) -> Any:
         """Make an instance of `config_class` from the content of its file.
@@ -178,7 +188,7 @@ class LibraryEncoder(PromptEncoder):
         whole, *others = (self.folder / name for name in names.values())
         if not whole.is_file():  # the library would make an empty vocabulary
             for path in others or [whole]:
-                regular_file(path, self._hint)
+                regular_file(path, f"nor is {whole.name}. {self._hint}")
         with self._read(self.folder):
             return known.from_pretrained(self.folder, local_files_only=True)
 
@@ -219,7 +229,8 @@ class LibraryEncoder(PromptEncoder):
         return ids
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
-        ids, lengths = self.tokenize(prompts)
+        check_prompts(prompts)  # the template would hide an empty one
+        ids, lengths = self.tokenize([self.template.format(prompt) for prompt in prompts])
         encoded = self.encode_images(images)
         return encode_in_chunks(self.encode_texts, encoded, ids, lengths, image_index, self.chunk, images.device)
 

@@ -38,6 +38,14 @@ class Case:
     weights: str = "model.safetensors"
 
 
+def save_random(model, folder):
+    """Write a model whose parameters are all random; those that begin as zeros or ones would hide differences."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+
+
 def save_processor(folder, **values):
     """Write the preprocessor_config.json of public folders."""
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
