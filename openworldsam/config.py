@@ -176,6 +176,9 @@ def _add_adapter_config(cfg: CfgNode) -> None:
     cfg.MODEL.ADAPTER.INTERACTION = "prompt"
     # Add SAM2's positional encoding to the keys of the cross-attention.
     cfg.MODEL.ADAPTER.KEY_POSITIONS = False
+    # Layers of a cross-attention from the prompt embedding to SAM2's image tokens, before the projector: for encoders
+    # that do not see the image (paper E.1, which has 2; docs/encoders.md). 0: none.
+    cfg.MODEL.ADAPTER.IMAGE_LAYERS = 0
     # False: train the score head alone.
     cfg.MODEL.ADAPTER.TRAINABLE = True
 

@@ -37,13 +37,15 @@ def convert_to_released(adapter: str | Path, sam2: str | Path, beit3: str | Path
     the four `evf_sam2.text_hidden_fcs` tensors, which nothing reads, nor a score head.
 
     Raises:
-        ValueError: one of the files does not hold its component.
+        ValueError: one of the files does not hold its component, or has more than the layout.
     """
     files = {"adapter": read_weights(adapter), "sam2": read_weights(sam2), "beit3": read_weights(beit3)}
     for component, file in files.items():
         if component not in file.components:
             raise ValueError(f"{file.path} ({file.layout}) holds no {component} weights")
     trained = files.pop("adapter")
+    if any(name.startswith("adapter.image_injection.") for name in trained.components["adapter"]):
+        raise ValueError(f"{trained.path}: the released layout has no place for MODEL.ADAPTER.IMAGE_LAYERS")
     if SCORE_HEAD.name in trained.components:
         logger.warning("%s has no place for the score head; %s %s adds it", path, SCORE_HEAD.key, trained.path)
     state = {released_name(name): tensor for name, tensor in trained.components["adapter"].items()}

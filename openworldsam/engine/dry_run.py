@@ -53,6 +53,7 @@ def describe_training(cfg: CfgNode) -> str:
         f"preset       {cfg.PRESET}",
         f"data         {data}",
         f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
+        f"adapter      {model.adapter.size()}",
         f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, "
         f"{solver.ACCUMULATE} micro-batches each",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",

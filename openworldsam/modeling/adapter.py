@@ -19,6 +19,8 @@ from openworldsam.utils.device import upload
 
 FUSIONS = ("replace", "add", "broadcast")
 INTERACTIONS = ("prompt", "image")
+BUDGET = 5_000_000
+"""Most parameters of an adapter for another encoder (paper E.1)."""
 
 
 class DecoderTokens(NamedTuple):
@@ -54,6 +56,66 @@ class DecoderTokens(NamedTuple):
             return queries
         members = torch.nonzero(self.group == self.group[chunk[0]])[:, 0]
         return queries + self.shared[upload(members, self.queries.device)]
+
+
+class PromptTable:
+    """Prompts laid out by image, in a padded table, so that all of an image share what is computed of its keys.
+
+    Args:
+        image_index: [P] on the CPU, ascending.
+        images: B.
+        device: of the tensors that are laid out.
+
+    Attributes:
+        empty: bool [B, M] on the CPU, True for a place without a prompt; every image has at least one that is not, as
+            attending to nothing would give NaN.
+    """
+
+    def __init__(self, image_index: Tensor, images: int, device: torch.device) -> None:
+        counts = torch.bincount(image_index, minlength=images)
+        self.images, self.most = images, int(counts.max())
+        nth = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
+        self.place = upload(image_index * self.most + nth, device)
+        self.empty = torch.arange(self.most) >= counts[:, None]
+        self.empty[:, 0] = False
+
+    def lay_out(self, flat: Tensor) -> Tensor:
+        """[P, K, C] -> [B, M * K, C]."""
+        table = flat.new_zeros(self.images * self.most, *flat.shape[1:]).index_copy(0, self.place, flat)
+        return table.view(self.images, -1, flat.shape[-1])
+
+    def collect(self, table: Tensor) -> Tensor:
+        """[B, M * K, C] -> [P, K, C]."""
+        return table.reshape(self.images * self.most, -1, table.shape[-1])[self.place]
+
+
+class ImageInjection(nn.Module):
+    """Cross-attention from prompt embeddings to SAM2's image tokens, for encoders that do not see the image (E.1).
+
+    It attends in C channels, which keeps the adapter of an encoder of width 768 below 5 M parameters, and begins as the
+    identity.
+    """
+
+    def __init__(self, embed_dim: int, width: int, num_layers: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True) for _ in range(num_layers)
+        )
+        self.up = nn.Linear(width, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, embeddings: Tensor, keys: Tensor, values: Tensor, image_index: Tensor) -> Tensor:
+        """Add to each embedding [P, D] what it finds in its image; keys and values [B, S*S, C]."""
+        table = PromptTable(image_index, len(keys), embeddings.device)
+        x = table.lay_out(self.down(embeddings)[:, None])
+        for norm, attention in zip(self.norms, self.layers, strict=True):
+            attended, _ = attention(norm(x), keys, values, need_weights=False)
+            x = x + self.dropout(attended)
+        return embeddings + self.up(table.collect(x)[:, 0])
 
 
 class SoftPromptLayer(nn.Module):
@@ -108,32 +170,18 @@ class SoftPromptTransformer(nn.Module):
         Returns:
             [P, K, C].
         """
-        # Cross-attention treats every query alone, so all queries of an image share its projected keys and values:
-        # prompts are laid out in a padded table [B * M, K, C], each at its `place`.
-        counts = torch.bincount(image_index, minlength=len(keys))
-        most = int(counts.max())
-        nth = torch.arange(len(image_index)) - (counts.cumsum(0) - counts)[image_index]
-        place = upload(image_index * most + nth, queries.device)
-        empty = torch.arange(most) >= counts[:, None]
-        empty[:, 0] = False  # an image without prompts: attending to nothing would give NaN
+        # cross-attention treats every query alone, so all queries of an image share its projected keys and values
+        table = PromptTable(image_index, len(keys), queries.device)
         padding = None
-        if empty.any():
-            padding = upload(empty, queries.device).repeat_interleave(queries.shape[1], dim=1)
-
-        def to_table(flat: Tensor) -> Tensor:
-            table = flat.new_zeros(len(keys) * most, *flat.shape[1:]).index_copy(0, place, flat)
-            return table.view(len(keys), -1, flat.shape[-1])
-
-        def to_flat(table: Tensor) -> Tensor:
-            return table.reshape(len(keys) * most, *queries.shape[1:])[place]
-
+        if table.empty.any():
+            padding = upload(table.empty, queries.device).repeat_interleave(queries.shape[1], dim=1)
         for layer in self.layers:
             assert isinstance(layer, SoftPromptLayer)
             if self.interaction == "image":
-                table = layer.self_attention(to_table(queries), padding)
+                laid_out = layer.self_attention(table.lay_out(queries), padding)
             else:
-                table = to_table(layer.self_attention(queries, None))
-            queries = to_flat(layer.cross_attention(table, keys, values))
+                laid_out = table.lay_out(layer.self_attention(queries, None))
+            queries = table.collect(layer.cross_attention(laid_out, keys, values))
         return queries
 
 
@@ -163,21 +211,25 @@ class Adapter(nn.Module):
         fusion: str = "replace",
         interaction: str = "prompt",
         key_positions: bool = False,
+        image_layers: int = 0,
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS:
             raise ValueError(f"MODEL.ADAPTER.FUSION must be one of {FUSIONS}, got {fusion!r}")
         if interaction not in INTERACTIONS:
             raise ValueError(f"MODEL.ADAPTER.INTERACTION must be one of {INTERACTIONS}, got {interaction!r}")
-        if num_tie_breakers < 0 or num_layers < 0:
-            got = f"got {num_tie_breakers} and {num_layers}"
-            raise ValueError(f"MODEL.ADAPTER.NUM_TIE_BREAKERS and NUM_LAYERS must be at least 0, {got}")
+        if min(num_tie_breakers, num_layers, image_layers) < 0:
+            got = f"got {num_tie_breakers}, {num_layers} and {image_layers}"
+            raise ValueError(f"MODEL.ADAPTER.NUM_TIE_BREAKERS, NUM_LAYERS and IMAGE_LAYERS must be at least 0, {got}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"MODEL.ADAPTER.DROPOUT must be from 0 to 1, got {dropout}")
-        if num_layers and (num_heads < 1 or width % num_heads):
+        if (num_layers or image_layers) and (num_heads < 1 or width % num_heads):
             raise ValueError(f"MODEL.ADAPTER.NUM_HEADS must divide the width {width}, got {num_heads}")
         self.fusion = fusion
         self.key_positions = key_positions
+        self.image_injection = (
+            ImageInjection(embed_dim, width, image_layers, num_heads, dropout) if image_layers else None
+        )
         self.projector = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, width))
         self.tie_breakers = (
             nn.Parameter(tie_breaker_std * torch.randn(num_tie_breakers, width)) if num_tie_breakers else None
@@ -194,6 +246,16 @@ class Adapter(nn.Module):
     def num_queries(self) -> int:
         """K, queries per prompt."""
         return 1 if self.tie_breakers is None else len(self.tie_breakers)
+
+    def size(self) -> str:
+        """Number of parameters, and by how much it exceeds the 5 M that the paper allows for other encoders."""
+        total = sum(p.numel() for p in self.parameters())
+        parts = []
+        if self.image_injection is not None:
+            parts.append(f"{sum(p.numel() for p in self.image_injection.parameters()):,} of them re-inject the image")
+        if total > BUDGET:
+            parts.append(f"{total - BUDGET:,} above the {BUDGET:,} of the paper's Table 10")
+        return "; ".join([f"{total:,} parameters", *parts])
 
     @property
     def prompts_interact(self) -> bool:
@@ -214,6 +276,10 @@ class Adapter(nn.Module):
         Returns:
             the tokens of R queries.
         """
+        values = embed.flatten(2).transpose(1, 2)
+        keys = values + positions.flatten(2).transpose(1, 2) if self.key_positions else values
+        if self.image_injection is not None:
+            prompt_embeddings = self.image_injection(prompt_embeddings, keys, values, image_index)
         prompts = self.projector(prompt_embeddings)
         queries = prompts[:, None]
         if self.tie_breakers is not None:
@@ -221,8 +287,6 @@ class Adapter(nn.Module):
         query_image = image_index.repeat_interleave(self.num_queries)
         if self.soft_prompt is None:
             return DecoderTokens(prompts, queries.flatten(0, 1), query_image, query_image)
-        values = embed.flatten(2).transpose(1, 2)
-        keys = values + positions.flatten(2).transpose(1, 2) if self.key_positions else values
         refined = self.soft_prompt(queries, keys, values, image_index).flatten(0, 1)
         queries = queries.flatten(0, 1)
         if self.fusion != "broadcast":

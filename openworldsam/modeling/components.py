@@ -86,6 +86,8 @@ def _adapter_advice(public: StateDict) -> str:
     queries = public[TIE_BREAKERS].shape[0] if TIE_BREAKERS in public and public[TIE_BREAKERS].ndim else 0
     layers = {name.split(".")[3] for name in public if name.startswith("adapter.soft_prompt.layers.")}
     keys = f"It wants MODEL.ADAPTER.NUM_TIE_BREAKERS {queries} and MODEL.ADAPTER.NUM_LAYERS {len(layers)}."
+    if injected := {name.split(".")[3] for name in public if name.startswith("adapter.image_injection.layers.")}:
+        keys = f"{keys[:-1]}, and MODEL.ADAPTER.IMAGE_LAYERS {len(injected)}."
     if queries or layers:
         return keys
     return (

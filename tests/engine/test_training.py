@@ -14,7 +14,7 @@ from processes import is_running
 from trainings import ONE_STEP, adapter_of, assert_same, read_metrics, register, run, train
 
 from openworldsam import cli
-from openworldsam.checkpoint import convert_released, load_weights, read_weights
+from openworldsam.checkpoint import convert_released, convert_to_released, load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.data.loader import training_dataset
 from openworldsam.engine.cache_features import build_cache
@@ -551,3 +551,23 @@ def test_training_may_start_with_more_tie_breakers(make_cfg, tiny_weights, tmp_p
     assert "note" not in trained.metadata  # these are learned
     resume(again := Trainer(cfg))
     assert torch.equal(again.model.adapter.tie_breakers, tie_breakers)
+
+
+def test_a_training_with_image_layers_resumes_and_its_adapter_fits_no_other_model(
+    make_cfg, tiny_weights, tmp_path, caplog
+):
+    caplog.set_level("INFO", "openworldsam")
+    weights = str(tiny_weights / "model_final.pth")
+    opts = ["MODEL.WEIGHTS", "", "MODEL.SAM2.WEIGHTS", weights, "MODEL.PROMPT_ENCODER.WEIGHTS", weights]
+    opts += ["MODEL.ADAPTER.IMAGE_LAYERS", 2, "SOLVER.STEPS", []]
+    whole = run(make_cfg("whole", *opts, "SOLVER.MAX_ITER", 4))
+    assert "of them re-inject the image" in caplog.text and whole["image_injection.up.weight"].any()
+    run(make_cfg("parts", *opts, "SOLVER.MAX_ITER", 2))
+    assert_same(run(make_cfg("parts", *opts, "SOLVER.MAX_ITER", 4), resume=True), whole)
+    cfg = make_cfg("whole", *opts, "MODEL.WEIGHTS", str(tmp_path / "whole/adapter.safetensors"))
+    load_weights(OpenWorldSAM(cfg), cfg)
+    cfg.MODEL.ADAPTER.IMAGE_LAYERS = 0
+    with pytest.raises(ValueError, match=r"NUM_LAYERS 3, and MODEL\.ADAPTER\.IMAGE_LAYERS 2\."):
+        load_weights(OpenWorldSAM(cfg), cfg)
+    with pytest.raises(ValueError, match=r"no place for MODEL\.ADAPTER\.IMAGE_LAYERS"):
+        convert_to_released(cfg.MODEL.WEIGHTS, weights, weights, tmp_path / "full.pth")

@@ -146,3 +146,66 @@ def test_the_first_queries_of_a_grown_adapter_are_those_of_the_learned(batch):
     assert torch.equal(
         many(*batch, POSITIONS).queries.view(5, 9, C)[:, :K], few(*batch, POSITIONS).queries.view(5, K, C)
     )
+
+
+def injecting(**options):
+    """An adapter with two image layers that no longer begin as the identity."""
+    module = adapter(image_layers=2, **options)
+    torch.nn.init.normal_(module.image_injection.up.weight)
+    return module
+
+
+def test_image_layers_begin_as_the_identity(batch):
+    plain, module = adapter(), adapter(image_layers=2)
+    left = module.load_state_dict(plain.state_dict(), strict=False)
+    assert left.missing_keys and not left.unexpected_keys
+    torch.testing.assert_close(module(*batch, POSITIONS).queries, plain(*batch, POSITIONS).queries, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key_positions", [False, True])
+def test_image_layers_let_each_embedding_attend_to_its_image(batch, key_positions):
+    embeddings, embed, index = batch
+    module = injecting(key_positions=key_positions)
+    injection, positions = module.image_injection, torch.randn(1, C, S, S)
+    prompts = module(embeddings, embed, index, positions).prompts
+    for p, image in enumerate(index.tolist()):
+        values = embed[image].flatten(1).T[None]
+        keys = values + positions.flatten(2).transpose(1, 2) if key_positions else values
+        x = injection.down(embeddings[p])[None, None]
+        for norm, attention in zip(injection.norms, injection.layers, strict=True):
+            x = x + attention(norm(x), keys, values)[0]
+        expected = module.projector(embeddings[p] + injection.up(x[0, 0]))
+        torch.testing.assert_close(prompts[p], expected, rtol=1e-4, atol=1e-5)
+    other = module(embeddings[:1], embed[1:2], index[:1], positions).prompts
+    assert (other[0] - prompts[0]).abs().max() > 1e-3
+
+
+def test_every_tensor_of_the_image_layers_is_trained(batch):
+    module = injecting().train()
+    module(*batch, POSITIONS).queries.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    # a key's bias adds the same to every score, which softmax removes
+    assert all(p.grad.any() for p in module.image_injection.parameters())
+
+
+@pytest.mark.parametrize(
+    ("width", "size"),
+    [
+        (768, "4,876,032 parameters; 923,136 of them re-inject the image"),
+        (
+            1024,
+            "5,532,416 parameters; 1,054,976 of them re-inject the image; 532,416 above the 5,000,000 of the paper's",
+        ),
+    ],
+)
+def test_the_size_with_two_image_layers(width, size):
+    with torch.device("meta"):
+        assert Adapter(embed_dim=width, image_layers=2).size().removesuffix(" Table 10") == size
+    assert Adapter(embed_dim=1024).size() == "4,477,440 parameters"
+
+
+def test_image_layers_are_counted_from_0():
+    with pytest.raises(ValueError, match=r"IMAGE_LAYERS must be at least 0, got 4, 3 and -1"):
+        adapter(image_layers=-1)
+    with pytest.raises(ValueError, match="NUM_HEADS must divide the width 32, got 5"):
+        adapter(image_layers=1, num_layers=0, num_heads=5)
