@@ -5,7 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
+
+ROOT = Path(__file__).parents[3]
+transformers, open_clip = (
+    pytest.importorskip(name, reason="needs pip install -e '.[encoders]'") for name in ("transformers", "open_clip")
+)
 
 
 @dataclass(frozen=True)

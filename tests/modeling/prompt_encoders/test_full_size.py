@@ -1,7 +1,7 @@
 """The public models at full size, without weights: docs/encoders.md has their counted parameters and operations."""
 
 import torch
-from conftest import ROOT
+from case import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from openworldsam.config import load_config

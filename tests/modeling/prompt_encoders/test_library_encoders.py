@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-import transformers
-from conftest import ROOT
+from case import ROOT, transformers
 from safetensors.torch import load_file, save_file
 from trainings import assert_same, make_dataset, run, training_cfg
 
@@ -169,6 +168,7 @@ def test_it_is_saved_loaded_and_evaluated(case, make_cfg, folder, data, tmp_path
     words = ["--config", str(tmp_path / "saved"), "--benchmarks", "shapes_val", "--output", str(tmp_path / "eval")]
     cli.command("evaluate")([*words, *small, "DATALOADER.NUM_WORKERS", "0"])
     results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert results["versions"]["transformers"] == transformers.__version__
     assert {name: source["fingerprint"] for name, source in results["weights"].items()} == {
         name: source.fingerprint for name, source in predictor.sources.items()
     }
