@@ -107,6 +107,7 @@ def _evf_sam2(repository: str, remote: str = "model.safetensors", other: str = "
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "preprocessor_config.json")
+SHARDS = "model.safetensors.index.json"
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_pytorch_model.bin")
 
 
@@ -142,6 +143,12 @@ REGISTRY: dict[str, Weight] = {
     "coca": _folder("laion/CoCa-ViT-L-14-laion2B-s13B-b90k", "CoCa ViT-L/14", 638, *OPEN_CLIP_FILES),
     "clip_large": _folder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 428, *MODEL_FILES, *TOKENIZER_FILES),
     "florence2_base": _folder("florence-community/Florence-2-base", "Florence-2", 231, *MODEL_FILES, *TOKENIZER_FILES),
+    "blip2": _folder("Salesforce/blip2-itm-vit-g", "BLIP-2", 1172, *MODEL_FILES, *TOKENIZER_FILES),
+    "kosmos2": _folder("microsoft/kosmos-2-patch14-224", "Kosmos-2", 1665, *MODEL_FILES, *TOKENIZER_FILES),
+    "paligemma": replace(
+        _folder("google/paligemma-3b-pt-224", "PaliGemma", 2923, *MODEL_FILES, *TOKENIZER_FILES, SHARDS),
+        note=" Its page asks to accept the terms; the download needs the login of that account (hf auth login).",
+    ),
 }
 
 

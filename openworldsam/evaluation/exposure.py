@@ -38,6 +38,7 @@ SHARED: dict[str, Mapping[str, str]] = {
     "COCO": dict.fromkeys(_REFERRING, "images with class labels"),
     **{name: dict.fromkeys(("COCO", *_REFERRING), "images with expressions") for name in _REFERRING},
     "COCO and Visual Genome captions": dict.fromkeys(("COCO", *_REFERRING), "images with captions"),
+    "LLaVA-Instruct": dict.fromkeys(("COCO", *_REFERRING), "images with dialogues"),
     "PASCAL VOC": {"PASCAL Context": "images with other labels"},  # VOC 2010, whose images are in VOC 2012
     "PASCAL Context": {"PASCAL VOC": "images with other labels"},
     "PASCAL-Part": dict.fromkeys(("PASCAL VOC", "PASCAL Context"), "images with labels of parts"),
@@ -177,6 +178,27 @@ PUBLIC = (
         ("FLD-5B",),
         "Florence-2's paper: 126 million images, among them ImageNet-22k, Objects365, Open Images and web images; "
         "from memory",
+    ),
+    Weights(
+        "BLIP-2",
+        "blip2",
+        ("blip2-itm-vit-g",),
+        (_WEB, "COCO and Visual Genome captions"),
+        "BLIP-2's paper: 129 million images, LAION-400M, Conceptual Captions and SBU captions among them; from memory",
+    ),
+    Weights(
+        "Kosmos-2",
+        "kosmos2",
+        ("kosmos-2-patch14-224",),
+        (_WEB, "LLaVA-Instruct"),
+        "Kosmos-2's paper: GRIT, from LAION-2B and COYO-700M, and LLaVA-Instruct, on COCO's images; from memory",
+    ),
+    Weights(
+        "PaliGemma",
+        "paligemma",
+        ("paligemma-3b-pt-224",),
+        (_WEB,),
+        "PaliGemma's page: WebLI, CC3M-35L, VQ2A, Open Images and WIT; from memory",
     ),
     Weights("the released adapter", "adapter", ("model_final",), ("COCO",), "paper, Sec. 4"),
     Weights(

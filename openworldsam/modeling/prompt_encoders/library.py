@@ -64,6 +64,13 @@ def joint_mask(images: Tensor, padding: Tensor | None) -> Tensor | None:
     return None if padding is None else ~F.pad(padding, (images.shape[1], 0))[:, None, None]
 
 
+def last_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """Select the last token of each text, [N, D], of sequences [N, T + L, D] that end with `padding`."""
+    if padding is None:
+        return tokens[:, -1]
+    return tokens[torch.arange(len(tokens), device=tokens.device), -1 - padding.sum(dim=1)]
+
+
 class LibraryEncoder(PromptEncoder):
     """An encoder whose images are encoded once, and its prompts in chunks, by modules of a library.
 
@@ -86,6 +93,8 @@ class LibraryEncoder(PromptEncoder):
     """Whether the model wants every text padded to `max_tokens`, and reads the padding as part of it."""
     template: ClassVar[str] = "{}"
     """The text that the model reads of a prompt, as its training words the task."""
+    adds_special_tokens: ClassVar[bool] = True
+    """Whether the tokenizer adds special tokens to a text; otherwise they are in the template."""
     max_tokens: int
     """Positions of the text; `build` sets it."""
     image_mean: Tensor
@@ -222,10 +231,12 @@ class LibraryEncoder(PromptEncoder):
 
     def token_ids(self, texts: list[str], most: int = 0) -> list[list[int]]:
         """Encode texts, cut to at most so many tokens, and if the model wants it padded to them; 0: whole."""
-        limits: dict[str, Any] = {"truncation": True, "max_length": most} if most else {}
+        options: dict[str, Any] = {"add_special_tokens": self.adds_special_tokens, "verbose": False}
+        if most:
+            options |= {"truncation": True, "max_length": most}
         if most and self.padded:
-            limits["padding"] = "max_length"
-        ids: list[list[int]] = self.tokenizer(texts, verbose=False, **limits)["input_ids"]
+            options["padding"] = "max_length"
+        ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         return ids
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
@@ -246,5 +257,5 @@ class LibraryEncoder(PromptEncoder):
         ]
         counts = torch.tensor(list(map(len, words)))[:, None]
         weights = (torch.arange(int(counts.max())) < counts) / counts.clamp(min=1)
-        table = self.table(upload(pad_sequence(words, batch_first=True), device))
+        table = F.embedding(upload(pad_sequence(words, batch_first=True), device), self.table.weight)  # not scaled
         return F.pad((table * upload(weights, device)[..., None]).sum(dim=1), (0, self.embed_dim - width))

@@ -20,7 +20,7 @@ def test_the_docs_have_its_numbers(case, tmp_path):
     path = ROOT / f"configs/encoders/{case.config}.yaml"
     cfg = load_config(path, ["MODEL.PROMPT_ENCODER.TOKENIZER", str(tmp_path)])
     with torch.device("meta"):
-        encoder = build_prompt_encoder(cfg)
+        encoder = build_prompt_encoder(cfg).requires_grad_(False)
         picture = encoder.preprocess(torch.zeros(3, 480, 640, dtype=torch.uint8))
         images, of_image = count(lambda: encoder.encode_images(picture[None]))
         ids = torch.zeros(1, case.tokens, dtype=torch.long)
