@@ -100,14 +100,16 @@ class OpenWorldSAM(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        prompt_encoder = build_prompt_encoder(cfg)
+        # the trained parts first: their random start is then the same with any encoder, or a cache in its place
+        adapter = Adapter(cfg, embed_dim=cfg.MODEL.PROMPT_ENCODER.EMBED_DIM)
+        score_head = ScoreHead(cfg) if cfg.MODEL.SCORE_HEAD.HIDDEN else None
         return {
             "image_encoder": SAM2ImageEncoder(cfg),
-            "prompt_encoder": prompt_encoder,
-            "adapter": Adapter(cfg, embed_dim=prompt_encoder.embed_dim),
+            "prompt_encoder": build_prompt_encoder(cfg),
+            "adapter": adapter,
             "mask_decoder": SAM2MaskDecoder(cfg),
             "criterion": Criterion(cfg),
-            "score_head": ScoreHead(cfg) if cfg.MODEL.SCORE_HEAD.HIDDEN else None,
+            "score_head": score_head,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "antialias": cfg.INPUT.ANTIALIAS,

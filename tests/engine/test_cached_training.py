@@ -29,6 +29,19 @@ def test_the_losses_are_those_without_a_cache(make_cfg, tmp_path, dtype, rtol, i
     assert metadata[0] == metadata[1]
 
 
+def test_a_fresh_start_is_the_same_with_and_without_a_cache(make_cfg, tiny_weights, tmp_path):
+    encoders = str(tiny_weights / "model_final.pth")
+    opts = ["MODEL.SAM2.WEIGHTS", encoders, "MODEL.PROMPT_ENCODER.WEIGHTS", encoders]
+    opts += ["SOLVER.INIT_WEIGHTS", "fresh", "MODEL.SCORE_HEAD.HIDDEN", 8, "MODEL.CRITERION.SCORE_WEIGHT", 1.0]
+    cfg = make_cfg("cached", *opts)
+    build_cache(cfg, tmp_path / "cache", image_features="none")
+    cfg.DATASETS.FEATURE_CACHE = str(tmp_path / "cache")
+    plain, cached = (Trainer(c).model for c in (make_cfg("plain", *opts), cfg))
+    for module in ("adapter", "score_head"):
+        begun = getattr(cached, module).state_dict()
+        assert all(torch.equal(begun[name], value) for name, value in getattr(plain, module).state_dict().items())
+
+
 def test_the_prompt_encoder_is_not_loaded(make_cfg, tmp_path):
     cfg = make_cfg("out", "MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm")
     real = make_cfg()
