@@ -218,9 +218,10 @@ class Adapter(nn.Module):
             raise ValueError(f"MODEL.ADAPTER.FUSION must be one of {FUSIONS}, got {fusion!r}")
         if interaction not in INTERACTIONS:
             raise ValueError(f"MODEL.ADAPTER.INTERACTION must be one of {INTERACTIONS}, got {interaction!r}")
-        if min(num_tie_breakers, num_layers, image_layers) < 0:
-            got = f"got {num_tie_breakers}, {num_layers} and {image_layers}"
-            raise ValueError(f"MODEL.ADAPTER.NUM_TIE_BREAKERS, NUM_LAYERS and IMAGE_LAYERS must be at least 0, {got}")
+        counts = {"NUM_TIE_BREAKERS": num_tie_breakers, "NUM_LAYERS": num_layers, "IMAGE_LAYERS": image_layers}
+        for key, count in counts.items():
+            if count < 0:
+                raise ValueError(f"MODEL.ADAPTER.{key} must be at least 0, got {count}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"MODEL.ADAPTER.DROPOUT must be from 0 to 1, got {dropout}")
         if (num_layers or image_layers) and (num_heads < 1 or width % num_heads):

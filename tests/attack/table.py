@@ -123,7 +123,7 @@ OPTIONS = {
         "adapter with odd heads": (["MODEL.ADAPTER.NUM_HEADS", "3"], r"MODEL\.ADAPTER\.NUM_HEADS"),
         "layers below 0": (
             ["MODEL.ADAPTER.NUM_LAYERS", "-1"],
-            r"NUM_LAYERS must be at least 0, got 4 and -1",
+            r"MODEL\.ADAPTER\.NUM_LAYERS must be at least 0, got -1",
         ),
         "dropout of 2": (["MODEL.ADAPTER.DROPOUT", "2.0"], r"MODEL\.ADAPTER\.DROPOUT"),
         "unknown fusion": (["MODEL.ADAPTER.FUSION", "mix"], r"FUSION.*mix"),

@@ -205,7 +205,7 @@ def test_the_size_with_two_image_layers(width, size):
 
 
 def test_image_layers_are_counted_from_0():
-    with pytest.raises(ValueError, match=r"IMAGE_LAYERS must be at least 0, got 4, 3 and -1"):
+    with pytest.raises(ValueError, match=r"MODEL\.ADAPTER\.IMAGE_LAYERS must be at least 0, got -1"):
         adapter(image_layers=-1)
     with pytest.raises(ValueError, match="NUM_HEADS must divide the width 32, got 5"):
         adapter(image_layers=1, num_layers=0, num_heads=5)
