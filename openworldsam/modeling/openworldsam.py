@@ -100,11 +100,12 @@ class OpenWorldSAM(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        # the trained parts first: their random start is then the same with any encoder, or a cache in its place
+        image_encoder = SAM2ImageEncoder(cfg)
+        # before the prompt encoder: their random start is then the same with any, or with a cache in its place
         adapter = Adapter(cfg, embed_dim=cfg.MODEL.PROMPT_ENCODER.EMBED_DIM)
         score_head = ScoreHead(cfg) if cfg.MODEL.SCORE_HEAD.HIDDEN else None
         return {
-            "image_encoder": SAM2ImageEncoder(cfg),
+            "image_encoder": image_encoder,
             "prompt_encoder": build_prompt_encoder(cfg),
             "adapter": adapter,
             "mask_decoder": SAM2MaskDecoder(cfg),
