@@ -37,6 +37,19 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+internal_errors = []
+
+
+def pytest_internalerror(excrepr):
+    internal_errors.append(str(excrepr))
+
+
+def pytest_unconfigure():
+    """Say last what ended pytest: of several processes, the first one's error tells why."""
+    if internal_errors:
+        print(f"\nThe first internal error:\n{internal_errors[0][-4000:]}", file=sys.stderr)
+
+
 def pytest_collection_finish():
     """Keep the garbage collector from the imported libraries: going through them takes most of a second each time."""
     gc.collect()
