@@ -52,7 +52,7 @@ VARIANTS = {
     "add": Variant("E5, fusion `add`", ("MODEL.ADAPTER.FUSION", "add")),
     "broadcast": Variant("E5, fusion `broadcast`", ("MODEL.ADAPTER.FUSION", "broadcast")),
     "two_stage": Variant("E5, two-stage inference", ("MODEL.INFERENCE.TWO_STAGE", "True"), of="E5"),
-    "E5_more_queries": Variant("E5, 20 tie-breakers at inference", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "20"), of="E5"),
+    "E5_more_queries": Variant("E5, 2.5 times the tie-breakers at inference", of="E5"),
 }
 """Variants by name; this is also their order in the report."""
 _PLACES = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS"}
@@ -131,6 +131,8 @@ class Experiment:
         variant = VARIANTS[name]
         parent = VARIANTS[variant.of].opts if variant.of else ()
         opts = [*self.opts, *parent, *variant.opts, "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
+        if name == "E5_more_queries":
+            opts += ["MODEL.ADAPTER.NUM_TIE_BREAKERS", str(5 * self.cfg.MODEL.ADAPTER.NUM_TIE_BREAKERS // 2)]
         if last := self.iterations:
             solver = self.cfg.SOLVER
             steps = {round(step * last / solver.MAX_ITER) for step in solver.STEPS}
