@@ -1,7 +1,7 @@
 # Not tried yet.
 # docker build -t openworldsam .                               for the CPU
 # docker build -t openworldsam --build-arg TORCH=cuda .        for NVIDIA GPUs; run it with --gpus all
-# docker run --rm -v "$PWD:/data" openworldsam segment --scene 90 --output output
+# docker run --rm -v "$PWD:/data" openworldsam segment --scene 152 --output output
 FROM python:3.12-slim
 
 # cpu: torch without CUDA, much smaller; cuda: torch as it comes

@@ -69,7 +69,7 @@ lint: install
 # IMAGE="'my images/a.jpg'" has a space.
 IMAGE ?=
 PROMPTS ?=
-SCENE ?= 90
+SCENE ?= 152
 TASK ?= all
 SHAPES = --config shapes --scene $(SCENE)
 PHOTOGRAPHS = --config released --input $(IMAGE)

@@ -37,6 +37,7 @@ COMPARISONS = {
     "The image in the prompt encoder": ("E5", "text_only"),
     "Fusion `add` instead of `replace`": ("add", "E5"),
     "Fusion `broadcast` instead of `replace`": ("broadcast", "E5"),
+    "The Dice loss in training": ("E5", "focal_alone"),
     "Two-stage inference": ("two_stage", "E5"),
     "More tie-breakers at test time": ("E5_more_queries", "E5"),
     "The prompt embedding at test time": ("E3", "E2"),

@@ -51,6 +51,7 @@ VARIANTS = {
     "text_only": Variant("E5, prompt encoder without the image", _TEXT_ONLY),
     "add": Variant("E5, fusion `add`", ("MODEL.ADAPTER.FUSION", "add")),
     "broadcast": Variant("E5, fusion `broadcast`", ("MODEL.ADAPTER.FUSION", "broadcast")),
+    "focal_alone": Variant("E5, trained without the Dice loss", ("MODEL.CRITERION.DICE_WEIGHT", "0.0")),
     "two_stage": Variant("E5, two-stage inference", ("MODEL.INFERENCE.TWO_STAGE", "True"), of="E5"),
     "E5_more_queries": Variant("E5, 2.5 times the tie-breakers at inference", of="E5"),
 }

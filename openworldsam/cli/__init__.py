@@ -48,7 +48,7 @@ def overview() -> str:
             *lines,
             "",
             "Examples:",
-            "  openworldsam segment --scene 90 --output output",
+            "  openworldsam segment --scene 152 --output output",
             "  openworldsam download openworldsam_coco beit3_tokenizer",
             '  openworldsam segment --input photo.jpg --prompts "zebra" "grass" --output output',
             "  openworldsam doctor",

@@ -101,7 +101,7 @@ COMMANDS = {
         "openworldsam.demo:run",
         _segment,
         '  openworldsam segment --input photo.jpg --prompts "zebra" "grass" --task panoptic --output output\n'
-        "  openworldsam segment --scene 90 --task all --output output",
+        "  openworldsam segment --scene 152 --task all --output output",
         check=_check_segment,
         weights=True,
     ),

@@ -56,7 +56,7 @@ def test_one_command_trains_scores_draws_and_reports(opts, tmp_path, capfd):
         *("E1 seed 42", "E5 seed 42", "E1 seed 43", "E5 seed 43")
     ]
     assert len(lines) == 8 and lines[-1].endswith(": finished; all 4 runs are finished")
-    assert all("2/2  loss_mask" in (folder / "console.txt").read_text() for folder in folders)
+    assert all("2/2  loss_" in (folder / "console.txt").read_text() for folder in folders)
     assert command(tmp_path, opts, *more, "--dry-run") == 0
     assert capfd.readouterr().out == "all 4 runs are finished\n"
 
@@ -166,11 +166,13 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
     full = (3, 3, "replace")
     assert adapters == {"E1": (0, 0, "replace"), "E3": (3, 0, "replace"), "E5": full, "text_only": full} | {
         **{name: (3, 3, name) for name in ("add", "broadcast")},
+        "focal_alone": full,
         **{"E2": (3, 0, "replace"), "two_stage": full, "E5_more_queries": (7, 3, "replace")},
     }
     assert [n for n, m in settings.items() if not m.PROMPT_ENCODER.USE_IMAGE] == ["text_only"]
     assert [n for n, m in settings.items() if m.PROMPT_ENCODER.NAME == "ZeroPromptEncoder"] == ["E2"]
     assert [n for n, m in settings.items() if m.INFERENCE.TWO_STAGE] == ["two_stage"]
+    assert [n for n, m in settings.items() if not m.CRITERION.DICE_WEIGHT] == ["focal_alone"]
     for iterations, steps in ((0, [80, 90]), (20, [16, 18]), (1, [])):
         short = Experiment(CONFIG, tmp_path, ("shapes_val",), experiment.opts, iterations)
         solver = load_config(CONFIG, short.options("E5", 7)).SOLVER
@@ -211,7 +213,7 @@ def test_a_failed_run_stops_the_command_and_is_named(processes, opts, tmp_path):
     ended = processes.script(ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth")
     (error,) = ended.stderr.splitlines()
     assert ended.status == 2 and error.startswith("error: E1 seed 42 failed: weight file nowhere.pth not found")
-    assert "27 of 27 runs remain; no run has measured yet how long they take\n" in ended.stdout
+    assert "30 of 30 runs remain; no run has measured yet how long they take\n" in ended.stdout
     assert ended.stdout.count(" seed ") == 1 and not (tmp_path / "report.md").exists()
 
 

@@ -25,7 +25,7 @@ def matching(matching_opts):
 def scenes(shapes):
     """Four questions by task, whatever the examples of the page are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examples, "SCENES", {38: "panoptic", 97: "instance", 2: "semantic", 11: "referring"})
+        patch.setattr(examples, "SCENES", {38: "panoptic", 13: "instance", 2: "semantic", 11: "referring"})
         return {example.task: example for example in examples.example_questions(shapes.cfg)}
 
 

@@ -275,4 +275,4 @@ def test_the_archive_holds_what_is_shown(asked, tmp_path):
         assert np.array_equal(np.asarray(ids), asked.shown.label_map)
     with Image.open(tmp_path / "scene_overlay.png") as overlay:
         assert overlay.height >= 448 and overlay.width > 448
-    assert json.loads((tmp_path / "scene.json").read_text())["info"]["preset"] == "paper"
+    assert json.loads((tmp_path / "scene.json").read_text())["info"]["preset"] == "paper_with_dice_loss"

@@ -72,7 +72,7 @@ KEYS = {
 }
 SAID = {
     "README.md": [r"<Prediction instance, 640 x 480 pixels: ", r"overlay\.mp4  2 frames"],
-    "docs/python.md": [r"<Prediction panoptic, \d+ x \d+ pixels: star 2, water 1, triangle not found \(best 0\.\d+\)>"],
+    "docs/python.md": [r"<Prediction panoptic, \d+ x \d+ pixels: star 2, water 1, circle not found \(best 0\.\d+\)>"],
     "docs/quickstart.ipynb": [r"star 2", r"no mask passed the threshold 0\.99 \(best match score 0\."],
     "weights/README.md": [r"sam2_hiera_large +sam2_hiera_large\.pt "],
 }
