@@ -12,9 +12,9 @@ from importlib import metadata, util
 from pathlib import Path
 
 import openworldsam
-from openworldsam.cli.preflight import missing_weights
 from openworldsam.config_files import dataset_root, weights_folder
 from openworldsam.download import names_of
+from openworldsam.preflight import missing_weights
 from openworldsam.utils.launch import print_error, say
 from openworldsam.utils.versions import PACKAGES
 

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from openworldsam import cli
 from openworldsam.cli.files import SCORED
 from openworldsam.cli.options import DTYPES, SECTIONS, TASKS
-from openworldsam.cli.preflight import missing_weights
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.data.datasets.catalog import check_registered
@@ -25,6 +24,7 @@ from openworldsam.evaluation.paper_tables import with_tables
 from openworldsam.evaluation.score import TASKS as SCORE_TASKS
 from openworldsam.inference import TASKS as INFERENCE_TASKS
 from openworldsam.inference import InferenceOptions
+from openworldsam.preflight import missing_weights
 from openworldsam.pretraining.command import SCHEDULES
 from openworldsam.speed.command import PARTS
 from openworldsam.utils import device

@@ -16,7 +16,7 @@ from typing import Any
 
 from openworldsam.cli import files, research, use
 from openworldsam.cli.options import Parser, nearest, stated_overrides
-from openworldsam.cli.preflight import check_weights
+from openworldsam.preflight import check_weights
 from openworldsam.utils.launch import print_error, user_errors
 
 COMMANDS = {**use.COMMANDS, **research.COMMANDS, **files.COMMANDS}

@@ -30,6 +30,7 @@ from openworldsam.predictor.image_session import ImageSession
 from openworldsam.predictor.prediction import Prediction
 from openworldsam.predictor.pretrained import fetch_missing, save_folder
 from openworldsam.predictor.request import Request
+from openworldsam.preflight import check_weights
 from openworldsam.utils.device import checked_device, usable_device
 from openworldsam.utils.files import named
 from openworldsam.utils.stopwatch import Stopwatch, Timed, untimed
@@ -63,7 +64,8 @@ class OpenWorldSAMPredictor:
 
     def __init__(self, cfg: CfgNode | str | Path, *, device: str | None = None, opts: Sequence[str] = ()) -> None:
         if isinstance(cfg, (str, Path)):
-            cfg = load_config(cfg, opts)
+            name, cfg = cfg, load_config(cfg, opts)
+            check_weights(name, opts)  # before the seconds that building the model takes
         else:
             cfg = cfg.clone()
             merge_options(cfg, opts)

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from openworldsam import OpenWorldSAMPredictor, cli
 from openworldsam.checkpoint import load_weights, provenance
-from openworldsam.cli.preflight import check_weights
 from openworldsam.config import load_config
 from openworldsam.engine.checks import check_training
 from openworldsam.evaluation.exposure import exposure
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.preflight import check_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAME = "evf-sam2-multitask"

@@ -228,6 +228,13 @@ def test_a_missing_config_weight_or_tokenizer_file_is_named(tiny_cfg):
         OpenWorldSAMPredictor(tiny_cfg, opts=["MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm"])
 
 
+def test_all_missing_files_of_a_named_config_are_named_before_a_model_is_built(monkeypatch):
+    monkeypatch.setattr("openworldsam.predictor.predictor.OpenWorldSAM", None)
+    files = ["MODEL.WEIGHTS", "nowhere.pth", "MODEL.PROMPT_ENCODER.TOKENIZER", "nowhere.spm"]
+    with pytest.raises(FileNotFoundError, match=r"weight file nowhere\.pth and tokenizer file nowhere\.spm not found"):
+        OpenWorldSAMPredictor("released", opts=files)
+
+
 def test_more_queries_than_the_weights_have_but_not_fewer(tiny_cfg, head_opts, photograph):
     opts = [*head_opts, "MODEL.INFERENCE.SCORE", "match", "MODEL.ADAPTER.NUM_TIE_BREAKERS"]
     predictor = OpenWorldSAMPredictor(tiny_cfg, opts=[*opts, "20"])

@@ -1,4 +1,4 @@
-"""Files that a command cannot do without, looked for before the seconds that importing torch takes."""
+"""Files that a model cannot do without, looked for before torch is imported and the model is built."""
 
 from __future__ import annotations
 
