@@ -260,8 +260,8 @@ def test_the_prompts_of_many_scenes_are_estimated(cfg):
 
 def test_the_shipped_configs_know_their_datasets():
     configs = Path(__file__).parents[2] / "configs/shapes"
-    for name, train in (("openworldsam", "shapes_train"), ("refer", "shapes_refer_train")):
+    for name, train in (("openworldsam", ["shapes_train", "shapes_crowd_train"]), ("refer", ["shapes_refer_train"])):
         cfg = load_config(configs / f"{name}.yaml")
         register_datasets(cfg)
-        assert list(cfg.DATASETS.TRAIN) == [train] and set(cfg.DATASETS.TEST) < set(SPLITS)
+        assert list(cfg.DATASETS.TRAIN) == train and set(cfg.DATASETS.TEST) < set(SPLITS)
     assert shapes.SPLITS["shapes_absent_val"].protocol == "present+absent"
