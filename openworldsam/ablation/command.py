@@ -13,7 +13,7 @@ from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
 from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import write_report
-from openworldsam.ablation.runs import ADAPTER, VARIANTS, Experiment
+from openworldsam.ablation.runs import ADAPTER, CLIP, VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.predictor import OpenWorldSAMPredictor
@@ -22,10 +22,16 @@ from openworldsam.utils.launch import say, user_errors
 
 def run_ablation(args: argparse.Namespace) -> None:
     """Do the runs that are missing, then draw the figures and write the report."""
-    args.runs = list(VARIANTS) if args.runs is None else args.runs
+    no_clip = [name for name, variant in VARIANTS.items() if CLIP in variant.opts and not Path(CLIP).is_dir()]
+    if args.runs is None:
+        args.runs = [name for name in VARIANTS if name not in no_clip]
+        if no_clip:
+            say(f"without {' and '.join(no_clip)}, as there is no {CLIP}: openworldsam pretrain clip makes it")
     if unknown := [name for name in args.runs if name not in VARIANTS]:
         rows = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
         raise ValueError(f"--runs: there is no row {unknown[0]}; the rows are {rows}")
+    if missing := [name for name in args.runs if name in no_clip]:
+        raise FileNotFoundError(f"{missing[0]} needs {CLIP}, which openworldsam pretrain clip makes")
     for name, least in (("seeds", 1), ("workers", 1), ("iterations", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"need --{name} >= {least}, got {value}")

@@ -35,6 +35,8 @@ COMPARISONS = {
     "Tie-breakers": ("E3", "E1"),
     "Soft prompting": ("E5", "E3"),
     "The image in the prompt encoder": ("E5", "text_only"),
+    "BEiT-3 instead of CLIP, both without the image": ("text_only", "clip_text"),
+    "BEiT-3 instead of CLIP, both with the image": ("E5", "clip_late_fusion"),
     "Fusion `add` instead of `replace`": ("add", "E5"),
     "Fusion `broadcast` instead of `replace`": ("broadcast", "E5"),
     "The Dice loss in training": ("E5", "focal_alone"),

@@ -40,6 +40,8 @@ PAPER = {
     "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
     "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
     "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
+    "clip_text": _paper_row("Table 4, CLIP-Large, text ✓, image ✗", "-", 4, "CLIP-Large, text"),
+    "clip_late_fusion": _paper_row("Table 4, CLIP-Large, text ✓, image ✓", "-", 4, "CLIP-Large"),
     "two_stage": _paper_row("Table 1, + two-stage inference", "-", 1, "+ two-stage inference"),
 }
 AGREES, DISAGREES = "as in the paper", "unlike the paper"

@@ -43,12 +43,23 @@ class Variant(NamedTuple):
 _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
+CLIP = "output/shapes/clip"
+"""Folder of the tiny CLIP, which `openworldsam pretrain clip` makes."""
+_CLIP = ("MODEL.PROMPT_ENCODER.WEIGHTS", CLIP, "MODEL.PROMPT_ENCODER.TOKENIZER", CLIP)
+
+
+def _clip(name: str, width: int) -> tuple[str, ...]:
+    return (*_CLIP, "MODEL.PROMPT_ENCODER.NAME", name, "MODEL.PROMPT_ENCODER.EMBED_DIM", str(width))
+
+
 VARIANTS = {
     "E1": Variant("one query, no soft prompting", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "0", *_NO_SOFT_PROMPT)),
     "E2": Variant("E3, zeros for the prompt embedding at inference", _NO_PROMPT, of="E3"),
     "E3": Variant("tie-breakers, no soft prompting", _NO_SOFT_PROMPT),
     "E5": Variant("full model, fusion `replace`"),
     "text_only": Variant("E5, prompt encoder without the image", _TEXT_ONLY),
+    "clip_text": Variant("E5, CLIP's text tower as prompt encoder", _clip("CLIPTextEncoder", 160)),
+    "clip_late_fusion": Variant("E5, CLIP's two towers as prompt encoder", _clip("CLIPLateFusionEncoder", 320)),
     "add": Variant("E5, fusion `add`", ("MODEL.ADAPTER.FUSION", "add")),
     "broadcast": Variant("E5, fusion `broadcast`", ("MODEL.ADAPTER.FUSION", "broadcast")),
     "focal_alone": Variant("E5, trained without the Dice loss", ("MODEL.CRITERION.DICE_WEIGHT", "0.0")),
@@ -124,8 +135,9 @@ class Experiment:
         return adapter_of(self.run_folder(name, seed))
 
     def cache(self, name: str) -> Path:
-        """Return the folder of a variant's feature cache; variants with the same prompt encoder share one."""
-        return self.folder / ("cache_text_only" if _TEXT_ONLY[0] in VARIANTS[name].opts else "cache")
+        """Return the folder of a variant's feature cache; variants with E5's prompt encoder share one."""
+        own = any(key.startswith("MODEL.PROMPT_ENCODER.") for key in VARIANTS[name].opts)
+        return self.folder / (f"cache_{name}" if own else "cache")
 
     def options(self, name: str, seed: int) -> list[str]:
         """Return the config keys of a run, which trains a new adapter and is evaluated only at the end."""

@@ -105,9 +105,9 @@ def _ablate(parser: Parser) -> None:
 
 def _pretrain(parser: Parser) -> None:
     add = parser.add_argument
-    add("encoder", choices=("sam2", "beit3", "memory"), help="memory extends an existing SAM2")
+    add("encoder", choices=("sam2", "beit3", "clip", "memory"), help="memory extends an existing SAM2")
     add("--output", type=given_path, default=Path("output/shapes"), metavar="DIR", help="folder for the training state")
-    add("--steps", type=int, help="default: 12,000 (sam2), 30,000 (beit3), 1,500 (memory)")
+    add("--steps", type=int, help="default: 12,000 (sam2), 30,000 (beit3), 3,000 (clip), 1,500 (memory)")
     add("--batch-size", type=int, help="scenes per step")
     add_config(parser, "shapes/paper")
 
@@ -192,7 +192,8 @@ COMMANDS = {
         "train the encoders of the Shapes world, and the memory for video",
         "openworldsam.pretraining.command:run",
         _pretrain,
-        "  openworldsam pretrain sam2\n  openworldsam pretrain beit3\n  openworldsam pretrain memory",
+        "  openworldsam pretrain sam2\n  openworldsam pretrain beit3\n  openworldsam pretrain clip\n"
+        "  openworldsam pretrain memory",
     ),
     "benchmark": Command(
         "measure time and memory of each stage",

@@ -1,1 +1,1 @@
-"""Trains the tiny SAM2 and BEiT-3 of the Shapes world, as the real ones were trained, and SAM2's video memory."""
+"""Trains the tiny SAM2, BEiT-3 and CLIP of the Shapes world, as the real ones were trained, and SAM2's video memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.prompt_encoders.beit3 import BEiT3PromptEncoder
 from openworldsam.modeling.prompt_encoders.beit3_tokenizer import train_tokenizer
-from openworldsam.pretraining import beit3, memory, sam2
+from openworldsam.pretraining import beit3, clip, memory, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain, validate
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.launch import launch_command
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 SCHEDULES = {
     "sam2": Schedule(steps=12_000, batch_size=8, learning_rate=1e-3),
     "beit3": Schedule(steps=30_000, batch_size=8, learning_rate=1e-3, warmup=500),
+    "clip": Schedule(steps=3_000, batch_size=64, learning_rate=1e-3),
     "memory": Schedule(steps=1_500, batch_size=6, learning_rate=5e-4),
 }
 TRAINED_FRAMES, SCORED_FRAMES = 8, 12
@@ -43,7 +45,7 @@ SCORED_SCENES = 200
 
 
 def pretrain_component(args: argparse.Namespace) -> None:
-    """Train an encoder and write it to its path in the config; write a SAM2 with memory to the output folder."""
+    """Train an encoder and write it to its path in the config; CLIP and a SAM2 with memory go to the output folder."""
     cfg = load_config(args.config, args.opts)
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     cfg.MODEL.PRECISION = "bf16"
@@ -53,7 +55,8 @@ def pretrain_component(args: argparse.Namespace) -> None:
     schedule = schedule._replace(steps=args.steps or schedule.steps, batch_size=args.batch_size or schedule.batch_size)
     seed_all_rng(cfg.SEED)
     state = args.output / f"{args.encoder}_state.pth"
-    {"sam2": _train_sam2, "beit3": _train_beit3, "memory": _train_memory}[args.encoder](cfg, schedule, state)
+    trainings = {"sam2": _train_sam2, "beit3": _train_beit3, "clip": _train_clip, "memory": _train_memory}
+    trainings[args.encoder](cfg, schedule, state)
 
 
 def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
@@ -72,11 +75,9 @@ def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
 def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     world, tokenizer = configured_world(cfg), Path(cfg.MODEL.PROMPT_ENCODER.TOKENIZER)
     if not tokenizer.is_file():
-        scenes = (render(world, _seed(cfg, "tokenizer"), index, "all") for index in range(TOKENIZER_SCENES))
-        texts = (text for scene in scenes for group in beit3.texts_by_region(scene).values() for text in group)
         pieces = cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE - 1  # BEiT-3's ids are shifted by one
         # bpe keeps words whole, the default splits even them; Unicode's normal forms would be 240 of 243 kB
-        train_tokenizer(tokenizer, texts, pieces, model_type="bpe", normalization_rule_name="identity")
+        train_tokenizer(tokenizer, _texts(cfg), pieces, model_type="bpe", normalization_rule_name="identity")
     model = OpenWorldSAM(cfg)
     assert isinstance(model.prompt_encoder, BEiT3PromptEncoder)
     pointing = beit3.PointingBEiT3(model.prompt_encoder, world).to(cfg.MODEL.DEVICE).train()
@@ -88,6 +89,22 @@ def _train_beit3(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
         found = validate(pointing.eval(), held_out, cfg.TEST.MAX_IMAGES or SCORED_SCENES)
         logger.info("share of texts that point into their region, %s: %s", name, found)
     save_component(model, "beit3", cfg.MODEL.PROMPT_ENCODER.WEIGHTS, _note(schedule), torch.float16)
+
+
+def _train_clip(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
+    world, folder, keys = configured_world(cfg), state.with_name("clip"), cfg.MODEL.PROMPT_ENCODER
+    if not (folder / "config.json").is_file():
+        clip.write_untrained(folder, keys.IMAGE_SIZE, keys.PATCH_SIZE, _texts(cfg))
+    keys.NAME, keys.EMBED_DIM = "CLIPLateFusionEncoder", 2 * clip.WIDTH
+    keys.TOKENIZER = keys.WEIGHTS = str(folder)
+    model = OpenWorldSAM(cfg)
+    contrastive = clip.ContrastiveCLIP(model.prompt_encoder).to(cfg.MODEL.DEVICE).train()
+    data = clip.CaptionedScenes((world, crowded(world)), _seed(cfg, "clip_train"))
+    pretrain(contrastive, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
+    for name, scored in (("scenes", world), ("crowds", crowded(world))):
+        found = validate(contrastive.eval(), clip.CaptionedScenes((scored,), _seed(cfg, "clip_val")), SCORED_SCENES)
+        logger.info("share of captions that are nearest to their image, of 10 %s: %s", name, found)
+    save_component(model, "clip", folder / "model.safetensors", _note(schedule), torch.float16)
 
 
 def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
@@ -103,6 +120,13 @@ def _train_memory(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     logger.info("tracking: %s", validate(tiny, scored, cfg.TEST.MAX_IMAGES or SCORED_SCENES))
     note = f"{file.metadata.get('note', file.path.name)}; memory: {schedule.steps} steps of {schedule.batch_size} clips"
     save_component(model, "sam2", state.with_name(VIDEO), note, torch.float16, tiny.memory.video_state())
+
+
+def _texts(cfg: CfgNode) -> Iterator[str]:
+    """Yield the texts of the scenes that train a tokenizer."""
+    for index in range(TOKENIZER_SCENES):
+        scene = render(configured_world(cfg), _seed(cfg, "tokenizer"), index, "all")
+        yield from (text for group in beit3.texts_by_region(scene).values() for text in group)
 
 
 def _seed(cfg: CfgNode, purpose: str) -> int:

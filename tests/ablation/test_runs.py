@@ -165,12 +165,14 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
     adapters = {n: (m.ADAPTER.NUM_TIE_BREAKERS, m.ADAPTER.NUM_LAYERS, m.ADAPTER.FUSION) for n, m in settings.items()}
     full = (3, 3, "replace")
     assert adapters == {"E1": (0, 0, "replace"), "E3": (3, 0, "replace"), "E5": full, "text_only": full} | {
+        **{"clip_text": full, "clip_late_fusion": full},
         **{name: (3, 3, name) for name in ("add", "broadcast")},
         "focal_alone": full,
         **{"E2": (3, 0, "replace"), "two_stage": full, "E5_more_queries": (7, 3, "replace")},
     }
     assert [n for n, m in settings.items() if not m.PROMPT_ENCODER.USE_IMAGE] == ["text_only"]
-    assert [n for n, m in settings.items() if m.PROMPT_ENCODER.NAME == "ZeroPromptEncoder"] == ["E2"]
+    encoders = {"clip_text": "CLIPTextEncoder", "clip_late_fusion": "CLIPLateFusionEncoder", "E2": "ZeroPromptEncoder"}
+    assert all(encoders.get(n, "BEiT3PromptEncoder") == m.PROMPT_ENCODER.NAME for n, m in settings.items())
     assert [n for n, m in settings.items() if m.INFERENCE.TWO_STAGE] == ["two_stage"]
     assert [n for n, m in settings.items() if not m.CRITERION.DICE_WEIGHT] == ["focal_alone"]
     for iterations, steps in ((0, [80, 90]), (20, [16, 18]), (1, [])):
@@ -188,6 +190,7 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
         (["--benchmarks", "shapes_refer_val"], "shapes_refer_val is not scored by PQ, AP and mIoU"),
         (["MODEL.ADAPTER.FUSION", "broadcast"], "MODEL.ADAPTER.FUSION replace"),
         (["NO.SUCH", "1"], "NO.SUCH"),
+        (["--runs", "clip_text"], "clip_text needs output/shapes/clip, which openworldsam pretrain clip makes"),
         (["--runs", "E1", "--figures", "images"], "figures need a trained adapter"),
         (["--figures", "images", "--adapter", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["MODEL.SAM2.WEIGHTS", "nowhere.pth"], "nowhere.pth"),

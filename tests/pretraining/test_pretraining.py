@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import default_collate
 
 from openworldsam import cli
-from openworldsam.checkpoint import load_weights
+from openworldsam.checkpoint import load_component, load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.pretraining import beit3, sam2
+from openworldsam.pretraining import beit3, clip, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain
 
 main = cli.command("pretrain")
@@ -51,6 +51,55 @@ def test_the_model_loads_both_trained_encoders(opts, short, tmp_path):
     ours = model.image_encoder.state_dict()
     for name, value in ours.items():
         torch.testing.assert_close(value, trained[f"image_encoder.{name}"], rtol=1e-3, atol=1e-3)
+
+
+def test_both_clip_encoders_load_the_trained_clip(opts, short, tmp_path):
+    pytest.importorskip("transformers")
+    command("clip", tmp_path / "out", opts)
+    folder = str(tmp_path / "out/clip")
+    encoder = ["MODEL.PROMPT_ENCODER.WEIGHTS", folder, "MODEL.PROMPT_ENCODER.TOKENIZER", folder]
+    trained = torch.load(tmp_path / "out/clip_state.pth", weights_only=True)["model"]
+    embeddings = {}
+    for name, width in (("CLIPTextEncoder", clip.WIDTH), ("CLIPLateFusionEncoder", 2 * clip.WIDTH)):
+        keys = ["MODEL.PROMPT_ENCODER.NAME", name, "MODEL.PROMPT_ENCODER.EMBED_DIM", width, "MODEL.WEIGHTS", ""]
+        cfg = config([*opts, *encoder, *keys])
+        model = OpenWorldSAM(cfg)
+        load_component(model, model.prompt_encoder.component.name, read_weights(folder))
+        for each, value in model.prompt_encoder.state_dict().items():
+            torch.testing.assert_close(value, trained[f"encoder.{each}"], rtol=1e-3, atol=1e-3)
+        images = model.prompt_inputs([torch.zeros(3, 128, 128, dtype=torch.uint8)])
+        with torch.no_grad():
+            embeddings[width] = model.encode_prompts(images, ["red star", "grass"], torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(embeddings[clip.WIDTH], embeddings[2 * clip.WIDTH][:, : clip.WIDTH])
+    assert not torch.equal(*embeddings[clip.WIDTH])
+
+
+def test_a_caption_joins_texts_of_its_scene(world):
+    data = clip.CaptionedScenes((world, crowded(world)), 3)
+    counts = Counter()
+    for index in range(30):
+        scene = render((world, crowded(world))[index % 2], 3, index, "all")
+        groups = list(beit3.texts_by_region(scene).values())
+        texts = data[index].caption.split(", ")
+        found = [next(n for n, group in enumerate(groups) if text in group) for text in texts]
+        assert len({*found}) == len(texts) and np.array_equal(data[index].image.permute(1, 2, 0), scene.image)
+        counts[len(texts)] += 1
+    assert {*counts} == {1, 2, 3, 4}
+
+
+def test_the_contrast_of_a_batch(opts, short, tmp_path):
+    """Of three images and captions whose logits are known, the loss and the hits are calculated by hand."""
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0], [0.0, 0.0, 2.0]])
+
+    class Known(clip.ContrastiveCLIP):
+        def similarity(self, batch):
+            return logits
+
+    known = Known(torch.nn.Linear(1, 1))
+    rows = [np.log(np.exp(row).sum()) - row[n] for n, row in enumerate(logits.numpy())]
+    columns = [np.log(np.exp(column).sum()) - column[n] for n, column in enumerate(logits.numpy().T)]
+    assert known.losses(None, 1)["contrast"].item() == pytest.approx(np.mean(rows + columns), abs=1e-6)
+    assert known.scores(None)["image of the caption"].tolist() == [1, 1, 0]
 
 
 def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path):
