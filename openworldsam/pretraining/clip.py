@@ -1,4 +1,4 @@
-"""Training of a tiny CLIP as CLIP was trained: images and captions of a batch find each other (paper Table 4).
+"""Contrastive training of a tiny CLIP: each image of a batch finds its caption, and each caption its image (Table 4).
 
 Shapes: B images with a caption each, L tokens of a caption, E width of the space that images and texts share.
 """
@@ -21,11 +21,11 @@ from openworldsam.pretraining.beit3 import texts_by_region
 from openworldsam.pretraining.loop import Trainee
 
 MOST_TEXTS = 4
-"""Texts of a caption, from one."""
+"""Most texts of a caption; the fewest is one."""
 VOCABULARY = 512
-"""Most tokens: pieces of words, and the words of the Shapes world."""
+"""Limit of the tokenizer's vocabulary; the texts of the Shapes world need fewer."""
 WIDTH, LAYERS, HEADS, POSITIONS = 160, 4, 5, 64
-"""Sizes of both towers: together as many parameters as the tiny BEiT-3, to 10 %."""
+"""Sizes of both towers, which together have as many parameters as the tiny BEiT-3, within 10 %."""
 
 
 class Captioned(NamedTuple):
@@ -73,10 +73,10 @@ def write_untrained(folder: Path, image_size: int, patch_size: int, texts: Itera
 
 
 class ContrastiveCLIP(Trainee):
-    """CLIP with both towers, its images prepared and its texts split into tokens by the prompt encoder.
+    """CLIP and the temperature of its contrastive loss.
 
     Args:
-        encoder: the prompt encoder that reads both towers; only its preprocessing is used.
+        encoder: the late-fusion prompt encoder, which holds both towers and prepares images and texts.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -96,7 +96,7 @@ class ContrastiveCLIP(Trainee):
         return self.logit_scale.clamp(max=np.log(100)).exp() * F.normalize(seen, dim=1) @ F.normalize(texts, dim=1).T
 
     def losses(self, batch: Captioned, step: int) -> dict[str, Tensor]:
-        """Return the contrastive loss: every image chooses among the captions, every caption among the images."""
+        """Return the contrastive loss: each image chooses among the captions, each caption among the images."""
         logits = self.similarity(batch)
         own = torch.arange(len(logits), device=self.device)
         return {"contrast": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2}
