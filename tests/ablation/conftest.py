@@ -32,6 +32,7 @@ def opts(tmp_path_factory):
         "MODEL.PROMPT_ENCODER.VOCAB_SIZE": 300,
         "MODEL.ADAPTER.NUM_TIE_BREAKERS": 3,
         "MODEL.INFERENCE.SCORE_THRESHOLD": 0.3,  # untrained scores are around 0.5
+        "DATASETS.TRAIN": ("shapes_train",),
         "DATASETS.SHAPES.SIZE": 64,
         "DATASETS.SHAPES.THING_SIZE": (12, 30),
         "DATALOADER.NUM_WORKERS": 0,

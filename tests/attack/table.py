@@ -938,7 +938,7 @@ TOOLS = {
         "unknown key": (["--runs", "E1", "--seeds", "1", "MODEL.WEIGHT", "x"], r"MODEL\.WEIGHT"),
     },
     "pretrain": {
-        "unknown encoder": (["clip"], r"argument encoder: invalid choice: 'clip'"),
+        "unknown encoder": (["vit"], r"argument encoder: invalid choice: 'vit'"),
         "missing config": (["sam2", "--config-file", "nothing.yaml", "--output", "{out}"], r"nothing\.yaml not found"),
         "no SAM2": (
             ["memory", "--config-file", "{w}/tiny.yaml", "--output", "{out}"],
