@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 import openworldsam
@@ -16,7 +16,7 @@ from openworldsam.config_files import dataset_root, weights_folder
 from openworldsam.download import names_of
 from openworldsam.preflight import missing_weights
 from openworldsam.utils.launch import print_error, say
-from openworldsam.utils.versions import PACKAGES
+from openworldsam.utils.versions import PACKAGES, installed
 
 EXTRAS = {
     "app": "gradio",
@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
 def packages() -> Iterator[str]:
     """Versions of the required packages; the optional ones that are not installed."""
-    distributions = metadata.packages_distributions()
-    found = {name: metadata.version(distributions[name][0]) for name in PACKAGES if name in distributions}
     yield f"openworldsam {openworldsam.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    yield "  " + ", ".join(f"{name} {version}" for name, version in found.items())
+    yield "  " + ", ".join(f"{name} {version}" for name, version in installed(PACKAGES).items() if version)
     for name in PACKAGES:
         if not util.find_spec(name):
             yield f"  missing: {name}; README.md, Manual installation, has the commands"

@@ -317,3 +317,18 @@ def test_the_examples_of_the_help_are_understood(name):
 def test_the_pages_name_every_command():
     said = set(re.findall(r"openworldsam ([a-z-]+)", "\n".join((ROOT / page).read_text() for page in PAGES)))
     assert said >= set(cli.COMMANDS) - {"rule-weights"}
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(tmp_path):
+    program = (
+        "import sys; from openworldsam.utils.launch import say\n"
+        "sys.stdin.readline(); say('one'); say('two'); open(sys.argv[1], 'w').write('done')"
+    )
+    done = tmp_path / "done"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program, done], text=True, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("go\n")
+        process.stdin.close()
+        assert process.wait() == 0 and process.stderr.read() == ""
+    assert done.read_text() == "done"

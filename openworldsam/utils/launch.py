@@ -168,5 +168,11 @@ def item_error(error: Exception, name: object = "") -> str:
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
-    """Print lines that may hold file names or prompts, to stdout by default: each stays one line."""
-    print(*map(printable, lines), sep="\n", file=file, flush=True)
+    """Print lines that may hold file names or prompts, to stdout by default: each stays one line.
+
+    A reader that leaves, such as `head`, does not end the work.
+    """
+    try:
+        print(*map(printable, lines), sep="\n", file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (file or sys.stdout).fileno())

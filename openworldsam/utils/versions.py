@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 
 import openworldsam
@@ -16,7 +17,17 @@ ENCODERS = ("transformers", "open_clip")
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, this package, `PACKAGES`, and those of `ENCODERS` in use; None for one without metadata."""
-    installed = metadata.packages_distributions()
     names = [*PACKAGES, *(name for name in ENCODERS if name in sys.modules)]
-    found = {name: metadata.version(installed[name][0]) if name in installed else None for name in names}
-    return {"python": platform.python_version(), "openworldsam": openworldsam.__version__, **found}
+    return {"python": platform.python_version(), "openworldsam": openworldsam.__version__, **installed(names)}
+
+
+def installed(names: Iterable[str]) -> dict[str, str | None]:
+    """Versions of packages, by their import names; None for one that is missing or has no metadata."""
+    distributions = metadata.packages_distributions()
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(distributions.get(name, [name])[0])  # Python 3.10 knows few distributions
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
