@@ -98,7 +98,7 @@ def recall_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
             x, mean, std = zip(*points, strict=True) if points else ((), (), ())
             errors, label = [each or 0 for each in std], in_words(name)
             axis.errorbar(x, mean, errors, color=colour, marker=marker, ms=4.5, lw=1, capsize=2, label=label)
-        axis.set_xticks(range(len(metrics)), [recall_label(m) for m in metrics])
+        axis.set_xticks(range(len(metrics)), [recall_label(m).replace("or ", "or\n") for m in metrics])
         axis.set_xlabel("things of one class in the image", fontsize=9)
         axis.set_title(benchmark, fontsize=10)
         axis.grid(axis="y", color="#dddddd")
