@@ -88,11 +88,8 @@ class ContrastiveCLIP(Trainee):
         """Return the logits [B, B] of image i and caption j."""
         images = torch.stack([self.encoder.preprocess(image) for image in batch.image.to(self.device)])
         ids, _ = self.encoder.tokenize(batch.caption)
-        texts, seen = (
-            self.encoder.encode_texts(self.encoder.encode_images(images), ids.to(self.device), None)
-            .float()
-            .chunk(2, dim=1)
-        )
+        embeddings = self.encoder.encode_texts(self.encoder.encode_images(images), ids.to(self.device), None)
+        texts, seen = embeddings.float().chunk(2, dim=1)  # late fusion: the text beside the image
         return self.logit_scale.clamp(max=np.log(100)).exp() * F.normalize(seen, dim=1) @ F.normalize(texts, dim=1).T
 
     def losses(self, batch: Captioned, step: int) -> dict[str, Tensor]:
