@@ -205,19 +205,24 @@ class LibraryEncoder(PromptEncoder):
         self.tokenizer  # noqa: B018
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Encode P texts as ids [P, L], padded on the right, and their lengths [P].
+        """Encode P prompts, each in its template, as ids [P, L], padded on the right, and their lengths [P].
 
         Raises:
-            ValueError: a prompt is empty or not a text, or an id is beyond the embedding table.
+            ValueError: a prompt is empty, not a text, or spells a special token, or an id is beyond the embedding table.
         """
         check_prompts(prompts)
-        texts, most = list(prompts), self.max_tokens
-        ids = self.token_ids(texts)
-        for index, (text, found) in enumerate(zip(texts, ids, strict=True)):
+        texts, most = [self.template.format(prompt) for prompt in prompts], self.max_tokens
+        blank, *ids = self.token_ids([self.template.format("a"), *texts])
+        special = set(self.tokenizer.all_special_ids)
+        control = special - {getattr(self.tokenizer, "unk_token_id", None)}  # a word may be unknown
+        wanted = sum(token in control for token in blank)
+        for index, (prompt, found) in enumerate(zip(prompts, ids, strict=True)):
             if len(found) > most:
-                logger.warning("prompt %.40r... has %d tokens; only the first %d count", text, len(found), most)
-            if not set(found) - set(self.tokenizer.all_special_ids):
-                raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {text!r}")
+                logger.warning("prompt %.40r... has %d tokens; only the first %d count", prompt, len(found), most)
+            if not set(found) - special:
+                raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {prompt!r:.80}")
+            if sum(token in control for token in found) != wanted:
+                raise ValueError(f"prompt {index} spells a special token of the tokenizer: {prompt!r:.80}")
         if self.padded or max(map(len, ids)) > most:
             ids = self.token_ids(texts, most)
         if (largest := max(map(max, ids))) >= self.table.num_embeddings:
@@ -240,8 +245,7 @@ class LibraryEncoder(PromptEncoder):
         return ids
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
-        check_prompts(prompts)  # the template would hide an empty one
-        ids, lengths = self.tokenize([self.template.format(prompt) for prompt in prompts])
+        ids, lengths = self.tokenize(prompts)
         encoded = self.encode_images(images)
         return encode_in_chunks(self.encode_texts, encoded, ids, lengths, image_index, self.chunk, images.device)
 

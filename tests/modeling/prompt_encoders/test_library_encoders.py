@@ -229,6 +229,15 @@ def test_prompts_that_are_long_or_empty(case, encoder, pictures, caplog):
         embed(encoder, pictures, ["cat", " "], torch.tensor([0, 0]))
 
 
+def test_a_prompt_that_spells_a_special_token_is_refused(encoder, pictures):
+    tokenizer = encoder.tokenizer
+    control = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)}
+    assert control
+    for word in map(tokenizer.decode, ([token] for token in control)):
+        with pytest.raises(ValueError, match="prompt 1 spells a special token"):
+            embed(encoder, pictures, ["cat", f"dog {word} cat"], torch.tensor([0, 0]))
+
+
 def test_a_score_head_reads_the_mean_of_its_words(case, encoder):
     words = encoder.word_embeddings(["cat", "cat dog"])
     assert words.shape == (2, case.width)
