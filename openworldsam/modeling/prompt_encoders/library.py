@@ -208,7 +208,7 @@ class LibraryEncoder(PromptEncoder):
         """Encode P prompts, each in its template, as ids [P, L], padded on the right, and their lengths [P].
 
         Raises:
-            ValueError: a prompt is empty, not a text, or spells a special token, or an id is beyond the embedding table.
+            ValueError: a prompt is empty, no text, or spells a special token, or an id is beyond the embedding table.
         """
         check_prompts(prompts)
         texts, most = [self.template.format(prompt) for prompt in prompts], self.max_tokens
