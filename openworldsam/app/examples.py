@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from openworldsam.data.datasets.shapes import demo_scene
 from openworldsam.data.shapes import expressions
 
-SCENES = {152: "panoptic", 73: "instance", 11: "semantic", 148: "referring"}
+SCENES = {152: "panoptic", 220: "instance", 11: "semantic", 148: "referring"}
 """Scene numbers and the task of each. The bundled weights segment all correctly (tests/app/test_examples.py)."""
 
 

@@ -40,7 +40,7 @@ def untrained_head(tmp_path_factory, shapes_opts):
 
 @pytest.fixture
 def opts(shapes_opts, untrained_head, tmp_path):
-    """Overrides for three scenes and a copy of the head."""
+    """Overrides for three scenes of each split and a copy of the head."""
     head = shutil.copy(untrained_head, tmp_path / "head.safetensors")
     opts = [*shapes_opts, *HEAD, "MODEL.SCORE_HEAD.WEIGHTS", str(head), "MODEL.INFERENCE.SCORE", "match"]
     return [*opts, "TEST.MAX_IMAGES", "3", "DATALOADER.NUM_WORKERS", "0"]
@@ -57,7 +57,8 @@ def test_the_files_the_thresholds_and_who_says_them(command, opts, tmp_path, cap
     assert command("--store", *opts) == 0
     printed = capsys.readouterr().out
     content = json.loads((out / "calibration.json").read_text())
-    assert (content["datasets"], content["protocol"], content["images"]) == (["shapes_held_out"], "present+absent", 3)
+    assert content["datasets"] == ["shapes_held_out", "shapes_crowd_held_out"]
+    assert (content["protocol"], content["images"]) == ("present+absent", 6)
     assert list(content["scores"]) == ["iou", "match", "product"] and content["weights"].keys() >= {"score_head"}
     for rule, found in content["scores"].items():
         assert 0 < found["ece"] < 1 and 0 < found["f1"] < 1 and f"{rule}: ece {found['ece']:.3f}, auc " in printed
@@ -75,7 +76,7 @@ def test_the_files_the_thresholds_and_who_says_them(command, opts, tmp_path, cap
     assert score_line(score) == line
     page = build_report(read_evaluations([out]), images=0)
     assert line in page and "Calibration" in page and "match score" in page
-    assert f"shapes_held_out, present+absent: 3 images, {content['queries']} queries" in page
+    assert f"shapes_held_out, shapes_crowd_held_out, present+absent: 6 images, {content['queries']} queries" in page
     (out / "calibration.json").unlink()
     assert "Calibration" not in build_report(read_evaluations([out]), images=0)
 

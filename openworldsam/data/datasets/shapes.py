@@ -50,7 +50,9 @@ SPLITS: dict[str, Split] = {
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
     "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
-    "shapes_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),  # chooses thresholds
+    # to choose thresholds, on scenes as in training
+    "shapes_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
+    "shapes_crowd_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent", crowd=True),
 }
 
 
