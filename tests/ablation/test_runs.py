@@ -205,6 +205,7 @@ def test_user_errors_are_one_line(opts, tmp_path, capsys, calls, more, message):
 
 def test_a_run_with_other_settings_is_refused(opts, tmp_path, capsys, calls):
     assert command(tmp_path, opts, "--runs", "E1", "--seeds", "1") == 0
+    assert command(tmp_path, (*opts, "DATASETS.HELD_OUT", "[]"), "--runs", "E1", "--seeds", "1") == 0
     assert command(tmp_path, (*opts, "SOLVER.BASE_LR", "1e-3"), "--runs", "E1", "--seeds", "1") == 2
     assert "made with another SOLVER.BASE_LR" in capsys.readouterr().err
     assert command(tmp_path, (*opts, "SOLVER.BASE_LR", "1e-3"), "--runs", "E3", "--seeds", "1") == 2
