@@ -68,7 +68,7 @@ VARIANTS = {
 }
 """Variants by name; this is also their order in the report."""
 _NO_EFFECT = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
-"""Config keys that change no number of a run; they may differ."""
+"""Config keys that do not define a run; they may differ."""
 
 
 class State(NamedTuple):

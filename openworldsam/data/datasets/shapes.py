@@ -50,7 +50,7 @@ SPLITS: dict[str, Split] = {
     "shapes_refer_train": Split(20_000, "familiar", "referring", ("referring",)),
     "shapes_refer_val": Split(500, "familiar", "referring", ("referring",)),
     "shapes_absent_val": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
-    # to choose thresholds, on scenes as in training
+    # to choose thresholds: ordinary scenes and crowds, as in training
     "shapes_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent"),
     "shapes_crowd_held_out": Split(500, "familiar", "shape", SEGMENTATION, "present+absent", crowd=True),
 }

@@ -208,14 +208,16 @@ class LibraryEncoder(PromptEncoder):
         """Encode P prompts, each in its template, as ids [P, L], padded on the right, and their lengths [P].
 
         Raises:
-            ValueError: a prompt is empty, no text, or spells a special token, or an id is beyond the embedding table.
+            ValueError: a prompt is empty, is not a text, or spells a special token; or an id is beyond the embedding
+                table.
         """
         check_prompts(prompts)
         texts, most = [self.template.format(prompt) for prompt in prompts], self.max_tokens
-        blank, *ids = self.token_ids([self.template.format("a"), *texts])
+        example, *ids = self.token_ids([self.template.format("a"), *texts])
         special = set(self.tokenizer.all_special_ids)
-        control = special - {getattr(self.tokenizer, "unk_token_id", None)}  # a word may be unknown
-        wanted = sum(token in control for token in blank)
+        unknown, *ends = (getattr(self.tokenizer, f"{role}_token_id", None) for role in ("unk", "bos", "eos", "pad"))
+        control = special - ({unknown} - {*ends})  # a word may be unknown; CLIP's end token has both roles
+        wanted = sum(token in control for token in example)
         for index, (prompt, found) in enumerate(zip(prompts, ids, strict=True)):
             if len(found) > most:
                 logger.warning("prompt %.40r... has %d tokens; only the first %d count", prompt, len(found), most)
