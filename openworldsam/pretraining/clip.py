@@ -6,7 +6,9 @@ Shapes: B images with a caption each, L tokens of a caption, E width of the spac
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +56,8 @@ def write_untrained(folder: Path, image_size: int, patch_size: int, texts: Itera
     """Write config.json, preprocessor_config.json and a tokenizer trained on texts, as a published CLIP has them."""
     library = import_library("transformers")
     empty = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    # an unknown character would end a text; a last letter has a token of its own, and only captions have commas
+    texts = chain(texts, [" ".join(ascii_lowercase + ",")])
     tokenizer = library.CLIPTokenizer(vocab=empty, merges=[]).train_new_from_iterator(texts, VOCABULARY)
     towers = {
         "hidden_size": WIDTH,
