@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +19,8 @@ from openworldsam.utils.files import save_atomically
 OURS, THEIRS = "#0072b2", "#666666"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888", "#882255")
 """Colours that the colour-blind tell apart: Okabe and Ito's, grey, and wine."""
-MARKERS = "osD^vPX<"  # one fewer, so that a colour comes again with another
+STYLES = cycler(ls=("-", "--")) * (cycler(color=LINES) + cycler(marker="osD^vPX<>"))
+"""Styles of the lines of one plot: every colour with a marker of its own, then once more, dashed."""
 FULL = "E5"
 """The variant that all others are compared with."""
 
@@ -91,15 +93,13 @@ def recall_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
     axes = figure.subplots(1, len(benchmarks), squeeze=False, sharey=True)[0]
     for axis, benchmark in zip(axes, benchmarks, strict=True):
         metrics = recall_metrics(runs, benchmark)
-        for index, (name, colour, marker) in enumerate(zip(names, cycle(LINES), cycle(MARKERS), strict=False)):
+        for index, (name, style) in enumerate(zip(names, cycle(STYLES), strict=False)):
             values = [spread(runs[name], benchmark, metric) for metric in metrics]
             shift = 0.3 * ((index + 0.5) / len(names) - 0.5)  # shows error bars side by side
             points = [(place + shift, *value) for place, value in enumerate(values) if value]
             x, mean, std = zip(*points, strict=True) if points else ((), (), ())
             errors, label = [each or 0 for each in std], in_words(name)
-            line = "-" if index < len(LINES) else "--"  # colours repeat
-            style = {"color": colour, "marker": marker, "ls": line, "lw": 1, "ms": 4.5, "capsize": 2}
-            axis.errorbar(x, mean, errors, label=label, **style)
+            axis.errorbar(x, mean, errors, ms=4.5, lw=1, capsize=2, label=label, **style)
         axis.set_xticks(range(len(metrics)), [recall_label(m).replace("or ", "or\n") for m in metrics])
         axis.set_xlabel("things of one class in the image", fontsize=9)
         axis.set_title(benchmark, fontsize=10)

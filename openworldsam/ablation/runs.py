@@ -67,8 +67,8 @@ VARIANTS = {
     "E5_more_queries": Variant("E5, 2.5 times the tie-breakers at inference", of="E5"),
 }
 """Variants by name; this is also their order in the report."""
-_NO_EFFECT = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
-"""Config keys that do not define a run; they may differ."""
+_MAY_DIFFER = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
+"""Config keys in which comparable runs may differ."""
 
 
 class State(NamedTuple):
@@ -216,4 +216,4 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List the keys in which two runs differ; a key that only one of them has belongs to another code version."""
-    return sorted(key for key in one.keys() & other.keys() - _NO_EFFECT if one[key] != other[key])
+    return sorted(key for key in one.keys() & other.keys() - _MAY_DIFFER if one[key] != other[key])

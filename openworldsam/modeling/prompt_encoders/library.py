@@ -224,7 +224,7 @@ class LibraryEncoder(PromptEncoder):
             if not set(found) - special:
                 raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {prompt!r:.80}")
             if sum(token in control for token in found) != wanted:
-                raise ValueError(f"prompt {index} spells a special token of the tokenizer: {prompt!r:.80}")
+                raise ValueError(f"prompt {index} holds what the tokenizer reads as a special token: {prompt!r:.80}")
         if self.padded or max(map(len, ids)) > most:
             ids = self.token_ids(texts, most)
         if (largest := max(map(max, ids))) >= self.table.num_embeddings:

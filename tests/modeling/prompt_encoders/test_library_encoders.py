@@ -234,7 +234,7 @@ def test_a_prompt_that_spells_a_special_token_is_refused(encoder, pictures):
     words -= {"[UNK]", "<unk>"}  # what stands for an unknown word
     assert words
     for word in words:
-        with pytest.raises(ValueError, match="prompt 1 spells a special token"):
+        with pytest.raises(ValueError, match="prompt 1 holds what the tokenizer reads as a special token"):
             embed(encoder, pictures, ["cat", f"dog {word} cat"], torch.tensor([0, 0]))
 
 
