@@ -34,6 +34,8 @@ CROWD = "recall_of_4_to_8"
 COMPARISONS = {
     "Tie-breakers": ("E3", "E1"),
     "Soft prompting": ("E5", "E3"),
+    "BEiT-3 trained too, without soft prompting": ("E4", "E3"),
+    "BEiT-3 trained too": ("E6", "E5"),
     "The image in the prompt encoder": ("E5", "text_only"),
     "BEiT-3 instead of CLIP, both without the image": ("text_only", "clip_text"),
     "BEiT-3 instead of CLIP, both with the image": ("E5", "clip_late_fusion"),
@@ -95,7 +97,8 @@ def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
     settings, seeds = runs[0].settings, sorted({run.seed for run in runs})
     lost = [PAPER[name].scores["mIoU"] - PAPER["E5"].scores["mIoU"] for name in ("E3", "text_only")]
     benchmarks = {b: content for run in runs for b, content in run.results["benchmarks"].items()}
-    cached = ", from cached features of the frozen encoders" if settings["DATASETS.FEATURE_CACHE"] else ""
+    was_cached = any(run.settings.get("DATASETS.FEATURE_CACHE") for run in runs)
+    cached = ", from cached features of the encoders where these are frozen" if was_cached else ""
     scored = ", ".join(f"{b} ({c['images']} images, protocol {c['protocol']})" for b, c in benchmarks.items())
     others = ", ".join(name for name, variant in VARIANTS.items() if variant.of)
     return [

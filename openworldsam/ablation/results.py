@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from openworldsam.ablation.runs import VARIANTS, adapter_of, differences, read_settings
+from openworldsam.ablation.runs import VARIANTS, differences, read_settings, trained_files
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
@@ -38,7 +38,9 @@ PAPER = {
     "E1": _paper_row("Table 5, E1", "1.2 (M)", 5, "E1"),
     "E2": _paper_row("Table 5, E2", "1.7 (M)", 5, "E2"),
     "E3": _paper_row("Table 5, E3", "1.7 (M)", 5, "E3"),
+    "E4": _paper_row("Table 5, E4", "674.0 (M)", 5, "E4"),
     "E5": _paper_row("Table 5, E5; Table 4, BEiT-3-Large, text ✓, image ✓", "4.5 (M)", 5, "E5"),
+    "E6": _paper_row("Table 5, E6", "677.2 (M)", 5, "E6"),
     "text_only": _paper_row("Table 4, BEiT-3-Large, text ✓, image ✗", "-", 4, "BEiT-3-Large, text"),
     "clip_text": _paper_row("Table 4, CLIP-Large, text ✓, image ✗", "-", 4, "CLIP-Large, text"),
     "clip_late_fusion": _paper_row("Table 4, CLIP-Large, text ✓, image ✓", "-", 4, "CLIP-Large"),
@@ -90,13 +92,20 @@ def read_runs(folder: Path) -> Runs:
 
 def _read_run(folder: Path) -> FinishedRun:
     results, settings = read_json(folder / RESULTS), read_settings(folder)
-    # each prompt encoder has its own cache; only whether there was one must be equal
-    settings["DATASETS.FEATURE_CACHE"] = bool(settings.get("DATASETS.FEATURE_CACHE"))
-    sources = {f"weights of the {name}": source["fingerprint"] for name, source in results["weights"].items()}
-    sources.pop("weights of the adapter", None)  # of the run
-    with safe_open(adapter_of(folder), framework="pt") as file:
-        parameters = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    # each prompt encoder has its own cache; only whether there was one must be equal, if there can be one
+    cache = settings.pop("DATASETS.FEATURE_CACHE", "")
+    if not settings["MODEL.PROMPT_ENCODER.TRAINABLE"]:
+        settings["DATASETS.FEATURE_CACHE"] = bool(cache)
+    trained, weights = trained_files(folder), results["weights"]
+    sources = {f"weights of the {name}": weights[name]["fingerprint"] for name in weights.keys() - trained.keys()}
+    parameters = sum(map(_parameters, trained.values()))
     return FinishedRun(settings["SEED"], settings | sources, parameters, results)
+
+
+def _parameters(path: Path) -> int:
+    """Count the values in a file of weights."""
+    with safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def spread(runs: list[FinishedRun], benchmark: str, metric: str) -> Spread | None:

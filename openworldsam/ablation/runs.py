@@ -42,6 +42,7 @@ class Variant(NamedTuple):
 
 _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
+_TRAINED = ("MODEL.PROMPT_ENCODER.TRAINABLE", "True")
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 CLIP = "output/shapes/clip"
 """Folder of the tiny CLIP, which `openworldsam pretrain clip` makes."""
@@ -56,7 +57,9 @@ VARIANTS = {
     "E1": Variant("one query, no soft prompting", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", "0", *_NO_SOFT_PROMPT)),
     "E2": Variant("E3, zeros for the prompt embedding at inference", _NO_PROMPT, of="E3"),
     "E3": Variant("tie-breakers, no soft prompting", _NO_SOFT_PROMPT),
+    "E4": Variant("E3, BEiT-3 trained too", (*_NO_SOFT_PROMPT, *_TRAINED)),
     "E5": Variant("full model, fusion `replace`"),
+    "E6": Variant("E5, BEiT-3 trained too", _TRAINED),
     "text_only": Variant("E5, prompt encoder without the image", _TEXT_ONLY),
     "clip_text": Variant("E5, CLIP's text tower", _clip("CLIPTextEncoder", 160)),
     "clip_late_fusion": Variant("E5, CLIP's two towers", _clip("CLIPLateFusionEncoder", 320)),
@@ -93,7 +96,8 @@ class Experiment:
         folder: gets a folder NAME/seedN for each run, and the feature caches.
         benchmarks: datasets to score on.
         iterations: replaces SOLVER.MAX_ITER, and SOLVER.STEPS are scaled; 0 keeps both.
-        features: image features in the feature caches, "none" or "all"; empty to train without a cache.
+        features: image features in the feature caches, "none" or "all"; empty to train without a cache, as E4 and E6
+            always do.
 
     Raises:
         ValueError: the config is not of the full model, or a benchmark has no PQ, AP and mIoU.
@@ -108,12 +112,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         cfg = self.cfg
-        adapter = cfg.MODEL.ADAPTER
-        whole = adapter.NUM_TIE_BREAKERS and adapter.NUM_LAYERS and cfg.MODEL.PROMPT_ENCODER.USE_IMAGE
+        adapter, encoder = cfg.MODEL.ADAPTER, cfg.MODEL.PROMPT_ENCODER
+        whole = adapter.NUM_TIE_BREAKERS and adapter.NUM_LAYERS and encoder.USE_IMAGE and not encoder.TRAINABLE
         if not whole or adapter.FUSION != "replace":
             raise ValueError(
                 "the config must be that of E5, the full model: tie-breakers, soft-prompt layers, "
-                "MODEL.ADAPTER.FUSION replace and MODEL.PROMPT_ENCODER.USE_IMAGE True"
+                "MODEL.ADAPTER.FUSION replace, MODEL.PROMPT_ENCODER.USE_IMAGE True and TRAINABLE False"
             )
         cfg.DATASETS.TEST = list(self.benchmarks)
         check_evaluation(cfg)
@@ -134,9 +138,15 @@ class Experiment:
         """Return the adapter file that a run scores: of its own training, or of the variant that it evaluates."""
         return adapter_of(self.run_folder(name, seed))
 
-    def cache(self, name: str) -> Path:
-        """Return the folder of a variant's feature cache; variants with E5's prompt encoder share one."""
-        own = any(key.startswith("MODEL.PROMPT_ENCODER.") for key in VARIANTS[name].opts)
+    def cache(self, name: str) -> Path | None:
+        """Return the folder of a variant's feature cache; variants with E5's prompt encoder share one.
+
+        None without a cache. The features of a prompt encoder in training change, and cannot be kept.
+        """
+        opts = VARIANTS[name].opts
+        if not self.features or set(_TRAINED) <= {*opts}:
+            return None
+        own = any(key.startswith("MODEL.PROMPT_ENCODER.") for key in opts)
         return self.folder / (f"cache_{name}" if own else "cache")
 
     def options(self, name: str, seed: int) -> list[str]:
@@ -150,8 +160,8 @@ class Experiment:
             solver = self.cfg.SOLVER
             steps = {round(step * last / solver.MAX_ITER) for step in solver.STEPS}
             opts += ["SOLVER.MAX_ITER", str(last), "SOLVER.STEPS", str(sorted(s for s in steps if 0 < s < last))]
-        if self.features:
-            opts += ["DATASETS.FEATURE_CACHE", str(self.cache(variant.of or name))]
+        if cache := self.cache(variant.of or name):
+            opts += ["DATASETS.FEATURE_CACHE", str(cache)]
         return [*opts, "SEED", str(seed), "OUTPUT_DIR", str(self.run_folder(name, seed))]
 
     def state(self, name: str, seed: int) -> State:
@@ -177,7 +187,7 @@ class Experiment:
         """List the jobs that build, in so many parts, the feature caches of the runs (name, seed) to train."""
         waiting = [run for run in work if not self.adapter(*run).exists() and not VARIANTS[run[0]].of]
         jobs = []
-        for cache, run in {self.cache(run[0]): run for run in waiting}.items():
+        for cache, run in {cache: run for run in waiting if (cache := self.cache(run[0]))}.items():
             words = ["--config", self.config_file, "--output", str(cache), "--image-features", self.features]
             for part in range(parts):
                 of_part = [*words, "--part", str(part), "--num-parts", str(parts), *self.options(*run)]
@@ -201,12 +211,19 @@ class Experiment:
             run_command("train", [*config, "--resume", *opts])
         if state.benchmarks:
             words = ["--benchmarks", *state.benchmarks, "--output", str(folder), *opts]
-            run_command("evaluate", [*config, *words, "MODEL.WEIGHTS", str(self.adapter(name, seed))])
+            for component, file in trained_files(folder).items():
+                words += ["MODEL.WEIGHTS" if component == "adapter" else "MODEL.PROMPT_ENCODER.WEIGHTS", str(file)]
+            run_command("evaluate", [*config, *words])
 
 
 def adapter_of(folder: Path) -> Path:
     """Return the adapter file that the run in a folder NAME/seedN scores."""
     return folder.parents[1] / (VARIANTS[folder.parent.name].of or folder.parent.name) / folder.name / ADAPTER
+
+
+def trained_files(folder: Path) -> dict[str, Path]:
+    """Return the weight files, by component, that a training made for the run in a folder NAME/seedN to score."""
+    return {path.stem: path for path in sorted(adapter_of(folder).parent.glob("*.safetensors"))}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from openworldsam.config import load_config
 from openworldsam.data.datasets import shapes
 from openworldsam.engine import train
 from openworldsam.engine.training_state import newest_state
+from openworldsam.modeling import OpenWorldSAM
 
 main = cli.command("ablate")
 
@@ -148,6 +149,19 @@ def test_a_variant_of_another_brings_it_along_and_scores_its_adapter(opts, tmp_p
     assert command(tmp_path, (*opts, "SOLVER.BASE_LR", "1e-3"), "--runs", "E2", "--seeds", "2") == 2
 
 
+def test_a_prompt_encoder_in_training_has_no_cache_and_is_scored_as_trained(opts, tmp_path, calls, monkeypatch):
+    monkeypatch.setitem(shapes.SPLITS, "shapes_train", shapes.SPLITS["shapes_train"]._replace(images=4))
+    assert command(tmp_path, opts, "--runs", "E3", "E4", "--seeds", "1", "--feature-cache", "all") == 0
+    assert calls == ["cache", *["train", "evaluate"] * 2] and not (tmp_path / "out/cache_E4").exists()
+    folders = [tmp_path / f"out/{name}/seed42" for name in ("E3", "E4")]
+    frozen, trained = (json.loads((folder / "results.json").read_text())["weights"]["beit3"] for folder in folders)
+    assert trained["note"] == "trained together with the adapter" and frozen["fingerprint"] != trained["fingerprint"]
+    report = (tmp_path / "docs/report.md").read_text()
+    for folder in folders:
+        model = OpenWorldSAM(load_config(folder / "config.yaml"))
+        assert f" | {sum(p.numel() for p in model.parameters() if p.requires_grad):,} " in report
+
+
 def test_more_queries_than_trained_are_drawn(opts, tmp_path, calls):
     assert command(tmp_path, opts, "--runs", "E5_more_queries", "--seeds", "1") == 0
     results = json.loads((tmp_path / "out/E5_more_queries/seed42/results.json").read_text())
@@ -165,6 +179,7 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
     adapters = {n: (m.ADAPTER.NUM_TIE_BREAKERS, m.ADAPTER.NUM_LAYERS, m.ADAPTER.FUSION) for n, m in settings.items()}
     full = (3, 3, "replace")
     assert adapters == {"E1": (0, 0, "replace"), "E3": (3, 0, "replace"), "E5": full, "text_only": full} | {
+        **{"E4": (3, 0, "replace"), "E6": full},
         **{"clip_text": full, "clip_late_fusion": full},
         **{name: (3, 3, name) for name in ("add", "broadcast")},
         "focal_alone": full,
@@ -173,6 +188,7 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
     assert [n for n, m in settings.items() if not m.PROMPT_ENCODER.USE_IMAGE] == ["text_only"]
     encoders = {"clip_text": "CLIPTextEncoder", "clip_late_fusion": "CLIPLateFusionEncoder", "E2": "ZeroPromptEncoder"}
     assert all(encoders.get(n, "BEiT3PromptEncoder") == m.PROMPT_ENCODER.NAME for n, m in settings.items())
+    assert [n for n, m in settings.items() if m.PROMPT_ENCODER.TRAINABLE] == ["E4", "E6"]
     assert [n for n, m in settings.items() if m.INFERENCE.TWO_STAGE] == ["two_stage"]
     assert [n for n, m in settings.items() if not m.CRITERION.DICE_WEIGHT] == ["focal_alone"]
     for iterations, steps in ((0, [80, 90]), (20, [16, 18]), (1, [])):
@@ -217,7 +233,7 @@ def test_a_failed_run_stops_the_command_and_is_named(processes, opts, tmp_path):
     ended = processes.script(ROOT / "tools/ablate.py", *folders, *opts, "MODEL.SAM2.WEIGHTS", "nowhere.pth")
     (error,) = ended.stderr.splitlines()
     assert ended.status == 2 and error.startswith("error: E1 seed 42 failed: weight file nowhere.pth not found")
-    assert "30 of 30 runs remain; no run has measured yet how long they take\n" in ended.stdout
+    assert "36 of 36 runs remain; no run has measured yet how long they take\n" in ended.stdout
     assert ended.stdout.count(" seed ") == 1 and not (tmp_path / "report.md").exists()
 
 
