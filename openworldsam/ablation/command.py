@@ -12,7 +12,8 @@ from detectron2.utils.logger import setup_logger
 from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
 from openworldsam.ablation.remaining import remaining
-from openworldsam.ablation.report import write_report
+from openworldsam.ablation.report import conclusions, write_report
+from openworldsam.ablation.results import compare, read_runs
 from openworldsam.ablation.runs import ADAPTER, CLIP, VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.engine.evaluate import RESULTS
@@ -22,16 +23,7 @@ from openworldsam.utils.launch import say, user_errors
 
 def run_ablation(args: argparse.Namespace) -> None:
     """Do the runs that are missing, then draw the figures and write the report."""
-    no_clip = [name for name, variant in VARIANTS.items() if CLIP in variant.opts and not Path(CLIP).is_dir()]
-    if args.runs is None:
-        args.runs = [name for name in VARIANTS if name not in no_clip]
-        if no_clip:
-            say(f"without {' and '.join(no_clip)}, as there is no {CLIP}: openworldsam pretrain clip makes it")
-    if unknown := [name for name in args.runs if name not in VARIANTS]:
-        rows = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
-        raise ValueError(f"--runs: there is no row {unknown[0]}; the rows are {rows}")
-    if missing := [name for name in args.runs if name in no_clip]:
-        raise FileNotFoundError(f"{missing[0]} needs {CLIP}, which openworldsam pretrain clip makes")
+    names = _with_variants_of(args.runs)
     for name, least in (("seeds", 1), ("workers", 1), ("iterations", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"need --{name} >= {least}, got {value}")
@@ -39,13 +31,15 @@ def run_ablation(args: argparse.Namespace) -> None:
     benchmarks = tuple(args.benchmarks or cfg.DATASETS.TEST)
     experiment = Experiment(args.config, args.output, benchmarks, tuple(args.opts), args.iterations, args.feature_cache)
     adapter = args.adapter or experiment.run_folder("E5", cfg.SEED) / ADAPTER
-    asked = {*args.runs, *(VARIANTS[name].of for name in args.runs)}
-    if args.figures and not adapter.exists() and (args.adapter or "E5" not in asked):
+    if args.figures and not adapter.exists() and (args.adapter or "E5" not in names):
         raise ValueError(f"figures need a trained adapter, {adapter} does not exist; train E5 or give --adapter")
-    names = [name for name in VARIANTS if name in asked]
     work = [(name, seed) for seed in range(cfg.SEED, cfg.SEED + args.seeds) for name in names]
+    report = args.report or args.output / "report.md"
+    conclusions(report)
     if work:
         say(remaining(experiment, work, args.workers))
+    settings = [(name, run.settings) for name, found in read_runs(args.output).items() for run in found]
+    compare(args.output, [*settings, *((name, experiment.settings(name, seed)) for name, seed in work)])
     if args.dry_run:
         return
 
@@ -56,11 +50,35 @@ def run_ablation(args: argparse.Namespace) -> None:
         run_jobs(experiment.cache_jobs(work, args.workers), args.workers, finished)
     waiting = [experiment.job(*run) for run in work if not experiment.state(*run).finished]
     run_jobs(waiting, args.workers, finished)
-    if args.figures:
-        draw(experiment, adapter, args.figures)
-    if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
-        write_report(args.output, args.report, args.command)
-        say(args.report)
+    try:
+        if args.figures:
+            draw(experiment, adapter, args.figures)
+    finally:
+        if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
+            write_report(args.output, report, args.command)
+            say(report)
+
+
+def _with_variants_of(runs: list[str] | None) -> list[str]:
+    """Return the variants to run, and those that they evaluate, in their order; by default all that can be run.
+
+    Raises:
+        ValueError: there is no such variant.
+        FileNotFoundError: it needs the tiny CLIP.
+    """
+    trained = Path(CLIP, "model.safetensors").is_file()
+    no_clip = [name for name, variant in VARIANTS.items() if CLIP in variant.opts and not trained]
+    if runs is None:
+        runs = [name for name in VARIANTS if name not in no_clip]
+        if no_clip:
+            say(f"without {' and '.join(no_clip)}: openworldsam pretrain clip makes the CLIP in {CLIP}")
+    if unknown := [name for name in runs if name not in VARIANTS]:
+        rows = ", ".join(name + (f" (of {variant.of})" if variant.of else "") for name, variant in VARIANTS.items())
+        raise ValueError(f"--runs: there is no row {unknown[0]}; the rows are {rows}")
+    if missing := [name for name in runs if name in no_clip]:
+        raise FileNotFoundError(f"{missing[0]} needs {CLIP}, which openworldsam pretrain clip makes")
+    asked = {*runs, *(VARIANTS[name].of for name in runs)}
+    return [name for name in VARIANTS if name in asked]
 
 
 def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
@@ -73,7 +91,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
     if alone.exists():
         opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
         single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
-    name = "E5" if adapter.is_relative_to(experiment.folder) else adapter.as_posix()
+    name = "E5" if adapter == experiment.run_folder("E5", cfg.SEED) / ADAPTER else adapter.as_posix()
     draw_figures(model, single, cfg, experiment.benchmarks, folder, name)
 
 

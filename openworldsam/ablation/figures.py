@@ -5,6 +5,7 @@ Shapes: K tie-breakers, n masks, H, W image size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,13 +79,16 @@ def draw_figures(
     paths = [(folder / f"{stem}.png").resolve() for stem in ("equal_shapes", "tie_breakers", "two_stage")]
     seen = observe(model, dataset, images)
     about = f"the first {images:,} images of {name} (weights: {adapter})"
-    models = [*([("one query (E1)", single)] if single else []), (f"{model.adapter.num_queries} tie-breakers", model)]
+    one = [("one query (E1 of the runs)", single)] if single else []
+    models = [*one, (f"{model.adapter.num_queries} tie-breakers", model)]
     words = [_equal_things(seen, models, dataset, about, paths[0])]
     words.append(_tie_breakers(seen, model.inference.score_threshold, about, paths[1]))
     if seen.found:
         words.append(_two_stage(seen, about, paths[2]) + _scored_two_stage(Path(cfg.OUTPUT_DIR), name))
-    figures = [{"file": str(path), "title": t, "words": w} for path, t, w in zip(paths, TITLES, words, strict=False)]
-    save_json(Path(cfg.OUTPUT_DIR) / FIGURES, figures, indent=1)
+    experiment = Path(cfg.OUTPUT_DIR).resolve()
+    files = [os.path.relpath(path, experiment) for path in paths]
+    figures = [{"file": file, "title": t, "words": w} for file, t, w in zip(files, TITLES, words, strict=False)]
+    save_json(experiment / FIGURES, figures, indent=1)
 
 
 def _equal_things(

@@ -105,7 +105,8 @@ def _end_with_parent() -> None:
 
 def _reason(job: Job, status: int) -> str:
     """Return the last line that a failed job printed, which is its error, or the signal that killed it."""
-    lines = job.console.read_text("utf-8", errors="replace").split("\n") if status > 0 else []
+    printed = job.console.read_text("utf-8", errors="replace") if job.console.exists() else ""
+    lines = printed.split("\n") if status > 0 else []
     last = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
     reason = last.removeprefix("error: ") if status > 0 else f"killed by signal {-status}"
     return f"{reason}. {job.console} has its output; the same command continues"

@@ -99,7 +99,8 @@ def recall_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
             points = [(place + shift, *value) for place, value in enumerate(values) if value]
             x, mean, std = zip(*points, strict=True) if points else ((), (), ())
             errors, label = [each or 0 for each in std], in_words(name)
-            axis.errorbar(x, mean, errors, ms=4.5, lw=1, capsize=2, label=label, **style)
+            weight = {"lw": 2.5, "zorder": 3} if name == FULL else {"lw": 1}
+            axis.errorbar(x, mean, errors, ms=4.5, capsize=2, label=label, **style, **weight)
         axis.set_xticks(range(len(metrics)), [recall_label(m).replace("or ", "or\n") for m in metrics])
         axis.set_xlabel("things of one class in the image", fontsize=9)
         axis.set_title(benchmark, fontsize=10)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from openworldsam.ablation.runs import VARIANTS, Experiment
+from openworldsam.data.feature_cache.header import HEADER
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.engine.training_state import METRICS, read_metrics
 from openworldsam.utils.files import read_json
@@ -29,9 +30,13 @@ def remaining(experiment: Experiment, work: Sequence[tuple[str, int]], workers: 
     iteration, benchmark = _measured(experiment)
     costs, measured = [], True
     for (name, _), state in left.items():
-        amounts = (state.iterations - state.done, iteration), (len(state.benchmarks), benchmark)
+        to_train = state.iterations - state.done
+        amounts = (to_train, iteration), (len(state.benchmarks), benchmark)
         costs.append(sum(amount * (_mean(times, name) or 0) for amount, times in amounts))
         measured &= all(times for amount, times in amounts if amount)
+        if experiment.features and to_train:  # no run tells how long a cache takes, nor a training without one
+            cache = experiment.cache(name)
+            measured &= (cache / HEADER).exists() if cache else name in iteration
     if not any(costs):
         return f"{words}; no run has measured yet how long they take"
     free = [0.0] * workers  # when each worker has time for the next run

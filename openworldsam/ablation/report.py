@@ -64,7 +64,7 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     several = [name for name in benchmarks if recall_metrics(runs, name)]
     recall = [("Recall by the number of equal things", "_recall", recall_plot(runs, several))] if several else []
-    lines = ["# The paper's ablations, repeated", "", BEGIN, "", _conclusions(path), "", END, ""]
+    lines = ["# The paper's ablations, repeated", "", BEGIN, "", conclusions(path), "", END, ""]
     lines += _introduction(finished, command)
     for title, suffix, figure in (("Scores of every variant", "", score_plot(runs, benchmarks)), *recall):
         plot = path.with_name(f"{path.stem}{suffix}.png")
@@ -78,13 +78,17 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     if (folder / FIGURES).exists():
         lines += ["## Figures", ""]
         for figure in read_any_json(folder / FIGURES):
-            link = os.path.relpath(figure["file"], path.resolve().parent)
+            link = os.path.relpath(folder.resolve() / figure["file"], path.resolve().parent)
             lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
     save_text(path, "\n".join(lines).rstrip() + "\n")
 
 
-def _conclusions(path: Path) -> str:
-    """Return the conclusions in the file if it is an earlier report."""
+def conclusions(path: Path) -> str:
+    """Return the conclusions in the file if it is an earlier report.
+
+    Raises:
+        ValueError: they have no end.
+    """
     _, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN) if path.exists() else ("", "", "")
     kept, end, _ = rest.partition(END)
     if begin and not end:

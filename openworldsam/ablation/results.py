@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from openworldsam.ablation.runs import VARIANTS, differences, read_settings, trained_files
+from openworldsam.ablation.runs import VARIANTS, differences, own_keys, read_settings, trained_files
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
@@ -78,24 +80,31 @@ def read_runs(folder: Path) -> Runs:
     """Read all finished runs in an experiment's folder.
 
     Raises:
+        FileNotFoundError: an adapter that was scored is missing.
         ValueError: the runs differ in more than variant and seed, or a file is damaged.
     """
     paths = {name: [p.parent for p in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
     runs = {name: sorted(map(_read_run, found), key=lambda run: run.seed) for name, found in paths.items()}
-    expected = {"SEED", *(key for variant in VARIANTS.values() for key in variant.opts[::2])}
-    finished = [run for found in runs.values() for run in found]
-    for run in finished[1:]:
-        if unexpected := set(differences(finished[0].settings, run.settings)) - expected:
-            raise ValueError(f"the runs in {folder} differ in {', '.join(sorted(unexpected))} and cannot be compared")
+    compare(folder, [(name, run.settings) for name, found in runs.items() for run in found])
     return runs
+
+
+def compare(folder: Path, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Check that runs (variant, settings) of the experiment in a folder differ in variant and seed alone.
+
+    Raises:
+        ValueError: two of them do not.
+    """
+    for (name, one), (other, two) in combinations(runs, 2):
+        if unexpected := set(differences(one, two)) - own_keys(name, other):
+            raise ValueError(
+                f"runs of {name} and {other} in {folder} differ in {', '.join(sorted(unexpected))} and cannot be "
+                "compared; use another --output"
+            )
 
 
 def _read_run(folder: Path) -> FinishedRun:
     results, settings = read_json(folder / RESULTS), read_settings(folder)
-    # each prompt encoder has its own cache; only whether there was one must be equal, if there can be one
-    cache = settings.pop("DATASETS.FEATURE_CACHE", "")
-    if not settings["MODEL.PROMPT_ENCODER.TRAINABLE"]:
-        settings["DATASETS.FEATURE_CACHE"] = bool(cache)
     trained, weights = trained_files(folder), results["weights"]
     sources = {f"weights of the {name}": weights[name]["fingerprint"] for name in weights.keys() - trained.keys()}
     parameters = sum(map(_parameters, trained.values()))

@@ -42,7 +42,9 @@ class Variant(NamedTuple):
 
 _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
-_TRAINED = ("MODEL.PROMPT_ENCODER.TRAINABLE", "True")
+_TRAINABLE, _CACHE = "MODEL.PROMPT_ENCODER.TRAINABLE", "DATASETS.FEATURE_CACHE"
+_TRAINED = (_TRAINABLE, "True")
+_MORE = "2.5 times as many"
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 CLIP = "output/shapes/clip"
 """Folder of the tiny CLIP, which `openworldsam pretrain clip` makes."""
@@ -67,11 +69,13 @@ VARIANTS = {
     "broadcast": Variant("E5, fusion `broadcast`", ("MODEL.ADAPTER.FUSION", "broadcast")),
     "focal_alone": Variant("E5, trained without the Dice loss", ("MODEL.CRITERION.DICE_WEIGHT", "0.0")),
     "two_stage": Variant("E5, two-stage inference", ("MODEL.INFERENCE.TWO_STAGE", "True"), of="E5"),
-    "E5_more_queries": Variant("E5, 2.5 times the tie-breakers at inference", of="E5"),
+    "E5_more_queries": Variant(
+        "E5, 2.5 times the tie-breakers at inference", ("MODEL.ADAPTER.NUM_TIE_BREAKERS", _MORE), of="E5"
+    ),
 }
 """Variants by name; this is also their order in the report."""
 _MAY_DIFFER = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
-"""Config keys in which comparable runs may differ."""
+"""Config keys that do not count when runs are compared."""
 
 
 class State(NamedTuple):
@@ -152,17 +156,20 @@ class Experiment:
     def options(self, name: str, seed: int) -> list[str]:
         """Return the config keys of a run, which trains a new adapter and is evaluated only at the end."""
         variant = VARIANTS[name]
-        parent = VARIANTS[variant.of].opts if variant.of else ()
-        opts = [*self.opts, *parent, *variant.opts, "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
-        if name == "E5_more_queries":
-            opts += ["MODEL.ADAPTER.NUM_TIE_BREAKERS", str(5 * self.cfg.MODEL.ADAPTER.NUM_TIE_BREAKERS // 2)]
+        more = str(5 * self.cfg.MODEL.ADAPTER.NUM_TIE_BREAKERS // 2)
+        own = [more if word == _MORE else word for word in _own_opts(name)]
+        opts = [*self.opts, *own, "MODEL.WEIGHTS", "", "TEST.EVAL_PERIOD", "0"]
         if last := self.iterations:
             solver = self.cfg.SOLVER
             steps = {round(step * last / solver.MAX_ITER) for step in solver.STEPS}
             opts += ["SOLVER.MAX_ITER", str(last), "SOLVER.STEPS", str(sorted(s for s in steps if 0 < s < last))]
         if cache := self.cache(variant.of or name):
-            opts += ["DATASETS.FEATURE_CACHE", str(cache)]
+            opts += [_CACHE, str(cache)]
         return [*opts, "SEED", str(seed), "OUTPUT_DIR", str(self.run_folder(name, seed))]
+
+    def settings(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the config of a run, by dotted key, for comparisons."""
+        return _comparable(yaml.safe_load(load_config(self.config_file, self.options(name, seed)).dump()))
 
     def state(self, name: str, seed: int) -> State:
         """Return how far a run is.
@@ -170,11 +177,11 @@ class Experiment:
         Raises:
             ValueError: the run's folder was made with other settings.
         """
-        folder, cfg = self.run_folder(name, seed), load_config(self.config_file, self.options(name, seed))
+        folder, settings = self.run_folder(name, seed), self.settings(name, seed)
         made_with = read_settings(folder) if (folder / CONFIG).exists() else {}
-        if different := differences(made_with, flat(yaml.safe_load(cfg.dump()))):
+        if different := differences(made_with, settings):
             raise ValueError(f"{folder} was made with another {', '.join(different)}; use another --output")
-        iterations = 0 if VARIANTS[name].of else cfg.SOLVER.MAX_ITER
+        iterations = 0 if VARIANTS[name].of else settings["SOLVER.MAX_ITER"]
         saved = newest_state(folder)
         done = iterations if (folder / ADAPTER).exists() else int(saved.stem.split("_")[1]) if saved else 0
         results = folder / RESULTS
@@ -222,13 +229,39 @@ def adapter_of(folder: Path) -> Path:
 
 
 def trained_files(folder: Path) -> dict[str, Path]:
-    """Return the weight files, by component, that a training made for the run in a folder NAME/seedN to score."""
-    return {path.stem: path for path in sorted(adapter_of(folder).parent.glob("*.safetensors"))}
+    """Return the weight files, by component, that a training made for the run in a folder NAME/seedN to score.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+    """
+    adapter = adapter_of(folder)
+    if not adapter.exists():
+        raise FileNotFoundError(f"{adapter} is missing, which {folder} scores")
+    return {path.stem: path for path in sorted(adapter.parent.glob("*.safetensors"))}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the config that a run was trained with, by dotted key."""
-    return flat(read_yaml(folder / CONFIG))
+    """Read the config that a run was made with, by dotted key, for comparisons."""
+    return _comparable(read_yaml(folder / CONFIG))
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config by which runs are compared."""
+    values = flat(config)
+    # each prompt encoder has its own cache: only whether there was one counts, and only where there can be one
+    cached = bool(values.pop(_CACHE, ""))
+    return values if values.get(_TRAINABLE) else values | {_CACHE: cached}
+
+
+def _own_opts(name: str) -> tuple[str, ...]:
+    """Return the config keys and values of a variant, and before them those of the variant that it evaluates."""
+    variant = VARIANTS[name]
+    return (*_own_opts(variant.of), *variant.opts) if variant.of else variant.opts
+
+
+def own_keys(name: str, other: str) -> set[str]:
+    """Return the config keys in which runs of two variants may differ: the seed, and those that make the variants."""
+    return {"SEED"} if name == other else {"SEED", *_own_opts(name)[::2], *_own_opts(other)[::2]}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

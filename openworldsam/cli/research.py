@@ -97,7 +97,7 @@ def _ablate(parser: Parser) -> None:
     add("--dry-run", action="store_true", help="say what remains and how long, without running it")
     features = "train from feature caches, built first; they hold no image features, or all of them"
     add("--feature-cache", choices=("none", "all"), default="", help=features)
-    add("--report", type=Path, default=Path("docs/shapes_ablation.md"), metavar="FILE")
+    add("--report", type=Path, metavar="FILE", help="default: report.md in --output")
     add("--figures", type=Path, metavar="DIR", help="draw Fig. 3 and two-stage inference into DIR")
     add("--adapter", type=Path, help="adapter that the figures show; default: first E5 in --output")
     add_config(parser, "shapes/ablation")
@@ -184,7 +184,8 @@ COMMANDS = {
         "openworldsam.ablation.command:run",
         _ablate,
         "  openworldsam ablate --output output/ablation --workers 2 --dry-run     what remains, and how long it takes\n"
-        "  openworldsam ablate --output output/ablation --workers 2 --runs E1 E5",
+        "  openworldsam ablate --output output/ablation --feature-cache all --runs E1 --seeds 1   one row\n"
+        "  openworldsam ablate --output output/ablation --feature-cache all --workers 2 --runs E1 E5",
         "Each run is a process, whose output is in console.txt in its folder. Workers divide the cores among them and\n"
         "take the GPUs in turn. After Ctrl-C or a failed run, the same command resumes. The report covers all runs.",
     ),
@@ -194,6 +195,8 @@ COMMANDS = {
         _pretrain,
         "  openworldsam pretrain sam2\n  openworldsam pretrain beit3\n  openworldsam pretrain clip\n"
         "  openworldsam pretrain memory",
+        "sam2 and beit3 replace the files that MODEL.SAM2.WEIGHTS and MODEL.PROMPT_ENCODER.WEIGHTS name; clip and\n"
+        "memory write to --output. The same command resumes.",
     ),
     "benchmark": Command(
         "measure time and memory of each stage",

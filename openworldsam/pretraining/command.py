@@ -25,6 +25,7 @@ from openworldsam.pretraining import beit3, clip, memory, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain, validate
 from openworldsam.utils.device import usable_device
 from openworldsam.utils.launch import launch_command
+from openworldsam.utils.locking import lock
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def pretrain_component(args: argparse.Namespace) -> None:
     seed_all_rng(cfg.SEED)
     state = args.output / f"{args.encoder}_state.pth"
     trainings = {"sam2": _train_sam2, "beit3": _train_beit3, "clip": _train_clip, "memory": _train_memory}
-    trainings[args.encoder](cfg, schedule, state)
+    with lock(args.output / f".{args.encoder}.lock", f"another training is writing {state}; use another --output"):
+        trainings[args.encoder](cfg, schedule, state)
 
 
 def _train_sam2(cfg: CfgNode, schedule: Schedule, state: Path) -> None:

@@ -103,9 +103,9 @@ def test_pictures_and_captions(perfect, cfg, tmp_path):
     draw_figures(perfect, single, cfg, ("shapes_val", "shapes_crowd_val"), tmp_path / "images")
     listed = json.loads((tmp_path / "figures.json").read_text())
     assert [Path(figure["file"]).stem for figure in listed] == ["equal_shapes", "tie_breakers", "two_stage"]
-    assert all(Image.open(figure["file"]).size > (300, 200) for figure in listed)
+    assert all(Image.open(tmp_path / figure["file"]).size > (300, 200) for figure in listed)
     equal, tie_breakers, two_stage = (figure["words"] for figure in listed)
-    single = "one query (E1): 1 distinct confident masks, 1 of the things found"
+    single = "one query (E1 of the runs): 1 distinct confident masks, 1 of the things found"
     several = "3 tie-breakers: 3 distinct confident masks, 3 of the things found"
     counts = [int(word) for word in re.findall(r": (\d+) of the class", equal)]
     assert equal.count(f"; {single}; {several}.") == 2 and counts[0] <= 3 < counts[1]

@@ -26,8 +26,8 @@ def fill(folder, times=(), state=0, trained=False, seconds=0, benchmarks=BENCHMA
         (folder / "results.json").write_text(json.dumps(content))
 
 
-def say(folder, names=("E1", "E5"), workers=1, seeds=(42,)):
-    experiment = Experiment(CONFIG, folder, BENCHMARKS, ("MODEL.WEIGHTS", ""), 1000)
+def say(folder, names=("E1", "E5"), workers=1, seeds=(42,), features=""):
+    experiment = Experiment(CONFIG, folder, BENCHMARKS, ("MODEL.WEIGHTS", ""), 1000, features)
     return remaining(experiment, [(name, seed) for seed in seeds for name in names], workers)
 
 
@@ -51,6 +51,17 @@ def test_an_evaluation_that_nobody_has_measured_is_not_left_out_silently(tmp_pat
     fill(tmp_path / "E1/seed42", times=(0.06,), state=1000, trained=True)
     begun = "2 of 2 runs remain (E1 seed 42 at 1,000 of 1,000 iterations)"
     assert say(tmp_path) == f"{begun}, more than 1 min with 1 worker"
+
+
+def test_neither_is_a_cache_nor_a_training_without_one(tmp_path):
+    fill(tmp_path / "E1/seed43", times=(1.0,), trained=True, seconds=120)
+    assert say(tmp_path, ["E1"], features="all") == "1 of 1 runs remain, more than 19 min with 1 worker"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/header.json").touch()
+    assert say(tmp_path, ["E1"], features="all") == "1 of 1 runs remain, about 19 min with 1 worker"
+    assert say(tmp_path, ["E6"], features="all") == "1 of 1 runs remain, more than 19 min with 1 worker"
+    fill(tmp_path / "E6/seed43", times=(4.0,))
+    assert say(tmp_path, ["E6"], features="all") == "1 of 1 runs remain, about 1 h 9 min with 1 worker"
 
 
 def test_only_missing_work_is_counted(tmp_path):

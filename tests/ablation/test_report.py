@@ -197,10 +197,20 @@ def test_what_the_weights_have_seen_is_said_once_below_the_table(tmp_path):
 
 def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
-    figure = {"file": str(tmp_path / "docs/images/a.png"), "title": "A title", "words": "What it shows."}
+    figure = {"file": "../docs/images/a.png", "title": "A title", "words": "What it shows."}
     (tmp_path / "out/figures.json").write_text(json.dumps([figure]))
     write_report(tmp_path / "out", tmp_path / "docs/report.md", "")
     assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (tmp_path / "docs/report.md").read_text()
+
+
+def test_runs_differ_only_in_seed_and_what_makes_their_variants(tmp_path):
+    for name, seed, number in (("E1", 0, 0), ("E5", 0, 8), ("E5_more_queries", 0, 20), ("E5", 1, 20)):
+        assert len(read_runs(tmp_path)) == len(VARIANTS)
+        make_run(tmp_path, name, seed, (1, 2, 3))
+        path = tmp_path / name / f"seed{seed}/config.yaml"
+        path.write_text(path.read_text().replace("MODEL: {", f"MODEL: {{ADAPTER: {{NUM_TIE_BREAKERS: {number}}}, "))
+    with pytest.raises(ValueError, match=r"E5 and E5 in .* differ in MODEL\.ADAPTER\.NUM_TIE_BREAKERS and"):
+        read_runs(tmp_path)
 
 
 def test_unusable_runs_are_refused(tmp_path):
@@ -212,5 +222,8 @@ def test_unusable_runs_are_refused(tmp_path):
         write_report(tmp_path, tmp_path / "report.md", "")
     (tmp_path / "E5/seed0/results.json").write_text("{")
     with pytest.raises(ValueError, match=r"E5/seed0/results\.json is not json"):
+        write_report(tmp_path, tmp_path / "report.md", "")
+    (tmp_path / "E1/seed0/adapter.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"E1/seed0/adapter\.safetensors is missing"):
         write_report(tmp_path, tmp_path / "report.md", "")
     assert not (tmp_path / "report.md").exists()

@@ -15,6 +15,7 @@ from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import beit3, clip, sam2
 from openworldsam.pretraining.loop import Schedule, pretrain
+from openworldsam.utils.locking import lock
 
 main = cli.command("pretrain")
 
@@ -122,6 +123,12 @@ def test_a_resumed_training_gives_the_same_weights(opts, short, world, tmp_path)
     assert torch.load(tmp_path / "parts.pth", weights_only=True)["step"] == 2
     parts = train(tmp_path / "parts.pth")
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_two_trainings_do_not_share_a_state(opts, tmp_path, capsys):
+    with lock(tmp_path / "out/.sam2.lock", ""), pytest.raises(SystemExit):
+        command("sam2", tmp_path / "out", opts)
+    assert f"another training is writing {tmp_path}/out/sam2_state.pth" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("exact", [True, False])

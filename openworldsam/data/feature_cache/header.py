@@ -14,7 +14,7 @@ from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import checksum, read_any_json
 
-VERSION = 3
+VERSION, HEADER = 3, "header.json"
 IMAGE_FEATURES = {"none": (), "all": ("image_embed", "high_res_0", "high_res_1")}
 """Tensors of an image that a cache holds beside its prompt embeddings."""
 ENCODER = "MODEL.PROMPT_ENCODER.NAME"
@@ -107,7 +107,7 @@ def read_header(folder: str | Path) -> CacheHeader:
         FileNotFoundError: the folder has no cache.
         ValueError: the header is damaged, or the format has another version.
     """
-    path, again = Path(folder) / "header.json", "make the cache again in another folder"
+    path, again = Path(folder) / HEADER, "make the cache again in another folder"
     try:
         content = read_any_json(path)
         version = content.get("version", VERSION)
@@ -123,7 +123,7 @@ def read_header(folder: str | Path) -> CacheHeader:
             raise ValueError("a field is missing or of another type")
     except FileNotFoundError:
         hint = "openworldsam cache makes one"
-        raise FileNotFoundError(f"{folder} holds no feature cache (no header.json); {hint}") from None
+        raise FileNotFoundError(f"{folder} holds no feature cache (no {HEADER}); {hint}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {again}") from None
     if header is None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openworldsam.data.feature_cache.header import IMAGE_FEATURES, CacheHeader, read_header
+from openworldsam.data.feature_cache.header import HEADER, IMAGE_FEATURES, CacheHeader, read_header
 from openworldsam.data.feature_cache.index import ImageEntry, write_index
 from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import save_json, save_safetensors
@@ -40,8 +40,8 @@ class FeatureCacheWriter:
 
     def __init__(self, folder: str | Path, header: CacheHeader) -> None:
         self.folder, self.header = Path(folder), header
-        if not (self.folder / "header.json").exists():
-            save_json(self.folder / "header.json", asdict(header))
+        if not (self.folder / HEADER).exists():
+            save_json(self.folder / HEADER, asdict(header))
             return
         held = read_header(folder)
         if held.image_features != header.image_features:
