@@ -236,7 +236,7 @@ def trained_files(folder: Path) -> dict[str, Path]:
     """
     adapter = adapter_of(folder)
     if not adapter.exists():
-        raise FileNotFoundError(f"{adapter} is missing, which {folder} scores")
+        raise FileNotFoundError(f"{adapter} is missing, which {folder} scores; delete that folder to run it again")
     return {path.stem: path for path in sorted(adapter.parent.glob("*.safetensors"))}
 
 
