@@ -186,7 +186,9 @@ class LibraryEncoder(PromptEncoder):
             return torch.zeros(3, 1, 1, device=image.device)
         image = transforms.resize(image, self.resized_size(*image.shape[1:]), self.interpolation, antialias=True)
         if self.image_crop:
-            image = transforms.center_crop(image, self.image_crop)
+            # as the library rounds, which is not as torchvision's center_crop does; zeros beyond a smaller image
+            top, left = (int((side - wanted) / 2) for side, wanted in zip(image.shape[1:], self.image_crop, strict=True))
+            image = transforms.crop(image, top, left, *self.image_crop)
         return (image.float() - self.image_mean) / self.image_std
 
     @cached_property

@@ -103,7 +103,7 @@ def test_the_host_waits_for_no_result(encoder, pictures):
 
 
 def test_its_images_are_those_of_the_librarys_processor(case, folder, encoder):
-    sizes = [(60, 90), (75, 50), (24, 24), (10, 200)]
+    sizes = [(60, 90), (75, 50), (24, 24), (10, 200), (24, 31), (34, 24)]
     for size in sizes if case.reads_image else ():
         picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8))
         theirs = getattr(transformers, encoder.image_processor).from_pretrained(folder)(picture, return_tensors="pt")
