@@ -20,6 +20,7 @@ import contextlib
 import importlib
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -187,7 +188,8 @@ class LibraryEncoder(PromptEncoder):
         image = transforms.resize(image, self.resized_size(*image.shape[1:]), self.interpolation, antialias=True)
         if self.image_crop:
             # as the library rounds, which is not as torchvision's center_crop does; zeros beyond a smaller image
-            top, left = (int((side - wanted) / 2) for side, wanted in zip(image.shape[1:], self.image_crop, strict=True))
+            sides = zip(image.shape[1:], self.image_crop, strict=True)
+            top, left = (int((side - wanted) / 2) for side, wanted in sides)
             image = transforms.crop(image, top, left, *self.image_crop)
         return (image.float() - self.image_mean) / self.image_std
 
@@ -203,6 +205,13 @@ class LibraryEncoder(PromptEncoder):
         with self._read(self.folder):
             return known.from_pretrained(self.folder, local_files_only=True)
 
+    @cached_property
+    def special(self) -> set[int]:
+        """Ids of tokens that are no words: the tokenizer's special and added ones, such as places in an image."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        spelt = {number for number, token in added if token.content.strip("\u2581 \n\t")}  # Gemma has runs of spaces
+        return spelt.union(self.tokenizer.all_special_ids)
+
     def prepare(self) -> None:
         self.tokenizer  # noqa: B018
 
@@ -215,15 +224,15 @@ class LibraryEncoder(PromptEncoder):
         """
         check_prompts(prompts)
         texts, most = [self.template.format(prompt) for prompt in prompts], self.max_tokens
-        example, *ids = self.token_ids([self.template.format("a"), *texts])
-        special = set(self.tokenizer.all_special_ids)
+        bare, *ids = self.token_ids([self.template.format(""), *texts])
         unknown, *ends = (getattr(self.tokenizer, f"{role}_token_id", None) for role in ("unk", "bos", "eos", "pad"))
-        control = special - ({unknown} - {*ends})  # a word may be unknown; CLIP's end token has both roles
-        wanted = sum(token in control for token in example)
+        control = self.special - ({unknown} - {*ends})  # a word may be unknown; CLIP's end token has both roles
+        wanted = sum(token in control for token in bare)
         for index, (prompt, found) in enumerate(zip(prompts, ids, strict=True)):
             if len(found) > most:
                 logger.warning("prompt %.40r... has %d tokens; only the first %d count", prompt, len(found), most)
-            if not set(found) - special:
+            words = (Counter(found) - Counter(bare)).keys() - self.special
+            if not any(self.tokenizer.decode([word]).strip() for word in words):
                 raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {prompt!r:.80}")
             if sum(token in control for token in found) != wanted:
                 raise ValueError(f"prompt {index} holds what the tokenizer reads as a special token: {prompt!r:.80}")
@@ -258,9 +267,8 @@ class LibraryEncoder(PromptEncoder):
         device, width = self.table.weight.device, self.table.embedding_dim
         if width > self.embed_dim:
             raise ValueError(f"word embeddings have width {width}, more than the {self.embed_dim} of a prompt's")
-        special = set(self.tokenizer.all_special_ids)
         words = [
-            torch.tensor([i for i in ids[: self.max_tokens] if i not in special], dtype=torch.long)
+            torch.tensor([i for i in ids[: self.max_tokens] if i not in self.special], dtype=torch.long)
             for ids in self.token_ids(list(prompts))
         ]
         counts = torch.tensor(list(map(len, words)))[:, None]

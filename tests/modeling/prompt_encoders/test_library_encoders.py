@@ -230,12 +230,25 @@ def test_prompts_that_are_long_or_empty(case, encoder, pictures, caplog):
 
 
 def test_a_prompt_that_spells_a_special_token_is_refused(encoder, pictures):
-    words = {encoder.tokenizer.decode([token]) for token in encoder.tokenizer.all_special_ids}
-    words -= {"[UNK]", "<unk>"}  # what stands for an unknown word
+    tokenizer = encoder.tokenizer
+    if hasattr(tokenizer, "add_tokens"):  # not special, as some of PaliGemma's and Kosmos-2's
+        spaces = ["\u2581\u2581", "\n\n"]
+        tokenizer.add_tokens(["<loc0001>", *spaces])
+        assert not encoder.special.intersection(tokenizer.convert_tokens_to_ids(spaces))
+    ids = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    words = {word for token in ids if (word := tokenizer.decode([token])).strip("\u2581 \n")}
+    words -= {"[UNK]", "<unk>"}  # for an unknown word
     assert words
     for word in words:
         with pytest.raises(ValueError, match="prompt 1 holds what the tokenizer reads as a special token"):
             embed(encoder, pictures, ["cat", f"dog {word} cat"], torch.tensor([0, 0]))
+
+
+def test_a_prompt_without_a_known_word_is_refused(encoder):
+    if "\u732b" in encoder.tokenizer.decode(encoder.token_ids(["\u732b"])[0]):
+        pytest.skip("a tokenizer of bytes knows all words")
+    with pytest.raises(ValueError, match="prompt 1 is empty, or has no word"):
+        encoder.tokenize(["cat", "\u732b"])
 
 
 def test_a_score_head_reads_the_mean_of_its_words(case, encoder):
