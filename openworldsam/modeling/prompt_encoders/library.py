@@ -104,9 +104,8 @@ class LibraryEncoder(PromptEncoder):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         keys = cfg.MODEL.PROMPT_ENCODER
-        if keys.CHUNK < 1 or keys.MAX_TOKENS < 3:
-            got = f"got {keys.CHUNK} and {keys.MAX_TOKENS}"
-            raise ValueError(f"MODEL.PROMPT_ENCODER.CHUNK is at least 1 and MAX_TOKENS at least 3, {got}")
+        if keys.CHUNK < 1:
+            raise ValueError(f"MODEL.PROMPT_ENCODER.CHUNK is at least 1, got {keys.CHUNK}")
         if not keys.USE_IMAGE:
             raise ValueError(
                 "MODEL.PROMPT_ENCODER.USE_IMAGE False is for BEiT-3: choose an encoder that reads the text"
@@ -212,50 +211,68 @@ class LibraryEncoder(PromptEncoder):
         spelt = {number for number, token in added if token.content.strip("\u2581 \n\t")}  # Gemma has runs of spaces
         return spelt.union(self.tokenizer.all_special_ids)
 
+    @cached_property
+    def bare(self) -> list[int]:
+        """Ids of the template, the tokenizer's start and end included, without a prompt.
+
+        Raises:
+            ValueError: MAX_TOKENS leaves no room for a prompt.
+        """
+        (ids,) = self.token_ids([self.template.format("")])
+        if self.max_tokens <= len(ids):
+            words = f"the {len(ids)} tokens around a prompt of {type(self).__name__}"
+            raise ValueError(f"MODEL.PROMPT_ENCODER.MAX_TOKENS is more than {words}, got {self.max_tokens}")
+        return ids
+
     def prepare(self) -> None:
-        self.tokenizer  # noqa: B018
+        self.bare  # noqa: B018
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode P prompts, each in its template, as ids [P, L], padded on the right, and their lengths [P].
 
         Raises:
-            ValueError: a prompt is empty, is not a text, or spells a special token; or an id is beyond the embedding
-                table.
+            ValueError: a prompt is empty, is not a text, or spells a special token; MAX_TOKENS leaves no room for one;
+                an id is beyond the embedding table.
         """
         check_prompts(prompts)
-        texts, most = [self.template.format(prompt) for prompt in prompts], self.max_tokens
-        bare, *ids = self.token_ids([self.template.format(""), *texts])
+        bare, most = self.bare, self.max_tokens
+        ids = self.token_ids([self.template.format(prompt) for prompt in prompts])
         unknown, *ends = (getattr(self.tokenizer, f"{role}_token_id", None) for role in ("unk", "bos", "eos", "pad"))
         control = self.special - ({unknown} - {*ends})  # a word may be unknown; CLIP's end token has both roles
         wanted = sum(token in control for token in bare)
         for index, (prompt, found) in enumerate(zip(prompts, ids, strict=True)):
-            if len(found) > most:
-                logger.warning("prompt %.40r... has %d tokens; only the first %d count", prompt, len(found), most)
             words = (Counter(found) - Counter(bare)).keys() - self.special
             if not any(self.tokenizer.decode([word]).strip() for word in words):
                 raise ValueError(f"prompt {index} is empty, or has no word that the tokenizer knows: {prompt!r:.80}")
             if sum(token in control for token in found) != wanted:
                 raise ValueError(f"prompt {index} holds what the tokenizer reads as a special token: {prompt!r:.80}")
-        if self.padded or max(map(len, ids)) > most:
-            ids = self.token_ids(texts, most)
+            if len(found) > most:
+                own = (len(found) - len(bare), most - len(bare))
+                logger.warning("prompt %.40r... has %d tokens; only the first %d count", prompt, *own)
+        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        ids = [self._fit(found, pad_id) for found in ids]
         if (largest := max(map(max, ids))) >= self.table.num_embeddings:
             raise ValueError(
                 f"token id {largest} is beyond the {self.table.num_embeddings} entries of the text embedding: "
                 f"the tokenizer in {self.folder} and its config.json do not belong together"
             )
-        pad_id = getattr(self.tokenizer, "pad_token_id", None) or 0
         padded = pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=pad_id)
         return padded, torch.tensor(list(map(len, ids)))
 
-    def token_ids(self, texts: list[str], most: int = 0) -> list[list[int]]:
-        """Encode texts, cut to at most so many tokens, and if the model wants it padded to them; 0: whole."""
-        options: dict[str, Any] = {"add_special_tokens": self.adds_special_tokens, "verbose": False}
-        if most:
-            options |= {"truncation": True, "max_length": most}
-        if most and self.padded:
-            options["padding"] = "max_length"
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts whole."""
+        options = {"add_special_tokens": self.adds_special_tokens, "verbose": False}
         ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         return ids
+
+    def _fit(self, ids: list[int], pad_id: int) -> list[int]:
+        """Cut a prompt in its template to `max_tokens`, but not the template's end; pad it if the model wants that."""
+        if (over := len(ids) - self.max_tokens) > 0:
+            same = (n for n in range(len(self.bare), -1, -1) if ids[len(ids) - n :] == self.bare[len(self.bare) - n :])
+            end = len(ids) - next(same)
+            ids = ids[: end - over] + ids[end:]
+        padding = [pad_id] * (self.max_tokens - len(ids)) if self.padded else []
+        return padding + ids if getattr(self.tokenizer, "padding_side", "right") == "left" else ids + padding
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         ids, lengths = self.tokenize(prompts)

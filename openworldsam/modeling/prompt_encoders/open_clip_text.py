@@ -56,12 +56,9 @@ class OpenCLIPTextEncoder(LibraryEncoder):
     def tokenizer(self) -> Any:
         return import_library("open_clip").SimpleTokenizer()
 
-    def token_ids(self, texts: list[str], most: int = 0) -> list[list[int]]:
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
         start, end = self.tokenizer.all_special_ids
-        ids = [[start, *self.tokenizer.encode(text), end] for text in texts]
-        if not most:
-            return ids
-        return [[*x[: most - 1], end] if len(x) > most else x + [0] * (most - len(x)) for x in ids]
+        return [[start, *self.tokenizer.encode(text), end] for text in texts]
 
     def encode_texts(self, images: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
         with torch.device(ids.device):  # where the library makes an index

@@ -229,6 +229,25 @@ def test_prompts_that_are_long_or_empty(case, encoder, pictures, caplog):
         embed(encoder, pictures, ["cat", " "], torch.tensor([0, 0]))
 
 
+def test_a_long_prompt_is_cut_and_not_its_template(encoder, cfg):
+    cut, whole = ("x" + " cat" * number for number in (600, 3))
+    ids, lengths = encoder.tokenize([whole, cut])
+    (wanted,) = encoder.token_ids([encoder.template.format(whole)])
+    short, long = (row[: lengths[i]].tolist() for i, row in enumerate(ids))
+    assert short[: len(wanted)] == wanted and len(long) == encoder.max_tokens
+    end = encoder.template.partition("{}")[2]
+    (theirs,) = encoder.token_ids([end]) if end else [[wanted[-1]]]
+    theirs = theirs[-len(theirs) + encoder.adds_special_tokens * bool(end) :]
+    assert long[-len(theirs) :] == wanted[-len(theirs) :] == theirs
+    assert long[: len(wanted) - len(theirs)] == wanted[: -len(theirs)]
+
+    cfg.MODEL.PROMPT_ENCODER.MAX_TOKENS = len(encoder.bare)
+    with pytest.raises(ValueError, match=f"MAX_TOKENS is more than the {len(encoder.bare)} tokens around a prompt"):
+        loaded(cfg).prepare()
+    cfg.MODEL.PROMPT_ENCODER.MAX_TOKENS += 1
+    assert loaded(cfg).tokenize(["cat"])[1].tolist() == [len(encoder.bare) + 1]
+
+
 def test_a_prompt_that_spells_a_special_token_is_refused(encoder, pictures):
     tokenizer = encoder.tokenizer
     if hasattr(tokenizer, "add_tokens"):  # not special, as some of PaliGemma's and Kosmos-2's
