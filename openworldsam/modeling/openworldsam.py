@@ -266,8 +266,10 @@ class OpenWorldSAM(nn.Module):
             return self.image_encoder((resized - self.pixel_mean) / self.pixel_std)
 
     def prompt_inputs(self, images: list[Tensor]) -> Tensor:
-        """The prompt encoder's view [B, 3, s, s] of B images, each uint8 [3, H, W]."""
-        return torch.stack([self.prompt_encoder.preprocess(image) for image in images])
+        """The prompt encoder's view [B, ...] of B images, each uint8 [3, H, W]: what all prompts of an image share."""
+        pixels = torch.stack([self.prompt_encoder.preprocess(image) for image in images])
+        with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
+            return self.prompt_encoder.encode_images(pixels)
 
     def encode_prompts(self, inputs: Tensor, prompts: list[str], image_index: Tensor) -> Tensor:
         """Embed P texts about B images, given as `prompt_inputs`; image_index [P] on the CPU.

@@ -145,7 +145,7 @@ class Pipeline:
         self.size = (pixels.shape[1], pixels.shape[2])
         resized = resize_for_sam2(pixels, model.image_encoder.image_size, model.antialias)
         s.sam2_input = ((resized - model.pixel_mean) / model.pixel_std)[None]
-        s.prompt_input = model.prompt_inputs([pixels])
+        s.prompt_input = model.prompt_encoder.preprocess(pixels)[None]
 
     def encode_image(self, s: State) -> None:
         with torch.no_grad(), self.model.autocast():
@@ -153,7 +153,9 @@ class Pipeline:
 
     @torch.no_grad()
     def encode_prompts(self, s: State) -> None:
-        s.embeddings = self.model.encode_prompts(s.prompt_input, self.prompts, self.image_index)
+        with self.model.autocast():
+            inputs = self.model.prompt_encoder.encode_images(s.prompt_input)
+        s.embeddings = self.model.encode_prompts(inputs, self.prompts, self.image_index)
 
     @torch.no_grad()
     def adapt(self, s: State) -> None:

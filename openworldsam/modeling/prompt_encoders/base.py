@@ -77,12 +77,16 @@ class PromptEncoder(nn.Module, ABC):
     def preprocess(self, image: Tensor) -> Tensor:
         """Bring an image, uint8 [3, H, W], to this encoder's input [3, S, S]."""
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] from `preprocess` as what all prompts of an image share, [B, ...]."""
+        return images
+
     @abstractmethod
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         """Embed P prompts.
 
         Args:
-            images: [B, 3, S, S] from `preprocess`.
+            images: [B, ...] from `encode_images`.
             prompts: P texts.
             image_index: int64 [P] on the CPU, the image that each prompt asks about.
 

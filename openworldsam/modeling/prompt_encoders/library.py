@@ -142,10 +142,6 @@ class LibraryEncoder(PromptEncoder):
     def table(self) -> nn.Embedding:
         """The embedding table of the text's tokens."""
 
-    def encode_images(self, images: Tensor) -> Tensor | None:
-        """Encode images [B, 3, S, S] as what all prompts of an image share, [B, ...]; None without image."""
-        return None
-
     @abstractmethod
     def encode_texts(self, images: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
         """Embed N prompts of a chunk; see `encode_in_chunks`. Returns [N, D]."""
@@ -276,8 +272,7 @@ class LibraryEncoder(PromptEncoder):
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         ids, lengths = self.tokenize(prompts)
-        encoded = self.encode_images(images)
-        return encode_in_chunks(self.encode_texts, encoded, ids, lengths, image_index, self.chunk, images.device)
+        return encode_in_chunks(self.encode_texts, images, ids, lengths, image_index, self.chunk, images.device)
 
     def word_embeddings(self, prompts: Sequence[str]) -> Tensor:
         """The mean of the words' entries in the embedding table, with zeros up to the width D."""

@@ -20,6 +20,7 @@ from openworldsam.engine.cache_features import build_cache
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.components import rename
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.predictor.image_session import ImageSession
 from openworldsam.speed.waits import WaitCounter
 
 PROMPTS = ["cat", "a dog and a cat on the grass", "x", "the dog"]
@@ -63,7 +64,8 @@ def encoder(cfg):
 
 def embed(encoder, pictures, prompts, image_index):
     with torch.no_grad():
-        return encoder(torch.stack([encoder.preprocess(picture) for picture in pictures]), prompts, image_index)
+        images = encoder.encode_images(torch.stack([encoder.preprocess(picture) for picture in pictures]))
+        return encoder(images, prompts, image_index)
 
 
 def test_it_gives_the_vector_of_the_library_and_a_prompt_depends_on_no_other(case, folder, encoder, pictures):
@@ -92,13 +94,24 @@ def test_images_are_encoded_once_and_prompts_in_chunks(encoder, pictures, monkey
     assert (calls, chunks) == ([2], [3, 3, 2])
 
 
+def test_questions_about_one_image_encode_it_once(cfg, pictures, monkeypatch):
+    model = OpenWorldSAM(cfg)
+    load_weights(model, cfg, need_adapter=False)
+    calls, encode = [], model.eval().prompt_encoder.encode_images
+    monkeypatch.setattr(model.prompt_encoder, "encode_images", lambda x: calls.append(len(x)) or encode(x))
+    session = ImageSession(model, pictures[0].permute(1, 2, 0).numpy())
+    for prompts in (["cat"], ["dog", "cat"], ["the dog"]):
+        session.queries(prompts, model.inference)
+    assert calls == [1]
+
+
 @torch.no_grad()
 def test_the_host_waits_for_no_result(encoder, pictures):
     on_device = [*encoder.parameters(), *encoder.buffers(), *pictures]
     with WaitCounter(on_device) as counter:
         inputs = torch.stack([encoder.preprocess(picture) for picture in pictures])
     with WaitCounter([*on_device, inputs]) as encoding:
-        encoder(inputs, PROMPTS, IMAGE_INDEX)
+        encoder(encoder.encode_images(inputs), PROMPTS, IMAGE_INDEX)
     assert counter.waits + counter.uploads + encoding.waits + encoding.uploads == []
 
 
