@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,6 +15,7 @@ from openworldsam.data.datasets.referring import REFERRING
 from openworldsam.data.feature_cache import FeatureCache, tokenizer_fingerprint
 from openworldsam.data.loader import training_dataset
 from openworldsam.modeling import OpenWorldSAM
+from openworldsam.modeling.prompt_encoders.cached import CachedPromptEncoder, without_prompt_encoder
 
 PUBLISHED = {
     "coco_2017_train_panoptic_openworldsam": 104_000,
@@ -30,7 +32,7 @@ def describe_training(cfg: CfgNode) -> str:
         ValueError: data, weights or a cache exist but do not fit.
     """
     cfg = starting_config(cfg)
-    model = OpenWorldSAM(cfg).to("meta")  # only shapes are needed
+    model = _model(cfg).to("meta")  # only shapes are needed
     data, images = _data(cfg)
     solver = cfg.SOLVER
     visits = solver.MAX_ITER * solver.IMS_PER_BATCH
@@ -47,6 +49,7 @@ def describe_training(cfg: CfgNode) -> str:
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     # fp32: frozen weights; trained weights with their gradients and AdamW's two moments
+    alone = " without the prompt encoder" if isinstance(model.prompt_encoder, CachedPromptEncoder) else ""
     frozen = 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     optimized = 16 * sum(p.numel() for p in trained)
     lines = [
@@ -58,13 +61,22 @@ def describe_training(cfg: CfgNode) -> str:
         f"{solver.ACCUMULATE} micro-batches each",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
         f"schedule     learning rate {solver.BASE_LR:g}, {changes}",
-        f"memory       frozen weights {frozen / 1e9:.2f} GB, trained part with optimizer {optimized / 1e6:.0f} MB, "
+        f"memory       frozen weights{alone} {frozen / 1e9:.2f} GB, "
+        f"trained part with optimizer {optimized / 1e6:.0f} MB, "
         f"mask decoder up to {0.05 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
         f"weights      {_weights(cfg, model)}",
     ]
     if cfg.DATASETS.FEATURE_CACHE:
         lines.append(f"cache        {_cache(cfg)}")
     return "\n".join(lines)
+
+
+def _model(cfg: CfgNode) -> OpenWorldSAM:
+    """Build the model; without its prompt encoder for a training from a cache, and where its folder is missing."""
+    if not cfg.DATASETS.FEATURE_CACHE:
+        with contextlib.suppress(FileNotFoundError):  # of config.json, which has the sizes of an encoder of a library
+            return OpenWorldSAM(cfg)
+    return OpenWorldSAM(without_prompt_encoder(cfg))
 
 
 def _data(cfg: CfgNode) -> tuple[str, int]:
@@ -99,7 +111,8 @@ def _cache(cfg: CfgNode) -> str:
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
     """Name the weight files, or those that are missing."""
-    paths = [cfg.MODEL.WEIGHTS, *(cfg.MODEL[part].WEIGHTS for part in ("SAM2", "PROMPT_ENCODER", "SCORE_HEAD"))]
+    parts = ["SAM2", "SCORE_HEAD", *([] if cfg.DATASETS.FEATURE_CACHE else ["PROMPT_ENCODER"])]
+    paths = [cfg.MODEL.WEIGHTS, *(cfg.MODEL[part].WEIGHTS for part in parts)]
     if missing := [path for path in paths if path and not Path(path).exists()]:
         return f"not there: {', '.join(missing)} (openworldsam doctor says how to get them)"
     # checks that every tensor fits; a model on meta takes no memory

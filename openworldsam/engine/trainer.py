@@ -32,6 +32,7 @@ from openworldsam.engine.confusions import Confusions
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.criterion import num_present
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.modeling.prompt_encoders.cached import without_prompt_encoder
 from openworldsam.utils.device import upload
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,10 @@ class Trainer(TrainerBase):
     def _cached_model(self) -> tuple[OpenWorldSAM, dict[str, Source]]:
         """The model without its prompt encoder, whose output comes from the cache with the data."""
         cache = FeatureCache(self.cfg.DATASETS.FEATURE_CACHE)
-        cfg = self.cfg.clone()
-        cfg.MODEL.PROMPT_ENCODER.NAME = "CachedPromptEncoder"
-        model = OpenWorldSAM(cfg)
+        model = OpenWorldSAM(without_prompt_encoder(self.cfg))
         sources = load_weights(model, self.cfg, need_adapter=False)
         component = prompt_encoder_class(self.cfg).component
-        if component and (source := find_source(component, cfg)):
+        if component and (source := find_source(component, self.cfg)):
             sources[component.name] = source
         fingerprints = {name: source.fingerprint for name, source in sources.items()}
         cache.check(self.cfg, fingerprints | tokenizer_fingerprint(self.cfg))

@@ -10,6 +10,13 @@ from torch import Tensor
 from openworldsam.modeling.prompt_encoders.base import PROMPT_ENCODER_REGISTRY, PromptEncoder
 
 
+def without_prompt_encoder(cfg: CfgNode) -> CfgNode:
+    """Copy a config and put `CachedPromptEncoder` in the place of its prompt encoder."""
+    cfg = cfg.clone()
+    cfg.MODEL.PROMPT_ENCODER.NAME = CachedPromptEncoder.__name__
+    return cfg
+
+
 @PROMPT_ENCODER_REGISTRY.register()
 class CachedPromptEncoder(PromptEncoder):
     """Has the width of the embeddings and no weights; raises ValueError when asked to encode."""

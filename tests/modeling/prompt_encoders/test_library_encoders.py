@@ -17,6 +17,7 @@ from openworldsam.checkpoint import load_weights, read_weights
 from openworldsam.config import load_config
 from openworldsam.download import names_of
 from openworldsam.engine.cache_features import build_cache
+from openworldsam.engine.dry_run import describe_training
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.components import rename
 from openworldsam.modeling.prompt_encoders import prompt_encoder_class
@@ -143,12 +144,26 @@ def test_it_trains_and_resumes_from_a_cache_without_its_files(make_cfg, data, fo
     build_cache(half, tmp_path / "cache", dtype="fp32")
     rest = make_cfg(data, tmp_path / "parts", *steps, "DATASETS.FEATURE_CACHE", str(tmp_path / "cache"))
     rest.MODEL.PROMPT_ENCODER.WEIGHTS = rest.MODEL.PROMPT_ENCODER.TOKENIZER = str(tmp_path / "absent")
+    assert "not there" not in describe_training(rest)
     resumed = run(rest, resume=True)
     for key in whole:
         torch.testing.assert_close(resumed[key], whole[key], rtol=1e-3, atol=1e-4)
     name = prompt_encoder_class(rest).component.name
     recorded = read_weights(tmp_path / "parts/adapter.safetensors").recorded(name)
     assert recorded.fingerprint == read_weights(folder).source(name).fingerprint
+
+
+def test_a_dry_run_needs_no_folder(make_cfg, data, folder, tmp_path):
+    cfg = make_cfg(data, tmp_path / "out")
+    whole = describe_training(cfg)
+    cfg.MODEL.PROMPT_ENCODER.WEIGHTS = cfg.MODEL.PROMPT_ENCODER.TOKENIZER = str(tmp_path / "absent")
+    absent = describe_training(cfg)
+    assert f"not there: {tmp_path / 'absent'} (" in absent
+    same = ("trained ", "adapter ", "schedule ")
+    assert [x for x in whole.splitlines() if x.startswith(same)] == [
+        x for x in absent.splitlines() if x.startswith(same)
+    ]
+    assert "frozen weights without the prompt encoder" in absent and "without" not in whole
 
 
 def test_it_is_trained_too(make_cfg, data, folder, tmp_path):
