@@ -98,7 +98,7 @@ def _train_clip(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     if not (folder / "config.json").is_file():
         clip.write_untrained(folder, keys.IMAGE_SIZE, keys.PATCH_SIZE, _texts(cfg))
     keys.NAME, keys.EMBED_DIM = "CLIPLateFusionEncoder", 2 * clip.WIDTH
-    keys.TOKENIZER = keys.WEIGHTS = str(folder)
+    keys.TOKENIZER, keys.WEIGHTS, cfg.MODEL.WEIGHTS = str(folder), "", ""  # no weights: it starts at random
     model = OpenWorldSAM(cfg)
     contrastive = clip.ContrastiveCLIP(model.prompt_encoder).to(cfg.MODEL.DEVICE).train()
     data = clip.CaptionedScenes((world, crowded(world)), _seed(cfg, "clip_train"))

@@ -57,6 +57,14 @@ def import_library(name: str) -> Any:
         raise ValueError(f"this prompt encoder needs the package {name} ({error}): {install}") from error
 
 
+def _initialised(*, random: bool) -> contextlib.AbstractContextManager[None]:
+    """Parameters that are built start at random, or, as weights will be read, as whatever their memory holds."""
+    if random:
+        return contextlib.nullcontext()
+    skipped: contextlib.AbstractContextManager[None] = import_library("transformers.initialization").no_init_weights()
+    return skipped
+
+
 def joint_mask(images: Tensor, padding: Tensor | None) -> Tensor | None:
     """Mark the tokens of image [N, T, D] and text, in this order, that all attend to: bool [N, 1, 1, T + L].
 
@@ -115,7 +123,7 @@ class LibraryEncoder(PromptEncoder):
         content = read_json(path, self._hint)
         if self.image_processor:
             self._read_image_processor(library)
-        with self._read(path):
+        with self._read(path), _initialised(random=not (keys.WEIGHTS or cfg.MODEL.WEIGHTS)):
             self.build(library, self.read_config(library, content))
         self.max_tokens = min(self.max_tokens, keys.MAX_TOKENS)
 

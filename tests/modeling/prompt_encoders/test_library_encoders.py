@@ -20,7 +20,7 @@ from openworldsam.engine.cache_features import build_cache
 from openworldsam.engine.dry_run import describe_training
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.modeling.components import rename
-from openworldsam.modeling.prompt_encoders import prompt_encoder_class
+from openworldsam.modeling.prompt_encoders import build_prompt_encoder, prompt_encoder_class
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.speed.waits import WaitCounter
 
@@ -238,6 +238,19 @@ def test_a_wrong_or_incomplete_folder_gives_one_line(case, folder, make_cfg, dat
         save_file(state, changed / case.weights)
 
     assert "missing prompt_encoder." in error(drop_one)
+
+
+def test_only_without_weights_it_starts_at_random(cfg, encoder, monkeypatch):
+    drawn = []
+    for name in ("normal_", "uniform_", "kaiming_uniform_"):
+        init = getattr(torch.nn.init, name)
+        monkeypatch.setattr(torch.nn.init, name, lambda *x, init=init, **y: drawn.append(x) or init(*x, **y))
+    build_prompt_encoder(cfg)
+    assert not drawn
+    cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
+    begun = build_prompt_encoder(cfg).state_dict()
+    assert drawn and begun.keys() == encoder.state_dict().keys()
+    assert all(tensor.isfinite().all() and tensor.abs().max() < 100 for tensor in begun.values())
 
 
 def test_the_config_names_it_and_its_width_is_checked(case, make_cfg, data, tmp_path):
