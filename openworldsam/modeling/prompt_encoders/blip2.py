@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from openworldsam.modeling.components import Component
@@ -45,8 +46,13 @@ class BLIP2Encoder(LibraryEncoder):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode images [B, 3, S, S] as tokens [B, V, C]."""
-        tokens: Tensor = self.vision_model(images).last_hidden_state
-        return tokens
+        vision, embeddings = self.vision_model, self.vision_model.embeddings
+        patches = embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        # the library would round these sums too where the weights of the patches are stored in half precision
+        tokens = torch.cat([embeddings.class_embedding.expand(len(images), -1, -1), patches], dim=1)
+        last = vision.encoder(inputs_embeds=tokens + embeddings.position_embedding).last_hidden_state
+        encoded: Tensor = vision.post_layernorm(last)
+        return encoded
 
     def encode_texts(self, images: Tensor | None, ids: Tensor, padding: Tensor | None) -> Tensor:
         queries = self.query_tokens.expand(len(ids), -1, -1)

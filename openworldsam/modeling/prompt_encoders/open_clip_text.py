@@ -46,6 +46,8 @@ class OpenCLIPTextEncoder(LibraryEncoder):
     def build(self, library: Any, config: Any) -> None:
         text = library.CLIPTextCfg(**{**config["text_cfg"], "output_tokens": False})
         self.text = library.model._build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
+        # else that of its weights, which may be stored in half precision: autocast alone chooses what is rounded
+        self.text.transformer.get_cast_dtype = lambda: torch.float32
         self.embed_dim, self.max_tokens = config["embed_dim"], text.context_length
 
     @property

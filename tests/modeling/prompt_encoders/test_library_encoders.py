@@ -23,6 +23,7 @@ from openworldsam.modeling.components import rename
 from openworldsam.modeling.prompt_encoders import build_prompt_encoder, prompt_encoder_class
 from openworldsam.predictor.image_session import ImageSession
 from openworldsam.speed.waits import WaitCounter
+from openworldsam.utils.device import DTYPES
 
 PROMPTS = ["cat", "a dog and a cat on the grass", "x", "the dog"]
 IMAGE_INDEX = torch.tensor([0, 1, 1, 0])
@@ -126,14 +127,17 @@ def test_its_images_are_those_of_the_librarys_processor(case, folder, encoder):
         assert pixels.isfinite().sum() == 3 * height * width  # what remains of a canvas is NaN
 
 
-def test_in_half_precision_the_vector_is_nearly_the_same(make_cfg, data, tmp_path, pictures, encoder):
-    cfg = make_cfg(data, tmp_path / "half", "MODEL.PRECISION", "bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_the_vector_is_nearly_the_same(make_cfg, data, tmp_path, pictures, encoder, precision):
+    cfg = make_cfg(data, tmp_path / "half", "MODEL.PRECISION", precision, "MODEL.PROMPT_ENCODER.CHUNK", 3)
     model = OpenWorldSAM(cfg)
     load_weights(model, cfg, need_adapter=False)
     half = model.eval().encode_prompts(model.prompt_inputs(pictures), PROMPTS, IMAGE_INDEX)
+    with model.autocast():  # of weights that are kept in fp32
+        assert torch.equal(half, embed(encoder, pictures, PROMPTS, IMAGE_INDEX))
     whole = embed(encoder, pictures, PROMPTS, IMAGE_INDEX)
     assert torch.cosine_similarity(half.float(), whole).min() > 0.99
-    assert any(p.dtype == torch.bfloat16 for p in model.prompt_encoder.parameters())
+    assert any(p.dtype == DTYPES[precision] for p in model.prompt_encoder.parameters())
 
 
 def test_it_trains_and_resumes_from_a_cache_without_its_files(make_cfg, data, folder, tmp_path):
