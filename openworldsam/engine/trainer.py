@@ -79,8 +79,7 @@ class Trainer(TrainerBase):
         else:
             self.model = OpenWorldSAM(cfg)
             self.sources = load_weights(self.model, cfg, need_adapter=False)
-        if cfg.MODEL.ADAPTER.IMAGE_LAYERS:
-            logger.info("adapter of %s", self.model.adapter.size())
+        logger.info("adapter of %s", self.model.adapter.size())
         self.model.to(cfg.MODEL.DEVICE).train()
         self.step_model: nn.Module = self.model
         if comm.get_world_size() > 1:

@@ -170,9 +170,12 @@ def test_a_dry_run_needs_no_folder(make_cfg, data, folder, tmp_path):
     assert "frozen weights without the prompt encoder" in absent and "without" not in whole
 
 
-def test_it_is_trained_too(make_cfg, data, folder, tmp_path):
+def test_it_is_trained_too(make_cfg, data, folder, tmp_path, monkeypatch, caplog):
     cfg = make_cfg(data, tmp_path / "out", "SOLVER.MAX_ITER", 2, "MODEL.PROMPT_ENCODER.TRAINABLE", True)
+    monkeypatch.setattr("openworldsam.modeling.adapter.BUDGET", 1)
+    caplog.set_level("INFO", "openworldsam")
     run(cfg)
+    assert "above the 1 of the paper's Table 10" in caplog.text
     component = prompt_encoder_class(cfg).component
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = str(tmp_path / f"out/{component.name}.safetensors")
     prefixes = [(public, inside.removeprefix("prompt_encoder.")) for public, inside in component.prefixes]
