@@ -53,7 +53,7 @@ class CaptionedScenes(Dataset[Captioned]):
 
 
 def write_untrained(folder: Path, image_size: int, patch_size: int, texts: Iterable[str]) -> None:
-    """Write config.json, preprocessor_config.json and a tokenizer trained on texts, as a published CLIP has them."""
+    """Write preprocessor_config.json, a tokenizer trained on texts and config.json, as a published CLIP has them."""
     library = import_library("transformers")
     empty = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     # an unknown character would end a text; a last letter has a token of its own, and only captions have commas
@@ -70,10 +70,11 @@ def write_untrained(folder: Path, image_size: int, patch_size: int, texts: Itera
     ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
     text = {**towers, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS}
     vision = {**towers, "image_size": image_size, "patch_size": patch_size}
-    library.CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH).save_pretrained(folder)
     side = {"height": image_size, "width": image_size}
     library.CLIPImageProcessor(size=side, do_center_crop=False).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # last: a folder without it is incomplete, and written again
+    library.CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH).save_pretrained(folder)
 
 
 class ContrastiveCLIP(Trainee):

@@ -104,7 +104,8 @@ def _train_clip(cfg: CfgNode, schedule: Schedule, state: Path) -> None:
     data = clip.CaptionedScenes((world, crowded(world)), _seed(cfg, "clip_train"))
     pretrain(contrastive, data, schedule, state, cfg.DATALOADER.NUM_WORKERS)
     for name, scored in (("scenes", world), ("crowds", crowded(world))):
-        found = validate(contrastive.eval(), clip.CaptionedScenes((scored,), _seed(cfg, "clip_val")), SCORED_SCENES)
+        held_out = clip.CaptionedScenes((scored,), _seed(cfg, "clip_val"))
+        found = validate(contrastive.eval(), held_out, cfg.TEST.MAX_IMAGES or SCORED_SCENES)
         logger.info("share of captions that are nearest to their image, of 10 %s: %s", name, found)
     save_component(model, "clip", folder / "model.safetensors", _note(schedule), torch.float16)
 

@@ -14,7 +14,7 @@ from openworldsam.config import load_config
 from openworldsam.data.shapes import crowded, render
 from openworldsam.modeling import OpenWorldSAM
 from openworldsam.pretraining import beit3, clip, sam2
-from openworldsam.pretraining.loop import Schedule, pretrain
+from openworldsam.pretraining.loop import Schedule, pretrain, validate
 from openworldsam.utils.locking import lock
 
 main = cli.command("pretrain")
@@ -54,9 +54,16 @@ def test_the_model_loads_both_trained_encoders(opts, short, tmp_path):
         torch.testing.assert_close(value, trained[f"image_encoder.{name}"], rtol=1e-3, atol=1e-3)
 
 
-def test_both_clip_encoders_load_the_trained_clip(opts, short, tmp_path):
-    pytest.importorskip("transformers")
-    command("clip", tmp_path / "out", opts)
+def test_both_clip_encoders_load_the_trained_clip(opts, short, tmp_path, monkeypatch):
+    library, counts = pytest.importorskip("transformers"), []
+    with monkeypatch.context() as killed:
+        killed.setattr(library.CLIPTokenizer, "save_pretrained", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command("clip", tmp_path / "out", opts)
+    validated = "openworldsam.pretraining.command.validate"
+    monkeypatch.setattr(validated, lambda model, data, count: counts.append(count) or validate(model, data, count))
+    command("clip", tmp_path / "out", [*opts, "TEST.MAX_IMAGES", "2"])  # writes again what is incomplete
+    assert counts == [2, 2]
     folder = str(tmp_path / "out/clip")
     encoder = ["MODEL.PROMPT_ENCODER.WEIGHTS", folder, "MODEL.PROMPT_ENCODER.TOKENIZER", folder]
     trained = torch.load(tmp_path / "out/clip_state.pth", weights_only=True)["model"]
