@@ -19,13 +19,14 @@ from openworldsam.utils.launch import print_error, say
 from openworldsam.utils.versions import PACKAGES, installed
 
 EXTRAS = {
-    "app": "gradio",
-    "encoders": "transformers",
+    "gradio": "app",
+    "transformers": "encoders",
+    "open_clip": "encoders",
     "supervision": "supervision",
     "fiftyone": "fiftyone",
-    "label-studio": "label_studio_ml",
+    "label_studio_ml": "label-studio",
 }
-"""Packages that only some commands, exports and encoders need, by the extra of this package that installs them."""
+"""Packages that only some commands, exports and encoders need, and the extra of this package that installs each."""
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".spm", ".bin")
 """Endings of weight and tokenizer files."""
@@ -55,7 +56,7 @@ def packages() -> Iterator[str]:
     for name in PACKAGES:
         if not util.find_spec(name):
             yield f"  missing: {name}; README.md, Manual installation, has the commands"
-    for extra, name in EXTRAS.items():
+    for name, extra in EXTRAS.items():
         if not util.find_spec(name):
             yield f"  not installed, needed by some commands only: {name} (pip install '.[{extra}]' in the repository)"
 

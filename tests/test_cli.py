@@ -5,7 +5,7 @@ import resource
 import shlex
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
 
 import pytest
@@ -252,8 +252,11 @@ def test_missing_data_of_many_processes_are_named_once(tmp_path, monkeypatch, ca
 def test_the_doctor_says_what_each_config_needs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENWORLDSAM_WEIGHTS", str(tmp_path / "w"))
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "open_clip" else find(name))
     cli.main(["doctor", "shapes"])
     out = capsys.readouterr().out
+    assert "not installed, needed by some commands only: open_clip (pip install '.[encoders]'" in out
     assert "torch " in out and "shapes: its weights are here" in out and str(tmp_path / "w") in out
     (tmp_path / "w").mkdir()
     (tmp_path / "w/model_final.pth").write_bytes(bytes(20_000_000))

@@ -56,7 +56,8 @@ class PromptEncoder(nn.Module, ABC):
         if not path.is_dir():
             return [path]
         suffixes = (".json", ".model", ".spm", ".txt")
-        return sorted(file for file in path.iterdir() if file.suffix in suffixes)
+        index = ".index.json"  # of weights in shards
+        return sorted(file for file in path.iterdir() if file.suffix in suffixes and not file.name.endswith(index))
 
     def prepare(self) -> None:
         """Read the files that the first prompt will need, such as a vocabulary, so that a missing one shows early.

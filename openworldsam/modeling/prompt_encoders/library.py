@@ -1,7 +1,8 @@
 """Prompt encoders of maintained libraries, built from a folder as their authors publish it; nothing is fetched.
 
     config.json                 sizes of the model
-    preprocessor_config.json    size, crop, interpolation, mean and standard deviation of its images
+    preprocessor_config.json    size, crop, interpolation, mean and standard deviation of its images; newer
+                                folders have them in processor_config.json
     tokenizer.json, ...         the tokenizer
     model.safetensors, ...      the weights, in one file, or in shards with an index
 
@@ -54,7 +55,8 @@ def import_library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         install = "pip install 'openworldsam[encoders]', in the repository pip install -e '.[encoders]'"
-        raise ValueError(f"this prompt encoder needs the package {name} ({error}): {install}") from error
+        reason = shortened(" ".join(str(error).split()), 400)
+        raise ValueError(f"this prompt encoder needs the package {name} ({reason}): {install}") from error
 
 
 def _initialised(*, random: bool) -> contextlib.AbstractContextManager[None]:
@@ -169,7 +171,10 @@ class LibraryEncoder(PromptEncoder):
             raise ValueError(f"{path} is damaged, or not of {self.component.layout} ({reason})") from error
 
     def _read_image_processor(self, library: Any) -> None:
-        path = regular_file(self.folder / "preprocessor_config.json", self._hint)
+        path = self.folder / "preprocessor_config.json"
+        if not path.exists() and (newer := self.folder / "processor_config.json").exists():
+            path = newer
+        regular_file(path, self._hint)
         with self._read(path):
             processor = getattr(library, self.image_processor).from_pretrained(self.folder, local_files_only=True)
             size, crop = processor.size, processor.crop_size

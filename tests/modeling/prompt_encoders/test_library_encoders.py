@@ -218,6 +218,19 @@ def test_sharded_weights_are_the_same(case, folder, make_cfg, data, tmp_path, en
         save_file({name: tensor for name, tensor in state.items() if places[name] == shard}, sharded / shard)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert_same(loaded(make_cfg(data, tmp_path / "out", read=sharded)).state_dict(), encoder.state_dict())
+    read = [path.name for path in encoder.tokenizer_files(sharded)]
+    assert case.config_file in read and "model.safetensors.index.json" not in read
+
+
+def test_the_images_part_of_a_newer_folder_is_read(case, folder, make_cfg, data, tmp_path, encoder, pictures):
+    newer = shutil.copytree(folder, tmp_path / "newer")
+    if not case.reads_image:
+        pytest.skip("it reads no image")
+    part = json.loads((newer / "preprocessor_config.json").read_text())
+    (newer / "preprocessor_config.json").unlink()
+    (newer / "processor_config.json").write_text(json.dumps({"image_processor": part}))
+    found = loaded(make_cfg(data, tmp_path / "out", read=newer)).preprocess(pictures[0])
+    assert torch.equal(found.nan_to_num(), encoder.preprocess(pictures[0]).nan_to_num())
 
 
 def test_a_wrong_or_incomplete_folder_gives_one_line(case, folder, make_cfg, data, tmp_path):
@@ -341,4 +354,7 @@ def test_a_missing_package_names_the_extra(cfg, monkeypatch):
     name = prompt_encoder_class(cfg).library
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=rf"needs the package {name} .*pip install 'openworldsam\[encoders\]'"):
+        OpenWorldSAM(cfg)
+    monkeypatch.setattr("importlib.import_module", lambda name: exec("raise ImportError('two\\nlines')"))
+    with pytest.raises(ValueError, match=rf"needs the package {name} \(two lines\): pip install"):
         OpenWorldSAM(cfg)
