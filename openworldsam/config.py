@@ -146,7 +146,8 @@ def _add_encoder_config(cfg: CfgNode) -> None:
     cfg.MODEL.PROMPT_ENCODER.FFN_DIM = 4096
     # Size of the text embedding table.
     cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE = 64010
-    # Longest prompt in tokens, including both end tokens; longer prompts are cut with a warning. At most 1022.
+    # Longest prompt in tokens, including those that the encoder adds, as start and end; longer prompts are cut with a
+    # warning. BEiT-3: 3 to 1022. Others: more than they add, and at most what the library's model has places for.
     cfg.MODEL.PROMPT_ENCODER.MAX_TOKENS = 512
     # False: encode the text alone (Table 4, row 3).
     cfg.MODEL.PROMPT_ENCODER.USE_IMAGE = True
