@@ -115,12 +115,18 @@ class WeightFile:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: the record of its thresholds is damaged ({error})") from None
 
+    def layout_of(self, component: str) -> str:
+        """Name the layout of one component, which is a part of `layout` where files of two encoders look alike."""
+        encoders = {c.name: c.layout for _, encoder in PROMPT_ENCODER_REGISTRY if (c := encoder.component)}
+        own = encoders.get(component, "")
+        return own if own in self.layout.split(" or ") else self.layout
+
     def source(self, component: str) -> Source:
         """Return the origin of one component."""
         trained = component in (ADAPTER.name, SCORE_HEAD.name)
         trained_on = self.metadata.get("trained_on", "") if trained else ""
         found = fingerprint(self.components[component])
-        return Source(self.path.name, self.layout, found, self.metadata.get("note", ""), trained_on)
+        return Source(self.path.name, self.layout_of(component), found, self.metadata.get("note", ""), trained_on)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -72,7 +72,7 @@ def load_weights(model: OpenWorldSAM, cfg: CfgNode, *, need_adapter: bool = True
     files = component_files(cfg, components, need_adapter=need_adapter or not model.train_adapter)
     for name, file in files.items():
         load_component(model, name, file, fewer_tie_breakers=not need_adapter)
-        logger.info("%s weights from %s (%s)", name, file.path, file.layout)
+        logger.info("%s weights from %s (%s)", name, file.path, file.layout_of(name))
     sources = {name: file.source(name) for name, file in files.items()}
     if ADAPTER.name in files and (drawn := _drawn_tie_breakers(model, files[ADAPTER.name])):
         logger.warning("%s: %s", files[ADAPTER.name].path, drawn)
@@ -208,7 +208,8 @@ def load_component(model: OpenWorldSAM, name: str, file: WeightFile, *, fewer_ti
         state[TIE_BREAKERS] = state[TIE_BREAKERS][:wanted]
     if problems := misfits(state, expected):
         raise ValueError(
-            f"{file.path} ({file.layout}) does not fit the configured {name}: {problems}. {component.advice(public)}"
+            f"{file.path} ({file.layout_of(name)}) does not fit the configured {name}: {problems}. "
+            f"{component.advice(public)}"
         )
     for module in component.modules:
         target = model.get_submodule(module)

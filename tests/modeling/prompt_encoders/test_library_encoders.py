@@ -218,6 +218,8 @@ def test_sharded_weights_are_the_same(case, folder, make_cfg, data, tmp_path, en
         save_file({name: tensor for name, tensor in state.items() if places[name] == shard}, sharded / shard)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert_same(loaded(make_cfg(data, tmp_path / "out", read=sharded)).state_dict(), encoder.state_dict())
+    component = encoder.component
+    assert read_weights(sharded).source(component.name).layout == component.layout
     read = [path.name for path in encoder.tokenizer_files(sharded)]
     assert case.config_file in read and "model.safetensors.index.json" not in read
 
