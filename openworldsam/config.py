@@ -147,7 +147,7 @@ def _add_encoder_config(cfg: CfgNode) -> None:
     # Size of the text embedding table.
     cfg.MODEL.PROMPT_ENCODER.VOCAB_SIZE = 64010
     # Longest prompt in tokens, including those that the encoder adds, as start and end; longer prompts are cut with a
-    # warning. BEiT-3: 3 to 1022. Others: more than they add, and at most what the library's model has places for.
+    # warning. BEiT-3: 3 to 1022. Others: more than they add; above the places of the library's model, as many as these.
     cfg.MODEL.PROMPT_ENCODER.MAX_TOKENS = 512
     # False: encode the text alone (Table 4, row 3).
     cfg.MODEL.PROMPT_ENCODER.USE_IMAGE = True

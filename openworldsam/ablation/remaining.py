@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from openworldsam.ablation.runs import VARIANTS, Experiment
-from openworldsam.data.feature_cache.header import HEADER
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.engine.training_state import METRICS, read_metrics
 from openworldsam.utils.files import read_json
@@ -19,8 +18,9 @@ Times = dict[str, list[float]]
 def remaining(experiment: Experiment, work: Sequence[tuple[str, int]], workers: int) -> str:
     """Say in a line which of the runs (name, seed) remain, and how long they take if runs in the same folder tell.
 
-    An iteration or a benchmark takes as long as it took the other seeds of the variant, or else all runs on average,
-    with as many workers as there were then.
+    An iteration takes as long as it took the other seeds of the variant, or else on average all that also train from a
+    cache, or also without; a benchmark as long as it took the variant's other seeds, or else all runs; with as many
+    workers as there were then. A cache that no run has trained from is not counted, which "more than" says.
     """
     left = {run: state for run in work if not (state := experiment.state(*run)).finished}
     if not left:
@@ -30,13 +30,12 @@ def remaining(experiment: Experiment, work: Sequence[tuple[str, int]], workers: 
     iteration, benchmark = _measured(experiment)
     costs, measured = [], True
     for (name, _), state in left.items():
-        to_train = state.iterations - state.done
-        amounts = (to_train, iteration), (len(state.benchmarks), benchmark)
+        cache, to_train = experiment.cache(name), state.iterations - state.done
+        alike = {other: times for other, times in iteration.items() if bool(experiment.cache(other)) == bool(cache)}
+        amounts = (to_train, alike), (len(state.benchmarks), benchmark)
         costs.append(sum(amount * (_mean(times, name) or 0) for amount, times in amounts))
         measured &= all(times for amount, times in amounts if amount)
-        if experiment.features and to_train:  # no run tells how long a cache takes, nor a training without one
-            cache = experiment.cache(name)
-            measured &= (cache / HEADER).exists() if cache else name in iteration
+        measured &= not to_train or any(experiment.cache(other) == cache for other in alike)
     if not any(costs):
         return f"{words}; no run has measured yet how long they take"
     free = [0.0] * workers  # when each worker has time for the next run

@@ -20,7 +20,7 @@ from openworldsam.ablation.results import (
     spread,
     verdict,
 )
-from openworldsam.ablation.runs import VARIANTS
+from openworldsam.ablation.runs import TRAINABLE, VARIANTS
 from openworldsam.evaluation.exposure import exposure
 from openworldsam.utils.files import read_any_json, save_text
 
@@ -102,7 +102,8 @@ def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
     lost = [PAPER[name].scores["mIoU"] - PAPER["E5"].scores["mIoU"] for name in ("E3", "text_only")]
     benchmarks = {b: content for run in runs for b, content in run.results["benchmarks"].items()}
     was_cached = any(run.settings.get("DATASETS.FEATURE_CACHE") for run in runs)
-    cached = ", from cached features of the encoders where these are frozen" if was_cached else ""
+    cached = ", from cached features of the frozen encoders" if was_cached else ""
+    live = ", ".join(name for name, variant in VARIANTS.items() if TRAINABLE in variant.opts)
     scored = ", ".join(f"{b} ({c['images']} images, protocol {c['protocol']})" for b, c in benchmarks.items())
     others = ", ".join(name for name, variant in VARIANTS.items() if variant.of)
     return [
@@ -111,10 +112,10 @@ def _introduction(runs: list[FinishedRun], command: str) -> list[str]:
         "",
         f"Every run trains an adapter for {settings['SOLVER.MAX_ITER']:,} iterations of "
         f"{settings['SOLVER.IMS_PER_BATCH']} images from {', '.join(settings['DATASETS.TRAIN'])}, preset "
-        f"{settings['PRESET']}{cached}, and is scored on {scored}; {others} evaluate adapters of other runs instead. "
-        f"Seeds: {', '.join(map(str, seeds))}. Values are means over seeds ± the sample standard deviation. Two "
-        "variants differ if the difference of their means exceeds the sum of their standard deviations; otherwise "
-        f'they are "{UNDECIDED}".',
+        f"{settings['PRESET']}{cached}, and is scored on {scored}; {others} evaluate adapters of other runs instead, "
+        f"and {live} train the prompt encoder too, without a cache. Seeds: {', '.join(map(str, seeds))}. Values are "
+        "means over seeds ± the sample standard deviation. Two variants differ if the difference of their means "
+        f'exceeds the sum of their standard deviations; otherwise they are "{UNDECIDED}".',
         "",
         "The paper's numbers (Sec. 4.4) are for ADE20K-150, zero-shot, one value each without a spread: only the order "
         "of the variants can be compared. They are taken from its tables; its prose gives -1.5 mIoU without "

@@ -42,8 +42,8 @@ class Variant(NamedTuple):
 
 _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
-_TRAINABLE, _CACHE = "MODEL.PROMPT_ENCODER.TRAINABLE", "DATASETS.FEATURE_CACHE"
-_TRAINED = (_TRAINABLE, "True")
+TRAINABLE, _CACHE = "MODEL.PROMPT_ENCODER.TRAINABLE", "DATASETS.FEATURE_CACHE"
+_TRAINED = (TRAINABLE, "True", _CACHE, "")
 _MORE = "2.5 times as many"
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 CLIP = "output/shapes/clip"
@@ -148,7 +148,7 @@ class Experiment:
         None without a cache. The features of a prompt encoder in training change, and cannot be kept.
         """
         opts = VARIANTS[name].opts
-        if not self.features or set(_TRAINED) <= {*opts}:
+        if not self.features or TRAINABLE in opts:
             return None
         own = any(key.startswith("MODEL.PROMPT_ENCODER.") for key in opts)
         return self.folder / (f"cache_{name}" if own else "cache")
@@ -229,7 +229,7 @@ def adapter_of(folder: Path) -> Path:
 
 
 def trained_files(folder: Path) -> dict[str, Path]:
-    """Return the weight files, by component, that a training made for the run in a folder NAME/seedN to score.
+    """Return the weight files, by component, that the run in a folder NAME/seedN scores as a training has made them.
 
     Raises:
         FileNotFoundError: there is no adapter.
@@ -237,7 +237,9 @@ def trained_files(folder: Path) -> dict[str, Path]:
     adapter = adapter_of(folder)
     if not adapter.exists():
         raise FileNotFoundError(f"{adapter} is missing, which {folder} scores; delete that folder to run it again")
-    return {path.stem: path for path in sorted(adapter.parent.glob("*.safetensors"))}
+    with_encoder = TRAINABLE in VARIANTS[adapter.parents[1].name].opts
+    files = sorted(adapter.parent.glob("*.safetensors")) if with_encoder else [adapter]
+    return {path.stem: path for path in files}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     values = flat(config)
     # each prompt encoder has its own cache: only whether there was one counts, and only where there can be one
     cached = bool(values.pop(_CACHE, ""))
-    return values if values.get(_TRAINABLE) else values | {_CACHE: cached}
+    return values if values.get(TRAINABLE) else values | {_CACHE: cached}
 
 
 def _own_opts(name: str) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ def annotate_folder(args: argparse.Namespace) -> None:
     with lock(args.output / ".lock", f"another run writes to {args.output}") if first else nullcontext():
         log_to(args.output)
         model = OpenWorldSAM(cfg)
+        model.prompt_encoder.prepare()
         sources = load_weights(model, cfg)
         rule, threshold = model.inference.score, model.inference.threshold_of(args.task)
         question = {"task": args.task, "prompts": list(results.prompts.texts), "things": list(results.prompts.is_thing)}

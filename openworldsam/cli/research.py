@@ -95,7 +95,7 @@ def _ablate(parser: Parser) -> None:
     workers = "runs at a time, which share cores and GPUs; best one per core"
     add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--dry-run", action="store_true", help="say what remains and how long, without running it")
-    features = "train from feature caches, built first; they hold no image features, or all of them"
+    features = "train from feature caches, built first; they hold no image features, or all; E4 and E6 use none"
     add("--feature-cache", choices=("none", "all"), default="", help=features)
     add("--report", type=Path, metavar="FILE", help="default: report.md in --output")
     add("--figures", type=Path, metavar="DIR", help="draw Fig. 3 and two-stage inference into DIR")

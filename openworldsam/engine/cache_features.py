@@ -89,6 +89,7 @@ def build_cache(
     with lock(Path(folder) / f".part-{part}.lock", busy):
         wanted = wanted_prompts(cfg)  # which takes minutes: the folder is usable
         model = OpenWorldSAM(cfg)
+        model.prompt_encoder.prepare()
         sources = load_weights(model, cfg, need_adapter=False)
         model.to(cfg.MODEL.DEVICE).eval()
         fingerprints = {name: source.fingerprint for name, source in sources.items()} | tokenizer_fingerprint(cfg)

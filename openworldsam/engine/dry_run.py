@@ -52,17 +52,18 @@ def describe_training(cfg: CfgNode) -> str:
     alone = " without the prompt encoder" if isinstance(model.prompt_encoder, CachedPromptEncoder) else ""
     frozen = 4 * sum(p.numel() for p in parameters if not p.requires_grad)
     optimized = 16 * sum(p.numel() for p in trained)
+    rest = alone if cfg.MODEL.PROMPT_ENCODER.TRAINABLE else ""
     lines = [
         f"preset       {cfg.PRESET}",
         f"data         {data}",
-        f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors",
+        f"trained      {sum(p.numel() for p in trained):,} parameters in {len(trained)} tensors{rest}",
         f"adapter      {model.adapter.size()}",
         f"batch        {solver.IMS_PER_BATCH} images on {comm.get_world_size()} processes, "
         f"{solver.ACCUMULATE} micro-batches each",
         f"iterations   {solver.MAX_ITER:,} ({epochs})",
         f"schedule     learning rate {solver.BASE_LR:g}, {changes}",
         f"memory       frozen weights{alone} {frozen / 1e9:.2f} GB, "
-        f"trained part with optimizer {optimized / 1e6:.0f} MB, "
+        f"trained part{rest} with optimizer {optimized / 1e6:.0f} MB, "
         f"mask decoder up to {0.05 * cfg.MODEL.MASK_DECODER.CHUNK:.1f} GB at 1024 px; other activations not measured",
         f"weights      {_weights(cfg, model)}",
     ]
@@ -111,8 +112,8 @@ def _cache(cfg: CfgNode) -> str:
 
 def _weights(cfg: CfgNode, model: OpenWorldSAM) -> str:
     """Name the weight files, or those that are missing."""
-    parts = ["SAM2", "SCORE_HEAD", *([] if cfg.DATASETS.FEATURE_CACHE else ["PROMPT_ENCODER"])]
-    paths = [cfg.MODEL.WEIGHTS, *(cfg.MODEL[part].WEIGHTS for part in parts)]
+    encoder = [] if cfg.DATASETS.FEATURE_CACHE else [cfg.MODEL.PROMPT_ENCODER[key] for key in ("WEIGHTS", "TOKENIZER")]
+    paths = dict.fromkeys([cfg.MODEL.WEIGHTS, cfg.MODEL.SAM2.WEIGHTS, cfg.MODEL.SCORE_HEAD.WEIGHTS, *encoder])
     if missing := [path for path in paths if path and not Path(path).exists()]:
         return f"not there: {', '.join(missing)} (openworldsam doctor says how to get them)"
     # checks that every tensor fits; a model on meta takes no memory

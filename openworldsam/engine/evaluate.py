@@ -59,6 +59,7 @@ def evaluate_benchmarks(args: argparse.Namespace) -> None:
     if not cfg.DATASETS.TEST:
         raise FileNotFoundError(lack)
     model = OpenWorldSAM(cfg)
+    model.prompt_encoder.prepare()
     sources = load_weights(model, cfg)
     saving = Saving(args.output / PREDICTIONS, identity(cfg, model, sources)) if args.save_predictions else None
     results = evaluate(cfg, model.to(cfg.MODEL.DEVICE).eval(), saving)

@@ -78,6 +78,7 @@ class Trainer(TrainerBase):
             self.model, self.sources = self._cached_model()
         else:
             self.model = OpenWorldSAM(cfg)
+            self.model.prompt_encoder.prepare()
             self.sources = load_weights(self.model, cfg, need_adapter=False)
         logger.info("adapter of %s", self.model.adapter.size())
         self.model.to(cfg.MODEL.DEVICE).train()

@@ -266,8 +266,11 @@ class OpenWorldSAM(nn.Module):
             return self.image_encoder((resized - self.pixel_mean) / self.pixel_std)
 
     def prompt_inputs(self, images: list[Tensor]) -> Tensor:
-        """The prompt encoder's view [B, ...] of B images, each uint8 [3, H, W]: what all prompts of an image share."""
-        pixels = torch.stack([self.prompt_encoder.preprocess(image) for image in images])
+        """What all prompts of an image share, [B, ...], of B images, each uint8 [3, H, W]."""
+        return self.share(torch.stack([self.prompt_encoder.preprocess(image) for image in images]))
+
+    def share(self, pixels: Tensor) -> Tensor:
+        """`prompt_inputs` of B images as the prompt encoder's `preprocess` returns them, [B, 3, s, s]."""
         with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
             return self.prompt_encoder.encode_images(pixels)
 

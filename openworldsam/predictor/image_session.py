@@ -44,7 +44,9 @@ class ImageSession:
             on_device = upload(pixels, model.device)
             self.features = model.encode_images([on_device])
         with timed("prompt encoder"):
-            self._prompt_inputs = model.prompt_inputs([on_device])
+            self._pixels = model.prompt_encoder.preprocess(on_device)[None]
+        self._prompt_inputs: Tensor | None = None
+        """Made of `_pixels` for the first prompt; clicks need none."""
         self._embeddings: dict[str, Tensor] = {}
         self._kept: dict[str, Queries] = {}
         """K queries by prompt, the oldest first."""
@@ -60,6 +62,8 @@ class ImageSession:
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]:
             index = torch.zeros(len(new), dtype=torch.long)
             with timed("prompt encoder"):
+                if self._prompt_inputs is None:
+                    self._prompt_inputs = self.model.share(self._pixels)
                 embeddings = self.model.encode_prompts(self._prompt_inputs, new, index)
             self._embeddings.update(zip(new, embeddings, strict=True))
         with timed("decoder"):

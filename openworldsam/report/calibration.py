@@ -54,6 +54,7 @@ def calibrate_scores(args: argparse.Namespace) -> None:
     cfg.MODEL.DEVICE = usable_device(cfg.MODEL.DEVICE)
     log_to(args.output)
     model = OpenWorldSAM(cfg)
+    model.prompt_encoder.prepare()
     sources = load_weights(model, cfg)
     if args.store and model.score_head is None:
         raise ValueError("there is no score head to store thresholds with: set MODEL.SCORE_HEAD.HIDDEN and its weights")

@@ -53,15 +53,15 @@ def test_an_evaluation_that_nobody_has_measured_is_not_left_out_silently(tmp_pat
     assert say(tmp_path) == f"{begun}, more than 1 min with 1 worker"
 
 
-def test_neither_is_a_cache_nor_a_training_without_one(tmp_path):
+def test_a_training_is_like_those_from_a_cache_or_those_without(tmp_path):
     fill(tmp_path / "E1/seed43", times=(1.0,), trained=True, seconds=120)
-    assert say(tmp_path, ["E1"], features="all") == "1 of 1 runs remain, more than 19 min with 1 worker"
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/header.json").touch()
-    assert say(tmp_path, ["E1"], features="all") == "1 of 1 runs remain, about 19 min with 1 worker"
-    assert say(tmp_path, ["E6"], features="all") == "1 of 1 runs remain, more than 19 min with 1 worker"
-    fill(tmp_path / "E6/seed43", times=(4.0,))
+    assert say(tmp_path, ["E5"], features="all") == "1 of 1 runs remain, about 19 min with 1 worker"
+    # no training has needed text_only's cache, and none has trained BEiT-3
+    assert say(tmp_path, ["text_only"], features="all") == "1 of 1 runs remain, more than 19 min with 1 worker"
+    assert say(tmp_path, ["E6"], features="all") == "1 of 1 runs remain, more than 2 min with 1 worker"
+    fill(tmp_path / "E4/seed43", times=(4.0,))
     assert say(tmp_path, ["E6"], features="all") == "1 of 1 runs remain, about 1 h 9 min with 1 worker"
+    assert say(tmp_path, ["E5"], features="all") == "1 of 1 runs remain, about 19 min with 1 worker"
 
 
 def test_only_missing_work_is_counted(tmp_path):

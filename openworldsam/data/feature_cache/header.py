@@ -14,7 +14,8 @@ from openworldsam.modeling.prompt_encoders import prompt_encoder_class
 from openworldsam.utils.device import DTYPES
 from openworldsam.utils.files import checksum, read_any_json
 
-VERSION, HEADER = 3, "header.json"
+VERSION = 3
+HEADER = "header.json"
 IMAGE_FEATURES = {"none": (), "all": ("image_embed", "high_res_0", "high_res_1")}
 """Tensors of an image that a cache holds beside its prompt embeddings."""
 ENCODER = "MODEL.PROMPT_ENCODER.NAME"

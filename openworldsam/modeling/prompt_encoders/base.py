@@ -79,7 +79,10 @@ class PromptEncoder(nn.Module, ABC):
         """Bring an image, uint8 [3, H, W], to this encoder's input [3, S, S]."""
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images [B, 3, S, S] from `preprocess` as what all prompts of an image share, [B, ...]."""
+        """Encode images [B, 3, S, S] from `preprocess` as what all prompts of an image share, [B, ...].
+
+        By default the images themselves, for encoders that read image and prompt together.
+        """
         return images
 
     @abstractmethod

@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
@@ -59,12 +60,18 @@ def import_library(name: str) -> Any:
         raise ValueError(f"this prompt encoder needs the package {name} ({reason}): {install}") from error
 
 
-def _initialised(*, random: bool) -> contextlib.AbstractContextManager[None]:
-    """Parameters that are built start at random, or, as weights will be read, as whatever their memory holds."""
-    if random:
-        return contextlib.nullcontext()
-    skipped: contextlib.AbstractContextManager[None] = import_library("transformers.initialization").no_init_weights()
-    return skipped
+class _Undrawn(TorchFunctionMode):
+    """Zeros in place of the random start of parameters that a weight file will fill, in this thread alone.
+
+    `no_init_weights` of transformers changes torch for all threads. `trunc_normal_` draws until all values are within
+    its bounds, as zeros are.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
+            return (args[0] if args else kwargs["tensor"]).data.zero_()
+        func = torch.zeros if func is torch.randn else func
+        return func(*args, **(kwargs or {}))
 
 
 def joint_mask(images: Tensor, padding: Tensor | None) -> Tensor | None:
@@ -125,7 +132,8 @@ class LibraryEncoder(PromptEncoder):
         content = read_json(path, self._hint)
         if self.image_processor:
             self._read_image_processor(library)
-        with self._read(path), _initialised(random=not (keys.WEIGHTS or cfg.MODEL.WEIGHTS)):
+        undrawn = _Undrawn() if keys.WEIGHTS or cfg.MODEL.WEIGHTS else contextlib.nullcontext()
+        with self._read(path), undrawn:
             self.build(library, self.read_config(library, content))
         self.max_tokens = min(self.max_tokens, keys.MAX_TOKENS)
 
@@ -215,7 +223,7 @@ class LibraryEncoder(PromptEncoder):
 
     @cached_property
     def special(self) -> set[int]:
-        """Ids of tokens that are no words: the tokenizer's special and added ones, such as places in an image."""
+        """Ids of tokens that are not words: the tokenizer's special and added ones, such as places in an image."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
         spelt = {number for number, token in added if token.content.strip("\u2581 \n\t")}  # Gemma has runs of spaces
         return spelt.union(self.tokenizer.all_special_ids)
@@ -280,8 +288,7 @@ class LibraryEncoder(PromptEncoder):
             same = (n for n in range(len(self.bare), -1, -1) if ids[len(ids) - n :] == self.bare[len(self.bare) - n :])
             end = len(ids) - next(same)
             ids = ids[: end - over] + ids[end:]
-        padding = [pad_id] * (self.max_tokens - len(ids)) if self.padded else []
-        return padding + ids if getattr(self.tokenizer, "padding_side", "right") == "left" else ids + padding
+        return ids + [pad_id] * (self.max_tokens - len(ids)) if self.padded else ids
 
     def forward(self, images: Tensor, prompts: Sequence[str], image_index: Tensor) -> Tensor:
         ids, lengths = self.tokenize(prompts)

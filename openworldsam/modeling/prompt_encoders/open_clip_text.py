@@ -30,6 +30,10 @@ def _component(name: str) -> Component:
     )
 
 
+def _fp32() -> torch.dtype:
+    return torch.float32
+
+
 class OpenCLIPTextEncoder(LibraryEncoder):
     """The library's `encode_text`: the token that the tower pools after the last layer, projected."""
 
@@ -47,7 +51,7 @@ class OpenCLIPTextEncoder(LibraryEncoder):
         text = library.CLIPTextCfg(**{**config["text_cfg"], "output_tokens": False})
         self.text = library.model._build_text_tower(config["embed_dim"], text, config.get("quick_gelu", False))
         # else that of its weights, which may be stored in half precision: autocast alone chooses what is rounded
-        self.text.transformer.get_cast_dtype = lambda: torch.float32
+        self.text.transformer.get_cast_dtype = _fp32
         self.embed_dim, self.max_tokens = config["embed_dim"], text.context_length
 
     @property

@@ -1,6 +1,7 @@
 """Every encoder of a library (the CASES of case_*.py) equals the library, and works wherever BEiT-3 does."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -102,9 +103,16 @@ def test_questions_about_one_image_encode_it_once(cfg, pictures, monkeypatch):
     calls, encode = [], model.eval().prompt_encoder.encode_images
     monkeypatch.setattr(model.prompt_encoder, "encode_images", lambda x: calls.append(len(x)) or encode(x))
     session = ImageSession(model, pictures[0].permute(1, 2, 0).numpy())
+    assert not calls  # clicks need no prompt's image
     for prompts in (["cat"], ["dog", "cat"], ["the dog"]):
         session.queries(prompts, model.inference)
     assert calls == [1]
+
+
+def test_a_copy_in_another_process_gives_the_same(encoder, pictures):
+    copy = pickle.loads(pickle.dumps(encoder))
+    found, again = (embed(each, pictures, PROMPTS, IMAGE_INDEX) for each in (encoder, copy))
+    torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -262,16 +270,13 @@ def test_a_wrong_or_incomplete_folder_gives_one_line(case, folder, make_cfg, dat
     assert "missing prompt_encoder." in error(drop_one)
 
 
-def test_only_without_weights_it_starts_at_random(cfg, encoder, monkeypatch):
-    drawn = []
-    for name in ("normal_", "uniform_", "kaiming_uniform_"):
-        init = getattr(torch.nn.init, name)
-        monkeypatch.setattr(torch.nn.init, name, lambda *x, init=init, **y: drawn.append(x) or init(*x, **y))
+def test_only_without_weights_it_starts_at_random(cfg, encoder):
+    state = torch.get_rng_state()
     build_prompt_encoder(cfg)
-    assert not drawn
+    assert torch.equal(state, torch.get_rng_state())
     cfg.MODEL.PROMPT_ENCODER.WEIGHTS = ""
     begun = build_prompt_encoder(cfg).state_dict()
-    assert drawn and begun.keys() == encoder.state_dict().keys()
+    assert not torch.equal(state, torch.get_rng_state()) and begun.keys() == encoder.state_dict().keys()
     assert all(tensor.isfinite().all() and tensor.abs().max() < 100 for tensor in begun.values())
 
 
