@@ -184,7 +184,7 @@ COMMANDS = {
         "openworldsam.ablation.command:run",
         _ablate,
         "  openworldsam ablate --output output/ablation --workers 2 --dry-run     what remains, and how long it takes\n"
-        "  openworldsam ablate --output output/ablation --feature-cache all --runs E1 --seeds 1   one row\n"
+        "  openworldsam ablate --output output/ablation --feature-cache all --runs E1 --seeds 1     one row\n"
         "  openworldsam ablate --output output/ablation --feature-cache all --workers 2 --runs E1 E5",
         "Each run is a process, whose output is in console.txt in its folder. Workers divide the cores among them and\n"
         "take the GPUs in turn. After Ctrl-C or a failed run, the same command resumes. The report covers all runs.",
