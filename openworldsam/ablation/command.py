@@ -23,7 +23,7 @@ from openworldsam.utils.launch import say, user_errors
 
 def run_ablation(args: argparse.Namespace) -> None:
     """Do the runs that are missing, then draw the figures and write the report."""
-    names = _with_variants_of(args.runs)
+    names = _variants_to_run(args.runs)
     for name, least in (("seeds", 1), ("workers", 1), ("iterations", 0)):
         if (value := getattr(args, name)) < least:
             raise ValueError(f"need --{name} >= {least}, got {value}")
@@ -59,7 +59,7 @@ def run_ablation(args: argparse.Namespace) -> None:
             say(report)
 
 
-def _with_variants_of(runs: list[str] | None) -> list[str]:
+def _variants_to_run(runs: list[str] | None) -> list[str]:
     """Return the variants to run, and those that they evaluate, in their order; by default all that can be run.
 
     Raises:

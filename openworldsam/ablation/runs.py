@@ -44,7 +44,7 @@ _NO_SOFT_PROMPT = ("MODEL.ADAPTER.NUM_LAYERS", "0")
 _TEXT_ONLY = ("MODEL.PROMPT_ENCODER.USE_IMAGE", "False")
 TRAINABLE, _CACHE = "MODEL.PROMPT_ENCODER.TRAINABLE", "DATASETS.FEATURE_CACHE"
 _TRAINED = (TRAINABLE, "True", _CACHE, "")
-_MORE = "2.5 times as many"
+_MORE = "2.5 times as many"  # a value that depends on the config
 _NO_PROMPT = ("MODEL.PROMPT_ENCODER.NAME", "ZeroPromptEncoder", "MODEL.PROMPT_ENCODER.WEIGHTS", "")
 CLIP = "output/shapes/clip"
 """Folder of the tiny CLIP, which `openworldsam pretrain clip` makes."""

@@ -266,11 +266,11 @@ class OpenWorldSAM(nn.Module):
             return self.image_encoder((resized - self.pixel_mean) / self.pixel_std)
 
     def prompt_inputs(self, images: list[Tensor]) -> Tensor:
-        """What all prompts of an image share, [B, ...], of B images, each uint8 [3, H, W]."""
-        return self.share(torch.stack([self.prompt_encoder.preprocess(image) for image in images]))
+        """Prepare B images, each uint8 [3, H, W], for prompts: [B, ...], which all prompts of an image share."""
+        return self.encode_for_prompts(torch.stack([self.prompt_encoder.preprocess(image) for image in images]))
 
-    def share(self, pixels: Tensor) -> Tensor:
-        """`prompt_inputs` of B images as the prompt encoder's `preprocess` returns them, [B, 3, s, s]."""
+    def encode_for_prompts(self, pixels: Tensor) -> Tensor:
+        """Prepare B images as `prompt_inputs` does, from [B, 3, s, s] of the prompt encoder's `preprocess`."""
         with torch.set_grad_enabled(self.training and self.train_prompt_encoder), self.autocast():
             return self.prompt_encoder.encode_images(pixels)
 

@@ -6,6 +6,7 @@ Shapes: P prompts, K queries per prompt, D width of a prompt embedding, H, W siz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,12 +46,15 @@ class ImageSession:
             self.features = model.encode_images([on_device])
         with timed("prompt encoder"):
             self._pixels = model.prompt_encoder.preprocess(on_device)[None]
-        self._prompt_inputs: Tensor | None = None
-        """Made of `_pixels` for the first prompt; clicks need none."""
         self._embeddings: dict[str, Tensor] = {}
         self._kept: dict[str, Queries] = {}
         """K queries by prompt, the oldest first."""
         self._last: tuple[tuple[tuple[str, ...], InferenceOptions | None], Queries] | None = None
+
+    @cached_property
+    def _prompt_inputs(self) -> Tensor:
+        """The image as all prompts share it, made for the first one: clicks need none."""
+        return self.model.encode_for_prompts(self._pixels)
 
     def queries(self, prompts: Sequence[str], options: InferenceOptions, timed: Timed = untimed) -> Queries:
         """The queries of P prompts, which may repeat and be none, labelled by index of prompt."""
@@ -62,8 +66,6 @@ class ImageSession:
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]:
             index = torch.zeros(len(new), dtype=torch.long)
             with timed("prompt encoder"):
-                if self._prompt_inputs is None:
-                    self._prompt_inputs = self.model.share(self._pixels)
                 embeddings = self.model.encode_prompts(self._prompt_inputs, new, index)
             self._embeddings.update(zip(new, embeddings, strict=True))
         with timed("decoder"):

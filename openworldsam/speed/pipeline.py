@@ -153,7 +153,7 @@ class Pipeline:
 
     @torch.no_grad()
     def encode_prompts(self, s: State) -> None:
-        inputs = self.model.share(s.prompt_input)
+        inputs = self.model.encode_for_prompts(s.prompt_input)
         s.embeddings = self.model.encode_prompts(inputs, self.prompts, self.image_index)
 
     @torch.no_grad()
