@@ -13,7 +13,7 @@ from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
 from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import conclusions, write_report
-from openworldsam.ablation.results import compare, read_runs
+from openworldsam.ablation.results import Runs, compare, read_runs
 from openworldsam.ablation.runs import ADAPTER, CLIP, VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.engine.evaluate import RESULTS
@@ -35,10 +35,12 @@ def run_ablation(args: argparse.Namespace) -> None:
         raise ValueError(f"figures need a trained adapter, {adapter} does not exist; train E5 or give --adapter")
     work = [(name, seed) for seed in range(cfg.SEED, cfg.SEED + args.seeds) for name in names]
     report = args.report or args.output / "report.md"
+    if report.suffix != ".md":
+        raise ValueError(f"--report {report}: its plots and record lie beside it, so that its name must end in .md")
     conclusions(report)
     if work:
         say(remaining(experiment, work, args.workers))
-    settings = [(name, run.settings) for name, found in read_runs(args.output).items() for run in found]
+    settings = [(name, run.settings) for name, found in read_runs(args.output, report).items() for run in found]
     compare(args.output, [*settings, *((name, experiment.settings(name, seed)) for name, seed in work)])
     if args.dry_run:
         return
@@ -52,7 +54,7 @@ def run_ablation(args: argparse.Namespace) -> None:
     run_jobs(waiting, args.workers, finished)
     try:
         if args.figures:
-            draw(experiment, adapter, args.figures)
+            draw(experiment, adapter, args.figures, read_runs(args.output, report))
     finally:
         if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
             write_report(args.output, report, args.command)
@@ -81,7 +83,7 @@ def _variants_to_run(runs: list[str] | None) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
+def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> None:
     """Draw the figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg
@@ -92,7 +94,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path) -> None:
         opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
         single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
     name = "E5" if adapter == experiment.run_folder("E5", cfg.SEED) / ADAPTER else adapter.as_posix()
-    draw_figures(model, single, cfg, experiment.benchmarks, folder, name)
+    draw_figures(model, single, cfg, experiment.benchmarks, folder, runs, name)
 
 
 def run(args: argparse.Namespace) -> None:

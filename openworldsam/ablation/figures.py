@@ -29,7 +29,7 @@ from openworldsam.ablation.observations import (
 )
 from openworldsam.ablation.plots import LINES, save_figure
 from openworldsam.ablation.report import COMPARISONS, FIGURES
-from openworldsam.ablation.results import COMPARED, PAPER, read_runs, spread
+from openworldsam.ablation.results import COMPARED, PAPER, Runs, spread
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.evaluation.metrics.instance import FOUND
@@ -58,6 +58,7 @@ def draw_figures(
     cfg: CfgNode,
     benchmarks: Sequence[str],
     folder: Path,
+    runs: Runs,
     adapter: str = "E5",
 ) -> None:
     """Draw equal_shapes.png, tie_breakers.png and two_stage.png; write `FIGURES` into OUTPUT_DIR for the report.
@@ -67,6 +68,7 @@ def draw_figures(
         cfg: config of `model`; OUTPUT_DIR is the experiment's folder.
         benchmarks: registered datasets, of one of which the first TEST.MAX_IMAGES are used.
         folder: gets the pictures.
+        runs: whose scores with and without two-stage inference are told.
         adapter: name of the model's adapter in the captions.
 
     Raises:
@@ -84,7 +86,7 @@ def draw_figures(
     words = [_equal_things(seen, models, dataset, about, paths[0])]
     words.append(_tie_breakers(seen, model.inference.score_threshold, about, paths[1]))
     if seen.found:
-        words.append(_two_stage(seen, about, paths[2]) + _scored_two_stage(Path(cfg.OUTPUT_DIR), name))
+        words.append(_two_stage(seen, about, paths[2]) + _scored_two_stage(runs, name))
     experiment = Path(cfg.OUTPUT_DIR).resolve()
     files = [os.path.relpath(path, experiment) for path in paths]
     figures = [{"file": file, "title": t, "words": w} for file, t, w in zip(files, TITLES, words, strict=False)]
@@ -200,9 +202,8 @@ def _two_stage(seen: Observations, about: str, path: Path) -> str:
     )
 
 
-def _scored_two_stage(folder: Path, benchmark: str) -> str:
+def _scored_two_stage(runs: Runs, benchmark: str) -> str:
     """Say how scores change by two-stage inference: in the runs of an experiment, if there are any, and the paper."""
-    runs = read_runs(folder)
     two, one = COMPARISONS["Two-stage inference"]
     ours = {metric: (spread(runs[one], benchmark, metric), spread(runs[two], benchmark, metric)) for metric in COMPARED}
     here = ", ".join(f"{metric} {before} to {after}" for metric, (before, after) in ours.items() if before and after)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from openworldsam.ablation.runs import VARIANTS, differences, own_keys, read_settings, trained_files
+from openworldsam.ablation.runs import MAY_DIFFER, VARIANTS, differences, own_keys, read_settings, trained_files
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
-from openworldsam.utils.files import read_json
+from openworldsam.utils.files import read_json, save_json
 
 COMPARED = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
 """Metrics to compare, with their tasks."""
@@ -76,21 +76,70 @@ Runs = dict[str, list[FinishedRun]]
 """Runs by variant, in ascending order of seeds."""
 
 
-def read_runs(folder: Path) -> Runs:
-    """Read all finished runs in an experiment's folder.
+def record_of(report: Path) -> Path:
+    """Return the file beside a report that keeps the numbers of its runs."""
+    return report.with_suffix(".json")
+
+
+def read_runs(folder: Path, report: Path) -> Runs:
+    """Read all finished runs in an experiment's folder, and from a report's record those that the folder lacks.
 
     Raises:
         FileNotFoundError: an adapter that was scored is missing.
         ValueError: the runs differ in more than variant and seed, or a file is damaged.
     """
-    paths = {name: [p.parent for p in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
-    runs = {name: sorted(map(_read_run, found), key=lambda run: run.seed) for name, found in paths.items()}
-    compare(folder, [(name, run.settings) for name, found in runs.items() for run in found])
+    runs = {name: [_read_run(path.parent) for path in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
+    record = record_of(report)
+    for name, run in _recorded(record):
+        if run.seed not in (other.seed for other in runs[name]):
+            runs[name].append(run)
+    for found in runs.values():
+        found.sort(key=lambda run: run.seed)
+    with_record = f"{folder} and {record}" if record.exists() else folder
+    compare(with_record, [(name, run.settings) for name, found in runs.items() for run in found])
     return runs
 
 
-def compare(folder: Path, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Check that runs (variant, settings) of the experiment in a folder differ in variant and seed alone.
+def save_record(runs: Runs, report: Path) -> None:
+    """Write the record of a report: of every run the trained parameters, scores, weights' sources and settings.
+
+    A training takes much time and its folder much space, so that runs of several machines meet here.
+    """
+    listed = [(name, run) for name, found in runs.items() for run in found]
+    settings = [{key: run.settings[key] for key in run.settings.keys() - MAY_DIFFER} for _, run in listed]
+    shared = {k: v for k, v in sorted(settings[0].items()) if all(k in each and each[k] == v for each in settings)}
+    content = []
+    for (name, run), each in zip(listed, settings, strict=True):
+        own = {key: value for key, value in sorted(each.items()) if key not in shared}
+        content.append({"variant": name, **run._asdict(), "settings": own, "results": _compared(run.results)})
+    save_json(record_of(report), {"settings": shared, "runs": content}, indent=1)
+
+
+def _compared(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report shows of the content of results.json."""
+    benchmarks = {}
+    for name, scored in results["benchmarks"].items():
+        benchmarks[name] = {key: scored[key] for key in ("images", "protocol")}
+        for metric, task in TASKS.items():
+            if metric in scored.get(task, {}):
+                benchmarks[name].setdefault(task, {})[metric] = scored[task][metric]
+    return {"benchmarks": benchmarks, "weights": results["weights"]}
+
+
+def _recorded(record: Path) -> list[tuple[str, FinishedRun]]:
+    """Read a report's record, if there is one, as (variant, run)."""
+    if not record.exists():
+        return []
+    content = read_json(record)
+    try:
+        found = [(run.pop("variant"), content["settings"] | run.pop("settings"), run) for run in content["runs"]]
+        return [(name, FinishedRun(settings=settings, **rest)) for name, settings, rest in found if name in VARIANTS]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{record} is not the record of an ablation's report ({error}); move it away") from error
+
+
+def compare(place: object, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Check that runs (variant, settings), whose place an error names, differ in variant and seed alone.
 
     Raises:
         ValueError: two of them do not.
@@ -98,8 +147,8 @@ def compare(folder: Path, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
     for (name, one), (other, two) in combinations(runs, 2):
         if unexpected := set(differences(one, two)) - own_keys(name, other):
             raise ValueError(
-                f"runs of {name} and {other} in {folder} differ in {', '.join(sorted(unexpected))} and cannot be "
-                "compared; use another --output"
+                f"runs of {name} and {other} in {place} differ in {', '.join(sorted(unexpected))} and cannot be "
+                "compared; use another --output or --report"
             )
 
 

@@ -74,7 +74,7 @@ VARIANTS = {
     ),
 }
 """Variants by name; this is also their order in the report."""
-_MAY_DIFFER = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
+MAY_DIFFER = {"OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "DATASETS.HELD_OUT"}
 """Config keys that do not count when runs are compared."""
 
 
@@ -268,4 +268,4 @@ def own_keys(name: str, other: str) -> set[str]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """List the keys in which two runs differ; a key that only one of them has belongs to another code version."""
-    return sorted(key for key in one.keys() & other.keys() - _MAY_DIFFER if one[key] != other[key])
+    return sorted(key for key in one.keys() & other.keys() - MAY_DIFFER if one[key] != other[key])

@@ -97,7 +97,7 @@ def _ablate(parser: Parser) -> None:
     add("--dry-run", action="store_true", help="say what remains and how long, without running it")
     features = "train from feature caches, built first; they hold no image features, or all; E4 and E6 use none"
     add("--feature-cache", choices=("none", "all"), default="", help=features)
-    add("--report", type=Path, metavar="FILE", help="default: report.md in --output")
+    add("--report", type=Path, metavar="FILE", help="a .md file; default: report.md in --output")
     add("--figures", type=Path, metavar="DIR", help="draw Fig. 3 and two-stage inference into DIR")
     add("--adapter", type=Path, help="adapter that the figures show; default: first E5 in --output")
     add_config(parser, "shapes/ablation")
@@ -187,7 +187,8 @@ COMMANDS = {
         "  openworldsam ablate --output output/ablation --feature-cache all --runs E1 --seeds 1     one row\n"
         "  openworldsam ablate --output output/ablation --feature-cache all --workers 2 --runs E1 E5",
         "Each run is a process, whose output is in console.txt in its folder. Workers divide the cores among them and\n"
-        "take the GPUs in turn. After Ctrl-C or a failed run, the same command resumes. The report covers all runs.",
+        "take the GPUs in turn. After Ctrl-C or a failed run, the same command resumes. The report covers all runs,\n"
+        "and those of another --output or machine that are in the .json file beside it.",
     ),
     "pretrain": Command(
         "train the encoders of the Shapes world, and the memory for video",

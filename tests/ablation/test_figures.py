@@ -16,6 +16,7 @@ from torch.nn.functional import max_pool2d
 from openworldsam.ablation import figures
 from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.observations import Equal, observe, specialisation
+from openworldsam.ablation.runs import VARIANTS
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.evaluation.examples import EvaluationDataset
@@ -23,6 +24,7 @@ from openworldsam.inference import Queries
 from openworldsam.modeling import OpenWorldSAM
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/paper.yaml"
+NO_RUNS = {name: [] for name in VARIANTS}
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_specialisation():
 def test_pictures_and_captions(perfect, cfg, tmp_path):
     """Three tie-breakers find all things where there are at most three, which of the crowds not all have."""
     single = SimpleNamespace(adapter=SimpleNamespace(num_queries=1), inference=perfect.inference)
-    draw_figures(perfect, single, cfg, ("shapes_val", "shapes_crowd_val"), tmp_path / "images")
+    draw_figures(perfect, single, cfg, ("shapes_val", "shapes_crowd_val"), tmp_path / "images", NO_RUNS)
     listed = json.loads((tmp_path / "figures.json").read_text())
     assert [Path(figure["file"]).stem for figure in listed] == ["equal_shapes", "tie_breakers", "two_stage"]
     assert all(Image.open(tmp_path / figure["file"]).size > (300, 200) for figure in listed)
@@ -120,16 +122,16 @@ def test_the_scenes_that_are_drawn(perfect, cfg, tmp_path, monkeypatch):
     seen = replace(observe(perfect, [], 0), equal=[Equal(*scene) for scene in scenes])
     monkeypatch.setattr(figures, "observe", lambda *_: seen)
     monkeypatch.setattr(figures, "_scene", lambda axes, scene, *_: drawn.append(scene.image) or f"image {scene.image}")
-    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
+    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
     assert drawn == [1, 4]
     seen.equal.clear()
     with pytest.raises(ValueError, match=r"none of the first 3 images of shapes_val \(.*\) has several"):
-        draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
+        draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
 
 
 def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
-    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
+    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
     equal, tie_breakers = json.loads((tmp_path / "figures.json").read_text())
     assert "No image has several equal things that are all found." in equal["words"]
     assert "0 of the things found" in equal["words"] and "one query" not in equal["words"]

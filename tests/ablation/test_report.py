@@ -22,6 +22,7 @@ from openworldsam.ablation.results import (
     UNDECIDED,
     Spread,
     read_runs,
+    record_of,
     verdict,
 )
 from openworldsam.ablation.runs import VARIANTS
@@ -102,7 +103,7 @@ def test_recall_of_equal_things(tmp_path, drawn):
     assert ["**E1**", "91.0 ± 1.4", "52.0 ± 2.8", "12.0 ± 2.8"] in rows and drawn == ["report.png", "report_recall.png"]
     assert ["**E3**", "91.0 ± 1.4", "82.0 ± 2.8", "60.0 ± 0.0"] in rows
     assert f"recall of one of 4 to 8 {HIGHER} (here 60.0 ± 0.0 against 12.0 ± 2.8)." in text
-    axis = recall_plot(read_runs(tmp_path), ["shapes_val"]).axes[0]
+    axis = recall_plot(read_runs(tmp_path, tmp_path / "report.md"), ["shapes_val"]).axes[0]
     assert [list(line[0].get_ydata()) for line in axis.containers] == [[91, 52, 12], [91, 82, 60]]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4 to 8"]
     assert all(VARIANTS[n].title in line.get_label() for n, line in zip(("E1", "E3"), axis.containers, strict=True))
@@ -111,7 +112,7 @@ def test_recall_of_equal_things(tmp_path, drawn):
 def test_the_plot_of_scores_says_what_it_shows(tmp_path):
     make_runs(tmp_path, "E5", (70, 30, 80), (72, 34, 80))
     make_run(tmp_path, "add", 0, (60, 20, 70), benchmark="shapes_crowd_val")
-    axes = score_plot(read_runs(tmp_path), ["shapes_val", "shapes_crowd_val"]).axes
+    axes = score_plot(read_runs(tmp_path, tmp_path / "report.md"), ["shapes_val", "shapes_crowd_val"]).axes
     assert [axis.get_title() for axis in axes[:3]] == ["the paper, ADE20K-150", "shapes_val", "shapes_crowd_val"]
     rows = [label.get_text().replace("\n", " ") for label in axes[0].get_yticklabels()]
     assert rows == [f"{VARIANTS[n].title} ({n})".replace("`", "") for n in VARIANTS if n in PAPER or n == "add"]
@@ -125,10 +126,10 @@ def test_the_plot_of_scores_says_what_it_shows(tmp_path):
 def test_two_stage_inference_beside_one_stage(tmp_path):
     paper = f" The paper ({PAPER['two_stage'].source}, ADE-150): PQ 35.2 to 36.3, AP 16.9 to 15.6, mIoU 60.4 to 58.0."
     make_runs(tmp_path, "E5", (70, 30, 80), (72, 30, 80))
-    assert _scored_two_stage(tmp_path, "shapes_val") == paper
+    assert _scored_two_stage(read_runs(tmp_path, tmp_path / "report.md"), "shapes_val") == paper
     make_run(tmp_path, "two_stage", 0, (69, None, 79))
     words = " The runs that were scored on shapes_val: PQ 71.0 ± 1.4 to 69.0, mIoU 80.0 ± 0.0 to 79.0."
-    assert _scored_two_stage(tmp_path, "shapes_val") == words + paper
+    assert _scored_two_stage(read_runs(tmp_path, tmp_path / "report.md"), "shapes_val") == words + paper
 
 
 def test_conclusions_are_kept(tmp_path):
@@ -195,6 +196,39 @@ def test_what_the_weights_have_seen_is_said_once_below_the_table(tmp_path):
     assert (tmp_path / "report.md").read_text().count(lines) == 1
 
 
+def test_runs_of_several_machines_meet_in_the_record(tmp_path):
+    """A page made in two goes, of whose runs none is in both folders, equals that of all runs."""
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    one, other = tmp_path / "docs/report.md", tmp_path / "whole.md"
+    for folder in (first, whole):
+        make_runs(folder, "E1", (10, 1, None, 90, 50), (12, 2, 22, 90, 60))
+        make_runs(folder, "E5", (40, 41, 70, 80, 70), parameters=99)
+    write_report(first, one, "the command")
+    for folder in (second, whole):
+        make_run(folder, "E1", 2, (20, 3, 30, 95, 75))
+        make_run(folder, "add", 0, (60, 41, 60), benchmark="shapes_novel_val")
+    for folder in (second, second, whole):
+        write_report(folder, other if folder == whole else one, "the command")
+    assert one.read_text() == other.read_text().replace("whole", "report")
+    assert record_of(one).read_text() == record_of(other).read_text()
+    assert str(tmp_path) not in record_of(one).read_text()
+
+    make_run(second, "E5", 0, (50, 41, 70))  # a folder's runs come before those of the record
+    (again,) = read_runs(second, one)["E5"]
+    assert again.results["benchmarks"]["shapes_val"]["panoptic"]["PQ"] == 50
+    path = second / "E5/seed0/config.yaml"
+    path.write_text(path.read_text().replace("10000", "5000"))
+    with pytest.raises(ValueError, match=rf"second and {record_of(one)} differ in SOLVER\.MAX_ITER and .*report"):
+        write_report(second, one, "the command")
+    for content in ('{"runs": [{}]}', '{"runs": 1}', '{"runs": [1], "settings": {}}', "{}"):
+        record_of(one).write_text(content)
+        with pytest.raises(ValueError, match=r"report\.json is not the record of an ablation's report .* move it away"):
+            write_report(second, one, "the command")
+    record_of(one).write_text("[]")
+    with pytest.raises(ValueError, match=r"report\.json holds a list"):
+        write_report(second, one, "the command")
+
+
 def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
     figure = {"file": "../docs/images/a.png", "title": "A title", "words": "What it shows."}
@@ -205,12 +239,12 @@ def test_figures_are_linked_relative_to_the_report(tmp_path):
 
 def test_runs_differ_only_in_seed_and_what_makes_their_variants(tmp_path):
     for name, seed, number in (("E1", 0, 0), ("E5", 0, 8), ("E5_more_queries", 0, 20), ("E5", 1, 20)):
-        assert len(read_runs(tmp_path)) == len(VARIANTS)
+        assert len(read_runs(tmp_path, tmp_path / "report.md")) == len(VARIANTS)
         make_run(tmp_path, name, seed, (1, 2, 3))
         path = tmp_path / name / f"seed{seed}/config.yaml"
         path.write_text(path.read_text().replace("MODEL: {", f"MODEL: {{ADAPTER: {{NUM_TIE_BREAKERS: {number}}}, "))
     with pytest.raises(ValueError, match=r"E5 and E5 in .* differ in MODEL\.ADAPTER\.NUM_TIE_BREAKERS and"):
-        read_runs(tmp_path)
+        read_runs(tmp_path, tmp_path / "report.md")
 
 
 def test_unusable_runs_are_refused(tmp_path):
