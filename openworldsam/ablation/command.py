@@ -13,10 +13,9 @@ from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
 from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import conclusions, write_report
-from openworldsam.ablation.results import Runs, compare, read_runs
+from openworldsam.ablation.results import Drawn, Runs, compare, read_runs
 from openworldsam.ablation.runs import ADAPTER, CLIP, VARIANTS, Experiment
 from openworldsam.config import load_config
-from openworldsam.engine.evaluate import RESULTS
 from openworldsam.predictor import OpenWorldSAMPredictor
 from openworldsam.utils.launch import say, user_errors
 
@@ -52,13 +51,16 @@ def run_ablation(args: argparse.Namespace) -> None:
         run_jobs(experiment.cache_jobs(work, args.workers), args.workers, finished)
     waiting = [experiment.job(*run) for run in work if not experiment.state(*run).finished]
     run_jobs(waiting, args.workers, finished)
+    figures: list[Drawn] = []
     try:
         if args.figures:
-            draw(experiment, adapter, args.figures, read_runs(args.output, report))
+            figures = draw(experiment, adapter, args.figures, read_runs(args.output, report))
     finally:
-        if list(args.output.glob(f"*/seed*/{RESULTS}")):  # there are none if only figures of an --adapter were drawn
-            write_report(args.output, report, args.command)
+        if any(read_runs(args.output, report).values()):
+            write_report(args.output, report, args.command, figures)
             say(report)
+        else:  # only figures of an --adapter were drawn
+            say("\n".join(f"{drawn.file}: {drawn.words}" for drawn in figures))
 
 
 def _variants_to_run(runs: list[str] | None) -> list[str]:
@@ -83,8 +85,8 @@ def _variants_to_run(runs: list[str] | None) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> None:
-    """Draw the figures of a trained adapter, beside E1's single query if E1 was trained."""
+def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> list[Drawn]:
+    """Draw and return the figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg
     cfg.OUTPUT_DIR = str(experiment.folder)
@@ -94,7 +96,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> Non
         opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
         single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
     name = "E5" if adapter == experiment.run_folder("E5", cfg.SEED) / ADAPTER else adapter.as_posix()
-    draw_figures(model, single, cfg, experiment.benchmarks, folder, runs, name)
+    return draw_figures(model, single, cfg, experiment.benchmarks, folder, runs, name)
 
 
 def run(args: argparse.Namespace) -> None:

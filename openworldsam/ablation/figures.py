@@ -5,7 +5,6 @@ Shapes: K tie-breakers, n masks, H, W image size.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +27,12 @@ from openworldsam.ablation.observations import (
     true_things,
 )
 from openworldsam.ablation.plots import LINES, save_figure
-from openworldsam.ablation.report import COMPARISONS, FIGURES
-from openworldsam.ablation.results import COMPARED, PAPER, Runs, spread
+from openworldsam.ablation.report import COMPARISONS
+from openworldsam.ablation.results import COMPARED, PAPER, Drawn, Runs, spread
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.evaluation.metrics.instance import FOUND
 from openworldsam.modeling import OpenWorldSAM
-from openworldsam.utils.files import save_json
 from openworldsam.visualization import pole_of_inaccessibility
 
 BINS = 10
@@ -60,12 +58,12 @@ def draw_figures(
     folder: Path,
     runs: Runs,
     adapter: str = "E5",
-) -> None:
-    """Draw equal_shapes.png, tie_breakers.png and two_stage.png; write `FIGURES` into OUTPUT_DIR for the report.
+) -> list[Drawn]:
+    """Draw equal_shapes.png, tie_breakers.png and two_stage.png; return them in this order.
 
     Args:
         model, single: with tie-breakers; without (E1), if that was trained.
-        cfg: config of `model`; OUTPUT_DIR is the experiment's folder.
+        cfg: config of `model`.
         benchmarks: registered datasets, of one of which the first TEST.MAX_IMAGES are used.
         folder: gets the pictures.
         runs: whose scores with and without two-stage inference are told.
@@ -78,7 +76,7 @@ def draw_figures(
     metadata, records = MetadataCatalog.get(name), load_records(name)
     dataset = EvaluationDataset(records, class_names=metadata.vocabulary, is_thing=metadata.is_thing)
     images = cfg.TEST.MAX_IMAGES or len(records)
-    paths = [(folder / f"{stem}.png").resolve() for stem in ("equal_shapes", "tie_breakers", "two_stage")]
+    paths = [folder / f"{stem}.png" for stem in ("equal_shapes", "tie_breakers", "two_stage")]
     seen = observe(model, dataset, images)
     about = f"the first {images:,} images of {name} (weights: {adapter})"
     one = [("one query (E1 of the runs)", single)] if single else []
@@ -87,10 +85,7 @@ def draw_figures(
     words.append(_tie_breakers(seen, model.inference.score_threshold, about, paths[1]))
     if seen.found:
         words.append(_two_stage(seen, about, paths[2]) + _scored_two_stage(runs, name))
-    experiment = Path(cfg.OUTPUT_DIR).resolve()
-    files = [os.path.relpath(path, experiment) for path in paths]
-    figures = [{"file": file, "title": t, "words": w} for file, t, w in zip(files, TITLES, words, strict=False)]
-    save_json(experiment / FIGURES, figures, indent=1)
+    return [Drawn(str(p), t, w) for p, t, w in zip(paths, TITLES, words, strict=False)]  # nothing has no second stage
 
 
 def _equal_things(

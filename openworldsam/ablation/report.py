@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -14,8 +15,10 @@ from openworldsam.ablation.results import (
     NOT_RUN,
     PAPER,
     UNDECIDED,
+    Drawn,
     FinishedRun,
     Runs,
+    read_record,
     read_runs,
     record_of,
     save_record,
@@ -24,10 +27,8 @@ from openworldsam.ablation.results import (
 )
 from openworldsam.ablation.runs import TRAINABLE, VARIANTS
 from openworldsam.evaluation.exposure import exposure
-from openworldsam.utils.files import read_any_json, save_text
+from openworldsam.utils.files import save_text
 
-FIGURES = "figures.json"
-"""File in the experiment's folder that lists the figures drawn by `figures`."""
 BEGIN = "<!-- Conclusions: written by hand, kept when this file is generated again. -->"
 END = "<!-- End of the conclusions. -->"
 UNWRITTEN = "The conclusions have not been written yet."
@@ -51,10 +52,11 @@ COMPARISONS = {
 """Pairs of variants by the idea that they isolate."""
 
 
-def write_report(folder: Path, path: Path, command: str) -> None:
+def write_report(folder: Path, path: Path, command: str, figures: Sequence[Drawn] = ()) -> None:
     """Write the report of all runs in an experiment's folder to a Markdown file, with its plots and record beside it.
 
-    The conclusions of an earlier report in the file are kept, and the runs of its record that the folder lacks.
+    Of an earlier report in the file, the conclusions are kept, the runs in its record that the folder lacks, and if no
+    figures are given, its figures.
 
     Raises:
         ValueError: no run is finished, the runs cannot be compared, or the conclusions have no end.
@@ -63,7 +65,10 @@ def write_report(folder: Path, path: Path, command: str) -> None:
     finished = [run for found in runs.values() for run in found]
     if not finished:
         raise ValueError(f"{folder} has no finished run to report on")
-    save_record(runs, path)
+    beside = path.resolve().parent
+    links = [each._replace(file=os.path.relpath(Path(each.file).resolve(), beside)) for each in figures]
+    links = links or read_record(path).figures
+    save_record(path, runs, links)
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     several = [name for name in benchmarks if recall_metrics(runs, name)]
     recall = [("Recall by the number of equal things", "_recall", recall_plot(runs, several))] if several else []
@@ -78,11 +83,10 @@ def write_report(folder: Path, path: Path, command: str) -> None:
         notes = [*(f"* {line}" for line in seen), ""] if seen else []
         lines += [f"## {benchmark}", "", _table(runs, benchmark), "", *notes, *_recall_table(runs, benchmark)]
         lines += [*_verdicts(runs, benchmark), ""]
-    if (folder / FIGURES).exists():
+    if links:
         lines += ["## Figures", ""]
-        for figure in read_any_json(folder / FIGURES):
-            link = os.path.relpath(folder.resolve() / figure["file"], path.resolve().parent)
-            lines += [f"### {figure['title']}", "", f"![{figure['title']}]({link})", "", figure["words"], ""]
+        for drawn in links:
+            lines += [f"### {drawn.title}", "", f"![{drawn.title}]({drawn.file})", "", drawn.words, ""]
     save_text(path, "\n".join(lines).rstrip() + "\n")
 
 

@@ -76,6 +76,24 @@ Runs = dict[str, list[FinishedRun]]
 """Runs by variant, in ascending order of seeds."""
 
 
+class Drawn(NamedTuple):
+    """A figure of the report: path of its picture, title and caption."""
+
+    file: str
+    title: str
+    words: str
+
+
+class Record(NamedTuple):
+    """Contents of the file beside a report: its runs (variant, run), and its figures with paths relative to it.
+
+    A training takes hours and its folder megabytes; here runs of several machines meet.
+    """
+
+    runs: list[tuple[str, FinishedRun]]
+    figures: list[Drawn]
+
+
 def record_of(report: Path) -> Path:
     """Return the file beside a report that keeps the numbers of its runs."""
     return report.with_suffix(".json")
@@ -90,7 +108,7 @@ def read_runs(folder: Path, report: Path) -> Runs:
     """
     runs = {name: [_read_run(path.parent) for path in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
     record = record_of(report)
-    for name, run in _recorded(record):
+    for name, run in read_record(report).runs:
         if run.seed not in (other.seed for other in runs[name]):
             runs[name].append(run)
     for found in runs.values():
@@ -100,11 +118,8 @@ def read_runs(folder: Path, report: Path) -> Runs:
     return runs
 
 
-def save_record(runs: Runs, report: Path) -> None:
-    """Write the record of a report: of every run the trained parameters, scores, weights' sources and settings.
-
-    A training takes much time and its folder much space, so that runs of several machines meet here.
-    """
+def save_record(report: Path, runs: Runs, figures: Sequence[Drawn]) -> None:
+    """Write the record of a report: of every run the trained parameters, scores, weights' sources and settings."""
     listed = [(name, run) for name, found in runs.items() for run in found]
     settings = [{key: run.settings[key] for key in run.settings.keys() - MAY_DIFFER} for _, run in listed]
     shared = {k: v for k, v in sorted(settings[0].items()) if all(k in each and each[k] == v for each in settings)}
@@ -112,7 +127,8 @@ def save_record(runs: Runs, report: Path) -> None:
     for (name, run), each in zip(listed, settings, strict=True):
         own = {key: value for key, value in sorted(each.items()) if key not in shared}
         content.append({"variant": name, **run._asdict(), "settings": own, "results": _compared(run.results)})
-    save_json(record_of(report), {"settings": shared, "runs": content}, indent=1)
+    record = {"settings": shared, "runs": content, "figures": [drawn._asdict() for drawn in figures]}
+    save_json(record_of(report), record, indent=1)
 
 
 def _compared(results: dict[str, Any]) -> dict[str, Any]:
@@ -126,16 +142,22 @@ def _compared(results: dict[str, Any]) -> dict[str, Any]:
     return {"benchmarks": benchmarks, "weights": results["weights"]}
 
 
-def _recorded(record: Path) -> list[tuple[str, FinishedRun]]:
-    """Read a report's record, if there is one, as (variant, run)."""
-    if not record.exists():
-        return []
-    content = read_json(record)
+def read_record(report: Path) -> Record:
+    """Read the record of a report; it is empty if there is none. Variants that are no more are left out.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = record_of(report)
+    if not path.exists():
+        return Record([], [])
+    content = read_json(path)
     try:
         found = [(run.pop("variant"), content["settings"] | run.pop("settings"), run) for run in content["runs"]]
-        return [(name, FinishedRun(settings=settings, **rest)) for name, settings, rest in found if name in VARIANTS]
+        runs = [(name, FinishedRun(settings=settings, **rest)) for name, settings, rest in found if name in VARIANTS]
+        return Record(runs, [Drawn(**figure) for figure in content["figures"]])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{record} is not the record of an ablation's report ({error}); move it away") from error
+        raise ValueError(f"{path} is not the record of an ablation's report ({error}); move it away") from error
 
 
 def compare(place: object, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:

@@ -1,6 +1,5 @@
 """Fig. 3 and two-stage inference: measurements, pictures and captions."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -102,11 +101,13 @@ def test_specialisation():
 def test_pictures_and_captions(perfect, cfg, tmp_path):
     """Three tie-breakers find all things where there are at most three, which of the crowds not all have."""
     single = SimpleNamespace(adapter=SimpleNamespace(num_queries=1), inference=perfect.inference)
-    draw_figures(perfect, single, cfg, ("shapes_val", "shapes_crowd_val"), tmp_path / "images", NO_RUNS)
-    listed = json.loads((tmp_path / "figures.json").read_text())
-    assert [Path(figure["file"]).stem for figure in listed] == ["equal_shapes", "tie_breakers", "two_stage"]
-    assert all(Image.open(tmp_path / figure["file"]).size > (300, 200) for figure in listed)
-    equal, tie_breakers, two_stage = (figure["words"] for figure in listed)
+    benchmarks, folder = ("shapes_val", "shapes_crowd_val"), tmp_path / "images"
+    files, _, words = zip(*draw_figures(perfect, single, cfg, benchmarks, folder, NO_RUNS), strict=True)
+    assert [Path(file) for file in files] == [
+        folder / f"{n}.png" for n in ("equal_shapes", "tie_breakers", "two_stage")
+    ]
+    assert all(Image.open(file).size > (300, 200) for file in files)
+    equal, tie_breakers, two_stage = words
     single = "one query (E1 of the runs): 1 distinct confident masks, 1 of the things found"
     several = "3 tie-breakers: 3 distinct confident masks, 3 of the things found"
     counts = [int(word) for word in re.findall(r": (\d+) of the class", equal)]
@@ -131,8 +132,7 @@ def test_the_scenes_that_are_drawn(perfect, cfg, tmp_path, monkeypatch):
 
 def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
-    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
-    equal, tie_breakers = json.loads((tmp_path / "figures.json").read_text())
-    assert "No image has several equal things that are all found." in equal["words"]
-    assert "0 of the things found" in equal["words"] and "one query" not in equal["words"]
-    assert tie_breakers["words"].endswith("0 of 3 tie-breakers have any.")
+    equal, tie_breakers = draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
+    assert "No image has several equal things that are all found." in equal.words
+    assert "0 of the things found" in equal.words and "one query" not in equal.words
+    assert tie_breakers.words.endswith("0 of 3 tie-breakers have any.")

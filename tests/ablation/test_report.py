@@ -20,6 +20,7 @@ from openworldsam.ablation.results import (
     ONE_SEED,
     PAPER,
     UNDECIDED,
+    Drawn,
     Spread,
     read_runs,
     record_of,
@@ -231,10 +232,11 @@ def test_runs_of_several_machines_meet_in_the_record(tmp_path):
 
 def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
-    figure = {"file": "../docs/images/a.png", "title": "A title", "words": "What it shows."}
-    (tmp_path / "out/figures.json").write_text(json.dumps([figure]))
-    write_report(tmp_path / "out", tmp_path / "docs/report.md", "")
-    assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (tmp_path / "docs/report.md").read_text()
+    path = tmp_path / "docs/report.md"
+    write_report(tmp_path / "out", path, "", [Drawn(str(tmp_path / "docs/images/a.png"), "A title", "What it shows.")])
+    assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (text := path.read_text())
+    write_report(tmp_path / "nowhere", path, "")  # all of it comes from the record
+    assert path.read_text() == text
 
 
 def test_runs_differ_only_in_seed_and_what_makes_their_variants(tmp_path):
