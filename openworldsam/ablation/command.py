@@ -11,9 +11,10 @@ from detectron2.utils.logger import setup_logger
 
 from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
+from openworldsam.ablation.record import Picture
 from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import conclusions, write_report
-from openworldsam.ablation.results import Drawn, Runs, compare, read_runs
+from openworldsam.ablation.results import compare, read_runs
 from openworldsam.ablation.runs import ADAPTER, CLIP, VARIANTS, Experiment
 from openworldsam.config import load_config
 from openworldsam.predictor import OpenWorldSAMPredictor
@@ -35,12 +36,12 @@ def run_ablation(args: argparse.Namespace) -> None:
     work = [(name, seed) for seed in range(cfg.SEED, cfg.SEED + args.seeds) for name in names]
     report = args.report or args.output / "report.md"
     if report.suffix != ".md":
-        raise ValueError(f"--report {report}: its plots and record lie beside it, so that its name must end in .md")
+        raise ValueError(f"--report {report} must be a .md file: the .json of the same name is its record")
     conclusions(report)
     if work:
         say(remaining(experiment, work, args.workers))
     settings = [(name, run.settings) for name, found in read_runs(args.output, report).items() for run in found]
-    compare(args.output, [*settings, *((name, experiment.settings(name, seed)) for name, seed in work)])
+    compare(args.output, report, [*settings, *((name, experiment.settings(name, seed)) for name, seed in work)])
     if args.dry_run:
         return
 
@@ -51,16 +52,16 @@ def run_ablation(args: argparse.Namespace) -> None:
         run_jobs(experiment.cache_jobs(work, args.workers), args.workers, finished)
     waiting = [experiment.job(*run) for run in work if not experiment.state(*run).finished]
     run_jobs(waiting, args.workers, finished)
-    figures: list[Drawn] = []
+    pictures: list[Picture] = []
     try:
         if args.figures:
-            figures = draw(experiment, adapter, args.figures, read_runs(args.output, report))
+            pictures = draw(experiment, adapter, args.figures)
     finally:
         if any(read_runs(args.output, report).values()):
-            write_report(args.output, report, args.command, figures)
+            write_report(args.output, report, args.command, pictures)
             say(report)
         else:  # only figures of an --adapter were drawn
-            say("\n".join(f"{drawn.file}: {drawn.words}" for drawn in figures))
+            say(*(f"{picture.file}: {picture.caption}" for picture in pictures))
 
 
 def _variants_to_run(runs: list[str] | None) -> list[str]:
@@ -85,8 +86,8 @@ def _variants_to_run(runs: list[str] | None) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> list[Drawn]:
-    """Draw and return the figures of a trained adapter, beside E1's single query if E1 was trained."""
+def draw(experiment: Experiment, adapter: Path, folder: Path) -> list[Picture]:
+    """Draw figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg
     cfg.OUTPUT_DIR = str(experiment.folder)
@@ -96,7 +97,7 @@ def draw(experiment: Experiment, adapter: Path, folder: Path, runs: Runs) -> lis
         opts = [*experiment.options("E1", cfg.SEED), "MODEL.WEIGHTS", str(alone)]
         single = OpenWorldSAMPredictor(experiment.config_file, opts=opts).model
     name = "E5" if adapter == experiment.run_folder("E5", cfg.SEED) / ADAPTER else adapter.as_posix()
-    return draw_figures(model, single, cfg, experiment.benchmarks, folder, runs, name)
+    return draw_figures(model, single, cfg, experiment.benchmarks, folder, name)
 
 
 def run(args: argparse.Namespace) -> None:

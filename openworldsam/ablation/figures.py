@@ -27,8 +27,7 @@ from openworldsam.ablation.observations import (
     true_things,
 )
 from openworldsam.ablation.plots import LINES, save_figure
-from openworldsam.ablation.report import COMPARISONS
-from openworldsam.ablation.results import COMPARED, PAPER, Drawn, Runs, spread
+from openworldsam.ablation.record import Picture
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.evaluation.metrics.instance import FOUND
@@ -56,9 +55,8 @@ def draw_figures(
     cfg: CfgNode,
     benchmarks: Sequence[str],
     folder: Path,
-    runs: Runs,
     adapter: str = "E5",
-) -> list[Drawn]:
+) -> list[Picture]:
     """Draw equal_shapes.png, tie_breakers.png and two_stage.png; return them in this order.
 
     Args:
@@ -66,7 +64,6 @@ def draw_figures(
         cfg: config of `model`.
         benchmarks: registered datasets, of one of which the first TEST.MAX_IMAGES are used.
         folder: gets the pictures.
-        runs: whose scores with and without two-stage inference are told.
         adapter: name of the model's adapter in the captions.
 
     Raises:
@@ -84,8 +81,9 @@ def draw_figures(
     words = [_equal_things(seen, models, dataset, about, paths[0])]
     words.append(_tie_breakers(seen, model.inference.score_threshold, about, paths[1]))
     if seen.found:
-        words.append(_two_stage(seen, about, paths[2]) + _scored_two_stage(runs, name))
-    return [Drawn(str(p), t, w) for p, t, w in zip(paths, TITLES, words, strict=False)]  # nothing has no second stage
+        words.append(_two_stage(seen, about, paths[2]))
+    # no third one if no thing was found
+    return [Picture(str(path), title, each) for path, title, each in zip(paths, TITLES, words, strict=False)]
 
 
 def _equal_things(
@@ -195,16 +193,6 @@ def _two_stage(seen: Observations, about: str, path: Path) -> str:
         f"rises for {100 * better:.0f} % of them. Their mean predicted IoU goes from {100 * score:.1f} to "
         f"{100 * new_score:.1f}."
     )
-
-
-def _scored_two_stage(runs: Runs, benchmark: str) -> str:
-    """Say how scores change by two-stage inference: in the runs of an experiment, if there are any, and the paper."""
-    two, one = COMPARISONS["Two-stage inference"]
-    ours = {metric: (spread(runs[one], benchmark, metric), spread(runs[two], benchmark, metric)) for metric in COMPARED}
-    here = ", ".join(f"{metric} {before} to {after}" for metric, (before, after) in ours.items() if before and after)
-    paper = ", ".join(f"{m} {PAPER[one].scores[m]:.1f} to {PAPER[two].scores[m]:.1f}" for m in COMPARED)
-    words = f" The runs that were scored on {benchmark}: {here}." if here else ""
-    return f"{words} The paper ({PAPER[two].source}, ADE-150): {paper}."
 
 
 def _shape(count: int, most_columns: int) -> tuple[int, int]:

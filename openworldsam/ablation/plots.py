@@ -11,7 +11,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from openworldsam.ablation.results import COMPARED, PAPER, Runs, Spread, spread
+from openworldsam.ablation.record import Runs
+from openworldsam.ablation.results import COMPARED, PAPER, Spread, spread
 from openworldsam.ablation.runs import VARIANTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.utils.files import save_atomically
@@ -64,17 +65,17 @@ def score_plot(runs: Runs, benchmarks: Sequence[str]) -> Figure:
         axes[0].set_ylabel(metric, fontsize=11, fontweight="bold")
     for axis, title in zip(grid[0], ("the paper, ADE20K-150", *benchmarks), strict=True):
         axis.set_title(title, fontsize=10)
-    words = "Mean and sample standard deviation over seeds; each panel has its own scale."
+    words = "Mean and sample standard deviation over seeds (hollow: one value); each panel has its own scale."
     figure.supxlabel(f"{words} Blue band: the full model ({FULL}).", fontsize=9)
     return figure
 
 
 def _dots(axis: Axes, values: Sequence[Spread | None], colour: str) -> None:
-    """Draw a row of a dot, its error bar and its value per variant, the first one on top."""
+    """Draw a row of a dot, its error bar and its value per variant, the first one on top; hollow without a spread."""
     for row, value in enumerate(values):
         if value:
-            error = None if value.std is None else [value.std]
-            axis.errorbar([value.mean], [row], xerr=error, fmt="o", ms=5, capsize=3, color=colour)
+            error, inside = (None, "white") if value.std is None else ([value.std], colour)
+            axis.errorbar([value.mean], [row], xerr=error, fmt="o", ms=5, mfc=inside, capsize=3, color=colour)
             text, offset = f"{value.mean:.1f}", (0, 4)
             axis.annotate(text, (value.mean, row), offset, textcoords="offset points", ha="center", fontsize=8)
     axis.set_ylim(len(values) - 0.5, -0.7)

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from openworldsam.ablation.runs import MAY_DIFFER, VARIANTS, differences, own_keys, read_settings, trained_files
+from openworldsam.ablation.record import FinishedRun, Runs, read_record, record_of
+from openworldsam.ablation.runs import VARIANTS, differences, own_keys, read_settings, trained_files
 from openworldsam.engine.evaluate import RESULTS
 from openworldsam.evaluation.metrics.instance import RECALL
 from openworldsam.evaluation.paper_tables import PAPER_TABLES
-from openworldsam.utils.files import read_json, save_json
+from openworldsam.utils.files import read_json
 
 COMPARED = {"PQ": "panoptic", "AP": "instance", "mIoU": "semantic"}
 """Metrics to compare, with their tasks."""
@@ -63,111 +64,35 @@ class Spread(NamedTuple):
         return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
 
 
-class FinishedRun(NamedTuple):
-    """A finished run: seed, config values by key, number of trained parameters, content of results.json."""
-
-    seed: int
-    settings: dict[str, Any]
-    parameters: int
-    results: dict[str, Any]
-
-
-Runs = dict[str, list[FinishedRun]]
-"""Runs by variant, in ascending order of seeds."""
-
-
-class Drawn(NamedTuple):
-    """A figure of the report: path of its picture, title and caption."""
-
-    file: str
-    title: str
-    words: str
-
-
-class Record(NamedTuple):
-    """Contents of the file beside a report: its runs (variant, run), and its figures with paths relative to it.
-
-    A training takes hours and its folder megabytes; here runs of several machines meet.
-    """
-
-    runs: list[tuple[str, FinishedRun]]
-    figures: list[Drawn]
-
-
-def record_of(report: Path) -> Path:
-    """Return the file beside a report that keeps the numbers of its runs."""
-    return report.with_suffix(".json")
-
-
 def read_runs(folder: Path, report: Path) -> Runs:
     """Read all finished runs in an experiment's folder, and from a report's record those that the folder lacks.
+
+    A row that evaluates another's adapter comes from where that adapter comes from.
 
     Raises:
         FileNotFoundError: an adapter that was scored is missing.
         ValueError: the runs differ in more than variant and seed, or a file is damaged.
     """
-    runs = {name: [_read_run(path.parent) for path in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
-    record = record_of(report)
-    for name, run in read_record(report).runs:
-        if run.seed not in (other.seed for other in runs[name]):
-            runs[name].append(run)
-    for found in runs.values():
-        found.sort(key=lambda run: run.seed)
-    with_record = f"{folder} and {record}" if record.exists() else folder
-    compare(with_record, [(name, run.settings) for name, found in runs.items() for run in found])
+    here = {name: [_read_run(path.parent) for path in (folder / name).glob(f"seed*/{RESULTS}")] for name in VARIANTS}
+    seeds = {name: {run.seed for run in found} for name, found in here.items()}
+    runs = {}
+    for name, recorded in read_record(report).runs.items():
+        lacking = [run for run in recorded if run.seed not in seeds[name] | seeds.get(VARIANTS[name].of, set())]
+        runs[name] = sorted([*here[name], *lacking], key=lambda run: run.seed)
+    compare(folder, report, [(name, run.settings) for name, found in runs.items() for run in found])
     return runs
 
 
-def save_record(report: Path, runs: Runs, figures: Sequence[Drawn]) -> None:
-    """Write the record of a report: of every run the trained parameters, scores, weights' sources and settings."""
-    listed = [(name, run) for name, found in runs.items() for run in found]
-    settings = [{key: run.settings[key] for key in run.settings.keys() - MAY_DIFFER} for _, run in listed]
-    shared = {k: v for k, v in sorted(settings[0].items()) if all(k in each and each[k] == v for each in settings)}
-    content = []
-    for (name, run), each in zip(listed, settings, strict=True):
-        own = {key: value for key, value in sorted(each.items()) if key not in shared}
-        content.append({"variant": name, **run._asdict(), "settings": own, "results": _compared(run.results)})
-    record = {"settings": shared, "runs": content, "figures": [drawn._asdict() for drawn in figures]}
-    save_json(record_of(report), record, indent=1)
-
-
-def _compared(results: dict[str, Any]) -> dict[str, Any]:
-    """Return what a report shows of the content of results.json."""
-    benchmarks = {}
-    for name, scored in results["benchmarks"].items():
-        benchmarks[name] = {key: scored[key] for key in ("images", "protocol")}
-        for metric, task in TASKS.items():
-            if metric in scored.get(task, {}):
-                benchmarks[name].setdefault(task, {})[metric] = scored[task][metric]
-    return {"benchmarks": benchmarks, "weights": results["weights"]}
-
-
-def read_record(report: Path) -> Record:
-    """Read the record of a report; it is empty if there is none. Variants that are no more are left out.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = record_of(report)
-    if not path.exists():
-        return Record([], [])
-    content = read_json(path)
-    try:
-        found = [(run.pop("variant"), content["settings"] | run.pop("settings"), run) for run in content["runs"]]
-        runs = [(name, FinishedRun(settings=settings, **rest)) for name, settings, rest in found if name in VARIANTS]
-        return Record(runs, [Drawn(**figure) for figure in content["figures"]])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not the record of an ablation's report ({error}); move it away") from error
-
-
-def compare(place: object, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Check that runs (variant, settings), whose place an error names, differ in variant and seed alone.
+def compare(folder: Path, report: Path, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Check that runs (variant, settings) of an experiment's folder and a record differ in variant and seed alone.
 
     Raises:
         ValueError: two of them do not.
     """
     for (name, one), (other, two) in combinations(runs, 2):
         if unexpected := set(differences(one, two)) - own_keys(name, other):
+            record = record_of(report)
+            place = f"{folder} and {record}" if record.exists() else folder
             raise ValueError(
                 f"runs of {name} and {other} in {place} differ in {', '.join(sorted(unexpected))} and cannot be "
                 "compared; use another --output or --report"

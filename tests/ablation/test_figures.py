@@ -15,7 +15,6 @@ from torch.nn.functional import max_pool2d
 from openworldsam.ablation import figures
 from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.observations import Equal, observe, specialisation
-from openworldsam.ablation.runs import VARIANTS
 from openworldsam.config import load_config
 from openworldsam.data.datasets import register_datasets
 from openworldsam.evaluation.examples import EvaluationDataset
@@ -23,7 +22,6 @@ from openworldsam.inference import Queries
 from openworldsam.modeling import OpenWorldSAM
 
 CONFIG = Path(__file__).parents[2] / "configs/shapes/paper.yaml"
-NO_RUNS = {name: [] for name in VARIANTS}
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_pictures_and_captions(perfect, cfg, tmp_path):
     """Three tie-breakers find all things where there are at most three, which of the crowds not all have."""
     single = SimpleNamespace(adapter=SimpleNamespace(num_queries=1), inference=perfect.inference)
     benchmarks, folder = ("shapes_val", "shapes_crowd_val"), tmp_path / "images"
-    files, _, words = zip(*draw_figures(perfect, single, cfg, benchmarks, folder, NO_RUNS), strict=True)
+    files, _, words = zip(*draw_figures(perfect, single, cfg, benchmarks, folder), strict=True)
     assert [Path(file) for file in files] == [
         folder / f"{n}.png" for n in ("equal_shapes", "tie_breakers", "two_stage")
     ]
@@ -123,16 +121,16 @@ def test_the_scenes_that_are_drawn(perfect, cfg, tmp_path, monkeypatch):
     seen = replace(observe(perfect, [], 0), equal=[Equal(*scene) for scene in scenes])
     monkeypatch.setattr(figures, "observe", lambda *_: seen)
     monkeypatch.setattr(figures, "_scene", lambda axes, scene, *_: drawn.append(scene.image) or f"image {scene.image}")
-    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
+    draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
     assert drawn == [1, 4]
     seen.equal.clear()
     with pytest.raises(ValueError, match=r"none of the first 3 images of shapes_val \(.*\) has several"):
-        draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
+        draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
 
 
 def test_a_model_that_finds_nothing_is_drawn(perfect, cfg, tmp_path):
     perfect.inference = replace(perfect.inference, score_threshold=0.95)
-    equal, tie_breakers = draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images", NO_RUNS)
-    assert "No image has several equal things that are all found." in equal.words
-    assert "0 of the things found" in equal.words and "one query" not in equal.words
-    assert tie_breakers.words.endswith("0 of 3 tie-breakers have any.")
+    equal, tie_breakers = draw_figures(perfect, None, cfg, ("shapes_val",), tmp_path / "images")
+    assert "No image has several equal things that are all found." in equal.caption
+    assert "0 of the things found" in equal.caption and "one query" not in equal.caption
+    assert tie_breakers.caption.endswith("0 of 3 tie-breakers have any.")

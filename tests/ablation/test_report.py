@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from openworldsam.ablation import report
-from openworldsam.ablation.figures import _scored_two_stage
 from openworldsam.ablation.plots import recall_plot, score_plot
+from openworldsam.ablation.record import Picture, record_of
 from openworldsam.ablation.report import BEGIN, END, UNWRITTEN, write_report
 from openworldsam.ablation.results import (
     AGREES,
@@ -22,10 +22,8 @@ from openworldsam.ablation.results import (
     ONE_SEED,
     PAPER,
     UNDECIDED,
-    Drawn,
     Spread,
     read_runs,
-    record_of,
     verdict,
 )
 from openworldsam.ablation.runs import VARIANTS
@@ -47,14 +45,15 @@ def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234
     run = folder / name / f"seed{seed}"
     run.mkdir(parents=True)
     settings = f"{{SEED: {seed}, PRESET: paper, OUTPUT_DIR: {run}, DATASETS: {{TRAIN: [shapes_train]}}, "
-    settings += "MODEL: {PROMPT_ENCODER: {TRAINABLE: false}}, SOLVER: {MAX_ITER: 10000, IMS_PER_BATCH: 8}}"
+    settings += f"MODEL: {{PROMPT_ENCODER: {{TRAINABLE: false, WEIGHTS: {folder}/beit3.safetensors}}}}, "
+    settings += "SOLVER: {MAX_ITER: 10000, IMS_PER_BATCH: 8}}"
     (run / "config.yaml").write_text(settings)
     save_file({"adapter.a": torch.zeros(parameters - 4), "adapter.b": torch.zeros(2, 2)}, run / "adapter.safetensors")
     pq, ap, miou, *recall = scores
     instance = {"AP": ap, **dict(zip(RECALL, recall, strict=False))}
     content = {"panoptic": {"PQ": pq}, "instance": instance, "semantic": {"mIoU": miou}}
     weights = {component: {"fingerprint": fingerprint} for component in ("sam2", "beit3")}
-    content = {**content, "protocol": "oracle", "images": images}
+    content = {**content, "protocol": "oracle", "images": images, "remarks": []}
     (run / "results.json").write_text(json.dumps({"benchmarks": {benchmark: content}, "weights": weights}))
 
 
@@ -121,20 +120,13 @@ def test_the_plot_of_scores_says_what_it_shows(tmp_path):
     assert [axis.get_title() for axis in axes[:3]] == ["the paper, ADE20K-150", "shapes_val", "shapes_crowd_val"]
     rows = [label.get_text().replace("\n", " ") for label in axes[0].get_yticklabels()]
     assert rows == [f"{VARIANTS[n].title} ({n})".replace("`", "") for n in VARIANTS if n in PAPER or n == "add"]
+    hollow = [{line.get_markerfacecolor() == "white" for line, *_ in axis.containers} for axis in axes[:3]]
+    assert hollow == [{True}, {False}, {True}]  # one value, two seeds, one seed
     numbers = [[text.get_text() for text in axis.texts] for axis in axes[:3]]
     paper = [f"{row.scores['PQ']:.1f}" for row in PAPER.values() if "PQ" in row.scores]
     assert numbers == [paper, ["71.0"], ["60.0"]]
     bands = [[patch.get_x() for patch in axis.patches] for axis in axes[:3]]
     assert bands == [[], [pytest.approx(71 - 2**0.5)], []]
-
-
-def test_two_stage_inference_beside_one_stage(tmp_path):
-    paper = f" The paper ({PAPER['two_stage'].source}, ADE-150): PQ 35.2 to 36.3, AP 16.9 to 15.6, mIoU 60.4 to 58.0."
-    make_runs(tmp_path, "E5", (70, 30, 80), (72, 30, 80))
-    assert _scored_two_stage(read_runs(tmp_path, tmp_path / "report.md"), "shapes_val") == paper
-    make_run(tmp_path, "two_stage", 0, (69, None, 79))
-    words = " The runs that were scored on shapes_val: PQ 71.0 ± 1.4 to 69.0, mIoU 80.0 ± 0.0 to 79.0."
-    assert _scored_two_stage(read_runs(tmp_path, tmp_path / "report.md"), "shapes_val") == words + paper
 
 
 def test_conclusions_are_kept(tmp_path):
@@ -202,7 +194,7 @@ def test_what_the_weights_have_seen_is_said_once_below_the_table(tmp_path):
 
 
 def test_runs_of_several_machines_meet_in_the_record(tmp_path):
-    """A page made in two goes, of whose runs none is in both folders, equals that of all runs."""
+    """Reporting two disjoint folders in turn gives the page of one folder with all runs."""
     first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
     one, other = tmp_path / "docs/report.md", tmp_path / "whole.md"
     for folder in (first, whole):
@@ -218,20 +210,46 @@ def test_runs_of_several_machines_meet_in_the_record(tmp_path):
     assert record_of(one).read_text() == record_of(other).read_text()
     assert str(tmp_path) not in record_of(one).read_text()
 
-    make_run(second, "E5", 0, (50, 41, 70))  # a folder's runs come before those of the record
-    (again,) = read_runs(second, one)["E5"]
-    assert again.results["benchmarks"]["shapes_val"]["panoptic"]["PQ"] == 50
+
+def test_runs_of_a_folder_replace_those_of_the_record(tmp_path):
+    first, second, page = tmp_path / "first", tmp_path / "second", tmp_path / "report.md"
+    make_runs(first, "E5", (40, 41, 70), (42, 43, 72))
+    make_runs(first, "two_stage", (45, 46, 75), (47, 48, 77))
+    write_report(first, page, "the command")
+    make_run(second, "E5", 0, (50, 41, 70))
+    runs = read_runs(second, page)
+    assert [run.results["benchmarks"]["shapes_val"]["panoptic"]["PQ"] for run in runs["E5"]] == [50, 42]
+    assert [run.seed for run in runs["two_stage"]] == [1]  # of seed 0, it evaluated the adapter that was replaced
     path = second / "E5/seed0/config.yaml"
     path.write_text(path.read_text().replace("10000", "5000"))
-    with pytest.raises(ValueError, match=rf"second and {record_of(one)} differ in SOLVER\.MAX_ITER and .*report"):
-        write_report(second, one, "the command")
-    for content in ('{"runs": [{}]}', '{"runs": 1}', '{"runs": [1], "settings": {}}', "{}"):
-        record_of(one).write_text(content)
-        with pytest.raises(ValueError, match=r"report\.json is not the record of an ablation's report .* move it away"):
-            write_report(second, one, "the command")
-    record_of(one).write_text("[]")
-    with pytest.raises(ValueError, match=r"report\.json holds a list"):
-        write_report(second, one, "the command")
+    with pytest.raises(ValueError, match=rf"second and {record_of(page)} differ in SOLVER\.MAX_ITER and .*report"):
+        write_report(second, page, "the command")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seed", "sead"),
+        ('"runs": [', '"runs": [1, '),
+        ("images", "imagey"),
+        ('"benchmarks": {', '"benchmarks": 1, "": {'),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, old, new):
+    page = tmp_path / "report.md"
+    make_run(tmp_path, "E5", 0, (40, 41, 70))
+    write_report(tmp_path, page, "the command")
+    record_of(page).write_text(record_of(page).read_text().replace(old, new))
+    with pytest.raises(ValueError, match=r"report\.json is not the record of an ablation's report .* move it away"):
+        write_report(tmp_path, page, "the command")
+
+
+def test_a_variant_that_is_unknown_is_left_out(tmp_path):
+    page = tmp_path / "report.md"
+    make_run(tmp_path, "E5", 0, (40, 41, 70))
+    write_report(tmp_path, page, "the command")
+    record_of(page).write_text(record_of(page).read_text().replace('"E5"', '"E7"'))
+    assert not any(read_runs(tmp_path / "nowhere", page).values())
 
 
 def test_the_published_page_is_that_of_its_record(tmp_path):
@@ -246,7 +264,9 @@ def test_the_published_page_is_that_of_its_record(tmp_path):
 def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
     path = tmp_path / "docs/report.md"
-    write_report(tmp_path / "out", path, "", [Drawn(str(tmp_path / "docs/images/a.png"), "A title", "What it shows.")])
+    write_report(
+        tmp_path / "out", path, "", [Picture(str(tmp_path / "docs/images/a.png"), "A title", "What it shows.")]
+    )
     assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (text := path.read_text())
     write_report(tmp_path / "nowhere", path, "")  # all of it comes from the record
     assert path.read_text() == text
@@ -263,7 +283,7 @@ def test_runs_differ_only_in_seed_and_what_makes_their_variants(tmp_path):
 
 
 def test_unusable_runs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match=r"neither .* nor .*report\.json has a finished run"):
         write_report(tmp_path, tmp_path / "report.md", "")
     make_run(tmp_path, "E1", 0, (1, 2, 3))
     make_run(tmp_path, "E5", 0, (1, 2, 3), fingerprint="2")

@@ -82,9 +82,9 @@ def test_figures_of_a_given_adapter_need_no_run(opts, tmp_path, calls, capsys):
     adapter = tmp_path / "out/E5/seed42/adapter.safetensors"
     assert command(tmp_path / "new", opts, "--runs", "--figures", tmp_path / "images", "--adapter", adapter) == 0
     assert calls == ["train", "evaluate"] and not (tmp_path / "new/out/report.md").exists()
-    lines = capsys.readouterr().out.splitlines()
-    captions = {line.partition(": ")[0]: line for line in lines if line.startswith(str(tmp_path / "images"))}
-    assert "(E1" not in captions[str(tmp_path / "images/equal_shapes.png")]
+    captions = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path / "images"))]
+    assert {line.partition(": ")[0] for line in captions} == {str(path) for path in (tmp_path / "images").iterdir()}
+    assert len(captions) >= 2 and not any("(E1" in line for line in captions)
 
 
 def test_finished_work_is_not_repeated(opts, tmp_path, calls):
