@@ -73,9 +73,11 @@ def _without_classes(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a record keeps of results.json."""
     benchmarks = {}
     for name, content in results["benchmarks"].items():
-        tasks = {task: scores for task, scores in content.items() if isinstance(scores, dict)}
-        scores = {task: {m: value for m, value in tasks[task].items() if m != "per_class"} for task in tasks}
-        benchmarks[name] = {key: content[key] for key in ("images", "protocol", "remarks")} | scores
+        benchmarks[name] = {key: content[key] for key in ("images", "protocol", "remarks")}
+        for task, scores in content.items():
+            if isinstance(scores, dict):
+                kept = {metric: value for metric, value in scores.items() if metric != "per_class"}
+                benchmarks[name][task] = {m: None if value is None else float(value) for m, value in kept.items()}
     return {"benchmarks": benchmarks, "weights": results["weights"]}
 
 
@@ -93,7 +95,8 @@ def read_record(report: Path) -> Record:
     try:
         for run in content["runs"]:
             settings, results = content["settings"] | run["settings"], _without_classes(run["results"])
-            runs.get(run["variant"], []).append(FinishedRun(run["seed"], settings, run["parameters"], results))
+            finished = FinishedRun(int(run["seed"]), settings, int(run["parameters"]), results)
+            runs.get(run["variant"], []).append(finished)
         return Record(runs, [Picture(**picture) for picture in content["pictures"]])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of an ablation's report ({error}); move it away") from error

@@ -229,6 +229,8 @@ def test_runs_of_a_folder_replace_those_of_the_record(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ('"AP": 41.0', '"AP": "x"'),
+        ('"seed": 0', '"seed": []'),
         ("seed", "sead"),
         ('"runs": [', '"runs": [1, '),
         ("images", "imagey"),
