@@ -203,7 +203,7 @@ def test_variants_differ_only_in_their_keys(opts, tmp_path):
     ("more", "message"),
     [
         (["--seeds", "0"], "need --seeds >= 1"),
-        (["--report", "report.json"], "its name must end in .md"),
+        (["--report", "report.json"], "report.json must be a .md file"),
         (["--workers", "0"], "need --workers >= 1, got 0"),
         (["--benchmarks", "shapes_vall"], "unknown datasets ['shapes_vall']"),
         (["--benchmarks", "shapes_refer_val"], "shapes_refer_val is not scored by PQ, AP and mIoU"),

@@ -290,7 +290,7 @@ def test_the_released_code_refines_every_query_of_an_expression(build, pictures)
     for found in (released, answer("semantic", keep="all_expressions")):
         assert torch.equal(found["semantic"], semantic)
     rules = {p: load_config(ROOT / f"configs/presets/{p}.yaml").MODEL.INFERENCE.TWO_STAGE_KEEP for p in PRESETS}
-    assert rules == {**dict.fromkeys(PRESETS, "confident"), "released": "all_expressions"}
+    assert rules == {"paper": "confident", "released": "all_expressions", "improved": "all"}
 
 
 @pytest.mark.parametrize(
