@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from openworldsam.ablation.runs import MAY_DIFFER, VARIANTS
 from openworldsam.engine.evaluate import IRRELEVANT
+from openworldsam.evaluation.summary import NOTES
 from openworldsam.utils.files import read_json, save_json
 
 
@@ -53,7 +54,7 @@ def record_of(report: Path) -> Path:
 
 
 def save_record(report: Path, runs: Runs, pictures: Sequence[Picture]) -> None:
-    """Write the record of a report; settings that all runs share are written once, paths of weights not at all."""
+    """Write the record of a report: settings that all runs share once, paths of weights left out."""
     listed = [(name, run) for name, found in runs.items() for run in found]
     settings = [{key: value for key, value in run.settings.items() if _is_compared(key)} for _, run in listed]
     shared = {k: v for k, v in sorted(settings[0].items()) if all(k in each and each[k] == v for each in settings)}
@@ -73,9 +74,9 @@ def _without_classes(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a record keeps of results.json."""
     benchmarks = {}
     for name, content in results["benchmarks"].items():
-        benchmarks[name] = {key: content[key] for key in ("images", "protocol", "remarks")}
+        benchmarks[name] = {key: content[key] for key in ("images", "protocol", *NOTES)}
         for task, scores in content.items():
-            if isinstance(scores, dict):
+            if task not in NOTES and isinstance(scores, dict):
                 kept = {metric: value for metric, value in scores.items() if metric != "per_class"}
                 benchmarks[name][task] = {m: None if value is None else float(value) for m, value in kept.items()}
     return {"benchmarks": benchmarks, "weights": results["weights"]}

@@ -42,7 +42,7 @@ COMPARISONS = {
 def write_report(folder: Path, path: Path, command: str, pictures: Sequence[Picture] = ()) -> None:
     """Write the report of all runs in an experiment's folder to a Markdown file, with its plots and record beside it.
 
-    Of an earlier report, its conclusions are kept, its recorded runs that the folder lacks and, if none are given, its
+    Keeps an earlier report's conclusions, its recorded runs that the folder lacks and, if no pictures are given, its
     pictures.
 
     Raises:
@@ -52,14 +52,14 @@ def write_report(folder: Path, path: Path, command: str, pictures: Sequence[Pict
     finished = [run for found in runs.values() for run in found]
     if not finished:
         raise ValueError(f"neither {folder} nor {record_of(path)} has a finished run to report on")
-    here = path.parent.resolve()
+    kept, here = conclusions(path), path.parent.resolve()
     shown = [each._replace(file=os.path.relpath(Path(each.file).resolve(), here)) for each in pictures]
     shown = shown or read_record(path).pictures
     save_record(path, runs, shown)
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     several = [name for name in benchmarks if recall_metrics(runs, name)]
     recall = [("Recall by the number of equal things", "_recall", recall_plot(runs, several))] if several else []
-    lines = ["# The paper's ablations, repeated", "", BEGIN, "", conclusions(path), "", END, ""]
+    lines = ["# The paper's ablations, repeated", "", BEGIN, "", kept, "", END, ""]
     lines += _introduction(finished, command, record_of(path).name)
     for title, suffix, figure in (("Scores of every variant", "", score_plot(runs, benchmarks)), *recall):
         plot = path.with_name(f"{path.stem}{suffix}.png")

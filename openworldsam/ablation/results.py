@@ -67,7 +67,7 @@ class Spread(NamedTuple):
 def read_runs(folder: Path, report: Path) -> Runs:
     """Read all finished runs in an experiment's folder, and from a report's record those that the folder lacks.
 
-    A row that evaluates another's adapter comes from where that adapter comes from.
+    A recorded run that evaluates another's adapter is used only if the folder has no run of that adapter's seed.
 
     Raises:
         FileNotFoundError: an adapter that was scored is missing.

@@ -53,7 +53,7 @@ def make_run(folder, name, seed, scores, benchmark="shapes_val", parameters=1234
     instance = {"AP": ap, **dict(zip(RECALL, recall, strict=False))}
     content = {"panoptic": {"PQ": pq}, "instance": instance, "semantic": {"mIoU": miou}}
     weights = {component: {"fingerprint": fingerprint} for component in ("sam2", "beit3")}
-    content = {**content, "protocol": "oracle", "images": images, "remarks": []}
+    content = {**content, "protocol": "oracle", "images": images, "remarks": {}, "skipped": {"b.png": "damaged"}}
     (run / "results.json").write_text(json.dumps({"benchmarks": {benchmark: content}, "weights": weights}))
 
 
