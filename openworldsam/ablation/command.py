@@ -11,7 +11,7 @@ from detectron2.utils.logger import setup_logger
 
 from openworldsam.ablation.figures import draw_figures
 from openworldsam.ablation.jobs import Job, run_jobs
-from openworldsam.ablation.record import Picture
+from openworldsam.ablation.record import DrawnFigure
 from openworldsam.ablation.remaining import remaining
 from openworldsam.ablation.report import conclusions, write_report
 from openworldsam.ablation.results import compare, read_runs
@@ -52,16 +52,16 @@ def run_ablation(args: argparse.Namespace) -> None:
         run_jobs(experiment.cache_jobs(work, args.workers), args.workers, finished)
     waiting = [experiment.job(*run) for run in work if not experiment.state(*run).finished]
     run_jobs(waiting, args.workers, finished)
-    pictures: list[Picture] = []
+    figures: list[DrawnFigure] = []
     try:
         if args.figures:
-            pictures = draw(experiment, adapter, args.figures)
+            figures = draw(experiment, adapter, args.figures)
     finally:
         if any(read_runs(args.output, report).values()):
-            write_report(args.output, report, args.command, pictures)
+            write_report(args.output, report, args.command, figures)
             say(report)
         else:  # only figures of an --adapter were drawn
-            say(*(f"{picture.file}: {picture.caption}" for picture in pictures))
+            say(*(f"{figure.file}: {figure.caption}" for figure in figures))
 
 
 def _variants_to_run(runs: list[str] | None) -> list[str]:
@@ -86,7 +86,7 @@ def _variants_to_run(runs: list[str] | None) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-def draw(experiment: Experiment, adapter: Path, folder: Path) -> list[Picture]:
+def draw(experiment: Experiment, adapter: Path, folder: Path) -> list[DrawnFigure]:
     """Draw figures of a trained adapter, beside E1's single query if E1 was trained."""
     setup_logger(name="openworldsam")
     cfg = experiment.cfg

@@ -27,7 +27,7 @@ from openworldsam.ablation.observations import (
     true_things,
 )
 from openworldsam.ablation.plots import LINES, save_figure
-from openworldsam.ablation.record import Picture
+from openworldsam.ablation.record import DrawnFigure
 from openworldsam.data.datasets.catalog import load_records
 from openworldsam.evaluation.examples import EvaluationDataset, Example
 from openworldsam.evaluation.metrics.instance import FOUND
@@ -56,7 +56,7 @@ def draw_figures(
     benchmarks: Sequence[str],
     folder: Path,
     adapter: str = "E5",
-) -> list[Picture]:
+) -> list[DrawnFigure]:
     """Draw equal_shapes.png, tie_breakers.png and two_stage.png; return them in this order.
 
     Args:
@@ -83,7 +83,7 @@ def draw_figures(
     if seen.found:
         words.append(_two_stage(seen, about, paths[2]))
     # no third one if no thing was found
-    return [Picture(str(path), title, each) for path, title, each in zip(paths, TITLES, words, strict=False)]
+    return [DrawnFigure(str(path), title, each) for path, title, each in zip(paths, TITLES, words, strict=False)]
 
 
 def _equal_things(

@@ -1,4 +1,4 @@
-"""The record of a report: a JSON file beside it with the numbers of its runs, and its pictures.
+"""The record of a report: a JSON file beside it with the numbers of its runs, and its figures.
 
 Unlike the folders of trainings, it is small enough to commit, so that runs of several machines can be combined.
 """
@@ -33,8 +33,8 @@ Runs = dict[str, list[FinishedRun]]
 """Runs by variant, in ascending order of seeds."""
 
 
-class Picture(NamedTuple):
-    """A picture of the report: its path (in a record, from the folder of the report), title and caption."""
+class DrawnFigure(NamedTuple):
+    """A figure of the report: path of its picture (in a record, from the report's folder), title and caption."""
 
     file: str
     title: str
@@ -45,7 +45,7 @@ class Record(NamedTuple):
     """Contents of a record."""
 
     runs: Runs
-    pictures: list[Picture]
+    figures: list[DrawnFigure]
 
 
 def record_of(report: Path) -> Path:
@@ -53,7 +53,7 @@ def record_of(report: Path) -> Path:
     return report.with_suffix(".json")
 
 
-def save_record(report: Path, runs: Runs, pictures: Sequence[Picture]) -> None:
+def save_record(report: Path, runs: Runs, figures: Sequence[DrawnFigure]) -> None:
     """Write the record of a report: settings that all runs share once, paths of weights left out."""
     listed = [(name, run) for name, found in runs.items() for run in found]
     settings = [{key: value for key, value in run.settings.items() if _is_compared(key)} for _, run in listed]
@@ -62,7 +62,7 @@ def save_record(report: Path, runs: Runs, pictures: Sequence[Picture]) -> None:
     for (name, run), each in zip(listed, settings, strict=True):
         own = {key: value for key, value in sorted(each.items()) if key not in shared}
         content.append({"variant": name, **run._asdict(), "settings": own, "results": _without_classes(run.results)})
-    record = {"settings": shared, "runs": content, "pictures": [picture._asdict() for picture in pictures]}
+    record = {"settings": shared, "runs": content, "figures": [figure._asdict() for figure in figures]}
     save_json(record_of(report), record, indent=1)
 
 
@@ -98,6 +98,6 @@ def read_record(report: Path) -> Record:
             settings, results = content["settings"] | run["settings"], _without_classes(run["results"])
             finished = FinishedRun(int(run["seed"]), settings, int(run["parameters"]), results)
             runs.get(run["variant"], []).append(finished)
-        return Record(runs, [Picture(**picture) for picture in content["pictures"]])
+        return Record(runs, [DrawnFigure(**figure) for figure in content["figures"]])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of an ablation's report ({error}); move it away") from error

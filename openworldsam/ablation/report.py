@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from openworldsam.ablation.plots import recall_label, recall_metrics, recall_plot, save_figure, score_plot
-from openworldsam.ablation.record import FinishedRun, Picture, Runs, read_record, record_of, save_record
+from openworldsam.ablation.record import DrawnFigure, FinishedRun, Runs, read_record, record_of, save_record
 from openworldsam.ablation.results import COMPARED, NOT_RUN, PAPER, UNDECIDED, read_runs, spread, verdict
 from openworldsam.ablation.runs import TRAINABLE, VARIANTS
 from openworldsam.evaluation.exposure import exposure
@@ -39,11 +39,11 @@ COMPARISONS = {
 """Pairs of variants by the idea that they isolate."""
 
 
-def write_report(folder: Path, path: Path, command: str, pictures: Sequence[Picture] = ()) -> None:
+def write_report(folder: Path, path: Path, command: str, figures: Sequence[DrawnFigure] = ()) -> None:
     """Write the report of all runs in an experiment's folder to a Markdown file, with its plots and record beside it.
 
-    Keeps an earlier report's conclusions, its recorded runs that the folder lacks and, if no pictures are given, its
-    pictures.
+    Keeps an earlier report's conclusions, its recorded runs that the folder lacks and, if no figures are given, its
+    figures.
 
     Raises:
         FileNotFoundError, ValueError: see `read_runs`; or no run is finished, or the conclusions have no end.
@@ -53,17 +53,17 @@ def write_report(folder: Path, path: Path, command: str, pictures: Sequence[Pict
     if not finished:
         raise ValueError(f"neither {folder} nor {record_of(path)} has a finished run to report on")
     kept, here = conclusions(path), path.parent.resolve()
-    shown = [each._replace(file=os.path.relpath(Path(each.file).resolve(), here)) for each in pictures]
-    shown = shown or read_record(path).pictures
+    shown = [each._replace(file=os.path.relpath(Path(each.file).resolve(), here)) for each in figures]
+    shown = shown or read_record(path).figures
     save_record(path, runs, shown)
     benchmarks = list(dict.fromkeys(name for run in finished for name in run.results["benchmarks"]))
     several = [name for name in benchmarks if recall_metrics(runs, name)]
     recall = [("Recall by the number of equal things", "_recall", recall_plot(runs, several))] if several else []
     lines = ["# The paper's ablations, repeated", "", BEGIN, "", kept, "", END, ""]
     lines += _introduction(finished, command, record_of(path).name)
-    for title, suffix, figure in (("Scores of every variant", "", score_plot(runs, benchmarks)), *recall):
+    for title, suffix, plotted in (("Scores of every variant", "", score_plot(runs, benchmarks)), *recall):
         plot = path.with_name(f"{path.stem}{suffix}.png")
-        save_figure(figure, plot)
+        save_figure(plotted, plot)
         lines += [f"![{title}]({plot.name})", ""]
     for benchmark in benchmarks:
         seen = dict.fromkeys(line for run in finished for line in exposure(run.results["weights"], [benchmark]))
@@ -72,8 +72,8 @@ def write_report(folder: Path, path: Path, command: str, pictures: Sequence[Pict
         lines += [*_verdicts(runs, benchmark), ""]
     if shown:
         lines += ["## Figures", ""]
-        for picture in shown:
-            lines += [f"### {picture.title}", "", f"![{picture.title}]({picture.file})", "", picture.caption, ""]
+        for figure in shown:
+            lines += [f"### {figure.title}", "", f"![{figure.title}]({figure.file})", "", figure.caption, ""]
     save_text(path, "\n".join(lines).rstrip() + "\n")
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from openworldsam.ablation import report
 from openworldsam.ablation.plots import recall_plot, score_plot
-from openworldsam.ablation.record import Picture, record_of
+from openworldsam.ablation.record import DrawnFigure, record_of
 from openworldsam.ablation.report import BEGIN, END, UNWRITTEN, write_report
 from openworldsam.ablation.results import (
     AGREES,
@@ -267,7 +267,7 @@ def test_figures_are_linked_relative_to_the_report(tmp_path):
     make_run(tmp_path / "out", "E5", 0, (1, 2, 3))
     path = tmp_path / "docs/report.md"
     write_report(
-        tmp_path / "out", path, "", [Picture(str(tmp_path / "docs/images/a.png"), "A title", "What it shows.")]
+        tmp_path / "out", path, "", [DrawnFigure(str(tmp_path / "docs/images/a.png"), "A title", "What it shows.")]
     )
     assert "### A title\n\n![A title](images/a.png)\n\nWhat it shows.\n" in (text := path.read_text())
     write_report(tmp_path / "nowhere", path, "")  # all of it comes from the record
